@@ -1,0 +1,75 @@
+"""Builds the Cython modules. Everything else about the package is in pyproject.toml.
+
+`XTREE_DEBUG=1` makes the checked build: bounds checks, wraparound checks and C assertions, in a build
+directory of its own.
+"""
+
+import os
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("XTREE_DEBUG", "") not in ("", "0")
+
+MODULES = [
+    "xtree.persistence.memory",
+    "xtree.persistence.node_id",
+    "xtree.persistence.page_checksum",
+    "xtree.persistence.mmap_windows",
+    "xtree.persistence.segment_allocator",
+    "xtree.persistence.object_table",
+    "xtree.persistence.mvcc",
+    "xtree.persistence.store",
+    "xtree.box",
+    "xtree.bucket",
+    "xtree.tree_state",
+    "xtree.split",
+    "xtree.insertion",
+    "xtree.removal",
+    "xtree.search",
+    "xtree.nearest",
+    "xtree.bulk",
+    "xtree.inspection",
+]
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": DEBUG,
+    "initializedcheck": DEBUG,
+    "cdivision": True,
+    "embedsignature": True,
+    "freethreading_compatible": False,
+}
+
+if sys.platform == "win32":
+    COMPILE = ["/O2", "/fp:precise", "/std:c11"] if not DEBUG else ["/Od", "/std:c11"]
+else:
+    COMPILE = ["-std=gnu11", "-ffp-contract=off", "-Wno-unused-function", "-Wno-unreachable-code"]
+    COMPILE += ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-fno-math-errno"]
+
+extensions = [
+    Extension(
+        name,
+        [name.replace(".", "/") + ".pyx"],
+        include_dirs=["xtree", "xtree/persistence"],
+        extra_compile_args=COMPILE,
+        define_macros=[("XTREE_DEBUG", "1")] if DEBUG else [],
+    )
+    for name in MODULES
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        compiler_directives=DIRECTIVES,
+        build_dir="build/checked" if DEBUG else "build/cython",
+        nthreads=0 if sys.platform == "win32" else (os.cpu_count() or 1),
+        show_all_warnings=False,
+    ),
+    options={
+        "build": {"build_base": "build/checked" if DEBUG else "build/release"},
+        "build_ext": {"parallel": os.cpu_count() or 1},
+    },
+)

@@ -1,0 +1,11 @@
+"""The one place where Cython code asks for memory, so that tests can make any allocation fail.
+
+Every function may be called without the GIL. A NULL from the allocating ones means out of memory (or an
+injected failure); the caller raises MemoryError.
+"""
+
+
+cdef void *allocate(size_t size) noexcept nogil
+cdef void *allocate_zeroed(size_t count, size_t size) noexcept nogil
+cdef void *reallocate(void *block, size_t size) noexcept nogil
+cdef void release(void *block) noexcept nogil

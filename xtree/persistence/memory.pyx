@@ -1,0 +1,44 @@
+"""Memory for Cython code, with a countdown that makes the n-th allocation fail."""
+
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+
+from xtree.persistence.atomics cimport fetch_add, load_relaxed, store_seq
+
+# Allocations still allowed before one fails; 0 means no failure is planned. Written by the test that plans
+# one, counted down by whichever thread allocates (an atomic add, so that exactly one allocation fails).
+cdef uint64_t countdown = 0
+cdef uint64_t allocations = 0
+
+
+cdef bint _fails() noexcept nogil:
+    fetch_add(&allocations, 1)
+    if load_relaxed(&countdown) == 0:
+        return False
+    return fetch_add(&countdown, <uint64_t>-1) == 1
+
+
+cdef void *allocate(size_t size) noexcept nogil:
+    return NULL if _fails() else malloc(size if size else 1)
+
+
+cdef void *allocate_zeroed(size_t count, size_t size) noexcept nogil:
+    return NULL if _fails() else calloc(count if count else 1, size)
+
+
+cdef void *reallocate(void *block, size_t size) noexcept nogil:
+    return NULL if _fails() else realloc(block, size if size else 1)
+
+
+cdef void release(void *block) noexcept nogil:
+    free(block)
+
+
+def fail_allocation(n):
+    """Make the n-th allocation from now on return NULL, once. 0 cancels a planned failure."""
+    store_seq(&countdown, n)
+
+
+def allocation_count():
+    """Allocations asked for since the module was loaded."""
+    return load_relaxed(&allocations)

@@ -1,0 +1,42 @@
+"""Epochs and pins: which state of the store each reader is looking at.
+
+    field            written by                           read by                          order
+    current          the publisher (store's lock)         any thread                       seq_cst
+    horizon          the reclaimer (store's lock)         pin                              seq_cst
+    slots[i].epoch   the thread that pinned slot i        the reclaimer's scan             seq_cst store, seq_cst load
+    slots[i].owner   pin and unpin, by compare-exchange   pin                              seq_cst
+
+Blocks of slots never move and are only freed with the object.
+"""
+
+from libc.stdint cimport uint64_t
+
+cdef enum:
+    SLOTS_PER_BLOCK = 256
+    MAX_BLOCKS = 4096               # about a million pins
+
+
+cdef struct PinSlot:                # one cache line, so that two readers never share one
+    uint64_t epoch                  # pinned epoch; 2**64 - 1 while nothing is pinned
+    uint64_t owner                  # 1 while taken
+    uint64_t since_ns               # monotonic clock at the pin
+    uint64_t spare[5]
+
+
+cdef class Epochs:
+    cdef uint64_t current
+    cdef uint64_t horizon
+    cdef uint64_t *blocks           # PinSlot * of each block, 0 until it is used
+    cdef uint64_t block_count
+
+    # Pins the current epoch (contracts.md rule 31) and returns the slot's number. Raises MemoryError.
+    cdef int pin(self) except -1 nogil
+    # Pins a given epoch that is already protected by another pin. Raises ValueError below the reclaimer's horizon.
+    cdef int pin_at(self, uint64_t epoch) except -1 nogil
+    cdef void unpin(self, int slot) noexcept nogil
+    cdef uint64_t pinned_epoch(self, int slot) noexcept nogil
+    cdef uint64_t current_epoch(self) noexcept nogil
+    cdef void advance(self, uint64_t epoch) noexcept nogil
+    # The smallest pinned epoch, or the current one. Publishes it as the horizon first when `reclaiming`.
+    cdef uint64_t min_active(self) noexcept nogil
+    cdef uint64_t reclaim_horizon(self) noexcept nogil
