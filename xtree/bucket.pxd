@@ -7,6 +7,7 @@ history of each entry as a bitset of axes. Capacity follows from size class and 
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from xtree.box cimport MAX_DIMS
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.page cimport SIZE_CLASSES, class_bytes
 
@@ -14,7 +15,6 @@ cdef enum:
     KIND_LEAF = 1                   # kinds of page: never renumber
     KIND_DIRECTORY = 2
     HEADER_BYTES = 64
-    MAX_DIMS = 64
     FLAG_RECORD_EPOCHS = 1          # two more columns per record, birth and retire epoch; no page carries it yet
 
 

@@ -2,9 +2,13 @@
 
 from libc.stdint cimport uint64_t
 
-from xtree.bucket cimport Bucket, Geometry, MAX_DIMS
+from xtree.box cimport MAX_DIMS
+from xtree.bucket cimport Bucket, Geometry, KIND_DIRECTORY, KIND_LEAF
 from xtree.persistence.node_id cimport NodeID
-from xtree.persistence.store cimport Store
+from xtree.persistence.store cimport Store, resolve
+
+cdef enum:
+    MAX_LEVELS = 64                 # more than 2**63 records need at three entries a page
 
 
 cdef class TreeState:
@@ -16,8 +20,19 @@ cdef class TreeState:
     cdef double leaf_fill           # of bulk loads
 
     cdef int refresh_bounds(self, Store store) except -1
+    cdef int _require_consistent(self) except -1
 
 
-# Resolves a page and checks what a descent relies on: its level, its kind for that level, the tree's dims.
-# Raises CorruptionError.
-cdef Bucket *resolve_bucket(Store store, const TreeState state, NodeID node, int level) except NULL nogil
+cdef int raise_wrong_page(TreeState state, NodeID node, int level, const Bucket *b) except -1 with gil
+
+
+cdef inline Bucket *resolve_bucket(Store store, TreeState state, NodeID node, int level) except NULL nogil:
+    """A page, checked for what a descent relies on: its level, its kind for that level, the tree's dims.
+
+    Raises CorruptionError.
+    """
+    cdef Bucket *b = <Bucket *>resolve(store, node)
+    if b.level != level or b.dims != state.g.dims or b.kind != (KIND_DIRECTORY if level else KIND_LEAF):
+        raise_wrong_page(state, node, level, b)
+        return NULL
+    return b
