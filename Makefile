@@ -1,0 +1,77 @@
+# Every target makes its own virtual environment when there is none; Python 3.10 or later and a C compiler are enough.
+#
+#   make demo          build xtree and show what it does, with a picture in demo-output/
+#   make test          build xtree and run all tests
+#   make test-all      the same with every Python from 3.10 to 3.13 that is installed
+#   make test-checked  the same tests against a build with bounds checks and C assertions
+#   make lint          ruff, cython-lint and mypy alone
+#   make wheel         wheel and source distribution in dist/
+#   make clean         remove environments and everything that was built
+
+PYTHON ?= python3
+VENV ?= .venv
+CHECKED := $(VENV)-checked
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+BUILD_REQUIREMENTS := 'setuptools>=77' 'cython>=3.1,<4'
+COMPILED := pyproject.toml setup.py $(shell find xtree -name '*.py[xd]' -o -name '*.h')
+
+.PHONY: help demo test test-all test-checked lint wheel clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/installed
+	$(BIN)/xtree demo
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all:
+	@found=; for version in 3.10 3.11 3.12 3.13; do \
+	  if command -v python$$version >/dev/null; then \
+	    found="$$found $$version"; \
+	    $(MAKE) test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
+	  fi; \
+	done; echo "passed with Python$$found"
+
+test-checked: $(CHECKED)/installed
+	PYTHONSAFEPATH=1 $(CHECKED)/bin/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check
+	$(BIN)/cython-lint xtree
+	$(BIN)/mypy
+
+wheel: $(VENV)/installed-test
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf .venv .venv-* build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find xtree tools tests examples \( -name '*.so' -o -name '*.pyd' -o -name __pycache__ \) -prune -exec rm -rf {} +
+
+# The stamps: a build is repeated when a compiled source, setup.py or pyproject.toml is newer.
+
+$(VENV)/made:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(BUILD_REQUIREMENTS)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/made $(COMPILED)
+	@echo "building xtree (about two minutes the first time)"
+	$(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/made $(COMPILED)
+	@echo "building xtree (about two minutes the first time)"
+	$(PIP) install --no-build-isolation --editable '.[test]'
+	@touch $@ $(VENV)/installed
+
+$(CHECKED)/installed: BIN := $(CHECKED)/bin
+$(CHECKED)/installed: $(COMPILED) $(shell find xtree tools -name '*.py')
+	test -d $(CHECKED) || $(PYTHON) -m venv $(CHECKED)
+	$(PIP) install $(BUILD_REQUIREMENTS)
+	XTREE_DEBUG=1 $(PIP) install --no-build-isolation --force-reinstall '.[test]'
+	@touch $@

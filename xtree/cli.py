@@ -1,0 +1,251 @@
+"""The command `xtree`: build, query, info, check and demo.
+
+Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usage or a request that can't be met.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+import xtree
+from xtree.tools.build import build_index
+from xtree.tools.check import check_index
+from xtree.tools.describe import describe_index, plain
+
+__all__ = ["main"]
+
+FOUND, REFUSED = 1, 2
+PREDICATES = ("intersects", "within", "contains")
+
+as_json = click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of text.")
+tree_name = click.option("--tree", default="default", show_default=True, help="Name of the tree inside the index.")
+index_path = click.argument("path", type=click.Path(path_type=Path))
+
+
+def clear_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns what a command may raise into one line on stderr and the exit status that belongs to it."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except xtree.CorruptionError as error:
+            _fail(error, FOUND)
+        except BrokenPipeError:
+            raise
+        except (xtree.XTreeError, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+            _fail(error, REFUSED)
+
+    return wrapped
+
+
+def _fail(error: BaseException, status: int) -> None:
+    text = " ".join(str(error).split()) or type(error).__name__
+    click.echo(f"xtree: {text}", err=True)
+    sys.exit(status)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(plain(value)))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(xtree.__version__, prog_name="xtree")
+def main() -> None:
+    """A spatial index for points and boxes, in memory or crash-safe on disk.
+
+    Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usage or a request that can't be met.
+    """
+
+
+@main.command()
+@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@index_path
+@click.option("--append", is_flag=True, help="Add to the index when it exists already.")
+@click.option("--points", is_flag=True, help="The arrays of SOURCE hold points (n, d), not boxes (n, 2*d).")
+@tree_name
+@as_json
+@clear_errors
+def build(source: Path, path: Path, append: bool, points: bool, tree: str, json_output: bool) -> None:
+    """Build the index PATH from SOURCE, a .csv, .npy or .npz file.
+
+    A CSV file needs a first line of column names: minx,miny,maxx,maxy (any min… and max… that pair up) or lon,lat or
+    x,y[,z], and id if the records have ids; other columns are passed over. An .npy file holds boxes (n, 2*d): minima,
+    then maxima. An .npz file holds them as `boxes`, with `ids` beside them if there are any. Without ids, records
+    are numbered from 0.
+
+    JSON keys: path, tree, loaded, records, dims, bytes, read_seconds, load_seconds.
+    """
+    with _progress_bar(enabled=not json_output) as progress:
+        result = build_index(source, path, tree=tree, points=points, append=append, progress=progress)
+    if json_output:
+        _print_json(result)
+        return
+    click.echo(
+        f"{path}: {result['loaded']:,} records loaded in {result['load_seconds']:.2f} s, {result['records']:,} in all, "
+        f"{result['dims']} dimensions, {result['bytes'] / 1e6:.1f} MB"
+    )
+
+
+@contextmanager
+def _progress_bar(enabled: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Hands out progress(done, total), which moves a bar; None when it isn't wanted or stderr is no terminal."""
+    if not (enabled and sys.stderr.isatty()):
+        yield None
+        return
+    with tqdm(unit=" records", unit_scale=True, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@index_path
+@click.argument("coordinates", type=float, nargs=-1, required=True)
+@click.option(
+    "--predicate",
+    type=click.Choice(PREDICATES),
+    default="intersects",
+    show_default=True,
+    help="within: the record lies inside the window; contains: it contains the window.",
+)
+@click.option("--count", is_flag=True, help="Print how many records there are instead of their ids.")
+@click.option("--nearest", type=click.IntRange(min=1), metavar="K", help="The K records nearest to a point instead.")
+@tree_name
+@as_json
+@clear_errors
+def query(
+    path: Path,
+    coordinates: tuple[float, ...],
+    predicate: str,
+    count: bool,
+    nearest: int | None,
+    tree: str,
+    json_output: bool,
+) -> None:
+    """Ask the index PATH for a window or for the nearest records.
+
+    COORDINATES are those of a box, minima then maxima (in 2-D: MINX MINY MAXX MAXY; -inf and inf leave a side open),
+    or of a point (X Y). Prints one id a line, with --nearest each id and its distance.
+
+    JSON keys: count, seconds; ids unless --count; distances with --nearest.
+    """
+    if nearest is not None and (count or predicate != "intersects"):
+        raise click.UsageError("--nearest goes with neither --count nor --predicate")
+    with xtree.Runtime(path, mode="r") as runtime:
+        target = runtime.tree(tree)
+        started = perf_counter()
+        result: dict[str, Any] = {}
+        if nearest is not None:
+            result["ids"], result["distances"] = target.nearest(coordinates, k=nearest, return_distance=True)
+            result["count"] = len(result["ids"])
+        elif count:
+            result["count"] = target.count(coordinates, predicate=predicate)
+        else:
+            result["ids"] = target.query(coordinates, predicate=predicate)
+            result["count"] = len(result["ids"])
+        result["seconds"] = perf_counter() - started
+    if json_output:
+        _print_json(result)
+    elif count:
+        click.echo(result["count"])
+    elif nearest is not None:
+        click.echo("".join(f"{i}\t{distance:.12g}\n" for i, distance in zip(*_lists(result), strict=True)), nl=False)
+    else:
+        click.echo("".join(f"{i}\n" for i in result["ids"].tolist()), nl=False)
+
+
+def _lists(result: dict[str, Any]) -> tuple[list[int], list[float]]:
+    return result["ids"].tolist(), result["distances"].tolist()
+
+
+@main.command()
+@index_path
+@as_json
+@clear_errors
+def info(path: Path, json_output: bool) -> None:
+    """Say what the index PATH consists of. Opens it read-only.
+
+    JSON keys: path, bytes, files (size by name), runtime (Runtime.stats()), trees (by name: dims, bounds and what
+    tree.stats() says: records, height, nodes, supernodes, fill and overlap by level, bytes).
+    """
+    found = describe_index(path)
+    if json_output:
+        _print_json(found)
+        return
+    click.echo(f"{path}: {len(found['trees'])} tree(s), {len(found['files'])} files, {found['bytes'] / 1e6:.2f} MB")
+    for name, tree in found["trees"].items():
+        click.echo(f"  {name}: {tree['records']:,} records in {tree['dims']} dimensions, bounds {tree['bounds']}")
+        click.echo(f"    height {tree['height']}, {tree['nodes']:,} pages, {tree['supernodes']:,} supernodes")
+        for level in tree["levels"]:
+            click.echo(
+                f"    level {level['level']}: {level['nodes']:,} pages, {level['entries']:,} entries, "
+                f"fill {level['fill']:.0%}, overlap {level['overlap']:.1%}"
+            )
+
+
+@main.command()
+@index_path
+@as_json
+@clear_errors
+def check(path: Path, json_output: bool) -> None:
+    """Verify every page of every tree of the index PATH. Opens it read-only; exit status 1 when something is wrong.
+
+    JSON keys: path, ok, seconds, error (what kept the index from opening, or null), trees (by name: records, error).
+    """
+    result = check_index(path)
+    if json_output:
+        _print_json(result)
+    else:
+        for name, tree in result["trees"].items():
+            state = f"fine, {tree['records']:,} records" if tree["error"] is None else f"DAMAGED: {tree['error']}"
+            click.echo(f"{path}: {name}: {state}")
+        if result["error"] is not None:
+            click.echo(f"{path}: DAMAGED: {result['error']}")
+        click.echo(f"{path}: {'fine' if result['ok'] else 'damaged'} ({result['seconds']:.2f} s)")
+    if not result["ok"]:
+        sys.exit(FOUND)
+
+
+@main.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("demo-output"),
+    show_default=True,
+    help="Directory for the indexes and the picture; made afresh.",
+)
+@click.option(
+    "--boxes", type=click.IntRange(min=1000), default=1_000_000, show_default=True, help="How many boxes to generate."
+)
+@as_json
+@clear_errors
+def demo(out: Path, boxes: int, json_output: bool) -> None:
+    """Show what xtree does, on real and generated data, with a process killed in the middle of its work.
+
+    JSON keys: places, million, crash (what each part measured), picture (path), ok.
+    """
+    from xtree.demo import run
+
+    result = run(out, boxes, say=(lambda text="": None) if json_output else click.echo)
+    if json_output:
+        _print_json(result)
+    if not result["ok"]:
+        sys.exit(FOUND)
+
+
+if __name__ == "__main__":
+    main()

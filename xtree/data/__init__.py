@@ -1,0 +1,39 @@
+"""Small real data that ships with xtree: bounding boxes of countries and positions of cities (see README.md)."""
+
+from __future__ import annotations
+
+import csv
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Places", "cities", "countries"]
+
+
+class Places(NamedTuple):
+    """Named places: ids (n,) int64, boxes (n, 4) float64 in degrees (minx, miny, maxx, maxy), and a name for each."""
+
+    ids: np.ndarray
+    boxes: np.ndarray
+    names: list[str]
+
+
+def countries() -> Places:
+    """The bounding boxes of 177 countries."""
+    return _read("naturalearth_countries.csv", ("minx", "miny", "maxx", "maxy"))
+
+
+def cities() -> Places:
+    """The positions of 243 cities, as boxes of zero extent."""
+    return _read("naturalearth_cities.csv", ("lon", "lat", "lon", "lat"))
+
+
+def _read(name: str, columns: tuple[str, ...]) -> Places:
+    with (files(__name__) / name).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return Places(
+        ids=np.array([int(row["id"]) for row in rows], dtype=np.int64),
+        boxes=np.array([[float(row[column]) for column in columns] for row in rows]),
+        names=[row["name"] for row in rows],
+    )
