@@ -1,0 +1,130 @@
+"""Config: what a user may choose about an index, checked where it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+DURABILITY_MODES = ("balanced",)
+PAGE_BYTES = tuple(4 * KIB << size_class for size_class in range(7))
+MAX_WINDOW_BYTES = 1 << 40
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a durable index. Raises ValueError or TypeError, naming the field, for what can't work.
+
+    Fixed when a directory is created, stored in its manifest, and then the same at every open (`Config.STORED`):
+
+    - `window_bytes`: address space mapped per data file, and so its largest size; a multiple of 1 MiB.
+
+    Fixed when a tree is created and stored with that tree (`Config.TREE`), taken for trees made from now on:
+
+    - `page_bytes`: size of a page that is no supernode; None picks the smallest that holds 24 entries.
+    - `max_overlap`: a topological split of a directory page that overlaps by more than this share is refused.
+    - `min_fanout`: the share of entries that the smaller side of an overlap-minimal split holds at least.
+    - `min_fill`: the share that a split leaves on either side, and below which a page is dissolved; at most 0.5.
+    - `leaf_fill`: how full bulk load packs pages.
+
+    Taken anew at every open:
+
+    - `durability`: when a commit counts as done; "balanced" is the mode there is: once its log frame is synced.
+    - `data_file_first_bytes`: disk space reserved when a data file is made.
+    - `max_payload_in_wal`: a page above this size is written to its data file instead of the log, in bytes.
+    - `bulk_payload_limit`: a transaction with more bytes of new pages than this writes all of them there.
+    - `checkpoint_log_bytes`: the size of the log that forces a checkpoint.
+    - `wal_fill_bytes`, `wal_fill_limit_bytes`: how far a log is filled with zeros ahead of need: first the one, then
+      twice as much each time, up to the other.
+    - `epoch_stride`: by how many epochs the ceiling in the superblock is raised at a time.
+    - `checkpoints_kept`: how many checkpoints stay, with the logs that follow the oldest of them; at least 1.
+    - `reserve_bytes`: data files don't grow into the last bytes of a disk, so that an index on a full disk can still
+      be deleted from and checkpointed.
+    """
+
+    STORED: ClassVar[tuple[str, ...]] = ("window_bytes",)
+    TREE: ClassVar[tuple[str, ...]] = ("page_bytes", "max_overlap", "min_fanout", "min_fill", "leaf_fill")
+
+    durability: str = "balanced"
+    window_bytes: int = GIB
+    data_file_first_bytes: int = 64 * KIB
+    max_payload_in_wal: int = 64 * KIB
+    bulk_payload_limit: int = 16 * MIB
+    checkpoint_log_bytes: int = 96 * MIB
+    wal_fill_bytes: int = 256 * KIB
+    wal_fill_limit_bytes: int = 8 * MIB
+    epoch_stride: int = 1 << 20
+    checkpoints_kept: int = 2
+    reserve_bytes: int = 4 * MIB
+    page_bytes: int | None = None
+    max_overlap: float = 0.2
+    min_fanout: float = 0.35
+    min_fill: float = 0.4
+    leaf_fill: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.durability not in DURABILITY_MODES:
+            raise ValueError(f"durability must be {_listed(DURABILITY_MODES)}, not {self.durability!r}")
+        self._whole("window_bytes", MIB, MAX_WINDOW_BYTES, multiple=MIB)
+        self._whole("data_file_first_bytes", 4 * KIB, self.window_bytes, multiple=4 * KIB)
+        self._whole("max_payload_in_wal", 0, GIB)
+        self._whole("bulk_payload_limit", 0, GIB)
+        self._whole("checkpoint_log_bytes", 64 * KIB, 1 << 40)
+        self._whole("wal_fill_bytes", 4 * KIB, GIB, multiple=4 * KIB)
+        self._whole("wal_fill_limit_bytes", self.wal_fill_bytes, GIB, multiple=4 * KIB)
+        self._whole("epoch_stride", 1, 1 << 40)
+        self._whole("checkpoints_kept", 1, 1000)
+        self._whole("reserve_bytes", 0, 1 << 50)
+        if self.page_bytes is not None:
+            self._whole("page_bytes", PAGE_BYTES[0], PAGE_BYTES[-1])
+            if self.page_bytes not in PAGE_BYTES:
+                raise ValueError(f"page_bytes must be None or one of {_listed(PAGE_BYTES)}, not {self.page_bytes}")
+        self._share("max_overlap", 0.0, 1.0)
+        self._share("min_fanout", 0.0, 0.5)
+        self._share("min_fill", 0.0, 0.5)
+        self._share("leaf_fill", 0.1, 1.0)
+
+    def to_stored(self) -> dict[str, int]:
+        """The fields that are fixed at creation, as they go into the manifest."""
+        return {name: getattr(self, name) for name in self.STORED}
+
+    def with_stored(self, stored: Mapping[str, Any]) -> Config:
+        """This config with the stored fields of an existing index in the place of its own."""
+        if set(stored) != set(self.STORED):
+            raise ValueError(f"stored fields must be {_listed(self.STORED)}, not {_listed(stored)}")
+        return dataclasses.replace(self, **stored)
+
+    def tree_parameters(self) -> dict[str, int | float | None]:
+        """The fields that are stored with each tree that is made."""
+        return {name: getattr(self, name) for name in self.TREE}
+
+    def _whole(self, name: str, least: int, most: int, multiple: int = 1) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
+        value = operator.index(value)
+        if not least <= value <= most:
+            raise ValueError(f"{name} must be in {least} .. {most}, not {value}")
+        if value % multiple:
+            raise ValueError(f"{name} must be a multiple of {multiple}, not {value}")
+        object.__setattr__(self, name, value)
+
+    def _share(self, name: str, least: float, most: float) -> None:
+        value = getattr(self, name)
+        if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+            raise TypeError(f"{name} must be a number, not {value!r}")
+        value = float(value)
+        if not (math.isfinite(value) and least <= value <= most):
+            raise ValueError(f"{name} must be in {least} .. {most}, not {value}")
+        object.__setattr__(self, name, value)
+
+
+def _listed(values: Any) -> str:
+    return " or ".join(repr(value) for value in values) or "nothing"

@@ -1,0 +1,49 @@
+"""Named points on the commit, checkpoint and recovery paths where a test can fail or kill the process.
+
+`reach` costs one comparison while no hook is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+# In the order in which the steps of each path come.
+CRASH_POINTS: tuple[str, ...] = (
+    # a file that is replaced whole: manifest, checkpoint
+    "atomic.before_write",
+    "atomic.written",
+    "atomic.synced",
+    "atomic.replaced",
+    "atomic.directory_synced",
+    # superblock
+    "superblock.before_write",
+    "superblock.written",
+    "superblock.synced",
+    # log
+    "wal.created",
+    "wal.filled",
+    "wal.linked",
+    "wal.before_append",
+    "wal.appended",
+    "wal.synced",
+    # data files
+    "data.created",
+    "data.header_synced",
+    "data.extended",
+    "data.synced",
+    "data.truncated",
+)
+
+_hook: Callable[[str], None] | None = None
+
+
+def reach(name: str) -> None:
+    """Say that the point `name` is reached: the hook, if one is set, is called with the name and may raise or kill."""
+    if _hook is not None:
+        _hook(name)
+
+
+def set_hook(hook: Callable[[str], None] | None) -> None:
+    """Set the function that is called at every point; None removes it."""
+    global _hook
+    _hook = hook
