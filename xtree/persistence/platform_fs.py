@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Union
 
 from xtree.errors import LockedError
 from xtree.persistence.crash_points import reach
@@ -27,6 +27,7 @@ if WINDOWS:
 else:
     import fcntl
 
+Path = Union[str, "os.PathLike[str]"]
 Buffer = Any  # bytes, bytearray, memoryview, numpy array: anything contiguous
 
 _ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
@@ -37,13 +38,18 @@ _ZEROS = memoryview(bytes(1 << 20))
 _POLL_S = 0.02
 
 
+class SyncFailedError(OSError):
+    """Raised when a sync fails: what was written before may be on the disk or not, and asking again won't tell."""
+
+
 class File:
     """An open file with positional reads and writes."""
 
-    __slots__ = ("path", "_fd", "_position_lock")
+    __slots__ = ("path", "_fd", "_fs", "_position_lock")
 
-    def __init__(self, path: str, fd: int) -> None:
-        self.path = path
+    def __init__(self, fs: FileSystem, path: Path, fd: int) -> None:
+        self.path = os.fspath(path)
+        self._fs = fs
         self._fd = fd
         self._position_lock = None if hasattr(os, "pread") else threading.Lock()
 
@@ -108,13 +114,20 @@ class File:
             n -= step
 
     def sync(self) -> None:
-        """Return when everything written before, and the size, is on the disk. Never call it again after it failed."""
-        if _FULL_SYNC is not None:
-            fcntl.fcntl(self.fileno(), _FULL_SYNC)
-        elif hasattr(os, "fdatasync"):
-            os.fdatasync(self.fileno())
-        else:
-            os.fsync(self.fileno())
+        """Return when everything written before, and the size, is on the disk. Never call it again after it failed.
+
+        Raises SyncFailedError.
+        """
+        fd = self.fileno()
+        try:
+            if _FULL_SYNC is not None:
+                fcntl.fcntl(fd, _FULL_SYNC)
+            elif hasattr(os, "fdatasync"):
+                os.fdatasync(fd)
+            else:
+                os.fsync(fd)
+        except OSError as error:
+            raise SyncFailedError(error.errno, error.strerror, self.path) from error
 
     def size(self) -> int:
         """The size in bytes."""
@@ -181,8 +194,8 @@ class File:
 class Lock:
     """A held lock on a directory. The kernel lets go of it when the process ends, however it ends."""
 
-    def __init__(self, path: str, fd: int, shared: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, fd: int, shared: bool) -> None:
+        self.path = os.fspath(path)
         self.shared = shared
         self._fd = fd
         self._pid = os.getpid()
@@ -206,58 +219,63 @@ class Lock:
 
 
 class FileSystem:
-    """The operating system's file system."""
+    """The operating system's file system, as one open index uses it."""
 
-    def open(self, path: str, mode: str) -> File:
+    def __init__(self) -> None:
+        self.failed_syncs = 0  # of files and directories; after one nobody knows what is on the disk
+
+    def open(self, path: Path, mode: str) -> File:
         """Open a file: "r" to read, "rw" to read and write, "create" to make one that must not exist yet."""
-        return File(path, os.open(path, _FLAGS[mode] | _ALWAYS, 0o666))
+        return File(self, path, os.open(path, _FLAGS[mode] | _ALWAYS, 0o666))
 
-    def sync_directory(self, path: str) -> None:
-        """Return when the names in a directory are on the disk."""
+    def sync_directory(self, path: Path) -> None:
+        """Return when the names in a directory are on the disk. Raises SyncFailedError."""
         if WINDOWS:  # has no such call; the journal of NTFS keeps the order of renames
             return
         fd = os.open(path, os.O_RDONLY | _ALWAYS)
         try:
             os.fsync(fd)
+        except OSError as error:
+            raise SyncFailedError(error.errno, error.strerror, path) from error
         finally:
             os.close(fd)
 
-    def replace(self, source: str, target: str) -> None:
+    def replace(self, source: Path, target: Path) -> None:
         """Give `source` the name `target`, atomically, in the place of what had it."""
         os.replace(source, target)
 
-    def unlink(self, path: str) -> None:
+    def unlink(self, path: Path) -> None:
         """Remove a file."""
         os.unlink(path)
 
-    def mkdir(self, path: str) -> None:
+    def mkdir(self, path: Path) -> None:
         """Make a directory."""
         os.mkdir(path)
 
-    def listdir(self, path: str) -> list[str]:
+    def listdir(self, path: Path) -> list[str]:
         """The names in a directory, sorted."""
         return sorted(os.listdir(path))
 
-    def exists(self, path: str) -> bool:
+    def exists(self, path: Path) -> bool:
         """Whether there is anything at `path`."""
         return os.path.lexists(path)
 
-    def is_directory(self, path: str) -> bool:
+    def is_directory(self, path: Path) -> bool:
         """Whether there is a directory at `path`."""
         return os.path.isdir(path)
 
-    def size(self, path: str) -> int:
+    def size(self, path: Path) -> int:
         """The size of a file in bytes."""
         return os.stat(path).st_size
 
-    def free_space(self, path: str) -> int:
+    def free_space(self, path: Path) -> int:
         """How many bytes a process may still write to the disk that holds `path`."""
         if hasattr(os, "statvfs"):
             info = os.statvfs(path)
             return info.f_bavail * info.f_frsize
         return shutil.disk_usage(path).free
 
-    def read_file(self, path: str) -> bytes:
+    def read_file(self, path: Path) -> bytes:
         """All of a file."""
         file = self.open(path, "r")
         try:
@@ -265,7 +283,7 @@ class FileSystem:
         finally:
             file.close()
 
-    def write_atomically(self, path: str, *parts: Buffer) -> None:
+    def write_atomically(self, path: Path, *parts: Buffer) -> None:
         """Put a file with the parts as its content in the place of `path`: whole and on the disk, or not at all."""
         directory = os.path.dirname(path)
         temporary = os.path.join(directory, temporary_name(os.path.basename(path)))
@@ -289,7 +307,7 @@ class FileSystem:
         self.sync_directory(directory)
         reach("atomic.directory_synced")
 
-    def lock(self, path: str, shared: bool, timeout: float | None = 0) -> Lock:
+    def lock(self, path: Path, shared: bool, timeout: float | None = 0) -> Lock:
         """Take the lock at `path`, made if missing, waiting up to `timeout` seconds (None: as long as it takes).
 
         A shared lock admits other shared ones; it writes nothing, and where a lock file can't be opened or made, on
@@ -302,7 +320,9 @@ class FileSystem:
         try:
             while not _try_lock(fd, shared):
                 if deadline is not None and time.monotonic() >= deadline:
-                    raise LockedError(errno.EWOULDBLOCK, f"the index is in use by {_owner(fd)}", path)
+                    raise LockedError(
+                        errno.EWOULDBLOCK, f"the index is in use by {_owner(fd)}", os.fspath(os.path.dirname(path))
+                    )
                 time.sleep(_POLL_S)
             if not shared:
                 os.truncate(fd, 0)
@@ -313,7 +333,16 @@ class FileSystem:
         return Lock(path, fd, shared)
 
 
-def _open_lock(path: str, shared: bool) -> int:
+def _sync(fd: int) -> None:
+    if _FULL_SYNC is not None:
+        fcntl.fcntl(fd, _FULL_SYNC)
+    elif hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
+def _open_lock(path: Path, shared: bool) -> int:
     """A descriptor for the lock file; -1 when a shared lock must do without."""
     if not shared:
         return os.open(path, os.O_RDWR | os.O_CREAT | _ALWAYS, 0o666)

@@ -1,0 +1,188 @@
+"""The superblock: identity and epochs of an index, in two copies of 4 KiB each.
+
+    offset  size  name           meaning (of a copy; offsets 0 to 31 as in file_header.py)
+    32      8     generation     one more with every write; the copy with the higher one counts
+    40      8     epoch          last epoch known to be committed when it was written
+    48      8     durable_epoch  everything up to this epoch was on the disk; its loss is damage
+    56      8     epoch_ceiling  no epoch at or above it has been handed out
+    64      1     mode           durability mode of the writer: 1 strict, 2 balanced, 3 eventual
+    65      1     clean          1 after a clean close, 0 while a writer is at work
+    66      6     -              zero
+
+Invariants:
+
+1. At every moment at least one copy is on the disk whole: a write goes only to the copy that isn't the last synced
+   one. After opening nobody knows which that is, so the first write rewrites the newest copy in place, byte for byte,
+   and syncs it.
+2. Generations grow by one; epochs never regress; durable_epoch <= epoch <= epoch_ceiling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from dataclasses import dataclass
+from struct import Struct
+
+from xtree.errors import CorruptionError, FormatVersionError
+from xtree.persistence.crash_points import reach
+from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
+from xtree.persistence.filenames import SUPERBLOCK
+from xtree.persistence.platform_fs import File, FileSystem
+
+MAGIC = b"XTSUPER\0"
+FORMAT = 1
+BODY = Struct("<QQQQBB6x")
+assert BODY.size == 40
+COPIES = 2
+MODES = {"strict": 1, "balanced": 2, "eventual": 3}  # never renumber
+MODE_NAMES = {number: name for name, number in MODES.items()}
+_EPOCHS = ("epoch", "durable_epoch", "epoch_ceiling")
+
+
+@dataclass(frozen=True)
+class Superblock:
+    """The values of one copy."""
+
+    uuid: bytes
+    generation: int = 1
+    epoch: int = 0
+    durable_epoch: int = 0
+    epoch_ceiling: int = 0
+    mode: str = "balanced"
+    clean: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.durable_epoch <= self.epoch <= self.epoch_ceiling < 1 << 64:
+            raise ValueError(
+                f"epochs must be in the order durable {self.durable_epoch}, current {self.epoch}, "
+                f"ceiling {self.epoch_ceiling}"
+            )
+
+    def encode(self) -> bytes:
+        """One copy, as its 4096 bytes."""
+        body = BODY.pack(
+            self.generation, self.epoch, self.durable_epoch, self.epoch_ceiling, MODES[self.mode], self.clean
+        )
+        return pack_header(MAGIC, FORMAT, self.uuid, body)
+
+    @classmethod
+    def decode(cls, data: bytes, path: str, offset: int = 0) -> Superblock:
+        """The values of a copy. Raises CorruptionError, FormatVersionError."""
+        uuid, (generation, epoch, durable, ceiling, mode, clean) = unpack_header(
+            data, MAGIC, FORMAT, BODY, path, offset=offset
+        )
+        if mode not in MODE_NAMES or clean > 1 or not durable <= epoch <= ceiling:
+            raise CorruptionError(
+                f"{path}: at offset {offset}: expected a mode, a flag and ordered epochs, "
+                f"found {mode}, {clean}, {durable}, {epoch}, {ceiling}"
+            )
+        return cls(uuid, generation, epoch, durable, ceiling, MODE_NAMES[mode], bool(clean))
+
+
+class SuperblockFile:
+    """The open superblock of a directory. `publish` may be called from any thread."""
+
+    def __init__(self, file: File, value: Superblock, newest: int, readable: int, synced: int | None) -> None:
+        self.value = value
+        self.copies_readable = readable
+        self._file = file
+        self._newest = newest
+        self._synced = synced  # the last synced copy; None: not known, just opened
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, fs: FileSystem, directory: str, value: Superblock) -> SuperblockFile:
+        """Make superblock.bin with both copies, generations n and n + 1, and sync it and the directory."""
+        path = os.path.join(directory, SUPERBLOCK)
+        file = fs.open(path, "create")
+        try:
+            newer = dataclasses.replace(value, generation=value.generation + 1)
+            reach("superblock.before_write")
+            file.pwritev([value.encode(), newer.encode()], 0)
+            reach("superblock.written")
+            file.sync()
+            reach("superblock.synced")
+            fs.sync_directory(directory)
+        except BaseException:
+            file.close()
+            raise
+        return cls(file, newer, 1, COPIES, 1)
+
+    @classmethod
+    def open(cls, fs: FileSystem, directory: str, writable: bool) -> SuperblockFile:
+        """Read both copies and take the newer one.
+
+        Raises FileNotFoundError; CorruptionError when neither copy can be read; FormatVersionError when one of them is
+        of another version.
+        """
+        path = os.path.join(directory, SUPERBLOCK)
+        file = fs.open(path, "rw" if writable else "r")
+        try:
+            value, newest, readable = _read_copies(file)
+        except BaseException:
+            file.close()
+            raise
+        return cls(file, value, newest, readable, None)
+
+    def publish(self, sync: bool, **changes: object) -> Superblock:
+        """Write the values with some changed as the next generation, to the copy that may be overwritten.
+
+        Raises ValueError, and writes nothing, when an epoch would regress. After an OSError the file must not be
+        written again: which copy is on the disk isn't known.
+        """
+        with self._lock:
+            before = self.value
+            after = dataclasses.replace(before, **changes, generation=before.generation + 1)  # type: ignore[arg-type]
+            for name in _EPOCHS:
+                if getattr(after, name) < getattr(before, name):
+                    raise ValueError(f"{name} would regress from {getattr(before, name)} to {getattr(after, name)}")
+            if after.uuid != before.uuid:
+                raise ValueError("the UUID of an index never changes")
+            if self._synced is None:
+                self._settle()
+            target = 1 - self._newest if self._newest == self._synced else self._newest
+            reach("superblock.before_write")
+            self._file.pwrite(after.encode(), target * HEADER_BYTES)
+            reach("superblock.written")
+            if sync:
+                self._file.sync()
+                self._synced = target
+                reach("superblock.synced")
+            self._newest = target
+            self.value = after
+            self.copies_readable = COPIES
+            return after
+
+    def close(self) -> None:
+        """Close the file; nothing is written."""
+        self._file.close()
+
+    def _settle(self) -> None:
+        self._file.pwrite(self.value.encode(), self._newest * HEADER_BYTES)
+        self._file.sync()
+        self._synced = self._newest
+
+
+def _read_copies(file: File) -> tuple[Superblock, int, int]:
+    """(newest value, which copy it is, how many could be read)"""
+    found: list[tuple[Superblock, int]] = []
+    problems: list[str] = []
+    for copy in range(COPIES):
+        offset = copy * HEADER_BYTES
+        try:
+            found.append((Superblock.decode(file.pread(HEADER_BYTES, offset), file.path, offset), copy))
+        except FormatVersionError:
+            raise
+        except CorruptionError as error:
+            problems.append(str(error))
+    if not found:
+        raise CorruptionError("no copy of the superblock can be read: " + "; ".join(problems))
+    if len(found) == COPIES and found[0][0].uuid != found[1][0].uuid:
+        raise CorruptionError(
+            f"{file.path}: expected two copies of one index, found {found[0][0].uuid.hex()} and "
+            f"{found[1][0].uuid.hex()}"
+        )
+    value, copy = max(found, key=lambda pair: pair[0].generation)
+    return value, copy, len(found)
