@@ -9,3 +9,6 @@ cdef void *allocate(size_t size) noexcept nogil
 cdef void *allocate_zeroed(size_t count, size_t size) noexcept nogil
 cdef void *reallocate(void *block, size_t size) noexcept nogil
 cdef void release(void *block) noexcept nogil
+# `count` cache lines of 64 bytes, zeroed and aligned to 64 bytes; given back with release_lines.
+cdef void *allocate_lines(size_t count) noexcept nogil
+cdef void release_lines(void *lines) noexcept nogil

@@ -10,6 +10,9 @@ from xtree.persistence.atomics cimport fetch_add, load_relaxed, store_seq
 cdef uint64_t countdown = 0
 cdef uint64_t allocations = 0
 
+cdef enum:
+    LINE_BYTES = 64
+
 
 cdef bint _fails() noexcept nogil:
     fetch_add(&allocations, 1)
@@ -34,7 +37,23 @@ cdef void release(void *block) noexcept nogil:
     free(block)
 
 
-def fail_allocation(n):
+cdef void *allocate_lines(size_t count) noexcept nogil:
+    # The block's own address stands in the 8 bytes before the first line.
+    cdef char *block = <char *>allocate_zeroed(count + 1, LINE_BYTES)
+    cdef char *lines
+    if block == NULL:
+        return NULL
+    lines = block + LINE_BYTES - (<size_t>block & (LINE_BYTES - 1))
+    (<void **>(lines - sizeof(void *)))[0] = block
+    return lines
+
+
+cdef void release_lines(void *lines) noexcept nogil:
+    if lines != NULL:
+        release((<void **>(<char *>lines - sizeof(void *)))[0])
+
+
+def fail_allocation(uint64_t n):
     """Make the n-th allocation from now on return NULL, once. 0 cancels a planned failure."""
     store_seq(&countdown, n)
 

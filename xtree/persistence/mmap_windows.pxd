@@ -7,6 +7,7 @@ window is never unmapped while the store is open, so a pointer is one load and o
     bases[w]     map_window (the lock held), once      any thread, no lock       release / acquire
 """
 
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from xtree.persistence.atomics cimport load_acquire
@@ -28,6 +29,7 @@ cdef inline uint64_t offset_of(uint64_t address) noexcept nogil:
     return address & ((<uint64_t>1 << OFFSET_BITS) - 1)
 
 
+@cython.final
 cdef class Windows:
     cdef uint64_t *bases            # char * of each window, 0 while it isn't mapped
     cdef uint64_t *bytes            # how much address space each window reserves
@@ -35,8 +37,10 @@ cdef class Windows:
     cdef list files                 # per window: the object whose fileno() is mapped, None for anonymous memory
     cdef readonly bint writable
 
+    # Maps a window that isn't mapped yet; the GIL makes one of several threads do it. Raises OSError, ValueError.
     cdef int map_window(self, uint32_t window) except -1
-    cdef int unmap_all(self) except -1
+    # Unmaps and forgets every window. Nothing may read through a pointer any more.
+    cpdef int unmap_all(self) except -1
 
     cdef inline char *pointer(self, uint64_t address) noexcept nogil:
         """The byte at an address; NULL when its window isn't mapped yet."""

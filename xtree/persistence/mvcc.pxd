@@ -5,10 +5,13 @@
     horizon          the reclaimer (store's lock)         pin                              seq_cst
     slots[i].epoch   the thread that pinned slot i        the reclaimer's scan             seq_cst store, seq_cst load
     slots[i].owner   pin and unpin, by compare-exchange   pin                              seq_cst
+    blocks[b]        pin, by compare-exchange, once       any thread                       seq_cst
+    first_open       pin, unpin                           pin                              relaxed: only a hint
 
 Blocks of slots never move and are only freed with the object.
 """
 
+cimport cython
 from libc.stdint cimport uint64_t
 
 cdef enum:
@@ -23,20 +26,26 @@ cdef struct PinSlot:                # one cache line, so that two readers never 
     uint64_t spare[5]
 
 
+@cython.final
 cdef class Epochs:
     cdef uint64_t current
     cdef uint64_t horizon
     cdef uint64_t *blocks           # PinSlot * of each block, 0 until it is used
     cdef uint64_t block_count
+    cdef uint64_t first_open        # the block where the search for a slot begins
 
-    # Pins the current epoch (contracts.md rule 31) and returns the slot's number. Raises MemoryError.
+    # Pins the current epoch and returns the slot's number. Raises MemoryError, CapacityError.
     cdef int pin(self) except -1 nogil
-    # Pins a given epoch that is already protected by another pin. Raises ValueError below the reclaimer's horizon.
+    # Pins a given epoch that is already protected by another pin. Raises ValueError below the reclaimer's horizon, or
+    # above the current epoch.
     cdef int pin_at(self, uint64_t epoch) except -1 nogil
     cdef void unpin(self, int slot) noexcept nogil
     cdef uint64_t pinned_epoch(self, int slot) noexcept nogil
     cdef uint64_t current_epoch(self) noexcept nogil
+    # Moves the current epoch on; it never goes back.
     cdef void advance(self, uint64_t epoch) noexcept nogil
-    # The smallest pinned epoch, or the current one. Publishes it as the horizon first when `reclaiming`.
+    # The smallest pinned epoch, or the current one.
     cdef uint64_t min_active(self) noexcept nogil
+    # The same for the reclaimer, which may then free what was retired at or before it: pins below it are refused from
+    # now on.
     cdef uint64_t reclaim_horizon(self) noexcept nogil

@@ -1,17 +1,21 @@
 """NodeIDs for Python: building one from its parts and taking it apart."""
 
+from libc.stdint cimport uint64_t
+
 from xtree.persistence.node_id cimport LAST_TAG, SHARD_BITS, SLOT_BITS, make_node_id, shard_of, slot_of, tag_of
 
 INVALID = 0
+SHARDS = <uint64_t>1 << SHARD_BITS
+SLOTS = <uint64_t>1 << SLOT_BITS    # of a shard
 
 
 def pack(shard: int, slot: int, tag: int) -> int:
     """The NodeID of a slot in a shard. Raises ValueError for a part out of range."""
-    if not 0 <= shard < 1 << SHARD_BITS or not 0 <= slot < 1 << SLOT_BITS or not 1 <= tag <= LAST_TAG:
+    if not (0 <= shard < SHARDS and 0 <= slot < SLOTS and 1 <= tag <= LAST_TAG):
         raise ValueError(f"no such node: shard {shard}, slot {slot}, tag {tag}")
-    return make_node_id(<unsigned long long>shard << SLOT_BITS | <unsigned long long>slot, tag)
+    return make_node_id(<uint64_t>shard << SLOT_BITS | <uint64_t>slot, tag)
 
 
-def unpack(node: int) -> tuple[int, int, int]:
-    """(shard, slot, tag) of a NodeID."""
+def unpack(uint64_t node) -> tuple[int, int, int]:
+    """(shard, slot, tag) of a NodeID. Raises OverflowError for what 64 bits can't hold."""
     return shard_of(node), slot_of(node), tag_of(node)

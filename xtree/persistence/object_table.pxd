@@ -7,13 +7,14 @@ free -> reserved -> live -> retired -> free; a handle's tag moves once a life, a
     slabs[i]            reserve, restore (store's lock), once      any thread           release / acquire
     high_water          reserve, restore (store's lock)            any thread           release / acquire
     row.word            reserve, publish, retire, free (lock);     any thread           release / acquire
-                        verified bit: any reader (fetch_or)
+                        verified bit: any reader (exchange)
     row.address         reserve, relocate (lock)                   any thread           relaxed, ordered by word
     row.birth, .retire  reserve, publish, retire (lock)            under the lock, or   release / acquire
                                                                    with a pin
     row.crc, .next      seal, the lists (lock)                     lock, or with a pin  plain, ordered by word
 """
 
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from xtree.persistence.atomics cimport load_acquire
@@ -61,6 +62,7 @@ cdef inline int class_of(uint64_t word) noexcept nogil:
     return <int>((word >> CLASS_SHIFT) & 0xFF)
 
 
+@cython.final
 cdef class ObjectTable:
     cdef uint64_t *slabs            # Row * of each slab, 0 until it is used
     cdef uint64_t high_water        # every handle in use is below it; handle 0 is never given out
@@ -75,6 +77,7 @@ cdef class ObjectTable:
         return <Row *>load_acquire(&self.slabs[handle >> SLAB_BITS]) + (handle & (SLAB_ROWS - 1))
 
     # All of these are called with the store's lock held. Those that are noexcept can't fail: they allocate nothing.
+    # Raises MemoryError, CapacityError.
     cdef NodeID reserve(self, int kind, int size_class, uint64_t address) except 0 nogil
     # Marks a reserved row's page as finished, with its CRC.
     cdef void seal(self, NodeID node, uint32_t crc) noexcept nogil
@@ -87,3 +90,10 @@ cdef class ObjectTable:
     cdef bint reclaim_one(self, uint64_t horizon, uint64_t *address, int *size_class) noexcept nogil
     # Sets the verified bit if the row still carries the node's tag.
     cdef void mark_verified(self, NodeID node) noexcept nogil
+
+    # Recovery, before the store is open. Sets one row, free or live, with as many free rows below it as are missing.
+    # Raises CorruptionError, MemoryError.
+    cpdef int restore_row(self, uint64_t handle, int tag, int state, int kind, int size_class, uint64_t address,
+                          uint64_t birth, uint32_t crc) except -1 nogil
+    # Builds the free list, in the order of handles, and the counts.
+    cpdef int finish_restore(self) except -1 nogil

@@ -1,0 +1,216 @@
+"""Epochs and pins: readers say which epoch they look at, the reclaimer frees only what none of them can see.
+
+A reader takes a slot, stores the current epoch in it and looks whether the current epoch moved meanwhile; if so, it
+stores the new one. The reclaimer looks at the current epoch first and at the slots afterwards. All of these are
+sequentially consistent, so one of the two sees the other: either the scan finds the pin, or the reader found an epoch
+that is no older than the one the scan began with.
+
+A pin of an older epoch checks the horizon instead, which the reclaimer publishes between two scans: either the second
+scan finds the pin, or the pin finds the horizon and is refused when it is below.
+"""
+
+from libc.stdint cimport UINT64_MAX, uint64_t
+
+from xtree.persistence.atomics cimport (
+    compare_exchange,
+    fence_seq,
+    load_relaxed,
+    load_seq,
+    store_relaxed,
+    store_seq,
+)
+from xtree.persistence.memory cimport allocate_lines, allocate_zeroed, release, release_lines
+
+from xtree.errors import CapacityError
+
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident() noexcept
+
+cdef extern from "monotonic.h" nogil:
+    uint64_t xt_monotonic_ns() noexcept
+
+assert sizeof(PinSlot) == 64
+
+
+cdef int _no_memory() except -1 with gil:
+    raise MemoryError("no memory for more pins")
+
+
+cdef int _no_slot() except -1 with gil:
+    raise CapacityError(f"all {MAX_BLOCKS * SLOTS_PER_BLOCK} pins are in use")
+
+
+cdef int _refused(uint64_t epoch, uint64_t horizon, uint64_t current) except -1 with gil:
+    raise ValueError(f"epoch {epoch} can't be pinned: expected {horizon} to {current}")
+
+
+cdef inline PinSlot *_slot_at(Epochs e, int slot) noexcept nogil:
+    return <PinSlot *>load_seq(&e.blocks[slot // SLOTS_PER_BLOCK]) + slot % SLOTS_PER_BLOCK
+
+
+# Takes a slot of the blocks [begin, end), preferring one that this thread is likely to have had before; -1: all taken.
+cdef int _take_slot_of(Epochs e, int begin, int end) noexcept nogil:
+    cdef unsigned int hint = <uint64_t>PyThread_get_thread_ident() * 0x9E3779B97F4A7C15ULL >> 56
+    cdef unsigned int i
+    cdef int block, slot
+    cdef PinSlot *at
+    for block in range(begin, end):
+        for i in range(SLOTS_PER_BLOCK):
+            slot = block * SLOTS_PER_BLOCK + (hint + i) % SLOTS_PER_BLOCK
+            at = _slot_at(e, slot)
+            if load_relaxed(&at.owner) == 0 and compare_exchange(&at.owner, 0, 1):
+                return slot
+        if load_relaxed(&e.first_open) == <uint64_t>block:
+            store_relaxed(&e.first_open, block + 1)
+    return -1
+
+
+# Adds the block with this number, unless another thread has done so meanwhile.
+cdef int _add_block(Epochs e, int block) except -1 nogil:
+    cdef PinSlot *slots
+    cdef int i
+    if block == MAX_BLOCKS:
+        return _no_slot()
+    if load_seq(&e.blocks[block]) == 0:
+        slots = <PinSlot *>allocate_lines(SLOTS_PER_BLOCK)
+        if slots == NULL:
+            return _no_memory()
+        for i in range(SLOTS_PER_BLOCK):
+            slots[i].epoch = UINT64_MAX
+        if not compare_exchange(&e.blocks[block], 0, <uint64_t>slots):
+            release_lines(slots)
+    compare_exchange(&e.block_count, block, block + 1)
+    return 0
+
+
+cdef int _take_slot(Epochs e) except -1 nogil:
+    cdef int blocks, first, slot
+    while True:
+        blocks = <int>load_seq(&e.block_count)
+        first = <int>load_relaxed(&e.first_open)
+        slot = _take_slot_of(e, first, blocks)
+        if slot < 0:
+            slot = _take_slot_of(e, 0, min(first, blocks))
+        if slot >= 0:
+            store_relaxed(&_slot_at(e, slot).since_ns, xt_monotonic_ns())
+            return slot
+        _add_block(e, blocks)
+
+
+cdef class Epochs:
+    """The current epoch and the pins of one store; begins at epoch 0."""
+
+    def __cinit__(self):
+        self.blocks = NULL
+        self.current = self.horizon = self.block_count = self.first_open = 0
+        self.blocks = <uint64_t *>allocate_zeroed(MAX_BLOCKS, sizeof(uint64_t))
+        if self.blocks == NULL:
+            raise MemoryError("no memory for the table of pins")
+
+    def __dealloc__(self):
+        cdef int block
+        if self.blocks != NULL:
+            for block in range(MAX_BLOCKS):
+                release_lines(<void *>self.blocks[block])
+        release(self.blocks)
+
+    cdef int pin(self) except -1 nogil:
+        cdef int slot = _take_slot(self)
+        cdef PinSlot *at = _slot_at(self, slot)
+        cdef uint64_t epoch = load_seq(&self.current), seen
+        while True:
+            store_seq(&at.epoch, epoch)
+            seen = load_seq(&self.current)
+            if seen == epoch:
+                return slot
+            epoch = seen
+
+    cdef int pin_at(self, uint64_t epoch) except -1 nogil:
+        cdef int slot = _take_slot(self)
+        cdef uint64_t horizon, current
+        store_seq(&_slot_at(self, slot).epoch, epoch)
+        horizon = load_seq(&self.horizon)
+        current = load_seq(&self.current)
+        if not horizon <= epoch <= current:
+            self.unpin(slot)
+            return _refused(epoch, horizon, current)
+        return slot
+
+    cdef void unpin(self, int slot) noexcept nogil:
+        cdef PinSlot *at = _slot_at(self, slot)
+        store_seq(&at.epoch, UINT64_MAX)
+        store_seq(&at.owner, 0)
+        if load_relaxed(&self.first_open) > <uint64_t>(slot // SLOTS_PER_BLOCK):
+            store_relaxed(&self.first_open, slot // SLOTS_PER_BLOCK)
+
+    cdef uint64_t pinned_epoch(self, int slot) noexcept nogil:
+        return load_seq(&_slot_at(self, slot).epoch)
+
+    cdef uint64_t current_epoch(self) noexcept nogil:
+        return load_seq(&self.current)
+
+    cdef void advance(self, uint64_t epoch) noexcept nogil:
+        if epoch > load_seq(&self.current):
+            store_seq(&self.current, epoch)
+
+    cdef uint64_t min_active(self) noexcept nogil:
+        cdef uint64_t least = load_seq(&self.current)
+        cdef uint64_t blocks = load_seq(&self.block_count)
+        cdef uint64_t slot
+        for slot in range(blocks * SLOTS_PER_BLOCK):
+            least = min(least, load_seq(&_slot_at(self, slot).epoch))
+        return least
+
+    cdef uint64_t reclaim_horizon(self) noexcept nogil:
+        cdef uint64_t least = self.min_active()
+        if least > load_seq(&self.horizon):
+            store_seq(&self.horizon, least)
+        fence_seq()
+        return min(least, self.min_active())
+
+    def pin_epoch(self, epoch=None):
+        """Pin the current epoch, or a given one that is still protected; returns the pin's number.
+
+        Raises ValueError for an epoch whose pages may be gone already, or that isn't there yet.
+        """
+        return self.pin() if epoch is None else self.pin_at(epoch)
+
+    def release(self, int slot):
+        """End a pin. Raises ValueError when it isn't one."""
+        self.epoch_of(slot)
+        self.unpin(slot)
+
+    def epoch_of(self, int slot):
+        """The epoch of a pin. Raises ValueError when it isn't one."""
+        if not 0 <= slot < <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK or not load_seq(&_slot_at(self, slot).owner):
+            raise ValueError(f"no pin {slot}")
+        return self.pinned_epoch(slot)
+
+    def advance_to(self, uint64_t epoch):
+        """Move the current epoch on. Raises ValueError for an earlier one."""
+        if epoch < self.current_epoch():
+            raise ValueError(f"epoch {epoch}: expected {self.current_epoch()} or a later one")
+        self.advance(epoch)
+
+    def oldest(self):
+        """The smallest pinned epoch, or the current one."""
+        return self.min_active()
+
+    def reclaimable(self):
+        """The epoch up to which retired pages may be freed; earlier ones can't be pinned any more."""
+        return self.reclaim_horizon()
+
+    def stats(self):
+        """Current epoch, horizon, pins, slots, epochs by which the oldest pin lags, and its age in seconds."""
+        cdef uint64_t slot, now = xt_monotonic_ns(), oldest_since = now, pins = 0
+        cdef uint64_t slots = load_seq(&self.block_count) * SLOTS_PER_BLOCK
+        cdef uint64_t current = self.current_epoch()
+        cdef PinSlot *at
+        for slot in range(slots):
+            at = _slot_at(self, slot)
+            if load_seq(&at.epoch) != UINT64_MAX:
+                pins += 1
+                oldest_since = min(oldest_since, load_relaxed(&at.since_ns))
+        oldest = min(current, self.min_active())
+        return dict(current=current, horizon=load_seq(&self.horizon), pins=pins, slots=slots,
+                    lag=current - oldest, oldest_pin_seconds=(now - oldest_since) / 1e9)

@@ -1,0 +1,6 @@
+INVALID: int
+SHARDS: int
+SLOTS: int
+
+def pack(shard: int, slot: int, tag: int) -> int: ...
+def unpack(node: int) -> tuple[int, int, int]: ...

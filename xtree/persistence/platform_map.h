@@ -1,0 +1,103 @@
+/* Mapping files and anonymous memory: the C half of what differs between operating systems.
+ *
+ * Every function returns 0 or the system's error code (errno; on Windows GetLastError).
+ */
+#ifndef XTREE_PLATFORM_MAP_H
+#define XTREE_PLATFORM_MAP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#include <winioctl.h>
+#include <io.h>
+
+static inline size_t xt_granularity(void) {
+    SYSTEM_INFO info;
+    GetSystemInfo(&info);
+    return info.dwPageSize;
+}
+
+/* A section can't reach beyond the end of its file: a file mapped for writing is made sparse, so that the
+ * system's growing it to the window's size takes no space; one mapped for reading is mapped as far as it goes. */
+static inline int xt_map_file(int fd, uint64_t bytes, int writable, void **base) {
+    HANDLE file = (HANDLE)_get_osfhandle(fd);
+    HANDLE section;
+    DWORD ignored;
+    if (file == INVALID_HANDLE_VALUE)
+        return ERROR_INVALID_HANDLE;
+    if (writable)
+        DeviceIoControl(file, FSCTL_SET_SPARSE, NULL, 0, NULL, 0, &ignored, NULL);
+    section = CreateFileMappingW(file, NULL, writable ? PAGE_READWRITE : PAGE_READONLY,
+                                 writable ? (DWORD)(bytes >> 32) : 0, writable ? (DWORD)bytes : 0, NULL);
+    if (section == NULL)
+        return (int)GetLastError();
+    *base = MapViewOfFile(section, writable ? FILE_MAP_WRITE : FILE_MAP_READ, 0, 0, 0);
+    if (*base == NULL) {
+        int error = (int)GetLastError();
+        CloseHandle(section);
+        return error;
+    }
+    CloseHandle(section); /* the view keeps the section alive */
+    return 0;
+}
+
+static inline int xt_map_anonymous(uint64_t bytes, void **base) {
+    *base = VirtualAlloc(NULL, (SIZE_T)bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+    return *base == NULL ? (int)GetLastError() : 0;
+}
+
+static inline int xt_unmap(void *base, uint64_t bytes) {
+    (void)bytes; /* a view of a file or allocated memory: each call refuses what the other made */
+    return UnmapViewOfFile(base) || VirtualFree(base, 0, MEM_RELEASE) ? 0 : (int)GetLastError();
+}
+
+static inline int xt_flush_map(void *base, uint64_t bytes) {
+    return FlushViewOfFile(base, (SIZE_T)bytes) ? 0 : (int)GetLastError();
+}
+
+#else
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#if !defined(MAP_ANONYMOUS)
+#define MAP_ANONYMOUS MAP_ANON
+#endif
+#if !defined(MAP_NORESERVE)
+#define MAP_NORESERVE 0
+#endif
+#define XT_HUGE_PAGE ((uint64_t)2 << 20)
+
+static inline size_t xt_granularity(void) { return (size_t)sysconf(_SC_PAGESIZE); }
+
+/* The mapping may reach beyond the end of the file; those bytes may be touched once the file has grown. */
+static inline int xt_map_file(int fd, uint64_t bytes, int writable, void **base) {
+    *base = mmap(NULL, (size_t)bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
+    return *base == MAP_FAILED ? errno : 0;
+}
+
+static inline int xt_map_anonymous(uint64_t bytes, void **base) {
+    *base = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (*base == MAP_FAILED)
+        return errno;
+#if defined(MADV_HUGEPAGE)
+    if (bytes >= XT_HUGE_PAGE)
+        (void)madvise(*base, (size_t)bytes, MADV_HUGEPAGE); /* a wish: without it everything works as well */
+#endif
+    return 0;
+}
+
+static inline int xt_unmap(void *base, uint64_t bytes) { return munmap(base, (size_t)bytes) ? errno : 0; }
+
+static inline int xt_flush_map(void *base, uint64_t bytes) {
+    return msync(base, (size_t)bytes, MS_SYNC) ? errno : 0;
+}
+
+#endif
+
+#endif
