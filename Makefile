@@ -42,7 +42,7 @@ test-checked: $(CHECKED)/installed
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check
-	$(BIN)/cython-lint xtree
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint xtree
 	$(BIN)/mypy
 
 wheel: $(VENV)/installed-test

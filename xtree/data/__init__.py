@@ -30,8 +30,8 @@ def cities() -> Places:
 
 
 def _read(name: str, columns: tuple[str, ...]) -> Places:
-    with (files(__name__) / name).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = (files(__name__) / name).read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
     return Places(
         ids=np.array([int(row["id"]) for row in rows], dtype=np.int64),
         boxes=np.array([[float(row[column]) for column in columns] for row in rows]),

@@ -1,0 +1,233 @@
+"""The command line: build, query, info, check; text and JSON; exit status 0, 1, 2."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import xtree
+from xtree.cli import main
+from xtree.data import cities
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def run_json(*arguments):
+    done = run(*arguments, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def boxes():
+    low = np.random.default_rng(5).random((500, 2))
+    return np.hstack([low, low + 0.05])
+
+
+@pytest.fixture
+def index(tmp_path, boxes):
+    np.save(tmp_path / "boxes.npy", boxes)
+    assert run("build", tmp_path / "boxes.npy", tmp_path / "index").exit_code == 0
+    return tmp_path / "index"
+
+
+def expected(boxes, window):
+    hits = (boxes[:, :2] <= window[2:]).all(axis=1) & (boxes[:, 2:] >= window[:2]).all(axis=1)
+    return np.flatnonzero(hits).tolist()
+
+
+def test_build_from_npy_numbers_the_records(index, boxes):
+    assert run_json("query", index, 0.2, 0.2, 0.4, 0.4)["count"] == len(expected(boxes, [0.2, 0.2, 0.4, 0.4]))
+
+
+def test_build_says_what_it_did(tmp_path, boxes):
+    np.savez(tmp_path / "b.npz", boxes=boxes, ids=np.arange(500) * 10)
+    result = run_json("build", tmp_path / "b.npz", tmp_path / "index")
+    assert (result["loaded"], result["records"], result["dims"]) == (500, 500, 2)
+    assert result["bytes"] > 500 * 40
+    assert all(i % 10 == 0 for i in run_json("query", tmp_path / "index", 0, 0, 0.5, 0.5)["ids"])
+
+
+def test_build_from_csv_boxes_takes_ids_and_passes_over_other_columns(tmp_path):
+    (tmp_path / "b.csv").write_text('name,id,minx,miny,maxx,maxy\n"a, b",7,0,0,1,1\nc,-8,5,5,6,6\n', encoding="utf-8")
+    assert run_json("build", tmp_path / "b.csv", tmp_path / "index")["records"] == 2
+    assert run_json("query", tmp_path / "index", 1, 1, 2, 2)["ids"] == [7]
+    assert run_json("query", tmp_path / "index", "-inf", "-inf", "inf", "inf")["count"] == 2
+
+
+@pytest.mark.parametrize("columns", ["lon,lat", "x,y", "Longitude,Latitude"])
+def test_build_from_csv_points(tmp_path, columns):
+    (tmp_path / "p.csv").write_text(f"{columns}\n-1.5,2.5\n3,4\n", encoding="utf-8")
+    run_json("build", tmp_path / "p.csv", tmp_path / "index")
+    assert run_json("query", tmp_path / "index", -2, 2, -1, 3)["ids"] == [0]
+
+
+def test_build_from_an_array_of_points(tmp_path):
+    np.save(tmp_path / "p.npy", np.random.default_rng(1).random((50, 3)))
+    assert run_json("build", tmp_path / "p.npy", tmp_path / "index", "--points")["dims"] == 3
+
+
+def test_build_refuses_an_existing_index_unless_told_to_append(tmp_path, index):
+    again = run("build", tmp_path / "boxes.npy", index)
+    assert again.exit_code == 2
+    assert again.stderr.startswith("xtree: ")
+    assert run_json("build", tmp_path / "boxes.npy", index, "--append")["records"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("no_columns.csv", "1,2,3,4\n"),
+        ("short_row.csv", "minx,miny,maxx,maxy\n1,2,3\n"),
+        ("word.csv", "minx,miny,maxx,maxy\n1,2,3,four\n"),
+        ("float_id.csv", "id,x,y\n1.5,2,3\n"),
+        ("upside_down.csv", "minx,miny,maxx,maxy\n1,1,0,0\n"),
+        ("nan.csv", "x,y\nnan,0\n"),
+        ("no_array.npy", "this is no array"),
+        ("no_archive.npz", "this is no archive"),
+        ("what.txt", "1 2 3 4"),
+    ],
+)
+def test_build_refuses_what_is_no_table_in_one_line_and_leaves_no_index(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    done = run("build", tmp_path / name, tmp_path / "index")
+    assert done.exit_code == 2, done.output
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "index").exists()
+
+
+def test_an_empty_csv_makes_an_empty_index(tmp_path):
+    (tmp_path / "e.csv").write_text("minx,miny,maxx,maxy\n", encoding="utf-8")
+    assert run_json("build", tmp_path / "e.csv", tmp_path / "index")["records"] == 0
+    assert run_json("query", tmp_path / "index", 0, 0, 1, 1) | {"seconds": 0} == {"ids": [], "count": 0, "seconds": 0}
+
+
+def test_query_prints_one_id_a_line(index, boxes):
+    done = run("query", index, 0.2, 0.2, 0.4, 0.4)
+    assert sorted(map(int, done.stdout.split())) == expected(boxes, [0.2, 0.2, 0.4, 0.4])
+
+
+def test_query_takes_negative_coordinates_predicates_and_count(index, boxes):
+    assert run("query", index, "-1", "-1e0", "2", "2", "--count").stdout == "500\n"
+    inside = run_json("query", index, -0.5, -0.5, 0.5, 0.5, "--predicate", "within")["ids"]
+    assert sorted(inside) == np.flatnonzero((boxes <= 0.5).all(axis=1)).tolist()
+    low = boxes[17, :2] + 0.01
+    assert 17 in run_json("query", index, *low, *(low + 0.01), "--predicate", "contains")["ids"]
+
+
+def test_query_nearest_prints_ids_and_distances(index, boxes):
+    result = run_json("query", index, "--nearest", 5, 0.5, 0.5)
+    gap = np.maximum(np.maximum(boxes[:, :2] - 0.5, 0.5 - boxes[:, 2:]), 0)
+    assert result["distances"] == pytest.approx(np.sort(np.hypot(*gap.T))[:5].tolist())
+    lines = run("query", index, "--nearest", 5, 0.5, 0.5).stdout.splitlines()
+    assert [int(line.split("\t")[0]) for line in lines] == result["ids"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("INDEX", "0", "0", "1"),
+        ("INDEX", "a", "0", "1", "1"),
+        ("INDEX",),
+        ("INDEX", "0", "0", "1", "1", "--predicate", "touches"),
+        ("INDEX", "0", "0", "1", "1", "--tree", "absent"),
+        ("INDEX", "nan", "0", "1", "1"),
+        ("INDEX", "0", "0", "--nearest", "0"),
+        ("INDEX", "0", "0", "--nearest", "3", "--count"),
+        ("NOWHERE", "0", "0", "1", "1"),
+    ],
+)
+def test_query_refuses_wrong_usage_with_status_2_and_changes_nothing(tmp_path, index, arguments):
+    names = {"INDEX": str(index), "NOWHERE": str(tmp_path / "nowhere")}
+    done = run("query", *(names.get(argument, argument) for argument in arguments))
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_info_describes_trees_files_and_runtime(index):
+    found = run_json("info", index)
+    assert found["trees"]["default"]["records"] == 500
+    assert found["trees"]["default"]["dims"] == 2
+    assert len(found["trees"]["default"]["bounds"]) == 4
+    assert found["bytes"] == sum(found["files"].values()) > 0
+    assert "500 records in 2 dimensions" in run("info", index).stdout
+
+
+def test_info_and_query_write_nothing(index):
+    def state():
+        files = [file for file in index.iterdir() if file.name != "LOCK"]
+        return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+    before = state()
+    run_json("info", index)
+    run_json("check", index)
+    run_json("query", index, 0, 0, 1, 1)
+    assert state() == before
+
+
+def test_check_is_fine_with_a_sound_index(index):
+    result = run_json("check", index)
+    assert result["ok"]
+    assert result["trees"]["default"] == {"records": 500, "error": None}
+    assert "fine" in run("check", index).stdout
+
+
+def test_check_finds_damage_and_exits_with_1(index):
+    data = max(index.glob("data-*"), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    for position in range(4096 + 512, len(content), 4096):
+        content[position] ^= 0xFF
+    data.write_bytes(content)
+    done = run("check", index, "--json")
+    assert done.exit_code == 1
+    assert not json.loads(done.stdout)["ok"]
+    text = run("check", index)
+    assert text.exit_code == 1
+    assert "DAMAGED" in text.stdout
+    query = run("query", index, 0, 0, 1, 1)
+    assert query.exit_code == 1
+    assert len(query.stderr.splitlines()) == 1
+
+
+def test_check_of_what_is_no_index_exits_with_1_or_2_and_leaves_it_alone(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("milk", encoding="utf-8")
+    done = run("check", tmp_path / "notes")
+    assert done.exit_code in (1, 2)
+    assert [file.name for file in (tmp_path / "notes").iterdir()] == ["todo.txt"]
+    assert run("check", tmp_path / "nowhere").exit_code == 2
+
+
+def test_an_index_that_is_open_elsewhere_is_refused_with_status_2(index):
+    with xtree.open(index):
+        done = run("info", index)
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_trees_have_names(tmp_path):
+    towns = cities()
+    np.savez(tmp_path / "towns.npz", ids=towns.ids, boxes=towns.boxes)
+    run_json("build", tmp_path / "towns.npz", tmp_path / "index", "--tree", "cities")
+    assert list(run_json("info", tmp_path / "index")["trees"]) == ["cities"]
+    assert run_json("query", tmp_path / "index", -180, -90, 180, 90, "--tree", "cities")["count"] == len(towns.ids)
+
+
+@pytest.mark.parametrize("command", ["build", "query", "info", "check", "demo"])
+def test_help_documents_the_json_keys(command):
+    done = run(command, "--help")
+    assert done.exit_code == 0
+    assert "JSON keys" in done.stdout
+
+
+def test_the_installed_command_is_the_same():
+    done = subprocess.run([sys.executable, "-m", "xtree.cli", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert xtree.__version__ in done.stdout
