@@ -3,24 +3,40 @@
 A reader pins, takes the root from the published catalog, and resolves NodeIDs to pointers, without the GIL and
 without a lock. A writer collects its new pages in a WriteSet and hands them over with new catalog entries.
 
-Pointers are borrowed: from a pin until its end for published pages; for pages of a WriteSet until the next call
-that may reserve, since that may map windows but never moves a page. Keep NodeIDs, not pointers.
+Pointers are borrowed: from a pin until its end for published pages; for pages of a WriteSet until they are retired.
+Keep NodeIDs, not pointers.
+
+    field             written by                              read by                 order
+    published         the publisher, with the GIL             any thread              the GIL
+    status, calls     open, close, fork; every call           any thread              the GIL
+    usable[w]         open, before the store is shared        any thread              plain
+    table, allocator  whoever holds `lock`                    see their headers
+
+`lock` is never awaited while holding the GIL, and may be held while asking for it; so the two can't deadlock.
 """
 
+cimport cython
 from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport uint32_t, uint64_t
 
+from xtree.persistence.atomics cimport load_acquire, load_relaxed
 from xtree.persistence.mmap_windows cimport Windows
 from xtree.persistence.mvcc cimport Epochs
 from xtree.persistence.node_id cimport NodeID, handle_of
 from xtree.persistence.object_table cimport ObjectTable, Row, WORD_TAG, WORD_VERIFIED
-from xtree.persistence.atomics cimport load_acquire, load_relaxed
 from xtree.persistence.page cimport PageVerifier
 from xtree.persistence.segment_allocator cimport SegmentAllocator
 
-
 # Tells every store how to judge pages of a kind. Called once at import by the structure that owns the kind.
 cdef int register_kind(int kind, PageVerifier verifier) except -1
+
+
+@cython.final
+cdef class Published:
+    """What one epoch is: its number and its catalog. Immutable; the store's attribute of this name is replaced whole."""
+
+    cdef readonly uint64_t epoch
+    cdef readonly object catalog
 
 
 cdef class Store:
@@ -28,12 +44,25 @@ cdef class Store:
     cdef readonly Epochs epochs
     cdef readonly Windows windows
     cdef readonly SegmentAllocator allocator
-    cdef PyThread_type_lock lock    # guards table lists, allocator, row changes; never taken while waiting for the GIL
-    cdef public object published    # Published: replaced whole by the publisher, with the GIL
-    cdef public object state        # "open", "poisoned", "closed", "forked"
+    cdef readonly Published published
+    cdef readonly object path       # of the directory, None in memory
+    cdef readonly bint read_only
+    cdef PyThread_type_lock lock
+    cdef uint64_t *usable           # per window of a reopened file: where it ended; 0 for windows made since
+    cdef int status                 # OPEN ... FORKED
+    cdef Py_ssize_t calls           # running now
+    cdef object idle                # set when the last running call has ended, once the store is closing
+    cdef object write_sets          # those still open
+    cdef object __weakref__
 
-    # The slow half of resolve: maps a window, verifies a page at its first touch, raises CorruptionError.
+    # The slow half of resolve: maps a window, verifies a page at its first touch. Raises CorruptionError, OSError.
     cdef char *resolve_slowly(self, NodeID node) except NULL nogil
+    cdef int verify(self, NodeID node, Row *row, const char *page) except -1 nogil
+    # Begins and ends a call. enter raises ClosedError.
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    # Gives an unused slot and handle back; the lock is held.
+    cdef int give_back(self, NodeID node) except -1 nogil
 
 
 cdef inline char *resolve(Store store, NodeID node) except NULL nogil:
@@ -50,18 +79,20 @@ cdef inline char *resolve(Store store, NodeID node) except NULL nogil:
     return store.resolve_slowly(node)
 
 
+@cython.final
 cdef class WriteSet:
-    """The pages one transaction has made and retired. One thread at a time; all methods below run without the GIL."""
+    """The pages one transaction has made and retired. One thread at a time; the cdef methods run without the GIL."""
 
     cdef readonly Store store
-    cdef NodeID *made               # in the order of their reservation; those since abandoned are skipped by tag
+    cdef NodeID *made               # in the order of their reservation; those since given back are told by their row
     cdef Py_ssize_t made_count, made_room
-    cdef NodeID *retired            # published pages this transaction replaces or removes
+    cdef NodeID *retired            # published pages that this transaction replaces or removes
     cdef Py_ssize_t retired_count, retired_room
-    cdef readonly uint64_t bytes_made   # of all pages made and not abandoned
-    cdef int pin                    # protects the base epoch
-    cdef readonly object base       # the Published this transaction builds on
-    cdef readonly object status     # "open", "queued", "committed", "aborted"
+    cdef readonly uint64_t bytes_made   # of all pages made and not given back
+    cdef int pin                    # protects the base epoch; -1 when released
+    cdef readonly Published base    # what this transaction builds on
+    cdef readonly str status        # "open", "queued", "committed", "aborted", "failed" (poisoned, outcome unknown)
+    cdef object __weakref__
 
     # A new page: zeroed but for its prefix (magic, format, kind, size class, own NodeID). Raises OSError, MemoryError.
     cdef char *reserve(self, int kind, int size_class, NodeID *node) except NULL nogil
@@ -70,5 +101,10 @@ cdef class WriteSet:
     cdef char *writable(self, NodeID *node) except NULL nogil
     # Removes a page: a published one is retired at the commit, one of this transaction returns at once.
     cdef int retire(self, NodeID node) except -1 nogil
-    # Whether this transaction made the page.
+    # Whether this transaction made the page (a reserved page can only be reached by the transaction that made it).
     cdef bint made_here(self, NodeID node) noexcept nogil
+    cdef char *take(self, int kind, int size_class, NodeID *node) except NULL nogil
+    cdef int grow(self, NodeID **list_, Py_ssize_t *room, Py_ssize_t count) except -1 nogil
+    cdef int seal_all(self) except -1 nogil
+    cdef int require_open(self) except -1
+    cdef void release_pin(self) noexcept

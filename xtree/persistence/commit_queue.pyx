@@ -1,0 +1,77 @@
+"""The hand-off from a committing thread to the leader: queue, then wait until the outcome is known.
+
+It is compiled so that no Python-level signal handler runs between its steps: a KeyboardInterrupt can only arrive
+inside the wait, where it is kept and raised once the outcome is known (contracts.md rule 6).
+"""
+
+import queue
+import threading
+
+cimport cython
+
+
+@cython.final
+cdef class Request:
+    """Something for the leader to do, and its outcome. The leader calls finish() exactly once.
+
+    what: "commit", "checkpoint" or "close"; write_set, changes: of a commit.
+    """
+
+    cdef readonly str what
+    cdef readonly object write_set
+    cdef readonly object changes
+    cdef object done                # a lock, held until the outcome is known
+    cdef object result
+    cdef object error
+
+    def __init__(self, str what, write_set=None, changes=None):
+        self.what = what
+        self.write_set = write_set
+        self.changes = changes
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def finish(self, result=None, error=None):
+        """Sets the outcome, and wakes the waiting thread."""
+        self.result = result
+        self.error = error
+        self.done.release()
+
+
+@cython.final
+cdef class CommitQueue:
+    """Requests on their way to the leader, first in, first out."""
+
+    cdef object queue
+
+    def __init__(self):
+        self.queue = queue.SimpleQueue()
+
+    def submit(self, Request request):
+        """Queues a request, waits for its outcome, and returns its result or raises its error."""
+        interrupt = None
+        if request.write_set is not None:
+            request.write_set._queue()
+        self.queue.put(request)
+        while True:
+            try:
+                request.done.acquire()
+                break
+            except BaseException as arrived:
+                interrupt = arrived
+        if interrupt is not None:
+            raise interrupt from request.error
+        if request.error is not None:
+            raise request.error
+        return request.result
+
+    def take(self):
+        """The next request; waits for one."""
+        return self.queue.get()
+
+    def take_ready(self):
+        """The requests that are queued now, without waiting."""
+        ready = []
+        while not self.queue.empty():
+            ready.append(self.queue.get())
+        return ready
