@@ -90,10 +90,3 @@ cdef class ObjectTable:
     cdef bint reclaim_one(self, uint64_t horizon, uint64_t *address, int *size_class) noexcept nogil
     # Sets the verified bit if the row still carries the node's tag.
     cdef void mark_verified(self, NodeID node) noexcept nogil
-
-    # Recovery, before the store is open. Sets one row, free or live, with as many free rows below it as are missing.
-    # Raises CorruptionError, MemoryError.
-    cpdef int restore_row(self, uint64_t handle, int tag, int state, int kind, int size_class, uint64_t address,
-                          uint64_t birth, uint32_t crc) except -1 nogil
-    # Builds the free list, in the order of handles, and the counts.
-    cpdef int finish_restore(self) except -1 nogil

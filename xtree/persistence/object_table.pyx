@@ -31,15 +31,14 @@ from libc.string cimport memset
 
 from xtree.persistence.atomics cimport compare_exchange, load_acquire, load_relaxed, store_relaxed, store_release
 from xtree.persistence.memory cimport allocate, allocate_lines, allocate_zeroed, release, release_lines
-from xtree.persistence.mmap_windows cimport MAX_WINDOWS, OFFSET_BITS, make_address, offset_of, window_of
-from xtree.persistence.node_id cimport LAST_TAG, NodeID, handle_of, make_node_id, next_tag, tag_of
+from xtree.persistence.mmap_windows cimport OFFSET_BITS, make_address, offset_of, window_of
+from xtree.persistence.node_id cimport NodeID, handle_of, make_node_id, next_tag, tag_of
 from xtree.persistence.page cimport SIZE_CLASSES
 
 from xtree.errors import CapacityError, CorruptionError
 
 cdef enum:
     LAST_KIND = 255
-    RESTORE_GAP = 1 << 26           # handles by which a restored row may lie beyond those known, 256 GiB of pages
 
 cdef uint64_t MAX_HANDLES = <uint64_t>MAX_SLABS << SLAB_BITS
 
@@ -232,61 +231,13 @@ cdef class ObjectTable:
 
     # Recovery and checkpoints.
 
-    cpdef int restore_row(self, uint64_t handle, int tag, int state, int kind, int size_class, uint64_t address,
-                          uint64_t birth, uint32_t crc) except -1 nogil:
-        cdef Row *row
-        cdef uint64_t below
-        if handle == 0 or handle >= MAX_HANDLES or handle >= self.high_water + RESTORE_GAP:
-            return _bad_row(handle, "no such handle")
-        if state != STATE_FREE and state != STATE_LIVE:
-            return _bad_row(handle, "impossible state")
-        if tag < 0 or tag > LAST_TAG or (state == STATE_LIVE and tag == 0):
-            return _bad_row(handle, "impossible tag")
-        if state == STATE_LIVE and not (0 <= size_class < SIZE_CLASSES and 0 < kind <= LAST_KIND
-                                        and birth != UINT64_MAX):
-            return _bad_row(handle, "impossible kind, size class or birth epoch")
-        for below in range(self.high_water >> SLAB_BITS, (handle >> SLAB_BITS) + 1):
-            _make_slab(self, below << SLAB_BITS)
-        row = _row_at(self, handle)
-        if state == STATE_FREE:
-            memset(row, 0, sizeof(Row))
-            store_release(&row.word, <uint64_t>tag)
-        else:
-            store_release(&row.birth, birth)
-            store_release(&row.retire, UINT64_MAX)
-            store_relaxed(&row.address, address)
-            row.crc = crc
-            store_release(&row.word, _word(STATE_LIVE, tag, kind, size_class))
-        if handle >= self.high_water:
-            store_release(&self.high_water, handle + 1)
-        return 0
-
-    cpdef int finish_restore(self) except -1 nogil:
-        cdef uint64_t handle
-        cdef Row *row
-        cdef int state
-        self.free_head = self.free_tail = self.free_count = 0
-        self.retired_head = self.retired_tail = self.retired_count = 0
-        self.live_count = self.reserved_count = 0
-        for handle in range(1, self.high_water):
-            row = _row_at(self, handle)
-            state = state_of(row.word)
-            if state == STATE_FREE:
-                _free_row(self, handle, row)
-            elif state == STATE_LIVE:
-                self.live_count += 1
-            else:
-                return _bad_row(handle, "neither free nor live at the end of recovery")
-        return 0
-
     def restore(self, rows, dict window_of_file):
-        """Load the rows of a checkpoint, a buffer, into an empty table; finish_restore() comes afterwards.
+        """Load the rows of a checkpoint, a buffer, into an empty table. `window_of_file` gives each data file's window.
 
-        `window_of_file` gives the window of each data file's number. Raises CorruptionError for rows that can't be
-        right, MemoryError.
+        Raises CorruptionError for rows that can't be right, MemoryError; the table is then of no use.
         """
         cdef Py_buffer view
-        cdef Py_ssize_t count, files = len(window_of_file)
+        cdef Py_ssize_t files = len(window_of_file)
         cdef FileWindow *windows
         if self.high_water != 1:
             raise RuntimeError("rows can be restored into an empty table only")
@@ -300,9 +251,8 @@ cdef class ObjectTable:
             for i, (file_number, window) in enumerate(sorted(window_of_file.items())):
                 windows[i].file_number = file_number
                 windows[i].window = window
-            count = view.len // <Py_ssize_t>sizeof(StoredRow)
             with nogil:
-                _restore(self, <const StoredRow *>view.buf, count, windows, files)
+                _restore(self, <const StoredRow *>view.buf, view.len // sizeof(StoredRow), windows, files)
         finally:
             release(windows)
             PyBuffer_Release(&view)
@@ -448,7 +398,7 @@ cdef int _check_list(ObjectTable t, uint64_t head, uint64_t tail, uint64_t count
     return 0
 
 
-# The window of a file, by binary search; -1 when there is none. `hint` remembers the last one found.
+# The window of a file, by binary search; -1 when there is none.
 cdef Py_ssize_t _find_file(const FileWindow *windows, Py_ssize_t files, uint32_t file_number) noexcept nogil:
     cdef Py_ssize_t low = 0, high = files, middle
     while low < high:
@@ -460,29 +410,56 @@ cdef Py_ssize_t _find_file(const FileWindow *windows, Py_ssize_t files, uint32_t
     return low if low < files and windows[low].file_number == file_number else -1
 
 
-cdef int _restore(ObjectTable t, const StoredRow *rows, Py_ssize_t count, const FileWindow *windows,
+cdef int _restore(ObjectTable t, const StoredRow *rows, uint64_t count, const FileWindow *windows,
                   Py_ssize_t files) except -1 nogil:
     cdef const StoredRow *stored
-    cdef Py_ssize_t handle, found = -1
+    cdef uint64_t handle
+    cdef Py_ssize_t found = -1
     for handle in range(count):
         stored = &rows[handle]
-        if stored.reserved_32 or stored.reserved_64:
-            return _bad_row(handle, "reserved fields in use")
+        if handle == 0:
+            if not _is_blank(stored) or stored.tag:
+                return _bad_row(handle, "expected all of it to be zero")
+            continue
+        _make_slab(t, handle)
         if stored.state == STATE_FREE:
-            if (stored.kind or stored.size_class or stored.file_number or stored.offset or stored.birth
-                    or stored.retire or stored.crc or (handle == 0 and stored.tag)):
+            if not _is_blank(stored):
                 return _bad_row(handle, "free, with content")
-            if handle:
-                t.restore_row(handle, stored.tag, STATE_FREE, 0, 0, 0, 0, 0)
+            store_release(&t.high_water, handle + 1)
+            _row_at(t, handle).word = stored.tag
+            _free_row(t, handle, _row_at(t, handle))
             continue
         if found < 0 or windows[found].file_number != stored.file_number:
             found = _find_file(windows, files, stored.file_number)
         if found < 0:
             return _bad_row(handle, "in a data file that isn't there")
-        if stored.offset >> OFFSET_BITS or stored.retire != UINT64_MAX:
-            return _bad_row(handle, "impossible offset or retire epoch")
-        t.restore_row(handle, stored.tag, stored.state, stored.kind, stored.size_class,
-                      make_address(windows[found].window, stored.offset), stored.birth, stored.crc)
+        _restore_live(t, handle, stored, windows[found].window)
+    return 0
+
+
+# Whether a stored row is free and holds nothing but a tag.
+cdef inline bint _is_blank(const StoredRow *stored) noexcept nogil:
+    return not (stored.state or stored.kind or stored.size_class or stored.file_number or stored.offset
+                or stored.birth or stored.retire or stored.crc or stored.reserved_32 or stored.reserved_64)
+
+
+cdef int _restore_live(ObjectTable t, uint64_t handle, const StoredRow *stored, uint32_t window) except -1 nogil:
+    cdef Row *row = _row_at(t, handle)
+    if stored.state != STATE_LIVE:
+        return _bad_row(handle, "impossible state")
+    if stored.tag == 0 or stored.kind == 0 or stored.size_class >= SIZE_CLASSES:
+        return _bad_row(handle, "impossible tag, kind or size class")
+    if stored.offset >> OFFSET_BITS or stored.birth == UINT64_MAX or stored.retire != UINT64_MAX:
+        return _bad_row(handle, "impossible offset, birth or retire epoch")
+    if stored.reserved_32 or stored.reserved_64:
+        return _bad_row(handle, "reserved fields in use")
+    row.birth = stored.birth
+    row.retire = UINT64_MAX
+    row.address = make_address(window, stored.offset)
+    row.crc = stored.crc
+    store_release(&row.word, _word(STATE_LIVE, stored.tag, stored.kind, stored.size_class))
+    store_release(&t.high_water, handle + 1)
+    t.live_count += 1
     return 0
 
 
