@@ -182,7 +182,8 @@ cdef class Epochs:
 
     def epoch_of(self, int slot):
         """The epoch of a pin. Raises ValueError when it isn't one."""
-        if not 0 <= slot < <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK or not load_seq(&_slot_at(self, slot).owner):
+        cdef int slots = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
+        if not 0 <= slot < slots or self.pinned_epoch(slot) == UINT64_MAX:
             raise ValueError(f"no pin {slot}")
         return self.pinned_epoch(slot)
 

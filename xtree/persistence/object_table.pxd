@@ -36,14 +36,12 @@ cdef enum:
     STATE_LIVE = 2
     STATE_RETIRED = 3
 
-cdef uint64_t EPOCH_INFINITE        # birth of a reserved row, retire of a live one: 2**64 - 1
-
 
 cdef struct Row:
     uint64_t word
     uint64_t address
-    uint64_t birth
-    uint64_t retire
+    uint64_t birth                  # 2**64 - 1 while reserved
+    uint64_t retire                 # 2**64 - 1 until it is retired
     uint64_t next                   # handle behind this one in the free list or the retired list, 0 at its end
     uint32_t crc                    # of the page, known when it is sealed
     uint32_t reserved

@@ -42,8 +42,6 @@ cdef enum:
 
 cdef uint64_t MAX_HANDLES = <uint64_t>MAX_SLABS << SLAB_BITS
 
-EPOCH_INFINITE = UINT64_MAX
-
 STATE_NAMES = ("free", "reserved", "live", "retired")
 
 
@@ -282,7 +280,8 @@ cdef class ObjectTable:
     def reserve_node(self, int kind, int size_class, uint64_t address):
         """Reserve a handle for a page at an address; returns its NodeID. Raises MemoryError, CapacityError."""
         if not 0 < kind <= LAST_KIND or not 0 <= size_class < SIZE_CLASSES:
-            raise ValueError(f"kind {kind}, size class {size_class}: expected 1 to {LAST_KIND}, 0 to {SIZE_CLASSES - 1}")
+            raise ValueError(f"kind {kind}, size class {size_class}: expected 1 to {LAST_KIND} and "
+                             f"0 to {SIZE_CLASSES - 1}")
         return self.reserve(kind, size_class, address)
 
     def seal_node(self, NodeID node, uint32_t crc):
