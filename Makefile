@@ -31,7 +31,7 @@ test: $(VENV)/installed-test
 
 test-all:
 	@found=; for version in 3.10 3.11 3.12 3.13; do \
-	  if command -v python$$version >/dev/null; then \
+	  if python$$version -c "" 2>/dev/null; then \
 	    found="$$found $$version"; \
 	    $(MAKE) test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
 	  fi; \

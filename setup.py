@@ -52,7 +52,7 @@ if sys.platform == "win32":
     COMPILE = ["/O2", "/fp:precise", "/std:c11"] if not DEBUG else ["/Od", "/std:c11"]
 else:
     COMPILE = ["-std=gnu11", "-ffp-contract=off", "-Wno-unused-function", "-Wno-unreachable-code"]
-    COMPILE += ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-fno-math-errno"]
+    COMPILE += ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", "-fno-math-errno"]
 
 extensions = [
     Extension(
@@ -70,7 +70,7 @@ setup(
         extensions,
         compiler_directives=DIRECTIVES,
         build_dir="build/checked" if DEBUG else "build/cython",
-        nthreads=0 if sys.platform == "win32" else (os.cpu_count() or 1),
+        nthreads=os.cpu_count() or 1 if sys.platform == "linux" else 0,    # where workers fork
         show_all_warnings=False,
     ),
     options={

@@ -1,5 +1,6 @@
 """Wheel and source distribution hold what they should, and a wheel works in an environment of its own."""
 
+import ast
 import subprocess
 import sys
 import tarfile
@@ -29,6 +30,13 @@ def sources(suffix: str) -> set[str]:
     """Paths of the source files of a kind as they should stand in a distribution."""
     found = {str(path.relative_to(ROOT).as_posix()) for path in (ROOT / "xtree").rglob(f"*{suffix}")}
     return {name for name in found if "__pycache__" not in name}
+
+
+def test_setup_lists_every_cython_module():
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    assigned = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    modules = ast.literal_eval(assigned["MODULES"])
+    assert sorted(modules) == sorted(name.removesuffix(".pyx").replace("/", ".") for name in sources(".pyx"))
 
 
 @pytest.fixture(scope="module")

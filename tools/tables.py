@@ -52,7 +52,7 @@ def _load(path: Path):
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise TableError(f"{path}: not a numpy file: {error}") from error
+        raise TableError(f"{path}: not a numpy file, or one that holds Python objects") from error
 
 
 def _read_csv(path: Path) -> tuple[np.ndarray | None, np.ndarray]:
