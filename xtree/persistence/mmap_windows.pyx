@@ -8,7 +8,9 @@ The descriptor is needed for that moment only.
 import os
 import sys
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from xtree.persistence.atomics cimport load_acquire, store_release
 from xtree.persistence.memory cimport allocate_zeroed, release
@@ -123,6 +125,21 @@ cdef class Windows:
         """How much address space a window spans."""
         _check_window(self, window)
         return self.bytes[window]
+
+    def write(self, uint32_t window, uint64_t offset, data):
+        """Copy bytes, a buffer, into a window of anonymous memory."""
+        cdef Py_buffer view
+        _check_window(self, window)
+        if self.files[window] is not None:
+            raise ValueError(f"window {window} is of {self.files[window]!r}, not of anonymous memory")
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            if offset > self.bytes[window] or <uint64_t>view.len > self.bytes[window] - offset:
+                raise ValueError(f"bytes {offset} to {offset + view.len} aren't inside window {window} "
+                                 f"of {self.bytes[window]} bytes")
+            memcpy(<char *>self.bases[window] + offset, view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
 
     def flush(self, uint32_t window, uint64_t offset, uint64_t length):
         """Write changed bytes of a file's window to its file and wait for it (msync).

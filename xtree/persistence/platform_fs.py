@@ -22,6 +22,7 @@ from xtree.persistence.crash_points import reach
 from xtree.persistence.filenames import temporary_name
 
 WINDOWS = sys.platform == "win32"
+SYNC_COVERS_MAPPINGS = sys.platform.startswith("linux")  # elsewhere a mapping must be flushed before its file is synced
 if WINDOWS:
     import portalocker
 else:

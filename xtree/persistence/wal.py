@@ -15,6 +15,7 @@ Order in the life of a log:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,6 @@ from xtree.persistence.frame import (
     ALIGNMENT,
     CRC,
     DELTA,
-    DELTA_BYTES,
     FRAME_CRC_OFFSET,
     FRAME_FORMAT,
     FRAME_GROUP,
@@ -54,8 +54,19 @@ from xtree.persistence.frame import (
 from xtree.persistence.platform_fs import Buffer, File, FileSystem, Path
 from xtree.persistence.superblock import MODES
 
-__all__ = ["DELTA", "Frame", "FrameEvidence", "LogLink", "LogReader", "LogWriter", "find_later_link", "read_log"]
+__all__ = [
+    "DELTA",
+    "MODE_BALANCED",
+    "Frame",
+    "FrameEvidence",
+    "LogLink",
+    "LogReader",
+    "LogWriter",
+    "find_later_link",
+    "read_log",
+]
 
+MODE_BALANCED = MODES["balanced"]
 CHUNK_BYTES = 4 << 20
 _PADDING = [bytes(n) for n in range(ALIGNMENT)]
 
@@ -104,7 +115,8 @@ class LogWriter:
         except BaseException as error:
             file.close()
             if isinstance(error, OSError):
-                fs.unlink(path)
+                with contextlib.suppress(OSError):
+                    fs.unlink(path)
             raise
         return cls(file, uuid, number, link, header, filled, (fill_bytes, fill_limit_bytes))
 
@@ -233,7 +245,7 @@ class LogWriter:
             offset,
             self.last_crc,
             kind,
-            MODES["balanced"],
+            MODE_BALANCED,
             FRAME_FORMAT,
             first_epoch,
             last_epoch,

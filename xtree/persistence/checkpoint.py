@@ -1,0 +1,165 @@
+"""The checkpoint: all object-table rows and the whole catalog at one epoch, from which recovery starts.
+
+A header page (file_header.py), the rows (48 bytes each; row i is that of handle i), the data files that the rows name,
+the catalog, zeros up to a multiple of 8, a footer. The footer's CRC covers the whole file with that field as zero. All
+lengths are in the header and must add up to the size of the file, before anything is read by them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from struct import Struct
+
+import numpy as np
+from crc32c import crc32c
+
+from xtree.errors import CorruptionError
+from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
+from xtree.persistence.filenames import MAX_NUMBER, SIZE_CLASSES, checkpoint_name
+from xtree.persistence.frame import LINK_BYTES, LogLink, aligned
+from xtree.persistence.manifest import CheckpointEntry, DataFileEntry
+from xtree.persistence.platform_fs import Buffer, FileSystem, Path
+
+MAGIC = b"XTREECKP"
+FORMAT = 1
+BODY = Struct("<QQQQI4xQ")  # number, epoch, rows, bytes of catalog, data files, bytes of the file; a LogLink follows
+assert BODY.size == 48
+
+ROW_BYTES = 48
+ROW = np.dtype(
+    [
+        ("state", "u1"),  # 0 free, 2 live: states of the object table; never renumber
+        ("tag", "u1"),
+        ("kind", "u1"),
+        ("size_class", "u1"),
+        ("file_number", "<u4"),
+        ("offset", "<u8"),
+        ("birth", "<u8"),
+        ("retire", "<u8"),
+        ("crc", "<u4"),
+        ("reserved_32", "<u4"),
+        ("reserved_64", "<u8"),
+    ]
+)
+assert ROW.itemsize == ROW_BYTES
+
+DATA_FILE = Struct("<IB3xQ")  # number, size class, synced bytes
+DATA_FILE_BYTES = 16
+assert DATA_FILE.size == DATA_FILE_BYTES
+
+FOOTER = Struct("<8sIIQ")  # magic, crc, zero, bytes of the file
+FOOTER_BYTES = 24
+FOOTER_MAGIC = b"XTCKPEND"
+assert FOOTER.size == FOOTER_BYTES
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose CRC is right; `rows` and `catalog` are as they were given to `write`."""
+
+    number: int
+    epoch: int
+    rows: memoryview
+    catalog: bytes
+    data_files: tuple[DataFileEntry, ...]
+    last_log: LogLink
+    catalog_offset: int  # in the file, for messages
+
+
+def write(
+    fs: FileSystem,
+    directory: Path,
+    number: int,
+    uuid: bytes,
+    epoch: int,
+    rows: Buffer,
+    catalog: bytes,
+    data_files: Sequence[DataFileEntry],
+    last_log: LogLink,
+) -> CheckpointEntry:
+    """Make a checkpoint's file, durably, and return its entry for the manifest. The data files must be synced."""
+    row_view = memoryview(rows).cast("B")
+    if row_view.nbytes % ROW_BYTES:
+        raise ValueError(f"rows have {ROW_BYTES} bytes each, not {row_view.nbytes} in all")
+    table = b"".join(DATA_FILE.pack(entry.number, entry.size_class, entry.synced_bytes) for entry in data_files)
+    length = _length(row_view.nbytes // ROW_BYTES, len(data_files), len(catalog))
+    body = BODY.pack(number, epoch, row_view.nbytes // ROW_BYTES, len(catalog), len(data_files), length)
+    header = pack_header(MAGIC, FORMAT, uuid, body + last_log.encode())
+    parts = [header, row_view, table, catalog, bytes(-len(catalog) % 8)]
+    crc = 0
+    for part in [*parts, FOOTER.pack(FOOTER_MAGIC, 0, 0, length)]:
+        crc = crc32c(part, crc)
+    parts.append(FOOTER.pack(FOOTER_MAGIC, crc, 0, length))
+    fs.write_atomically(os.path.join(directory, checkpoint_name(number)), *parts)
+    return CheckpointEntry(number, epoch, length, crc)
+
+
+def read(fs: FileSystem, directory: Path, entry: CheckpointEntry | int, uuid: bytes) -> Checkpoint:
+    """A checkpoint by its manifest entry, or by number when there is no manifest; all of it verified.
+
+    Raises FileNotFoundError, CorruptionError, FormatVersionError.
+    """
+    number = entry if isinstance(entry, int) else entry.number
+    path = os.path.join(directory, checkpoint_name(number))
+    file = fs.open(path, "r")
+    try:
+        size = file.size()
+        fields = unpack_header(file.pread(HEADER_BYTES, 0), MAGIC, FORMAT, BODY, path, uuid)[1]
+        found_number, epoch, row_count, catalog_bytes, data_file_count, length = fields
+        if not length == size == _length(row_count, data_file_count, catalog_bytes):
+            raise CorruptionError(
+                f"{path}: expected a file of {_length(row_count, data_file_count, catalog_bytes)} bytes "
+                f"by its header, found {size}"
+            )
+        data = memoryview(file.pread(size, 0))
+    finally:
+        file.close()
+    crc = _verify(data, path, length)
+    if found_number != number:
+        raise CorruptionError(f"{path}: expected checkpoint {number}, found checkpoint {found_number}")
+    if isinstance(entry, CheckpointEntry) and (epoch, length, crc) != (entry.epoch, entry.bytes, entry.crc):
+        raise CorruptionError(
+            f"{path}: expected epoch {entry.epoch}, {entry.bytes} bytes and the CRC {entry.crc:#010x} by the "
+            f"manifest, found {epoch}, {length} and {crc:#010x}"
+        )
+    table_at = HEADER_BYTES + ROW_BYTES * row_count
+    catalog_at = table_at + DATA_FILE_BYTES * data_file_count
+    return Checkpoint(
+        number=number,
+        epoch=epoch,
+        rows=data[HEADER_BYTES:table_at],
+        catalog=bytes(data[catalog_at : catalog_at + catalog_bytes]),
+        data_files=_data_files(data[table_at:catalog_at], path, table_at),
+        last_log=LogLink.decode(data[32 + BODY.size : 32 + BODY.size + LINK_BYTES]),
+        catalog_offset=catalog_at,
+    )
+
+
+def _length(rows: int, data_files: int, catalog_bytes: int) -> int:
+    return HEADER_BYTES + ROW_BYTES * rows + DATA_FILE_BYTES * data_files + aligned(catalog_bytes) + FOOTER_BYTES
+
+
+def _verify(data: memoryview, path: str, length: int) -> int:
+    if data.nbytes != length:
+        raise CorruptionError(f"{path}: expected {length} bytes, found {data.nbytes}")
+    at = length - FOOTER_BYTES
+    magic, found, _, found_length = FOOTER.unpack_from(data, at)
+    crc = crc32c(FOOTER.pack(FOOTER_MAGIC, 0, 0, length), crc32c(data[:at]))
+    if (magic, found_length, found) != (FOOTER_MAGIC, length, crc):
+        raise CorruptionError(
+            f"{path}: at offset {at}: expected a footer with the CRC {crc:#010x}, found {bytes(data[at:])!r}"
+        )
+    return crc
+
+
+def _data_files(table: memoryview, path: str, offset: int) -> tuple[DataFileEntry, ...]:
+    entries = tuple(DataFileEntry(*fields) for fields in DATA_FILE.iter_unpack(table))
+    for i, entry in enumerate(entries):
+        if not 1 <= entry.number <= MAX_NUMBER or entry.size_class >= SIZE_CLASSES:
+            raise CorruptionError(
+                f"{path}: at offset {offset + DATA_FILE_BYTES * i}: expected a data file's number and class, "
+                f"found {entry.number} and {entry.size_class}"
+            )
+    return entries

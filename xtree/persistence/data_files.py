@@ -1,0 +1,321 @@
+"""Data files: where pages live. One file a window, all slots of one size class, the first at 4096.
+
+The `growth` of a SegmentAllocator: it makes files and extends them, always with disk space behind every byte that may
+be mapped, and knows which have changed since their last sync. A file is in the durable manifest before a row in it
+commits (`manifest_needed` says that it isn't yet), and `entries` speaks only of sizes that have been synced.
+
+Locks: `_lock` guards the tables and is held for moments. Each file has a lock that is held while it is synced, so that
+whoever asks for a sync that another thread has begun waits for its end. A failed sync is never repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from struct import Struct
+from typing import Any
+
+from xtree.errors import CorruptionError, StoreFailedError
+from xtree.persistence.config import Config
+from xtree.persistence.crash_points import reach
+from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
+from xtree.persistence.filenames import data_name
+from xtree.persistence.manifest import DataFileEntry
+from xtree.persistence.mmap_windows import Windows
+from xtree.persistence.platform_fs import SYNC_COVERS_MAPPINGS, Buffer, File, FileSystem, Path
+
+MAGIC = b"XTREEDAT"
+FORMAT = 1
+BODY = Struct("<QQB7x")  # number, window bytes, size class
+assert BODY.size == 24
+FIRST_SLOT = HEADER_BYTES
+SMALLEST_PAGE = 4096
+LEAST_SLOTS = 4  # of a new file
+IN_MEMORY = 0  # the file number of anonymous memory
+
+
+class DataFile:
+    """One open data file and what is known of it."""
+
+    def __init__(self, file: File, number: int, size_class: int, bytes_: int, synced_bytes: int) -> None:
+        self.file = file
+        self.number = number
+        self.size_class = size_class
+        self.bytes = bytes_  # its size: every byte below has disk space
+        self.synced_bytes = synced_bytes  # of these it is known that they outlive a power loss
+        self.changed = False  # pages were written since the last sync began
+        self.sync_failed = False
+        self.sync_lock = threading.Lock()
+
+
+class DataFiles:
+    """The data files of one directory, by window."""
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        directory: Path,
+        uuid: bytes,
+        windows: Windows,
+        config: Config,
+        writable: bool,
+        take_number: Callable[[], int],
+    ) -> None:
+        self.windows = windows
+        self.manifest_needed = False  # a file was made that no durable manifest lists
+        self.file_of_window: list[int] = []  # number of the file behind each window; IN_MEMORY for none
+        self._fs = fs
+        self._directory = os.fspath(directory)
+        self._uuid = uuid
+        self._config = config
+        self._writable = writable
+        self._take_number = take_number
+        self._files: dict[int, DataFile] = {}  # by window
+        self._lock = threading.Lock()
+
+    # Opening.
+
+    def attach(self, entry: DataFileEntry) -> int:
+        """Open a file that the manifest lists and return its window; make it as long as it was, if it isn't any more.
+
+        Raises CorruptionError when it is missing or not what the manifest says, FormatVersionError, OSError.
+        """
+        path = os.path.join(self._directory, data_name(entry.size_class, entry.number))
+        try:
+            file = self._fs.open(path, "rw" if self._writable else "r")
+        except FileNotFoundError:
+            raise CorruptionError(f"{path}: expected a data file that the manifest lists, found none") from None
+        try:
+            self._verify_header(file, entry)
+            if self._writable:
+                file.reserve(entry.synced_bytes)
+            size = file.size()
+            if size > self._config.window_bytes:
+                raise CorruptionError(f"{path}: expected at most {self._config.window_bytes} bytes, found {size}")
+            return self._add(DataFile(file, entry.number, entry.size_class, size, min(size, entry.synced_bytes)))
+        except BaseException:
+            file.close()
+            raise
+
+    def in_memory(self, pages: Iterable[Buffer]) -> list[int]:
+        """Put pages into anonymous memory, as the file IN_MEMORY, and return their offsets. For read-only opens."""
+        views = [memoryview(page).cast("B") for page in pages]
+        offsets = []
+        end = FIRST_SLOT
+        for view in views:
+            offsets.append(end)
+            end += view.nbytes + -view.nbytes % SMALLEST_PAGE
+        window = self.windows.add_anonymous(end)
+        for offset, view in zip(offsets, views, strict=True):
+            self.windows.write(window, offset, view)
+        with self._lock:
+            self.file_of_window.append(IN_MEMORY)
+        return offsets
+
+    # What the allocator asks for.
+
+    def new_window(self, size_class: int) -> tuple[int, int, int, int]:
+        """Make a file: (window, offset of its first slot, usable bytes, bytes at most), the bytes from offset 0.
+
+        It is on the disk, and its name, when this returns. Raises OSError, leaving nothing behind.
+        """
+        limit = self._config.window_bytes
+        first = max(self._config.data_file_first_bytes, FIRST_SLOT + LEAST_SLOTS * (SMALLEST_PAGE << size_class))
+        first = min(first, limit)
+        self._require_space(first)
+        number = self._take_number()
+        path = os.path.join(self._directory, data_name(size_class, number))
+        file = self._fs.open(path, "create")
+        try:
+            reach("data.created")
+            file.reserve(first)
+            file.pwrite(pack_header(MAGIC, FORMAT, self._uuid, BODY.pack(number, limit, size_class)), 0)
+            file.sync()
+            self._fs.sync_directory(self._directory)
+            reach("data.header_synced")
+            window = self._add(DataFile(file, number, size_class, first, first))
+        except BaseException as error:
+            file.close()
+            if isinstance(error, (OSError, MemoryError)):
+                with contextlib.suppress(OSError):
+                    self._fs.unlink(path)
+            raise
+        self.manifest_needed = True
+        return window, FIRST_SLOT, first, limit
+
+    def extend(self, window: int, wanted_bytes: int) -> int:
+        """Give a file disk space up to `wanted_bytes` from its beginning; returns how many it has. Raises OSError."""
+        data_file = self._files[window]
+        wanted = min(wanted_bytes, self._config.window_bytes)
+        if wanted > data_file.bytes:
+            self._require_space(wanted - data_file.bytes)
+            data_file.file.reserve(wanted)
+            data_file.bytes = wanted
+            data_file.changed = True
+            reach("data.extended")
+        return data_file.bytes
+
+    # Reading and writing past the windows, for recovery.
+
+    def read(self, number: int, offset: int, n: int) -> bytes:
+        """Bytes of a file; fewer than asked for at its end."""
+        return self._file_of(number).file.pread(n, offset)
+
+    def write(self, number: int, offset: int, data: Buffer) -> None:
+        """Write bytes to a file, which becomes as long as that takes."""
+        data_file = self._file_of(number)
+        end = offset + memoryview(data).nbytes
+        if end > data_file.bytes:
+            data_file.file.reserve(end)
+            data_file.bytes = end
+        data_file.file.pwrite(data, offset)
+        data_file.changed = True
+
+    # Syncing.
+
+    def mark_dirty(self, window: int) -> None:
+        """Say that pages of a window were written; before the sync that must cover them."""
+        self._files[window].changed = True
+
+    def sync(self, windows: Iterable[int] | None = None) -> list[int]:
+        """Put all that was written to these windows (None: to any) on the disk; returns those that took a sync.
+
+        Raises OSError, and from then on StoreFailedError for a file whose sync has failed.
+        """
+        with self._lock:
+            chosen = list(self._files) if windows is None else sorted(windows)
+        synced = [window for window in chosen if self._sync(window, self._files[window])]
+        if synced:
+            reach("data.synced")
+        return synced
+
+    # What others want to know.
+
+    def entries(self) -> list[DataFileEntry]:
+        """The files for the manifest, by number, with sizes that are on the disk."""
+        with self._lock:
+            files = sorted(self._files.values(), key=lambda data_file: data_file.number)
+        return [DataFileEntry(f.number, f.size_class, f.synced_bytes) for f in files]
+
+    def attached(self) -> Iterator[tuple[int, int, int, int]]:
+        """(window, size class, usable bytes, bytes at most) of each file."""
+        for window, data_file in list(self._files.items()):
+            yield window, data_file.size_class, data_file.bytes, self._config.window_bytes
+
+    def attached_ends(self) -> Iterator[tuple[int, int]]:
+        """(window, bytes that may be touched) of each window, anonymous ones too."""
+        for window, number in enumerate(list(self.file_of_window)):
+            yield window, self.windows.bytes_of(window) if number == IN_MEMORY else self._files[window].bytes
+
+    def windows_by_number(self) -> dict[int, int]:
+        """The window of each file number."""
+        return {number: window for window, number in enumerate(self.file_of_window)}
+
+    def file_number(self, window: int) -> int:
+        """The number of the file behind a window."""
+        return self.file_of_window[window]
+
+    def window_of(self, number: int) -> int:
+        """The window of a file. Raises KeyError."""
+        return self.windows_by_number()[number]
+
+    def path_of(self, window: int) -> str:
+        """The path of the file behind a window, for messages."""
+        data_file = self._files.get(window)
+        return f"{self._directory} (rebuilt page)" if data_file is None else data_file.file.path
+
+    def path_of_number(self, number: int) -> str:
+        """The path of a file, for messages."""
+        return self._file_of(number).file.path
+
+    def stats(self) -> dict[str, Any]:
+        """Files and their bytes, in all and by size class."""
+        by_class: dict[int, dict[str, int]] = {}
+        for _, size_class, size, _ in self.attached():
+            one = by_class.setdefault(size_class, {"files": 0, "bytes": 0})
+            one["files"] += 1
+            one["bytes"] += size
+        return {
+            "files": sum(one["files"] for one in by_class.values()),
+            "bytes": sum(one["bytes"] for one in by_class.values()),
+            "by_class": by_class,
+        }
+
+    # Closing.
+
+    def trim(self, top_bytes: Callable[[int], int]) -> list[int]:
+        """Before a clean close: let `entries` speak of no more than each file's used slots; returns which will shrink.
+
+        `top_bytes(window)` is where the highest used slot ends. The caller saves the manifest, unmaps the windows and
+        then calls `cut`: were a file cut first, a crash would leave it shorter than the manifest says.
+        """
+        shrinking = []
+        for window, data_file in self._files.items():
+            top = max(top_bytes(window), FIRST_SLOT)
+            if top < data_file.bytes and top <= data_file.synced_bytes and not data_file.changed:
+                data_file.synced_bytes = top
+                shrinking.append(window)
+        return shrinking
+
+    def cut(self, windows: Iterable[int]) -> None:
+        """Shorten files to what `trim` has left of them. No process may have them mapped beyond."""
+        for window in windows:
+            data_file = self._files[window]
+            data_file.file.truncate(data_file.synced_bytes)
+            data_file.bytes = data_file.synced_bytes
+        reach("data.truncated")
+
+    def close(self) -> None:
+        """Close every descriptor; nothing is written."""
+        for data_file in self._files.values():
+            data_file.file.close()
+
+    def _add(self, data_file: DataFile) -> int:
+        with self._lock:
+            window: int = self.windows.add_file(data_file.file, self._config.window_bytes)
+            assert window == len(self.file_of_window)
+            self.file_of_window.append(data_file.number)
+            self._files[window] = data_file
+        return window
+
+    def _sync(self, window: int, data_file: DataFile) -> bool:
+        with data_file.sync_lock:
+            if data_file.sync_failed:
+                raise StoreFailedError(f"{data_file.file.path}: an earlier sync of it failed")
+            if not data_file.changed:
+                return False
+            data_file.changed = False  # pages written from here on count for the next sync
+            size = data_file.bytes
+            try:
+                if not SYNC_COVERS_MAPPINGS:
+                    self.windows.flush(window, 0, size)
+                data_file.file.sync()
+            except BaseException:
+                data_file.sync_failed = True
+                self._fs.failed_syncs += 1
+                raise
+            data_file.synced_bytes = size
+        return True
+
+    def _file_of(self, number: int) -> DataFile:
+        return self._files[self.windows_by_number()[number]]
+
+    def _verify_header(self, file: File, entry: DataFileEntry) -> None:
+        page = file.pread(HEADER_BYTES, 0)
+        found = unpack_header(page, MAGIC, FORMAT, BODY, file.path, self._uuid)[1]
+        expected = (entry.number, self._config.window_bytes, entry.size_class)
+        if found != expected:
+            raise CorruptionError(
+                f"{file.path}: at offset 32: expected number, window bytes and size class {expected}, found {found}"
+            )
+
+    def _require_space(self, n: int) -> None:
+        if self._config.reserve_bytes and self._fs.free_space(self._directory) < n + self._config.reserve_bytes:
+            raise OSError(
+                errno.ENOSPC,
+                f"{os.strerror(errno.ENOSPC)}: {self._config.reserve_bytes} bytes stay in reserve",
+                self._directory,
+            )
