@@ -1,0 +1,76 @@
+"""Borrowed input and growing output of the reading modules."""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from libc.string cimport memcpy
+
+from xtree.persistence.memory cimport reallocate, release
+
+import numpy as np
+
+cdef enum:
+    FIRST_BYTES = 8192
+    COPIED_BYTES = 65536            # up to here a copy is cheaper than handing the memory over
+
+cdef object _empty = np.empty
+cdef object _frombuffer = np.frombuffer
+
+
+cdef Py_ssize_t borrow(object array, Py_buffer *view, Py_ssize_t row_bytes) except -1:
+    cdef Py_ssize_t rows
+    PyObject_GetBuffer(array, view, PyBUF_SIMPLE)
+    rows = view.len // row_bytes
+    if rows * row_bytes != view.len:
+        size = view.len
+        PyBuffer_Release(view)
+        raise ValueError(f"array of {size} bytes, expected rows of {row_bytes} bytes")
+    return rows
+
+
+cdef char *data_of(object array) except NULL:
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_WRITABLE)
+    cdef char *data = <char *>view.buf
+    PyBuffer_Release(&view)
+    return data
+
+
+@cython.freelist(8)
+cdef class Arena:
+
+    def __cinit__(self):
+        self.data = NULL
+        self.used = 0
+        self.room = 0
+
+    def __dealloc__(self):
+        release(self.data)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, self.used, False, flags)
+
+    cdef int grow(self, Py_ssize_t more) except -1 nogil:
+        cdef Py_ssize_t room = max(2 * self.room, self.used + more, FIRST_BYTES)
+        cdef char *data = <char *>reallocate(self.data, room)
+        if data == NULL:
+            raise_no_memory()
+        self.data = data
+        self.room = room
+        return 0
+
+    cdef object to_array(self, object dtype):
+        cdef char *data
+        if self.used <= COPIED_BYTES:
+            array = _empty(self.used // dtype.itemsize, dtype)
+            if self.used:
+                memcpy(data_of(array), self.data, self.used)
+            return array
+        data = <char *>reallocate(self.data, self.used)
+        if data != NULL:            # else the memory stays larger than it need be
+            self.data = data
+            self.room = self.used
+        return _frombuffer(self, dtype)
+
+
+cdef int raise_no_memory() except -1 with gil:
+    raise MemoryError

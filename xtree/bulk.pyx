@@ -1,0 +1,336 @@
+"""Bulk load: packed pages, all leaves at one depth, in place of one insert after the other.
+
+The number of pages of each level follows from the number of records; each level's entries are dealt out evenly, so
+no page is the odd one that is nearly empty. From the root down the records of a page are cut into those of its
+children, and a page is written once its children are:
+
+- up to three dims by sort-tile-recursive (Leutenegger, Edgington, Lopez, ICDE 1997): slabs along one axis, each cut
+  along the next, as many as make the tiles about square in units of the records' spread;
+- above by the median of the widest axis, again and again, as in a kd-tree.
+
+A directory entry's split history holds axes along which it has really been cut from all of its siblings: of slabs the
+first axis that was cut, of medians every axis on the way from the page to the child.
+"""
+
+from cpython.buffer cimport PyBuffer_Release
+from libc.float cimport DBL_MAX
+from libc.math cimport fabs, pow, round
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from xtree.arrays cimport borrow, raise_no_memory
+from xtree.box cimport MAX_DIMS, copy_box
+from xtree.bucket cimport KIND_DIRECTORY, KIND_LEAF, append_entry, bounding_box, init_bucket, lower, refs, stride
+from xtree.persistence.atomics cimport load_acquire
+from xtree.persistence.memory cimport allocate, release
+from xtree.radix cimport SORT_COUNTS, digit_bits, sort_words
+from xtree.tree_state cimport resolve_bucket
+
+from xtree.errors import CapacityError, CorruptionError
+
+cdef enum:
+    INDEX_BITS = 32                 # of a word of `order`
+    MOST_TILED_DIMS = 3             # above, medians
+    SAMPLE = 256                    # records that tell how far a page's records spread
+    FINE_RUN = 32                   # records of one sort key that needn't be told apart at a cut
+    REPORTS = 100                   # calls of `progress` during one load, about
+
+cdef uint64_t INDEX_MASK = (<uint64_t>1 << INDEX_BITS) - 1
+
+
+cdef inline uint64_t _pages_for(uint64_t entries, uint64_t most, double least) noexcept nogil:
+    """Pages for so many entries: at most `most` in each, and unless there is just one, no fewer than `least`."""
+    cdef uint64_t pages = (entries + most - 1) // most
+    if pages > 1 and <double>(entries // pages) < least:
+        pages = max(<uint64_t>(entries / least), <uint64_t>1)
+    return pages
+
+
+cdef class PackedBuild:
+
+    def __cinit__(self):
+        self.order = NULL
+        self.scratch = NULL
+        self.counts = NULL
+
+    def __dealloc__(self):
+        release(self.order)
+        release(self.scratch)
+        release(self.counts)
+
+    cdef int plan(self) except -1:
+        """How many pages each level gets, and memory for the order of the records."""
+        cdef double min_fill = self.state.g.min_fill
+        cdef uint64_t leaf_most = max(<uint64_t>(self.state.leaf_fill * self.state.g.leaf_capacity), <uint64_t>1)
+        cdef uint64_t i
+        if self.records > INDEX_MASK:
+            raise CapacityError(f"{self.records} records in one bulk load, at most {INDEX_MASK}")
+        self.pages[0] = _pages_for(self.records, leaf_most, min_fill * self.state.g.leaf_capacity)
+        self.levels = 1
+        while self.pages[self.levels - 1] > 1:
+            self.pages[self.levels] = _pages_for(self.pages[self.levels - 1], self.state.g.block_capacity,
+                                                 min_fill * self.state.g.block_capacity)
+            self.levels += 1
+        self.order = <uint64_t *>allocate(self.records * sizeof(uint64_t))
+        self.scratch = <uint64_t *>allocate(self.records * sizeof(uint64_t))
+        self.counts = <uint64_t *>allocate(SORT_COUNTS * sizeof(uint64_t))
+        if self.order == NULL or self.scratch == NULL or self.counts == NULL:
+            raise MemoryError
+        for i in range(self.records):
+            self.order[i] = i
+        return 0
+
+    cdef uint64_t first_child(self, int level, uint64_t page) noexcept nogil:
+        return page * self.pages[level - 1] // self.pages[level]
+
+    cdef uint64_t first_record(self, int level, uint64_t page) noexcept nogil:
+        while level > 0:
+            page = self.first_child(level, page)
+            level -= 1
+        return page * self.records // self.pages[0]
+
+    cdef NodeID write_page(self, int level, uint64_t page, double *box) except 0 nogil:
+        """Writes a page and all below it; sets its box and returns its NodeID."""
+        cdef NodeID node = 0
+        cdef Bucket *b
+        if level == 0:
+            return self.write_leaf(self.first_record(0, page), self.first_record(0, page + 1), box)
+        b = <Bucket *>self.ws.reserve(KIND_DIRECTORY, self.state.g.base_class, &node)
+        init_bucket(&self.state.g, b, level, 1)
+        self.write_children(b, level - 1, self.first_child(level, page), self.first_child(level, page + 1), 0, 0)
+        bounding_box(&self.state.g, b, box)
+        return node
+
+    cdef NodeID write_leaf(self, uint64_t first, uint64_t last, double *box) except 0 nogil:
+        cdef NodeID node = 0
+        cdef Bucket *b = <Bucket *>self.ws.reserve(KIND_LEAF, self.state.g.base_class, &node)
+        cdef int columns = 2 * self.state.g.dims
+        cdef int dims = self.state.g.dims
+        cdef int step = stride(&self.state.g, b)
+        cdef double *column = lower(&self.state.g, b, 0)
+        cdef uint64_t *ids = refs(&self.state.g, b)
+        cdef const double *record
+        cdef uint64_t i, number
+        cdef int c
+        init_bucket(&self.state.g, b, 0, 1)
+        b.count = <uint32_t>(last - first)
+        copy_box(box, self.boxes + (self.order[first] & INDEX_MASK) * columns, dims)
+        for i in range(last - first):
+            number = self.order[first + i] & INDEX_MASK
+            record = self.boxes + number * columns
+            ids[i] = <uint64_t>self.ids[number]
+            for c in range(dims):
+                column[c * step + i] = record[c]
+                box[c] = record[c] if record[c] < box[c] else box[c]
+            for c in range(dims, columns):
+                column[c * step + i] = record[c]
+                box[c] = record[c] if record[c] > box[c] else box[c]
+        self.done += last - first
+        self.report()
+        return node
+
+    cdef int write_children(self, Bucket *parent, int level, uint64_t first, uint64_t last, int axis,
+                            uint64_t history) except -1 nogil:
+        """Cuts the records of pages `first` to `last` of a level apart, writes the pages, enters them in `parent`."""
+        cdef double box[2 * MAX_DIMS]
+        cdef uint64_t parts = 2
+        cdef uint64_t part
+        cdef uint64_t children = last - first
+        cdef int along
+        cdef NodeID node
+        if children == 1:
+            node = self.write_page(level, first, box)
+            append_entry(&self.state.g, parent, box, node, history)
+            return 0
+        along = self.pick_cut(level, first, last, axis, &parts)
+        if parts > 1:
+            self.cut(level, first, last, along, parts)
+            if history == 0 or self.state.g.dims > MOST_TILED_DIMS:
+                history |= <uint64_t>1 << along
+        for part in range(parts):
+            self.write_children(parent, level, first + children * part // parts,
+                                first + children * (part + 1) // parts, axis + 1, history)
+        return 0
+
+    cdef int pick_cut(self, int level, uint64_t first, uint64_t last, int axis, uint64_t *parts) noexcept nogil:
+        """The axis to cut these pages' records along, and into how many parts; `axis` is the next one of slabs."""
+        cdef int dims = self.state.g.dims
+        cdef double spreads[MAX_DIMS]
+        cdef double children = <double>(last - first)
+        cdef double slabs
+        cdef int a, widest = 0
+        if dims <= MOST_TILED_DIMS and axis == dims - 1:
+            parts[0] = last - first
+            return axis
+        self.sample_spreads(self.first_record(level, first), self.first_record(level, last), spreads)
+        if dims > MOST_TILED_DIMS:
+            for a in range(1, dims):
+                widest = a if spreads[a] > spreads[widest] else widest
+            parts[0] = 2
+            return widest
+        slabs = pow(children, 1.0 / (dims - axis))
+        for a in range(axis + 1, dims):     # an axis without spread takes no cuts
+            slabs *= pow(spreads[axis] / spreads[a] if spreads[a] > 0.0 else children, 1.0 / (dims - axis))
+        parts[0] = <uint64_t>min(max(round(slabs), 1.0), children)
+        return axis
+
+    cdef void sample_spreads(self, uint64_t first, uint64_t last, double *spreads) noexcept nogil:
+        """The mean deviation of the records' centres on each axis, from a sample, as shares of the tree's largest."""
+        cdef int dims = self.state.g.dims
+        cdef uint64_t n = min(last - first, <uint64_t>SAMPLE)
+        cdef uint64_t i
+        cdef double mean, deviation
+        cdef const double *record
+        cdef double centres[SAMPLE]
+        cdef int a
+        for a in range(dims):
+            mean = 0.0
+            for i in range(n):
+                record = self.boxes + (self.order[first + i * (last - first) // n] & INDEX_MASK) * 2 * dims
+                centres[i] = 0.25 * record[a] + 0.25 * record[dims + a]
+                mean += centres[i] / n
+            deviation = 0.0
+            for i in range(n):
+                deviation += fabs(centres[i] - mean) / n
+            spreads[a] = deviation
+
+    cdef void cut(self, int level, uint64_t first, uint64_t last, int axis, uint64_t parts) noexcept nogil:
+        """Orders the records of some pages along an axis, so far that each part of the pages gets its own."""
+        cdef uint64_t start = self.first_record(level, first)
+        cdef uint64_t end = self.first_record(level, last)
+        cdef uint64_t part
+        if self.sort_centres(start, end, axis):
+            for part in range(1, parts):
+                self.settle(self.first_record(level, first + (last - first) * part // parts), start, end, axis)
+
+    cdef void settle(self, uint64_t position, uint64_t first, uint64_t last, int axis) noexcept nogil:
+        """Sorts finer around a cut, while many records on both sides of it share a sort key.
+
+        A sort key has so many bits for the range at hand; where an outlier stretches the range, nearly all records
+        have the same.
+        """
+        cdef uint64_t key = self.order[position] >> INDEX_BITS
+        cdef uint64_t start, end
+        while self.order[position - 1] >> INDEX_BITS == key:
+            start = position - 1
+            while start > first and self.order[start - 1] >> INDEX_BITS == key:
+                start -= 1
+            end = position + 1
+            while end < last and self.order[end] >> INDEX_BITS == key:
+                end += 1
+            if end - start <= FINE_RUN or not self.sort_centres(start, end, axis):
+                return
+            first, last = start, end
+            key = self.order[position] >> INDEX_BITS
+
+    cdef bint sort_centres(self, uint64_t first, uint64_t last, int axis) noexcept nogil:
+        """Sorts a range of records by their centres on an axis, to the precision of a sort key over the range.
+
+        False when all are in the same place. Centres are taken at half size, so that no difference overflows.
+        """
+        cdef int width = 2 * self.state.g.dims
+        cdef const double *bounds = self.boxes + axis
+        cdef double *centres = <double *>self.scratch
+        cdef uint64_t *order = self.order + first
+        cdef uint64_t n = last - first
+        cdef uint64_t i, number, key
+        cdef int bits = digit_bits(n)
+        cdef uint64_t cells = <uint64_t>1 << 2 * bits
+        cdef double least = DBL_MAX
+        cdef double most = -DBL_MAX
+        cdef double scale
+        for i in range(n):
+            number = (order[i] & INDEX_MASK) * width
+            centres[i] = 0.25 * bounds[number] + 0.25 * bounds[number + (width >> 1)]
+            least = centres[i] if centres[i] < least else least
+            most = centres[i] if centres[i] > most else most
+        if not most > least:
+            return False
+        scale = min(cells / (most - least), DBL_MAX)
+        for i in range(n):
+            key = <uint64_t>((centres[i] - least) * scale)
+            order[i] = min(key, cells - 1) << INDEX_BITS | (order[i] & INDEX_MASK)
+        sort_words(order, self.scratch, n, INDEX_BITS, bits, self.counts)
+        return True
+
+    cdef int report(self) except -1 nogil:
+        """Calls `progress` when a hundredth of the records has been written since the last time, and at the end."""
+        if self.done - self.reported > self.records // REPORTS or self.done == self.records:
+            self.reported = self.done
+            with gil:
+                if self.progress is not None:
+                    self.progress(self.done, self.records)
+        return 0
+
+
+def load(WriteSet ws not None, TreeState state not None, ids, boxes, progress=None) -> None:
+    """Builds the packed tree of all records in an empty state.
+
+    `ids` is int64 (n,), `boxes` float64 (n, 2 * dims), both C-contiguous, the boxes finite. `progress(done, total)` is
+    called about a hundred times; what it raises ends the load, as do OSError, MemoryError and CapacityError, and then
+    `ws` is to be aborted. Only a load that succeeded changes the state.
+    """
+    cdef PackedBuild build = PackedBuild()
+    cdef Py_buffer id_view, box_view
+    cdef NodeID root
+    cdef double box[2 * MAX_DIMS]
+    if state.root != 0:
+        raise ValueError(f"bulk load into a tree of {state.records} records, expected an empty one")
+    build.ws = ws
+    build.state = state
+    build.progress = progress
+    build.records = borrow(ids, &id_view, sizeof(int64_t))
+    try:
+        if build.records != <uint64_t>borrow(boxes, &box_view, 2 * state.g.dims * sizeof(double)):
+            PyBuffer_Release(&box_view)
+            raise ValueError(f"{build.records} ids for another number of boxes")
+        try:
+            if build.records == 0:
+                return
+            build.ids = <const int64_t *>id_view.buf
+            build.boxes = <const double *>box_view.buf
+            build.plan()
+            with nogil:
+                root = build.write_page(build.levels - 1, 0, box)
+        finally:
+            PyBuffer_Release(&box_view)
+    finally:
+        PyBuffer_Release(&id_view)
+    state.root = root
+    state.levels = build.levels
+    state.records = build.records
+    copy_box(state.box, box, state.g.dims)
+
+
+def clear(WriteSet ws not None, TreeState state not None) -> None:
+    """Retires every page of the tree and makes the state an empty one. Raises CorruptionError, MemoryError."""
+    if state.root == 0:
+        return
+    with nogil:
+        _retire_pages(ws, state, state.root, state.levels - 1, 0)
+    state.root = 0
+    state.levels = 0
+    state.records = 0
+    state.refresh_bounds(ws.store)
+
+
+cdef int64_t _retire_pages(WriteSet ws, TreeState state, NodeID node, int level, uint64_t before) except -1 nogil:
+    """Retires a page after all below it; leaves needn't be read for that. Returns the pages retired, and `before`.
+
+    A page is read to its end before it is retired, since one of this transaction is given back at once.
+    """
+    cdef uint64_t retired = before
+    cdef Bucket *b
+    cdef uint32_t i
+    if level > 0:
+        b = resolve_bucket(ws.store, state, node, level)
+        for i in range(b.count):
+            retired = _retire_pages(ws, state, refs(&state.g, b)[i], level - 1, retired)
+    retired += 1
+    if retired > load_acquire(&ws.store.table.high_water):
+        _raise_pages(retired)
+    ws.retire(node)
+    return retired
+
+
+cdef int _raise_pages(uint64_t pages) except -1 with gil:
+    raise CorruptionError(f"a tree of {pages} pages, more than there are: a page is reached twice")

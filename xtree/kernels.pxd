@@ -1,0 +1,42 @@
+"""Kernels: the tight loops over a page's columns, as function pointers to the form this processor runs best.
+
+The form is chosen once, at import, and never changes; all forms give the same bits (window_kernels.h,
+distance_kernels.h).
+"""
+
+from libc.stdint cimport int64_t, uint64_t
+
+
+cdef extern from "window_kernels.h" nogil:
+    enum:
+        SLACK "XT_SLACK"            # words behind the last result that a kernel may overwrite
+
+    # An entry passes when first[a] <= most[a] and second[a] >= least[a] on every axis a.
+    ctypedef struct WindowTest "xt_test":
+        const double *first         # columns, `stride` doubles apart
+        const double *second
+        int64_t stride
+        const double *most
+        const double *least
+
+    ctypedef int64_t (*Select "xt_select")(const WindowTest *test, int dims, int64_t count, const uint64_t *refs,
+                                           uint64_t *hits) noexcept nogil
+    ctypedef void (*Divide "xt_divide")(const WindowTest *test, int dims, int64_t count, const uint64_t *refs,
+                                        uint64_t *crossing, int64_t *crossing_count, uint64_t *inside,
+                                        int64_t *inside_count) noexcept nogil
+
+
+cdef extern from "distance_kernels.h" nogil:
+    double SAFE_LEAST "XT_SAFE_LEAST"
+    double SAFE_MOST "XT_SAFE_MOST"
+
+    ctypedef void (*Distances "xt_distances")(const double *lower, const double *upper, int64_t stride, int dims,
+                                              int64_t count, const double *point, double *out) noexcept nogil
+    # For a distance outside [SAFE_LEAST, SAFE_MOST]: without overflow or underflow on the way.
+    double scaled_distance "xt_scaled_distance"(const double *lower, const double *upper, int64_t stride, int dims,
+                                                const double *point) noexcept
+
+
+cdef Select select                  # refs of the entries that pass, compressed and in order; returns how many
+cdef Divide divide                  # the same in two lists: entries that cross the window, entries inside it
+cdef Distances distances            # Euclidean distance of a point to every box

@@ -1,0 +1,3 @@
+simd: str
+
+def available() -> tuple[str, ...]: ...

@@ -1,0 +1,17 @@
+import numpy as np
+import numpy.typing as npt
+
+from xtree.persistence.store import Store
+from xtree.tree_state import TreeState
+
+def query(
+    store: Store, state: TreeState, boxes: npt.NDArray[np.float64], predicate: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+def query_one(
+    store: Store, state: TreeState, box: npt.NDArray[np.float64], predicate: int
+) -> npt.NDArray[np.int64]: ...
+def count(
+    store: Store, state: TreeState, boxes: npt.NDArray[np.float64], predicate: int
+) -> npt.NDArray[np.int64]: ...
+def holds(store: Store, state: TreeState, id: int, box: npt.NDArray[np.float64]) -> bool: ...
+def items(store: Store, state: TreeState) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...

@@ -1,0 +1,248 @@
+/* Window kernels: which entries of a page pass a test against a window, in three forms that agree exactly.
+ *
+ * Every predicate is one test on columns. An entry passes when, on every axis a,
+ *
+ *     first[a] <= most[a]  and  second[a] >= least[a]
+ *
+ *     predicate     first   most       second   least
+ *     intersects    lower   window's   upper    window's
+ *                           upper               lower
+ *     within        upper   upper      lower    lower
+ *     contains      lower   lower      upper    upper
+ *
+ * An entry lies inside the window when the test holds with first and second exchanged, so a directory page that was
+ * tested for "intersects" tells in the same pass which subtrees need no more tests.
+ *
+ * Columns of one kind stand `stride` doubles apart, and a stride is a multiple of 8, so whole vectors may be loaded
+ * behind `count`. Results are written compressed and in order; the vector forms write up to 8 words behind the last
+ * result, for which the caller leaves room.
+ */
+#ifndef XTREE_WINDOW_KERNELS_H
+#define XTREE_WINDOW_KERNELS_H
+
+#include <stdint.h>
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define XT_X86 1
+#include <immintrin.h>
+#define XT_TARGET(features) __attribute__((target(features)))
+#define XT_INLINE static inline __attribute__((always_inline))
+#else
+#define XT_X86 0
+#define XT_INLINE static inline
+#endif
+
+#define XT_SLACK 8
+
+typedef struct {
+    const double *first;
+    const double *second;
+    int64_t stride;
+    const double *most;
+    const double *least;
+} xt_test;
+
+/* Writes the refs of the entries that pass; returns how many. */
+typedef int64_t (*xt_select)(const xt_test *t, int dims, int64_t count, const uint64_t *refs, uint64_t *hits);
+
+/* Writes the refs of the entries that pass to `crossing`, or to `inside` when they lie inside the window. */
+typedef void (*xt_divide)(const xt_test *t, int dims, int64_t count, const uint64_t *refs, uint64_t *crossing,
+                          int64_t *crossing_count, uint64_t *inside, int64_t *inside_count);
+
+/* ---- portable ---- */
+
+XT_INLINE int xt_passes(const double *first, const double *second, const xt_test *t, int dims, int64_t i) {
+    int pass = 1;
+    for (int a = 0; a < dims; a++)
+        pass &= (first[a * t->stride + i] <= t->most[a]) & (second[a * t->stride + i] >= t->least[a]);
+    return pass;
+}
+
+XT_INLINE int64_t xt_select_any(const xt_test *t, int dims, int64_t count, const uint64_t *refs, uint64_t *hits) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < count; i++) {
+        hits[n] = refs[i];
+        n += xt_passes(t->first, t->second, t, dims, i);
+    }
+    return n;
+}
+
+static int64_t xt_select_portable(const xt_test *t, int dims, int64_t count, const uint64_t *refs, uint64_t *hits) {
+    return dims == 2 ? xt_select_any(t, 2, count, refs, hits) : xt_select_any(t, dims, count, refs, hits);
+}
+
+static void xt_divide_portable(const xt_test *t, int dims, int64_t count, const uint64_t *refs, uint64_t *crossing,
+                               int64_t *crossing_count, uint64_t *inside, int64_t *inside_count) {
+    int64_t n = 0, m = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (!xt_passes(t->first, t->second, t, dims, i)) continue;
+        if (xt_passes(t->second, t->first, t, dims, i))
+            inside[m++] = refs[i];
+        else
+            crossing[n++] = refs[i];
+    }
+    *crossing_count = n;
+    *inside_count = m;
+}
+
+#if XT_X86
+
+/* ---- AVX-512: eight entries a step, hits packed by the compress instruction in a register (to memory it is
+ * microcoded on some processors) ---- */
+
+XT_INLINE XT_TARGET("avx512f") __mmask8 xt_test8(const double *first, const double *second, const xt_test *t, int dims,
+                                                 int64_t i, __mmask8 pass) {
+    for (int a = 0; a < dims; a++) {
+        pass = _mm512_mask_cmp_pd_mask(pass, _mm512_loadu_pd(first + a * t->stride + i), _mm512_set1_pd(t->most[a]),
+                                       _CMP_LE_OQ);
+        pass = _mm512_mask_cmp_pd_mask(pass, _mm512_loadu_pd(second + a * t->stride + i), _mm512_set1_pd(t->least[a]),
+                                       _CMP_GE_OQ);
+        if (dims > 4 && !pass) break;
+    }
+    return pass;
+}
+
+XT_INLINE XT_TARGET("avx512f") int64_t xt_pack8(__mmask8 mask, const uint64_t *refs, uint64_t *out) {
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi64(mask, _mm512_loadu_si512(refs)));
+    return __builtin_popcount(mask);
+}
+
+XT_INLINE __mmask8 xt_lanes8(int64_t left) { return left >= 8 ? 0xFF : (__mmask8)((1u << left) - 1); }
+
+XT_INLINE XT_TARGET("avx512f") int64_t xt_select8(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
+                                                  uint64_t *hits) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < count; i += 8) {
+        __mmask8 pass = xt_test8(t->first, t->second, t, dims, i, xt_lanes8(count - i));
+        if (pass) n += xt_pack8(pass, refs + i, hits + n);
+    }
+    return n;
+}
+
+static XT_TARGET("avx512f") int64_t xt_select_avx512(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
+                                                     uint64_t *hits) {
+    return dims == 2 ? xt_select8(t, 2, count, refs, hits) : xt_select8(t, dims, count, refs, hits);
+}
+
+XT_INLINE XT_TARGET("avx512f") void xt_divide8(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
+                                               uint64_t *crossing, int64_t *crossing_count, uint64_t *inside,
+                                               int64_t *inside_count) {
+    int64_t n = 0, m = 0;
+    for (int64_t i = 0; i < count; i += 8) {
+        __mmask8 pass = xt_test8(t->first, t->second, t, dims, i, xt_lanes8(count - i));
+        if (!pass) continue;
+        __mmask8 whole = xt_test8(t->second, t->first, t, dims, i, pass);
+        n += xt_pack8(pass & ~whole, refs + i, crossing + n);
+        if (whole) m += xt_pack8(whole, refs + i, inside + m);
+    }
+    *crossing_count = n;
+    *inside_count = m;
+}
+
+static XT_TARGET("avx512f") void xt_divide_avx512(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
+                                                  uint64_t *crossing, int64_t *crossing_count, uint64_t *inside,
+                                                  int64_t *inside_count) {
+    if (dims == 2)
+        xt_divide8(t, 2, count, refs, crossing, crossing_count, inside, inside_count);
+    else
+        xt_divide8(t, dims, count, refs, crossing, crossing_count, inside, inside_count);
+}
+
+/* ---- AVX2: four entries a step, hits packed by a permutation that the mask looks up ---- */
+
+#define XT_LANE(i) 2 * i, 2 * i + 1
+static const int32_t xt_pack_table[16][8] __attribute__((aligned(32))) = {
+    {0},
+    {XT_LANE(0)},
+    {XT_LANE(1)},
+    {XT_LANE(0), XT_LANE(1)},
+    {XT_LANE(2)},
+    {XT_LANE(0), XT_LANE(2)},
+    {XT_LANE(1), XT_LANE(2)},
+    {XT_LANE(0), XT_LANE(1), XT_LANE(2)},
+    {XT_LANE(3)},
+    {XT_LANE(0), XT_LANE(3)},
+    {XT_LANE(1), XT_LANE(3)},
+    {XT_LANE(0), XT_LANE(1), XT_LANE(3)},
+    {XT_LANE(2), XT_LANE(3)},
+    {XT_LANE(0), XT_LANE(2), XT_LANE(3)},
+    {XT_LANE(1), XT_LANE(2), XT_LANE(3)},
+    {XT_LANE(0), XT_LANE(1), XT_LANE(2), XT_LANE(3)},
+};
+
+XT_INLINE XT_TARGET("avx2") int xt_test4(const double *first, const double *second, const xt_test *t, int dims, int64_t i,
+                                         int pass) {
+    for (int a = 0; a < dims; a++) {
+        __m256d below = _mm256_cmp_pd(_mm256_loadu_pd(first + a * t->stride + i), _mm256_set1_pd(t->most[a]),
+                                      _CMP_LE_OQ);
+        __m256d above = _mm256_cmp_pd(_mm256_loadu_pd(second + a * t->stride + i), _mm256_set1_pd(t->least[a]),
+                                      _CMP_GE_OQ);
+        pass &= _mm256_movemask_pd(_mm256_and_pd(below, above));
+        if (dims > 4 && !pass) break;
+    }
+    return pass;
+}
+
+XT_INLINE XT_TARGET("avx2,popcnt") int64_t xt_pack4(int mask, const uint64_t *refs, uint64_t *out) {
+    __m256i order = _mm256_load_si256((const __m256i *)xt_pack_table[mask]);
+    _mm256_storeu_si256((__m256i *)out,
+                        _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)refs), order));
+    return __builtin_popcount((unsigned)mask);
+}
+
+XT_INLINE int xt_lanes4(int64_t left) { return left >= 4 ? 0xF : (1 << left) - 1; }
+
+XT_INLINE XT_TARGET("avx2,popcnt") int64_t xt_select4(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
+                                                      uint64_t *hits) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < count; i += 4) {
+        int pass = xt_test4(t->first, t->second, t, dims, i, xt_lanes4(count - i));
+        if (pass) n += xt_pack4(pass, refs + i, hits + n);
+    }
+    return n;
+}
+
+static XT_TARGET("avx2,popcnt") int64_t xt_select_avx2(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
+                                                       uint64_t *hits) {
+    return dims == 2 ? xt_select4(t, 2, count, refs, hits) : xt_select4(t, dims, count, refs, hits);
+}
+
+XT_INLINE XT_TARGET("avx2,popcnt") void xt_divide4(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
+                                                   uint64_t *crossing, int64_t *crossing_count, uint64_t *inside,
+                                                   int64_t *inside_count) {
+    int64_t n = 0, m = 0;
+    for (int64_t i = 0; i < count; i += 4) {
+        int pass = xt_test4(t->first, t->second, t, dims, i, xt_lanes4(count - i));
+        if (!pass) continue;
+        int whole = xt_test4(t->second, t->first, t, dims, i, pass);
+        n += xt_pack4(pass & ~whole, refs + i, crossing + n);
+        if (whole) m += xt_pack4(whole, refs + i, inside + m);
+    }
+    *crossing_count = n;
+    *inside_count = m;
+}
+
+static XT_TARGET("avx2,popcnt") void xt_divide_avx2(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
+                                                    uint64_t *crossing, int64_t *crossing_count, uint64_t *inside,
+                                                    int64_t *inside_count) {
+    if (dims == 2)
+        xt_divide4(t, 2, count, refs, crossing, crossing_count, inside, inside_count);
+    else
+        xt_divide4(t, dims, count, refs, crossing, crossing_count, inside, inside_count);
+}
+
+static int xt_has_avx512(void) { return __builtin_cpu_supports("avx512f") != 0; }
+static int xt_has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt"); }
+
+#else /* no form but the portable one */
+
+#define xt_select_avx512 xt_select_portable
+#define xt_select_avx2 xt_select_portable
+#define xt_divide_avx512 xt_divide_portable
+#define xt_divide_avx2 xt_divide_portable
+static int xt_has_avx512(void) { return 0; }
+static int xt_has_avx2(void) { return 0; }
+
+#endif
+
+#endif
