@@ -1,0 +1,53 @@
+"""Insertion into an X-tree: choose-subtree on the way down, splits on the way up.
+
+One Inserter belongs to one transaction, and to one thread at a time. Every page it changes is one that the
+transaction made, or a copy it makes on the way down.
+"""
+
+cimport cython
+from libc.stdint cimport uint64_t
+
+from xtree.box cimport Frame
+from xtree.bucket cimport Bucket, Geometry
+from xtree.persistence.node_id cimport NodeID
+from xtree.persistence.store cimport Store, WriteSet
+from xtree.split cimport Splitter
+from xtree.tree_state cimport MAX_LEVELS, TreeState
+
+
+@cython.final
+cdef class Inserter:
+    cdef WriteSet ws
+    cdef Store store
+    cdef TreeState state
+    cdef Splitter splitter
+    cdef Frame frame                # of the page whose entries are being compared
+    cdef double *measures           # per entry of that page: MEASURES arrays of `room`
+    cdef int room
+    cdef NodeID path[MAX_LEVELS]    # by level, the page on the way down
+    cdef int chosen[MAX_LEVELS]     # by level, the entry taken there
+
+    # Puts an entry into a page of a level: a record at level 0, a subtree above it. Bounds grow, the records' count
+    # doesn't: that is the caller's. After an error the tree is in no defined state, and its transaction must abort.
+    cdef int insert(self, const double *box, uint64_t ref, uint64_t split_history, int level) except -1 nogil
+
+    cdef int plant(self, const double *box, uint64_t ref) except -1 nogil
+    cdef int descend(self, const double *box, int level) except -1 nogil
+    cdef int place(self, const double *box, uint64_t ref, uint64_t split_history, int level) except -1 nogil
+    cdef int grow(self, Bucket *b) except -1 nogil
+    cdef int split(self, Bucket *b, bint on_axis, double *box, uint64_t *ref, uint64_t *split_history) except -1 nogil
+    cdef int raise_root(self, const double *box, NodeID node, const double *other_box, NodeID other,
+                        uint64_t split_history) except -1 nogil
+    cdef Bucket *new_page(self, int level, int count) except NULL nogil
+    cdef int repoint(self, int level, NodeID node) except -1 nogil
+    cdef int choose(self, Bucket *b, const double *box, const double *region) except -1 nogil
+    cdef int choose_leaf(self, Bucket *b, const double *box) except -1 nogil
+    cdef int cheapest(self, Bucket *b) except -2 nogil
+    cdef int count_below(self, Bucket *b, int entry) except -1 nogil
+    cdef int make_room(self, int count) except -1 nogil
+
+
+# The least number of blocks of a directory page for so many entries.
+cdef int blocks_for(const Geometry *g, int count) noexcept nogil
+# The smallest size class that holds so many blocks.
+cdef int class_of_blocks(const Geometry *g, int blocks) noexcept nogil

@@ -1,0 +1,37 @@
+"""Removal of records from an X-tree: exact match, then condense on the way up.
+
+One Remover belongs to one transaction, and to one thread at a time.
+"""
+
+cimport cython
+from libc.stdint cimport uint64_t
+
+from xtree.bucket cimport Bucket
+from xtree.insertion cimport Inserter
+from xtree.persistence.node_id cimport NodeID
+from xtree.persistence.store cimport Store, WriteSet
+from xtree.tree_state cimport MAX_LEVELS, TreeState
+
+
+@cython.final
+cdef class Remover:
+    cdef WriteSet ws
+    cdef Store store
+    cdef TreeState state
+    cdef Inserter inserter
+    cdef NodeID path[MAX_LEVELS]    # by level, the page on the way down
+    cdef int chosen[MAX_LEVELS]     # by level, the entry taken there
+    cdef uint64_t *orphans          # entries of dissolved pages, ORPHAN_WORDS + 2 * dims words each
+    cdef Py_ssize_t orphan_count, orphan_room
+
+    # Removes one copy of a record. Returns whether there was one. After an error the transaction must abort.
+    cdef bint remove(self, const double *box, uint64_t ref) except? True nogil
+
+    cdef bint find(self, const double *box, uint64_t ref) except? True nogil
+    cdef int make_path_writable(self) except -1 nogil
+    cdef int condense(self, const double *box) except -1 nogil
+    cdef int shrink(self, int level, Bucket *b) except -1 nogil
+    cdef int keep_orphans(self, Bucket *b) except -1 nogil
+    cdef int reinsert_orphans(self) except -1 nogil
+    cdef int lower_root(self) except -1 nogil
+    cdef int repoint(self, int level, NodeID node) except -1 nogil

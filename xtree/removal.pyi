@@ -1,0 +1,9 @@
+import numpy as np
+import numpy.typing as npt
+
+from xtree.persistence.store import WriteSet
+from xtree.tree_state import TreeState
+
+def delete(
+    ws: WriteSet, state: TreeState, ids: npt.NDArray[np.int64], boxes: npt.NDArray[np.float64]
+) -> int: ...

@@ -1,0 +1,300 @@
+"""Removal as in the R-tree (Guttman, SIGMOD 1984, section 3.3), with the fill of the R*-tree and shrinking supernodes."""
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.string cimport memcpy
+
+from xtree.box cimport MAX_DIMS, boxes_equal, copy_box
+from xtree.bucket cimport (
+    KIND_DIRECTORY, Geometry, bounding_box, column_capacity, copy_entries, get_box, history, init_bucket, lower, refs,
+    remove_entry, set_entry, stride, upper,
+)
+from xtree.insertion cimport class_of_blocks
+from xtree.persistence.memory cimport reallocate, release
+from xtree.persistence.page cimport class_bytes
+from xtree.tree_state cimport resolve_bucket
+
+from xtree.errors import CorruptionError
+
+cdef enum:
+    ROWS_BETWEEN_SIGNALS = 1024
+    # Words of an orphan before its box.
+    ORPHAN_LEVEL = 0                # of the page it stood in
+    ORPHAN_REF = 1
+    ORPHAN_HISTORY = 2
+    ORPHAN_WORDS = 3
+
+cdef double SHRINK_AT = 0.9         # a supernode shrinks when its entries fill this share of one block fewer
+
+
+cdef class Remover:
+    """One transaction's way of taking records out of one tree."""
+
+    def __cinit__(self, WriteSet ws not None, TreeState state not None):
+        self.orphans = NULL
+        self.orphan_room = 0
+        self.orphan_count = 0
+        self.ws = ws
+        self.store = ws.store
+        self.state = state
+        self.inserter = Inserter(ws, state)
+
+    def __dealloc__(self):
+        release(self.orphans)
+
+    cdef bint remove(self, const double *box, uint64_t ref) except? True nogil:
+        cdef Bucket *leaf
+        if self.state.root == 0 or not self.find(box, ref):
+            return False
+        self.make_path_writable()
+        leaf = resolve_bucket(self.store, self.state, self.path[0], 0)
+        remove_entry(&self.state.g, leaf, self.chosen[0])
+        self.condense(box)
+        self.reinsert_orphans()
+        self.lower_root()
+        return True
+
+    cdef bint find(self, const double *box, uint64_t ref) except? True nogil:
+        """Finds a record, depth first, below entries that contain its box; the path leads to it."""
+        cdef const Geometry *g = &self.state.g
+        cdef int top = self.state.levels - 1
+        cdef int level = top
+        cdef uint64_t visited = 0
+        cdef Bucket *b
+        self.path[top] = self.state.root
+        self.chosen[top] = -1
+        while level <= top:
+            b = resolve_bucket(self.store, self.state, self.path[level], level)
+            if level == 0:
+                self.chosen[0] = find_record(g, b, box, ref)
+                if self.chosen[0] >= 0:
+                    return True
+            else:
+                self.chosen[level] = next_containing(g, b, box, self.chosen[level] + 1)
+            if level == 0 or self.chosen[level] < 0:
+                level += 1
+                continue
+            visited += 1
+            if visited > self.store.table.high_water:
+                raise_endless(self.state.root)
+            level -= 1
+            self.path[level] = refs(g, b)[self.chosen[level + 1]]
+            self.chosen[level] = -1
+        return False
+
+    cdef int make_path_writable(self) except -1 nogil:
+        cdef int level
+        cdef NodeID node
+        for level in range(self.state.levels - 1, -1, -1):
+            node = self.path[level]
+            self.ws.writable(&node)
+            self.repoint(level, node)
+        return 0
+
+    cdef int repoint(self, int level, NodeID node) except -1 nogil:
+        """Makes `node` the page of the path at a level."""
+        cdef Bucket *parent
+        if level == self.state.levels - 1:
+            self.state.root = node
+        else:
+            parent = resolve_bucket(self.store, self.state, self.path[level + 1], level + 1)
+            refs(&self.state.g, parent)[self.chosen[level + 1]] = node
+        self.path[level] = node
+        return 0
+
+    cdef int condense(self, const double *removed) except -1 nogil:
+        """From the leaf up: dissolves pages with too few entries, shrinks supernodes, tightens boxes.
+
+        Ends at the first page whose box stays the same, since nothing above it changes.
+        """
+        cdef const Geometry *g = &self.state.g
+        cdef int level
+        cdef Bucket *b
+        cdef Bucket *parent
+        cdef double gone[2 * MAX_DIMS]
+        cdef double loose[2 * MAX_DIMS]
+        cdef double tight[2 * MAX_DIMS]
+        copy_box(gone, removed, g.dims)
+        for level in range(self.state.levels):
+            b = resolve_bucket(self.store, self.state, self.path[level], level)
+            if level == self.state.levels - 1:
+                return self.shrink(level, b)
+            parent = resolve_bucket(self.store, self.state, self.path[level + 1], level + 1)
+            get_box(g, parent, self.chosen[level + 1], loose)
+            if b.count == 0 or (b.count < least_entries(g, b) and parent.count > 1):
+                self.keep_orphans(b)
+                remove_entry(g, parent, self.chosen[level + 1])
+                self.ws.retire(self.path[level])
+            else:
+                self.shrink(level, b)
+                if not touches_side(loose, gone, g.dims):
+                    return 0
+                b = resolve_bucket(self.store, self.state, self.path[level], level)
+                bounding_box(g, b, tight)
+                if boxes_equal(loose, tight, g.dims):
+                    return 0
+                set_entry(g, parent, self.chosen[level + 1], tight, self.path[level],
+                          history(g, parent)[self.chosen[level + 1]])
+            copy_box(gone, loose, g.dims)
+        return 0
+
+    cdef int shrink(self, int level, Bucket *b) except -1 nogil:
+        """Takes a block from a supernode that would do with one fewer."""
+        cdef const Geometry *g = &self.state.g
+        cdef int blocks = b.blocks - 1
+        cdef NodeID node = 0
+        cdef NodeID old = self.path[level]
+        cdef Bucket *smaller
+        if blocks == 0 or b.count > SHRINK_AT * block_entries(g, blocks):
+            return 0
+        if class_of_blocks(g, blocks) == b.size_class:
+            b.blocks = <uint16_t>blocks
+            return 0
+        smaller = <Bucket *>self.ws.reserve(KIND_DIRECTORY, class_of_blocks(g, blocks), &node)
+        init_bucket(g, smaller, level, blocks)
+        copy_entries(g, b, smaller)
+        self.repoint(level, node)
+        return self.ws.retire(old)
+
+    cdef int keep_orphans(self, Bucket *b) except -1 nogil:
+        """Copies the entries of a page that is about to be dissolved."""
+        cdef const Geometry *g = &self.state.g
+        cdef size_t words = ORPHAN_WORDS + 2 * g.dims
+        cdef Py_ssize_t wanted = self.orphan_count + b.count
+        cdef uint64_t *orphan
+        cdef int entry
+        if wanted > self.orphan_room:
+            orphan = <uint64_t *>reallocate(self.orphans, 2 * wanted * words * sizeof(uint64_t))
+            if orphan == NULL:
+                with gil:
+                    raise MemoryError(f"no memory for {wanted} entries to be inserted again")
+            self.orphans = orphan
+            self.orphan_room = 2 * wanted
+        for entry in range(<int>b.count):
+            orphan = self.orphans + self.orphan_count * words
+            orphan[ORPHAN_LEVEL] = b.level
+            orphan[ORPHAN_REF] = refs(g, b)[entry]
+            orphan[ORPHAN_HISTORY] = history(g, b)[entry] if b.kind == KIND_DIRECTORY else 0
+            get_box(g, b, entry, <double *>(orphan + ORPHAN_WORDS))
+            self.orphan_count += 1
+        return 0
+
+    cdef int reinsert_orphans(self) except -1 nogil:
+        """Inserts the orphans again, each into a page of its level, subtrees before records."""
+        cdef size_t words = ORPHAN_WORDS + 2 * self.state.g.dims
+        cdef const uint64_t *orphan
+        while self.orphan_count > 0:
+            self.orphan_count -= 1
+            orphan = self.orphans + self.orphan_count * words
+            self.inserter.insert(<const double *>(orphan + ORPHAN_WORDS), orphan[ORPHAN_REF], orphan[ORPHAN_HISTORY],
+                                 <int>orphan[ORPHAN_LEVEL])
+        return 0
+
+    cdef int lower_root(self) except -1 nogil:
+        """Replaces a root of one child by the child, and removes an empty one."""
+        cdef Bucket *root
+        cdef NodeID old
+        while self.state.root != 0:
+            old = self.state.root
+            root = resolve_bucket(self.store, self.state, old, self.state.levels - 1)
+            if root.count > 1 or (root.count == 1 and root.level == 0):
+                break
+            self.state.root = refs(&self.state.g, root)[0] if root.count == 1 else 0
+            self.state.levels = self.state.levels - 1 if root.count == 1 else 0
+            self.ws.retire(old)
+        return 0
+
+
+cdef int find_record(const Geometry *g, Bucket *b, const double *box, uint64_t ref) noexcept nogil:
+    """The entry of a leaf that is this record, -1 if there is none. Boxes compare by value."""
+    cdef double stored[2 * MAX_DIMS]
+    cdef const uint64_t *ids = refs(g, b)
+    cdef int entry
+    for entry in range(<int>b.count):
+        if ids[entry] == ref:
+            get_box(g, b, entry, stored)
+            if boxes_equal(stored, box, g.dims):
+                return entry
+    return -1
+
+
+cdef int next_containing(const Geometry *g, Bucket *b, const double *box, int start) noexcept nogil:
+    """The first entry from `start` on that contains a box, -1 if there is none."""
+    cdef int step = stride(g, b)
+    cdef const double *low = lower(g, b, 0)
+    cdef const double *high = upper(g, b, 0)
+    cdef int entry, axis
+    for entry in range(start, <int>b.count):
+        for axis in range(g.dims):
+            if low[axis * step + entry] > box[axis] or high[axis * step + entry] < box[g.dims + axis]:
+                break
+        else:
+            return entry
+    return -1
+
+
+cdef bint touches_side(const double *box, const double *inner, int dims) noexcept nogil:
+    """Whether a box inside another reaches one of its sides, so that the other may shrink without it."""
+    cdef int i
+    for i in range(2 * dims):
+        if box[i] == inner[i]:
+            return True
+    return False
+
+
+cdef double least_entries(const Geometry *g, const Bucket *b) noexcept nogil:
+    """A page with fewer entries is dissolved. Directories may stem from an overlap-minimal split, of either share."""
+    if b.kind == KIND_DIRECTORY:
+        return min(g.min_fill, g.min_fanout) * g.block_capacity
+    return g.min_fill * g.leaf_capacity
+
+
+cdef int block_entries(const Geometry *g, int blocks) noexcept nogil:
+    return column_capacity(g.dims, blocks * class_bytes(g.base_class), True)
+
+
+cdef int raise_endless(NodeID root) except -1 with gil:
+    raise CorruptionError(f"the tree under page {root:#x} has more paths than there are pages")
+
+
+cdef int raise_miscounted(TreeState state) except -1 with gil:
+    raise CorruptionError(f"the tree with root {state.root:#x} counts {state.records} records, but holds others")
+
+
+def delete(WriteSet ws not None, TreeState state not None, const int64_t[::1] ids not None,
+           const double[:, ::1] boxes not None) -> int:
+    """Removes records from the tree of a transaction, one copy for each row of (ids, boxes); returns how many went.
+
+    ids is (n,) int64, boxes (n, 2 * dims) float64. A record goes if its id and its box are equal, 0.0 to -0.0 too.
+    Signals are delivered between chunks of rows. After any exception the transaction must be aborted.
+    """
+    cdef Remover remover
+    cdef Py_ssize_t n = ids.shape[0]
+    cdef Py_ssize_t start = 0
+    cdef Py_ssize_t stop
+    cdef uint64_t before = state.records
+    if boxes.shape[0] != n or boxes.shape[1] != 2 * state.g.dims:
+        raise ValueError(f"got boxes of shape ({boxes.shape[0]}, {boxes.shape[1]}), expected ({n}, {2 * state.g.dims})")
+    if n == 0 or state.root == 0:
+        return 0
+    remover = Remover(ws, state)
+    while start < n:
+        stop = min(start + ROWS_BETWEEN_SIGNALS, n)
+        with nogil:
+            remove_rows(remover, state, &ids[start], &boxes[start, 0], stop - start)
+        start = stop
+        PyErr_CheckSignals()
+    state.refresh_bounds(ws.store)
+    return before - state.records
+
+
+cdef int remove_rows(Remover remover, TreeState state, const int64_t *ids, const double *boxes,
+                     Py_ssize_t n) except -1 nogil:
+    cdef Py_ssize_t i
+    cdef int width = 2 * state.g.dims
+    for i in range(n):
+        if remover.remove(boxes + i * width, <uint64_t>ids[i]):
+            state.records -= 1
+            if (state.root == 0) != (state.records == 0):
+                raise_miscounted(state)
+    return 0
