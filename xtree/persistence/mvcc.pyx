@@ -84,13 +84,12 @@ cdef int _add_block(Epochs e, int block) except -1 nogil:
 
 
 cdef int _take_slot(Epochs e) except -1 nogil:
-    cdef int blocks, first, slot
+    cdef int blocks, slot
     while True:
         blocks = <int>load_seq(&e.block_count)
-        first = <int>load_relaxed(&e.first_open)
-        slot = _take_slot_of(e, first, blocks)
-        if slot < 0:
-            slot = _take_slot_of(e, 0, min(first, blocks))
+        slot = _take_slot_of(e, <int>load_relaxed(&e.first_open), blocks)
+        if slot < 0 and blocks == MAX_BLOCKS:
+            slot = _take_slot_of(e, 0, blocks)      # the hint may have missed one
         if slot >= 0:
             store_relaxed(&_slot_at(e, slot).since_ns, xt_monotonic_ns())
             return slot
@@ -156,9 +155,13 @@ cdef class Epochs:
     cdef uint64_t min_active(self) noexcept nogil:
         cdef uint64_t least = load_seq(&self.current)
         cdef uint64_t blocks = load_seq(&self.block_count)
-        cdef uint64_t slot
-        for slot in range(blocks * SLOTS_PER_BLOCK):
-            least = min(least, load_seq(&_slot_at(self, slot).epoch))
+        cdef uint64_t block
+        cdef PinSlot *slots
+        cdef int i
+        for block in range(blocks):
+            slots = <PinSlot *>load_seq(&self.blocks[block])
+            for i in range(SLOTS_PER_BLOCK):
+                least = min(least, load_seq(&slots[i].epoch))
         return least
 
     cdef uint64_t reclaim_horizon(self) noexcept nogil:

@@ -64,8 +64,8 @@ cdef inline int class_of(uint64_t word) noexcept nogil:
 cdef class ObjectTable:
     cdef uint64_t *slabs            # Row * of each slab, 0 until it is used
     cdef uint64_t high_water        # every handle in use is below it; handle 0 is never given out
-    cdef uint64_t free_head, free_tail, free_count          # first in, first out
-    cdef uint64_t retired_head, retired_tail, retired_count # in the order of their retire epochs
+    cdef uint64_t free_head, free_tail, free_count           # first in, first out
+    cdef uint64_t retired_head, retired_tail, retired_count  # in the order of their retire epochs
     cdef uint64_t live_count, reserved_count
 
     cdef inline Row *row(self, uint64_t handle) noexcept nogil:

@@ -115,7 +115,7 @@ cdef inline Row *_row_at(ObjectTable t, uint64_t handle) noexcept nogil:
 # Frees a row that is on no list: its word keeps the tag only.
 cdef inline void _free_row(ObjectTable t, uint64_t handle, Row *row) noexcept nogil:
     row.next = 0
-    store_release(&row.word, row.word & WORD_TAG)
+    store_release(&row.word, load_relaxed(&row.word) & WORD_TAG)
     if t.free_tail:
         _row_at(t, t.free_tail).next = handle
     else:
@@ -157,7 +157,7 @@ cdef class ObjectTable:
             handle = self.high_water
             _make_slab(self, handle)
             row = _row_at(self, handle)
-        tag = next_tag(<uint8_t>(row.word & WORD_TAG))
+        tag = next_tag(<uint8_t>(load_relaxed(&row.word) & WORD_TAG))
         store_release(&row.birth, UINT64_MAX)
         store_release(&row.retire, UINT64_MAX)
         store_relaxed(&row.address, address)
@@ -175,7 +175,7 @@ cdef class ObjectTable:
     cdef void publish(self, NodeID node, uint64_t epoch) noexcept nogil:
         cdef Row *row = _row_at(self, handle_of(node))
         store_release(&row.birth, epoch)
-        store_release(&row.word, _with_state(row.word, STATE_LIVE))
+        store_release(&row.word, _with_state(load_relaxed(&row.word), STATE_LIVE))
         self.reserved_count -= 1
         self.live_count += 1
 
@@ -183,7 +183,7 @@ cdef class ObjectTable:
         cdef uint64_t handle = handle_of(node)
         cdef Row *row = _row_at(self, handle)
         store_release(&row.retire, epoch)
-        store_release(&row.word, _with_state(row.word, STATE_RETIRED))
+        store_release(&row.word, _with_state(load_relaxed(&row.word), STATE_RETIRED))
         row.next = 0
         if self.retired_tail:
             _row_at(self, self.retired_tail).next = handle
@@ -211,7 +211,7 @@ cdef class ObjectTable:
             self.retired_tail = 0
         self.retired_count -= 1
         address[0] = row.address
-        size_class[0] = class_of(row.word)
+        size_class[0] = class_of(load_relaxed(&row.word))
         _free_row(self, handle, row)
         return True
 
@@ -328,6 +328,7 @@ cdef class ObjectTable:
     def describe(self, NodeID node):
         """The row of a NodeID's handle, whichever life it is in. Raises KeyError for one that was never given out."""
         cdef Row *row = self.row(handle_of(node))
+        cdef uint64_t word
         if row == NULL:
             raise KeyError(f"handle {handle_of(node)} was never given out")
         word = load_acquire(&row.word)
@@ -464,19 +465,20 @@ cdef int _restore_live(ObjectTable t, uint64_t handle, const StoredRow *stored, 
 
 cdef int _snapshot(ObjectTable t, uint64_t epoch, StoredRow *out, const uint32_t *files,
                    uint32_t windows) except -1 nogil:
-    cdef uint64_t handle
+    cdef uint64_t handle, word
     cdef const Row *row
     memset(out, 0, t.high_water * sizeof(StoredRow))
     for handle in range(1, t.high_water):
         row = _row_at(t, handle)
-        out[handle].tag = row.word & WORD_TAG
-        if state_of(row.word) < STATE_LIVE or not row.birth <= epoch < row.retire:
+        word = load_relaxed(&row.word)
+        out[handle].tag = word & WORD_TAG
+        if state_of(word) < STATE_LIVE or not row.birth <= epoch < row.retire:
             continue
         if window_of(row.address) >= windows:
             return _bad_row(handle, "in a window without a data file")
         out[handle].state = STATE_LIVE
-        out[handle].kind = kind_of(row.word)
-        out[handle].size_class = class_of(row.word)
+        out[handle].kind = kind_of(word)
+        out[handle].size_class = class_of(word)
         out[handle].file_number = files[window_of(row.address)]
         out[handle].offset = offset_of(row.address)
         out[handle].birth = row.birth

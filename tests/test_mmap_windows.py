@@ -1,0 +1,252 @@
+"""Windows: mapped lazily, stable once mapped, over files that grow, and over memory."""
+
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+
+import pytest
+
+from xtree.errors import CapacityError
+from xtree.persistence.memory import fail_allocation
+from xtree.persistence.mmap_windows import Windows
+
+PAGE = 4096
+
+
+class Sparse:
+    """A file that counts how often its descriptor was asked for."""
+
+    def __init__(self, file):
+        self.file = file
+        self.asked = 0
+
+    def fileno(self):
+        self.asked += 1
+        return self.file.fileno()
+
+
+@pytest.fixture
+def sparse(tmp_path):
+    with contextlib.ExitStack() as opened:
+
+        def make(name="data", mode="w+b"):
+            file = opened.enter_context(open(tmp_path / name, mode))
+            if "w" in mode:
+                file.truncate(PAGE)
+            return Sparse(file)
+
+        yield make
+
+
+@pytest.fixture(autouse=True)
+def no_failure_is_left_planned():
+    yield
+    fail_allocation(0)
+
+
+def mapping_of(path):
+    """The kernel's list of this process's mappings of a file: (start, length, permissions)."""
+    found = []
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            if line.rstrip().endswith(str(path)):
+                start, end = (int(part, 16) for part in line.split()[0].split("-"))
+                found.append((start, end - start, line.split()[1]))
+    return found
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+
+
+def test_a_files_window_is_mapped_at_its_first_use_only(sparse):
+    windows, file = Windows(), sparse()
+    window = windows.add_file(file, 1 << 20)
+    assert (windows.count, windows.mapped, file.asked) == (1, 0, 0)
+    assert not windows.is_mapped(window)
+    windows.map(window)
+    windows.map(window)
+    assert (windows.mapped, windows.reserved_bytes, file.asked) == (1, 1 << 20, 1)
+
+
+@linux
+def test_a_window_spans_its_reserved_bytes_and_follows_the_file_as_it_grows(sparse):
+    windows, file = Windows(), sparse()
+    window = windows.add_file(file, 1 << 22)
+    windows.map(window)
+    ((start, length, permissions),) = mapping_of(file.file.name)
+    assert length == 1 << 22 and permissions.startswith("rw") and permissions.endswith("s")
+    file.file.truncate(4 * PAGE)
+    ctypes.memset(start + 3 * PAGE, 0x41, PAGE)
+    windows.flush(window, 3 * PAGE + 100, 50)
+    file.file.seek(3 * PAGE)
+    assert file.file.read() == b"A" * PAGE
+
+
+@linux
+def test_a_mapping_outlives_its_descriptor(sparse):
+    windows, file = Windows(), sparse()
+    path = file.file.name
+    windows.map(windows.add_file(file, PAGE))
+    file.file.close()
+    ((start, _, _),) = mapping_of(path)
+    ctypes.memset(start, 0x42, 3)
+    with open(path, "rb") as again:
+        assert again.read(3) == b"BBB"
+
+
+@linux
+def test_a_read_only_store_maps_read_only(sparse, tmp_path):
+    sparse("data").file.close()
+    windows, file = Windows(writable=False), sparse("data", mode="rb")
+    windows.map(windows.add_file(file, 1 << 20))
+    ((_, _, permissions),) = mapping_of(tmp_path / "data")
+    assert permissions.startswith("r-")
+    assert not windows.writable
+
+
+@linux
+def test_unmapping_leaves_no_mapping_and_no_window(sparse):
+    windows, file = Windows(), sparse()
+    windows.map(windows.add_file(file, 1 << 20))
+    windows.add_anonymous(1 << 20)
+    windows.unmap_all()
+    windows.unmap_all()
+    assert mapping_of(file.file.name) == []
+    assert (len(windows), windows.mapped, windows.reserved_bytes) == (0, 0, 0)
+    with pytest.raises(ValueError, match="no window 0"):
+        windows.map(0)
+
+
+@linux
+def test_a_forgotten_object_unmaps_its_windows(sparse):
+    windows, file = Windows(), sparse()
+    windows.map(windows.add_file(file, 1 << 20))
+    del windows
+    assert mapping_of(file.file.name) == []
+
+
+def test_memory_is_mapped_at_once():
+    windows = Windows()
+    for size in (1, PAGE, 1 << 20, 1 << 30):
+        window = windows.add_anonymous(size)
+        assert windows.is_mapped(window) and windows.bytes_of(window) == size
+    windows.flush(0, 0, 0)
+    assert windows.mapped == 4
+
+
+@pytest.mark.parametrize("size", [0, 2**48 + 1])
+def test_a_size_that_no_window_can_have_is_refused(sparse, size):
+    windows = Windows()
+    with pytest.raises(ValueError, match="a window has 1 to"):
+        windows.add_anonymous(size)
+    with pytest.raises(ValueError, match="a window has 1 to"):
+        windows.add_file(sparse(), size)
+    assert windows.count == 0
+
+
+def test_more_memory_than_there_is_address_space_is_an_os_error():
+    windows = Windows()
+    with pytest.raises(OSError) as failure:
+        for _ in range(2):
+            windows.add_anonymous(2**47)
+    assert failure.value.errno
+    assert windows.count == 0
+
+
+def test_a_file_that_cannot_be_mapped_is_an_os_error_and_can_be_tried_again(tmp_path):
+    windows = Windows()
+
+    class Closed:
+        descriptor = -1
+
+        def fileno(self):
+            return self.descriptor
+
+    file = Closed()
+    window = windows.add_file(file, PAGE)
+    with pytest.raises(OSError) as failure:
+        windows.map(window)
+    assert failure.value.errno
+    with open(tmp_path / "data", "w+b") as opened:
+        opened.truncate(PAGE)
+        file.descriptor = opened.fileno()
+        windows.map(window)
+    assert windows.is_mapped(window)
+
+
+def test_there_are_65536_windows_and_no_more(sparse):
+    windows, file = Windows(), sparse()
+    for _ in range(65536):
+        windows.add_file(file, PAGE)
+    for add in (lambda: windows.add_file(file, PAGE), lambda: windows.add_anonymous(PAGE)):
+        with pytest.raises(CapacityError, match="all 65536 windows"):
+            add()
+    windows.map(65535)
+    assert (windows.count, windows.mapped) == (65536, 1)
+
+
+def test_flushing_outside_a_window_is_refused(sparse):
+    windows = Windows()
+    window = windows.add_file(sparse(), PAGE)
+    windows.flush(window, 0, PAGE)
+    for offset, length in [(0, PAGE + 1), (PAGE, 1), (2**63, 2**63)]:
+        with pytest.raises(ValueError, match="aren't inside window"):
+            windows.flush(window, offset, length)
+
+
+def test_many_threads_may_map_the_same_window(sparse):
+    windows, file = Windows(), sparse()
+    window = windows.add_file(file, 1 << 20)
+    ready = threading.Barrier(8)
+
+    def map_it():
+        ready.wait()
+        windows.map(window)
+
+    threads = [threading.Thread(target=map_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert windows.mapped == 1
+    if sys.platform == "linux":
+        assert len(mapping_of(file.file.name)) == 1
+
+
+def test_a_window_is_mapped_once_even_if_asking_for_the_descriptor_maps_it(sparse):
+    windows, inner = Windows(), sparse()
+
+    class Reentrant:
+        calls = 0
+
+        def fileno(self):
+            self.calls += 1
+            if self.calls == 1:
+                windows.map(window)
+            return inner.fileno()
+
+    window = windows.add_file(Reentrant(), 1 << 20)
+    windows.map(window)
+    if sys.platform == "linux":
+        assert len(mapping_of(inner.file.name)) == 1
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_table_that_gets_no_memory_is_a_memory_error(nth):
+    fail_allocation(nth)
+    with pytest.raises(MemoryError):
+        Windows()
+    assert Windows().count == 0
+
+
+def test_mapped_files_hold_no_descriptor_of_their_own(sparse):
+    windows = Windows()
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("needs /proc/self/fd")
+    files = [sparse(f"data{i}") for i in range(20)]
+    before = len(os.listdir("/proc/self/fd"))
+    for file in files:
+        windows.map(windows.add_file(file, 1 << 20))
+    assert len(os.listdir("/proc/self/fd")) == before

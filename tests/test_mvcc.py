@@ -1,0 +1,174 @@
+"""Epochs and pins: what is pinned is never below what may be reclaimed."""
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xtree.errors import CapacityError
+from xtree.persistence.memory import fail_allocation
+from xtree.persistence.mvcc import Epochs
+
+
+@pytest.fixture(autouse=True)
+def no_failure_is_left_planned():
+    yield
+    fail_allocation(0)
+
+
+def test_without_pins_everything_retired_up_to_now_is_reclaimable():
+    epochs = Epochs()
+    epochs.advance_to(7)
+    assert epochs.oldest() == epochs.reclaimable() == 7
+
+
+def test_the_oldest_pin_holds_the_horizon_until_it_is_released():
+    epochs = Epochs()
+    epochs.advance_to(3)
+    old = epochs.pin_epoch()
+    epochs.advance_to(9)
+    new = epochs.pin_epoch()
+    assert (epochs.epoch_of(old), epochs.epoch_of(new)) == (3, 9)
+    assert epochs.reclaimable() == 3
+    epochs.release(old)
+    epochs.advance_to(12)
+    assert epochs.reclaimable() == 9
+    epochs.release(new)
+    assert epochs.reclaimable() == 12
+
+
+def test_a_pin_below_the_horizon_is_refused_and_leaves_nothing_pinned():
+    epochs = Epochs()
+    epochs.advance_to(5)
+    epochs.reclaimable()
+    with pytest.raises(ValueError, match="epoch 4 can't be pinned: expected 5 to 5"):
+        epochs.pin_epoch(4)
+    assert epochs.stats()["pins"] == 0 and epochs.oldest() == 5
+
+
+def test_an_epoch_that_is_not_there_yet_cannot_be_pinned():
+    epochs = Epochs()
+    epochs.advance_to(5)
+    with pytest.raises(ValueError, match="can't be pinned"):
+        epochs.pin_epoch(6)
+
+
+def test_an_epoch_that_another_pin_protects_can_be_pinned_again():
+    epochs = Epochs()
+    epochs.advance_to(4)
+    first = epochs.pin_epoch()
+    epochs.advance_to(8)
+    assert epochs.reclaimable() == 4
+    second = epochs.pin_epoch(4)
+    epochs.release(first)
+    assert epochs.reclaimable() == 4
+    epochs.release(second)
+    assert epochs.reclaimable() == 8
+
+
+def test_epochs_never_go_back():
+    epochs = Epochs()
+    epochs.advance_to(2)
+    with pytest.raises(ValueError, match="expected 2 or a later one"):
+        epochs.advance_to(1)
+    assert epochs.stats()["current"] == 2
+
+
+@pytest.mark.parametrize("slot", [-1, 0, 255, 256, 2**20])
+def test_what_is_no_pin_cannot_be_released(slot):
+    epochs = Epochs()
+    with pytest.raises(ValueError, match="no pin"):
+        epochs.release(slot)
+    taken = epochs.pin_epoch()
+    epochs.release(taken)
+    with pytest.raises(ValueError, match="no pin"):
+        epochs.release(taken)
+
+
+def test_thousands_of_pins_are_distinct_and_their_slots_are_used_again():
+    epochs = Epochs()
+    pins = [epochs.pin_epoch() for _ in range(3000)]
+    assert len(set(pins)) == 3000
+    slots = epochs.stats()["slots"]
+    assert epochs.stats()["pins"] == 3000 and slots == 3072
+    for pin in pins[100:200]:
+        epochs.release(pin)
+    again = [epochs.pin_epoch() for _ in range(100)]
+    assert len(set(pins[:100] + again + pins[200:])) == 3000
+    for pin in pins[:100] + again + pins[200:]:
+        epochs.release(pin)
+    assert epochs.stats()["pins"] == 0 and epochs.stats()["slots"] == slots
+
+
+def test_a_million_pins_fit_and_one_more_is_refused():
+    epochs = Epochs()
+    for _ in range(4096 * 256):
+        epochs.pin_epoch()
+    with pytest.raises(CapacityError, match="all 1048576 pins"):
+        epochs.pin_epoch()
+    epochs.release(12345)
+    assert epochs.pin_epoch() == 12345
+
+
+def test_a_failed_allocation_refuses_the_pin_only():
+    epochs = Epochs()
+    pins = [epochs.pin_epoch() for _ in range(256)]
+    fail_allocation(1)
+    with pytest.raises(MemoryError) as failure:
+        epochs.pin_epoch()
+    assert not isinstance(failure.value, CapacityError)
+    assert epochs.stats()["pins"] == 256
+    pins.append(epochs.pin_epoch())
+    assert len(set(pins)) == 257
+
+
+def test_statistics_tell_how_far_the_oldest_pin_lags():
+    epochs = Epochs()
+    epochs.advance_to(10)
+    epochs.pin_epoch()
+    epochs.advance_to(25)
+    stats = epochs.stats()
+    assert (stats["pins"], stats["lag"], stats["current"]) == (1, 15, 25)
+    assert stats["oldest_pin_seconds"] >= 0
+
+
+@given(st.lists(st.one_of(st.just("pin"), st.just("advance"), st.integers(0, 30)), max_size=80))
+def test_the_horizon_is_the_least_pin_or_the_current_epoch(steps):
+    epochs, current, pins = Epochs(), 0, []
+    for step in steps:
+        if step == "pin":
+            pins.append((epochs.pin_epoch(), current))
+        elif step == "advance":
+            current += 1
+            epochs.advance_to(current)
+        elif pins:
+            slot, epoch = pins.pop(step % len(pins))
+            assert epochs.epoch_of(slot) == epoch
+            epochs.release(slot)
+        assert epochs.reclaimable() == epochs.oldest() == min([epoch for _, epoch in pins], default=current)
+
+
+def test_no_thread_ever_finds_its_pinned_epoch_reclaimed():
+    epochs = Epochs()
+    reclaimed, wrong = [0], []
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            slot = epochs.pin_epoch()
+            if reclaimed[0] > epochs.epoch_of(slot):
+                wrong.append(slot)
+            epochs.release(slot)
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for epoch in range(1, 3000):
+        epochs.advance_to(epoch)
+        reclaimed[0] = epochs.reclaimable()
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+    assert epochs.reclaimable() == 2999 and epochs.stats()["pins"] == 0

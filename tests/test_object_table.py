@@ -1,0 +1,390 @@
+"""The object table: one tag a life, handles reused first in first out, rows that survive a checkpoint."""
+
+import random
+import struct
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from xtree.errors import CorruptionError
+from xtree.persistence import node_id
+from xtree.persistence.memory import fail_allocation
+from xtree.persistence.object_table import ROW_BYTES, ObjectTable
+
+FREE, LIVE = 0, 2
+INFINITE = 2**64 - 1
+ROW = struct.Struct("<BBBBIQQQIIQ")
+
+
+@pytest.fixture(autouse=True)
+def no_failure_is_left_planned():
+    yield
+    fail_allocation(0)
+
+
+@pytest.fixture
+def table():
+    made = ObjectTable()
+    yield made
+    made.check()
+
+
+def handle_of(node):
+    return node >> 8
+
+
+def tag_of(node):
+    return node & 255
+
+
+def live(table, epoch=1, kind=1, size_class=0, address=0, crc=0):
+    node = table.reserve_node(kind, size_class, address)
+    table.seal_node(node, crc)
+    table.publish_node(node, epoch)
+    return node
+
+
+def row(state=LIVE, tag=1, kind=1, size_class=0, file=5, offset=4096, birth=1, retire=INFINITE, crc=0, r32=0, r64=0):
+    return ROW.pack(state, tag, kind, size_class, file, offset, birth, retire, crc, r32, r64)
+
+
+def free_row(tag):
+    return row(FREE, tag, 0, 0, 0, 0, 0, 0)
+
+
+BLANK = bytes(ROW_BYTES)
+
+
+def test_the_layout_of_a_stored_row_has_48_bytes():
+    assert ROW_BYTES == ROW.size == 48
+
+
+def test_handles_are_given_out_in_order_and_zero_never(table):
+    nodes = [table.reserve_node(1, 0, 0) for _ in range(5)]
+    assert [node_id.unpack(node) for node in nodes] == [(0, handle, 1) for handle in range(1, 6)]
+
+
+def test_a_handles_tag_moves_once_a_life_and_skips_zero(table):
+    tags = []
+    for epoch in range(600):
+        node = table.reserve_node(1, 0, 0)
+        assert handle_of(node) == 1
+        tags.append(tag_of(node))
+        if epoch % 3:
+            table.publish_node(node, epoch)
+            assert tag_of(table.describe(node)["node"]) == tags[-1]
+            table.retire_node(node, epoch + 1)
+            assert tag_of(table.describe(node)["node"]) == tags[-1]
+            table.reclaim(epoch + 1)
+        else:
+            table.abandon_node(node)
+        assert table.describe(node)["tag"] == tags[-1]
+    assert tags == [i % 255 + 1 for i in range(600)]
+
+
+def test_free_handles_are_reused_first_in_first_out(table):
+    nodes = [table.reserve_node(1, 0, 0) for _ in range(6)]
+    for i in (4, 0, 2):
+        table.abandon_node(nodes[i])
+    assert [handle_of(table.reserve_node(1, 0, 0)) for _ in range(4)] == [5, 1, 3, 7]
+
+
+def test_a_node_id_of_an_earlier_life_does_not_resolve(table):
+    old = live(table, epoch=1)
+    table.retire_node(old, 2)
+    assert table.resolves(old)
+    table.reclaim(2)
+    assert not table.resolves(old)
+    new = live(table, epoch=3)
+    assert handle_of(new) == handle_of(old) and table.resolves(new) and not table.resolves(old)
+    table.verify_node(old)
+    assert table.describe(new)["verified"]
+
+
+@pytest.mark.parametrize("node", [0, 1, 2 << 8 | 1, 2**64 - 1, 1 << 58 | 1 << 8 | 1, (2**50 - 1) << 8 | 1])
+def test_a_node_that_was_never_given_out_does_not_resolve(table, node):
+    live(table)
+    assert not table.resolves(node)
+    table.verify_node(node)
+    if handle_of(node) != 1:
+        with pytest.raises(KeyError, match="never given out"):
+            table.describe(node)
+
+
+def test_a_row_goes_from_reserved_to_live_to_retired_to_free(table):
+    node = table.reserve_node(2, 3, 1 << 48 | 8192)
+    expected = {
+        "node": node,
+        "handle": 1,
+        "tag": 1,
+        "state": "reserved",
+        "verified": True,
+        "kind": 2,
+        "size_class": 3,
+        "window": 1,
+        "offset": 8192,
+        "birth": INFINITE,
+        "retire": INFINITE,
+        "crc": 0,
+    }
+    assert table.describe(node) == expected
+    table.seal_node(node, 0xABCD)
+    table.publish_node(node, 5)
+    assert table.describe(node) == {**expected, "state": "live", "birth": 5, "crc": 0xABCD}
+    table.retire_node(node, 9)
+    assert table.describe(node) == {**expected, "state": "retired", "birth": 5, "retire": 9, "crc": 0xABCD}
+    assert table.reclaim(8) is None
+    assert table.reclaim(9) == (1 << 48 | 8192, 3)
+    assert table.reclaim(9) is None
+    assert (table.describe(node)["state"], table.describe(node)["verified"]) == ("free", False)
+
+
+def test_pages_are_reclaimed_in_the_order_of_their_retirement(table):
+    nodes = [live(table, address=i) for i in range(5)]
+    for epoch, i in enumerate((3, 1, 4), start=2):
+        table.retire_node(nodes[i], epoch)
+    assert [table.reclaim(3) for _ in range(3)] == [(3, 0), (1, 0), None]
+    assert table.reclaim(100) == (4, 0)
+    assert table.stats() == {"live": 2, "reserved": 0, "retired": 0, "free": 3, "handles": 5}
+
+
+def test_only_a_row_in_the_right_state_moves_on(table):
+    reserved, published = table.reserve_node(1, 0, 0), live(table)
+    with pytest.raises(RuntimeError, match="isn't live"):
+        table.retire_node(reserved, 3)
+    for call in (lambda n: table.publish_node(n, 3), lambda n: table.seal_node(n, 3), table.abandon_node):
+        for node in (published, reserved + 1, 77 << 8 | 1, 0):
+            with pytest.raises(RuntimeError, match="isn't reserved"):
+                call(node)
+    table.retire_node(published, 7)
+    later = live(table)
+    with pytest.raises(ValueError, match="comes before"):
+        table.retire_node(later, 6)
+
+
+def test_a_kind_or_class_that_no_page_has_is_refused(table):
+    for kind, size_class in ((0, 0), (256, 0), (1, -1), (1, 7)):
+        with pytest.raises(ValueError, match="expected 1 to 255"):
+            table.reserve_node(kind, size_class, 0)
+
+
+def test_a_failed_allocation_leaves_the_table_as_it_was():
+    table = ObjectTable()
+    fail_allocation(1)
+    with pytest.raises(MemoryError):
+        table.reserve_node(1, 0, 0)
+    table.check()
+    assert table.stats()["handles"] == 0
+    for _ in range(65535):
+        table.reserve_node(1, 0, 0)
+    fail_allocation(1)
+    with pytest.raises(MemoryError):
+        table.reserve_node(1, 0, 0)
+    table.check()
+    assert handle_of(table.reserve_node(1, 0, 0)) == 65536
+    table.check()
+
+
+def test_rows_never_move_when_slabs_are_added(table):
+    nodes = [live(table, address=i) for i in range(200_000)]
+    assert all(table.describe(nodes[i])["offset"] == i for i in range(0, 200_000, 997))
+    assert len(table) == 200_000
+
+
+def test_a_snapshot_holds_what_was_visible_at_its_epoch_and_every_tag():
+    table = ObjectTable()
+    old = live(table, 1)
+    live(table, 2, crc=7, address=3 << 48 | 4096)
+    live(table, 5)
+    table.retire_node(old, 4)
+    reserved = table.reserve_node(1, 0, 0)
+    files = [10, 11, 12, 13]
+    kept_row = row(LIVE, 1, 1, 0, 13, 4096, 2, INFINITE, 7)
+    old_row, young_row = row(LIVE, 1, 1, 0, 10, 0, 1), row(LIVE, 1, 1, 0, 10, 0, 5)
+    assert table.snapshot(3, files) == b"".join([BLANK, old_row, kept_row, free_row(1), free_row(1)])
+    assert table.snapshot(4, files) == b"".join([BLANK, free_row(1), kept_row, free_row(1), free_row(1)])
+    assert table.snapshot(5, files) == b"".join([BLANK, free_row(1), kept_row, young_row, free_row(1)])
+    table.abandon_node(reserved)
+    table.reclaim(10)
+    table.reserve_node(1, 0, 0)
+    assert table.snapshot(5, files)[48:96] == free_row(1)
+    with pytest.raises(CorruptionError, match="row 2 of the object table: in a window without a data file"):
+        table.snapshot(5, files[:3])
+
+
+def test_a_restored_table_continues_where_the_snapshot_was_taken():
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    table = ObjectTable()
+    nodes = [live(table, i, 1 + i % 2, i % 7, (i % 3) << 48 | i * 4096, rng.getrandbits(32)) for i in range(1, 2000)]
+    for node in rng.sample(nodes, 700):
+        table.retire_node(node, 3000)
+    while table.reclaim(3000):
+        pass
+    again = ObjectTable()
+    again.restore(table.snapshot(3000, [20, 30, 25]), {30: 7, 20: 0, 25: 9})
+    again.check()
+    windows = {0: 0, 1: 7, 2: 9}
+    assert again.stats() == table.stats()
+    for before, after in zip(table.rows(), again.rows()):
+        if before["state"] == "live":
+            assert after == {**before, "window": windows[before["window"]], "verified": False}
+        else:
+            assert (after["state"], after["tag"], after["node"]) == ("free", before["tag"], before["node"])
+    lowest = next(row for row in again.rows() if row["state"] == "free")
+    assert again.reserve_node(1, 0, 0) == lowest["handle"] << 8 | lowest["tag"] + 1
+    assert (
+        again.snapshot(3000, [20, 0, 0, 0, 0, 0, 0, 30, 0, 25])[: 48 * lowest["handle"]]
+        == (table.snapshot(3000, [20, 30, 25])[: 48 * lowest["handle"]])
+    )
+
+
+def test_a_restored_page_is_not_verified_until_it_was_looked_at(table):
+    table.restore(BLANK + row(tag=9), {5: 2})
+    node = 1 << 8 | 9
+    assert table.resolves(node) and not table.describe(node)["verified"]
+    table.verify_node(node)
+    assert table.describe(node)["verified"]
+
+
+def test_an_empty_snapshot_is_one_blank_row(table):
+    assert table.snapshot(0, []) == BLANK
+    table.restore(b"", {})
+    table.restore(BLANK, {})
+    assert table.stats()["handles"] == 0
+
+
+@pytest.mark.parametrize(
+    "bad, why",
+    [
+        (row(state=1), "impossible state"),
+        (row(state=3), "impossible state"),
+        (row(state=255), "impossible state"),
+        (row(tag=0), "impossible tag, kind or size class"),
+        (row(kind=0), "impossible tag, kind or size class"),
+        (row(size_class=7), "impossible tag, kind or size class"),
+        (row(file=6), "data file that isn't there"),
+        (row(offset=2**48), "impossible offset, birth or retire epoch"),
+        (row(birth=INFINITE), "impossible offset, birth or retire epoch"),
+        (row(retire=8), "impossible offset, birth or retire epoch"),
+        (row(r32=1), "reserved fields"),
+        (row(r64=1), "reserved fields"),
+        (row(FREE, 1, 0, 0, 0, 0, 0, 0, crc=1), "free, with content"),
+        (row(FREE, 1, 0, 0, 0, 0, 0, INFINITE), "free, with content"),
+    ],
+)
+def test_a_row_that_cannot_be_right_is_corruption(bad, why):
+    with pytest.raises(CorruptionError, match=f"row 2 of the object table: .*{why}"):
+        ObjectTable().restore(BLANK + row() + bad, {5: 0})
+
+
+def test_rows_of_the_wrong_length_or_with_a_row_zero_are_corruption():
+    with pytest.raises(CorruptionError, match="multiple of 48"):
+        ObjectTable().restore(bytes(47), {})
+    for first in (row(), row(FREE, 1, 0, 0, 0, 0, 0, 0)):
+        with pytest.raises(CorruptionError, match="row 0"):
+            ObjectTable().restore(first, {5: 0})
+
+
+def test_rows_are_restored_into_an_empty_table_only(table):
+    live(table)
+    with pytest.raises(RuntimeError, match="empty table"):
+        table.restore(BLANK, {})
+
+
+def test_no_memory_at_a_restore_is_a_memory_error():
+    for nth in (1, 2):
+        table = ObjectTable()
+        fail_allocation(nth)
+        with pytest.raises(MemoryError):
+            table.restore(BLANK + row(), {5: 0})
+        fail_allocation(0)
+
+
+class TableModel(RuleBasedStateMachine):
+    """The table against dicts and lists, restarted from its snapshot at times."""
+
+    @initialize()
+    def begin(self):
+        self.table = ObjectTable()
+        self.epoch = 10
+        self.reserved, self.live, self.retired = {}, {}, []
+        self.free, self.tags = [], {}
+        self.stale = set()
+
+    @rule(times=st.integers(1, 5), size_class=st.integers(0, 6), address=st.integers(0, 2**40))
+    def reserve(self, times, size_class, address):
+        for _ in range(times):
+            handle = self.free.pop(0) if self.free else len(self.tags) + 1
+            tag = self.tags.get(handle, 0) % 255 + 1
+            node = self.table.reserve_node(1, size_class, address)
+            assert node == handle << 8 | tag
+            self.tags[handle] = tag
+            self.reserved[node] = (address, size_class)
+            self.stale.discard(node)
+
+    @precondition(lambda self: self.reserved)
+    @rule()
+    def abandon(self):
+        node = next(iter(self.reserved))
+        self.table.abandon_node(node)
+        del self.reserved[node]
+        self.free.append(handle_of(node))
+        self.stale.add(node)
+
+    @precondition(lambda self: self.reserved)
+    @rule()
+    def publish(self):
+        self.epoch += 1
+        for node in self.reserved:
+            self.table.publish_node(node, self.epoch)
+        self.live |= self.reserved
+        self.reserved = {}
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def retire(self, data):
+        self.epoch += 1
+        node = data.draw(st.sampled_from(sorted(self.live)))
+        self.table.retire_node(node, self.epoch)
+        self.retired.append((node, self.epoch, self.live.pop(node)))
+
+    @rule(behind=st.integers(0, 5))
+    def reclaim(self, behind):
+        while (page := self.table.reclaim(self.epoch - behind)) is not None:
+            node, epoch, expected = self.retired.pop(0)
+            assert epoch <= self.epoch - behind and page == expected
+            self.free.append(handle_of(node))
+            self.stale.add(node)
+        assert not self.retired or self.retired[0][1] > self.epoch - behind
+
+    @precondition(lambda self: self.tags)
+    @rule()
+    def restart(self):
+        rows = self.table.snapshot(self.epoch, [3])
+        self.table = ObjectTable()
+        self.table.restore(rows, {3: 0})
+        self.stale |= set(self.reserved) | {node for node, _, _ in self.retired}
+        self.reserved, self.retired = {}, []
+        self.free = sorted(set(self.tags) - {handle_of(node) for node in self.live})
+
+    @invariant()
+    def agrees(self):
+        self.table.check()
+        assert self.table.stats() == {
+            "live": len(self.live),
+            "reserved": len(self.reserved),
+            "retired": len(self.retired),
+            "free": len(self.free),
+            "handles": len(self.tags),
+        }
+        present = [*self.reserved, *self.live, *(node for node, _, _ in self.retired)]
+        assert all(map(self.table.resolves, present))
+        assert not any(map(self.table.resolves, self.stale))
+
+
+TestTableModel = TableModel.TestCase
+TestTableModel.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
