@@ -1,0 +1,48 @@
+"""Fixtures: stores and trees in both their kinds, checked and closed after each test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from xtree.persistence.runtime import open_store
+from xtree.persistence.store import MemoryStore
+
+import xtree
+
+
+@pytest.fixture(params=["memory", "durable"])
+def store(request, tmp_path):
+    """An empty store, closed after the test."""
+    made = MemoryStore() if request.param == "memory" else open_store(tmp_path / "index", mode="x")
+    yield made
+    if made.state == "open":
+        made.check()
+    made.close()
+
+
+@pytest.fixture(params=["memory", "durable"])
+def make_tree(request, tmp_path):
+    """make_tree(dims=2, config=None) -> XTree; after the test each is checked and closed."""
+    trees: list[xtree.XTree] = []
+
+    def make(dims: int = 2, config: xtree.Config | None = None) -> xtree.XTree:
+        if request.param == "memory":
+            tree = xtree.XTree(dims, config=config)
+        else:
+            tree = xtree.open(tmp_path / f"tree-{len(trees)}.xtree", dims=dims, config=config)
+        trees.append(tree)
+        return tree
+
+    yield make
+    for tree in trees:
+        if not tree.closed:
+            tree.check()
+        tree.close()
+
+
+@pytest.fixture
+def random(request) -> np.random.Generator:
+    """A random generator, whose seed shows with a failure."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)

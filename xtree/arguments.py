@@ -1,0 +1,97 @@
+"""Arguments: the small things users pass beside boxes and ids, checked and brought into one form."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import sys
+from typing import Any
+
+from xtree.errors import DimensionError
+
+__all__ = ["MAX_DIMS", "as_dims", "as_distance", "as_name", "as_neighbours", "as_output", "as_path", "as_predicate", "as_timeout"]
+
+MAX_DIMS = 64
+OUTPUTS = ("pairs", "csr")
+PREDICATES = {"intersects": 0, "within": 1, "contains": 2}
+
+
+def as_dims(dims: Any) -> int:
+    """A number of dimensions. Raises DimensionError outside 1..64, TypeError for anything but an integer."""
+    value = _integer(dims, "dims")
+    if not 1 <= value <= MAX_DIMS:
+        raise DimensionError(f"dims must be in 1 .. {MAX_DIMS}, not {value}")
+    return value
+
+
+def as_predicate(predicate: Any) -> int:
+    """The number of a predicate. Raises ValueError for any but the three."""
+    number = PREDICATES.get(predicate) if isinstance(predicate, str) else None
+    if number is None:
+        raise ValueError(f"predicate must be {' or '.join(map(repr, PREDICATES))}, not {predicate!r}")
+    return number
+
+
+def as_output(output: Any) -> str:
+    """The form of a batch's result. Raises ValueError for any but "pairs" and "csr"."""
+    if not isinstance(output, str) or output not in OUTPUTS:
+        raise ValueError(f"output must be {' or '.join(map(repr, OUTPUTS))}, not {output!r}")
+    return output
+
+
+def as_neighbours(k: Any) -> int:
+    """How many neighbours, at most what fits int64. Raises ValueError below 1, TypeError for anything but an integer."""
+    value = _integer(k, "k")
+    if value < 1:
+        raise ValueError(f"k must be at least 1, not {value}")
+    return min(value, sys.maxsize)
+
+
+def as_distance(max_distance: Any) -> float:
+    """A largest distance; None means infinity. Raises ValueError for NaN or below 0, TypeError for no number."""
+    if max_distance is None:
+        return math.inf
+    value = _real(max_distance, "max_distance")
+    if not value >= 0.0:
+        raise ValueError(f"max_distance must be at least 0, not {value}")
+    return value
+
+
+def as_timeout(timeout: Any) -> float | None:
+    """Seconds to wait; None means for ever. Raises ValueError for NaN or below 0, TypeError for no number."""
+    if timeout is None:
+        return None
+    value = _real(timeout, "timeout")
+    if not value >= 0.0:
+        raise ValueError(f"timeout must be at least 0 seconds, not {value}")
+    return None if value == math.inf else value
+
+
+def as_name(name: Any) -> str:
+    """The name of a tree. Raises TypeError, ValueError."""
+    if not isinstance(name, str):
+        raise TypeError(f"a tree's name must be a str, not {type(name).__name__}")
+    if not name:
+        raise ValueError("a tree's name must not be empty")
+    return str(name)
+
+
+def as_path(path: Any) -> str:
+    """A path of the file system. Raises TypeError, ValueError."""
+    text = os.fsdecode(path)
+    if not text:
+        raise ValueError("the path of an index must not be empty")
+    return text
+
+
+def _integer(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
+    return operator.index(value)
+
+
+def _real(value: Any, what: str) -> float:
+    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{what} must be a number, not {type(value).__name__}")
+    return float(value)

@@ -1,0 +1,373 @@
+"""Conversion: boxes, points and ids as users pass them, turned once into the arrays that the tree works on.
+
+Boxes come out as float64, C-contiguous, exactly equal to what went in, or they don't come out: every function raises
+TypeError, DimensionError, InvalidBoxError or OverflowError before anything else has happened. An array that has the
+right form already is passed on as it is, not copied.
+"""
+
+from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+from libc.math cimport INFINITY, isfinite, isnan
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+import operator
+
+import numpy as np
+
+from xtree.errors import DimensionError, InvalidBoxError
+
+cdef enum:
+    MANTISSA_BITS = 53              # an integer with no more significant bits is exact in float64
+
+cdef long long SAFE_INTEGER = <long long>1 << MANTISSA_BITS
+
+cdef object FLOAT64 = np.dtype(np.float64)
+cdef object INT64 = np.dtype(np.int64)
+cdef object empty = np.empty
+cdef object asarray = np.asarray
+
+INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
+
+
+# Boxes and points.
+
+def query_boxes(given, int dims):
+    """Boxes to ask with: (2*dims,) for one, (m, 2*dims) for many; infinite bounds are fine, points become boxes."""
+    return boxes_of(given, dims, False)
+
+
+def stored_boxes(given, int dims):
+    """Boxes to keep, (n, 2*dims): finite. One box in 1-D form becomes one row."""
+    boxes = boxes_of(given, dims, True)
+    return boxes if boxes.ndim == 2 else boxes.reshape(1, -1)
+
+
+def stored_box(given, int dims):
+    """One box to keep, (1, 2*dims): finite. Many boxes are refused."""
+    boxes = boxes_of(given, dims, True)
+    if boxes.ndim == 2:
+        raise DimensionError(f"got {len(boxes)} boxes, expected one of shape ({2 * dims},), or a point ({dims},)")
+    return boxes.reshape(1, -1)
+
+
+def finite_points(given, int dims):
+    """Points to ask with: (dims,) for one, (m, dims) for many. Raises ValueError for one that isn't finite."""
+    points = numbers_of(given)
+    if points.ndim == 1 and len(points) == 0:
+        return empty((0, dims))
+    if points.ndim not in (1, 2) or points.shape[points.ndim - 1] != dims:
+        raise DimensionError(f"got points of shape {points.shape}, expected ({dims},) or (m, {dims})")
+    finite = np.isfinite(points)
+    if not finite.all():
+        place = tuple(int(i) for i in np.argwhere(~finite)[0])
+        row = "" if points.ndim == 1 else f"row {place[0]}, "
+        raise ValueError(f"point not finite: {row}axis {place[points.ndim - 1]} is {points[place]}")
+    return points
+
+
+def width_of(given):
+    """The array that `given` is, and its width: (converted, 2*dims). Raises DimensionError when it tells no width."""
+    boxes = numbers_of(given)
+    if boxes.ndim not in (1, 2) or boxes.shape[boxes.ndim - 1] == 0:
+        raise DimensionError(f"boxes of shape {boxes.shape} don't tell their dimension, expected (n, 2*dims); give dims=")
+    return boxes, boxes.shape[boxes.ndim - 1]
+
+
+cdef object boxes_of(object given, int dims, bint stored):
+    """Boxes of rank 1 or 2, valid; points are widened to boxes."""
+    cdef Py_buffer view
+    cdef Py_ssize_t rows, width
+    cdef int rank
+    boxes = numbers_of(given)
+    PyObject_GetBuffer(boxes, &view, PyBUF_STRIDES)
+    try:
+        rank = view.ndim
+        width = view.shape[rank - 1] if rank > 0 else -1
+        rows = view.shape[0] if rank == 2 else 1
+        if rank == 1 and width == 0:
+            return empty((0, 2 * dims))
+        if rank not in (1, 2) or width not in (dims, 2 * dims):
+            raise DimensionError(
+                f"got an array of shape {boxes.shape}, expected ({2 * dims},) for one box or (n, {2 * dims}) for many; "
+                f"as points ({dims},) or (n, {dims})")
+        if width == dims:
+            boxes = widened(<const double *>view.buf, rows, dims, rank == 1)
+    finally:
+        PyBuffer_Release(&view)
+    PyObject_GetBuffer(boxes, &view, PyBUF_STRIDES)
+    try:
+        require_valid(<const double *>view.buf, rows, dims, stored, rank == 1)
+    finally:
+        PyBuffer_Release(&view)
+    return boxes
+
+
+cdef object widened(const double *points, Py_ssize_t rows, int dims, bint one):
+    """Points as boxes without extent."""
+    cdef Py_buffer view
+    cdef Py_ssize_t row
+    cdef double *box
+    boxes = empty(2 * dims) if one else empty((rows, 2 * dims))
+    PyObject_GetBuffer(boxes, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
+    box = <double *>view.buf
+    for row in range(rows):
+        memcpy(box, points, dims * sizeof(double))
+        memcpy(box + dims, points, dims * sizeof(double))
+        points += dims
+        box += 2 * dims
+    PyBuffer_Release(&view)
+    return boxes
+
+
+cdef int require_valid(const double *boxes, Py_ssize_t rows, int dims, bint stored, bint one) except -1:
+    """Raises InvalidBoxError for the first box that isn't one."""
+    cdef Py_ssize_t row
+    cdef int axis
+    cdef double least, most
+    if rows < 256:
+        row = first_invalid(boxes, rows, dims, stored)
+    else:
+        with nogil:
+            row = first_invalid(boxes, rows, dims, stored)
+    if row < 0:
+        return 0
+    for axis in range(dims):
+        least = boxes[row * 2 * dims + axis]
+        most = boxes[row * 2 * dims + dims + axis]
+        where = f"axis {axis}" if one else f"row {row}, axis {axis}"
+        if isnan(least) or isnan(most):
+            raise InvalidBoxError(f"invalid box: {where} has NaN (min {least}, max {most})")
+        if least > most:
+            raise InvalidBoxError(f"invalid box: {where} has min {least} above max {most}")
+        if stored and not (isfinite(least) and isfinite(most)):
+            raise InvalidBoxError(f"invalid box: {where} is infinite (min {least}, max {most}); "
+                                  "only queries may have infinite bounds")
+    return 0
+
+
+cdef Py_ssize_t first_invalid(const double *boxes, Py_ssize_t rows, int dims, bint stored) noexcept nogil:
+    """The first row with NaN, with min > max, or, if stored, with an infinite bound; -1 when all are fine."""
+    cdef Py_ssize_t row
+    cdef int axis
+    cdef bint fine
+    cdef double least, most
+    for row in range(rows):
+        fine = True
+        for axis in range(dims):
+            least = boxes[axis]
+            most = boxes[dims + axis]
+            fine &= least <= most
+            if stored:
+                fine &= (least > -INFINITY) & (most < INFINITY)
+        if not fine:
+            return row
+        boxes += 2 * dims
+    return -1
+
+
+# Numbers: any array-like of real numbers as a float64 array of the same shape and the same values.
+
+cdef object numbers_of(object given):
+    if isinstance(given, tuple):
+        return from_sequence(<tuple>given)
+    if isinstance(given, list):
+        return from_sequence(tuple(given))
+    return from_array(asarray(given))
+
+
+cdef object from_array(array):
+    kind = array.dtype.kind
+    if kind == "f":
+        if array.dtype.itemsize <= 8:
+            return plain(array, FLOAT64)
+        return exact_floats(array)
+    if kind == "i" or kind == "u":
+        return exact_integers(array)
+    raise TypeError(f"boxes and points are made of real numbers, got {'objects' if kind == 'O' else array.dtype}")
+
+
+cdef object plain(array, dtype):
+    """The array as an aligned, C-contiguous one of this dtype; itself when it is one."""
+    if array.dtype is dtype:
+        flags = array.flags
+        if flags.c_contiguous and flags.aligned:
+            return array
+    return np.require(array, dtype, ("C", "A"))
+
+
+cdef object exact_integers(array):
+    """Integers as float64. Raises InvalidBoxError for one that float64 can't hold."""
+    if array.dtype.itemsize == 8 and array.size:
+        # |x| as uint64: correct for the least int64 too, whose absolute value wraps to itself.
+        magnitude = np.abs(array).astype(np.uint64) if array.dtype.kind == "i" else array
+        lowest_bit = magnitude & (~magnitude + np.uint64(1))
+        significant = magnitude // np.maximum(lowest_bit, np.uint64(1))
+        require_exact(array, significant >> np.uint64(MANTISSA_BITS) == 0)
+    return plain(array.astype(FLOAT64), FLOAT64)
+
+
+cdef object exact_floats(array):
+    """Floats wider than float64 as float64. Raises InvalidBoxError for one that float64 can't hold."""
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = array.astype(FLOAT64)
+    require_exact(array, (narrow == array) | np.isnan(array))
+    return plain(narrow, FLOAT64)
+
+
+cdef int require_exact(array, exact) except -1:
+    if not exact.all():
+        place = tuple(int(i) for i in np.argwhere(~exact)[0])
+        where = f" at {list(place)}" if place else ""
+        raise InvalidBoxError(f"invalid box: {array[place]}{where} has no exact value in float64")
+    return 0
+
+
+cdef object from_sequence(tuple items):
+    """A tuple of numbers as (n,), a tuple of rows as (n, width)."""
+    cdef Py_buffer view
+    cdef Py_ssize_t i = 0, n = len(items)
+    out = empty(n)
+    PyObject_GetBuffer(out, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
+    try:
+        while i < n and read_number(items[i], <double *>view.buf + i):
+            i += 1
+    finally:
+        PyBuffer_Release(&view)
+    if i == n:
+        return out
+    if i > 0:
+        raise DimensionError(f"got {i} numbers and then a {type(items[i]).__name__}; expected numbers, or rows of numbers")
+    return from_rows(items)
+
+
+cdef object from_rows(tuple rows):
+    """A tuple of rows, each a sequence or an array, as (n, width)."""
+    cdef Py_buffer view
+    cdef Py_ssize_t row, i
+    cdef Py_ssize_t width = len(row_items(rows[0], 0))
+    cdef double *cell
+    cdef tuple items
+    out = empty((len(rows), width))
+    PyObject_GetBuffer(out, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
+    cell = <double *>view.buf
+    try:
+        for row in range(len(rows)):
+            items = row_items(rows[row], row)
+            if len(items) != width:
+                raise DimensionError(f"row {row} has {len(items)} numbers, row 0 has {width}")
+            for i in range(width):
+                if not read_number(items[i], cell):
+                    raise DimensionError(f"row {row} holds a {type(items[i]).__name__}, expected numbers")
+                cell += 1
+    finally:
+        PyBuffer_Release(&view)
+    return out
+
+
+cdef tuple row_items(given, Py_ssize_t row):
+    if isinstance(given, (list, tuple)):
+        return tuple(given)
+    array = from_array(asarray(given))
+    if array.ndim != 1:
+        raise DimensionError(f"row {row} has shape {array.shape}, expected a row of numbers")
+    return tuple(array.tolist())
+
+
+cdef bint read_number(object item, double *out) except -1:
+    """Reads one number; False when the item is a row of numbers instead."""
+    cdef int overflow = 0
+    cdef long long whole
+    if PyFloat_Check(item):
+        out[0] = PyFloat_AS_DOUBLE(item)
+        return True
+    if PyLong_CheckExact(item):
+        whole = PyLong_AsLongLongAndOverflow(item, &overflow)
+        if overflow == 0 and -SAFE_INTEGER <= whole <= SAFE_INTEGER:
+            out[0] = <double>whole
+            return True
+    return read_rare_number(item, out)
+
+
+cdef bint read_rare_number(object item, double *out) except -1:
+    if isinstance(item, (list, tuple)):
+        return False
+    if isinstance(item, int) and not isinstance(item, bool):
+        try:
+            value = float(item)
+        except OverflowError:
+            value = INFINITY
+        if value != item:
+            raise InvalidBoxError(f"invalid box: the integer {shown(item)} has no exact value in float64")
+        out[0] = value
+        return True
+    array = asarray(item)
+    if array.ndim > 0:
+        return False
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"boxes and points are made of real numbers, got a {type(item).__name__}")
+    out[0] = from_array(array).item()
+    return True
+
+
+cdef object shown(item):
+    """An integer for a message: huge ones by their size only."""
+    return str(item) if item.bit_length() <= 256 else f"of {item.bit_length()} bits"
+
+
+# Ids.
+
+def one_id(given):
+    """One id as (1,) int64. Raises TypeError, OverflowError."""
+    cdef int64_t value = whole_number(given, -1)
+    cdef Py_buffer view
+    out = empty(1, INT64)
+    PyObject_GetBuffer(out, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
+    (<int64_t *>view.buf)[0] = value
+    PyBuffer_Release(&view)
+    return out
+
+
+def many_ids(given):
+    """Ids as (n,) int64. Raises TypeError, OverflowError, DimensionError."""
+    cdef Py_buffer view
+    cdef Py_ssize_t i
+    cdef tuple items
+    if isinstance(given, (list, tuple)):
+        items = tuple(given)
+        out = empty(len(items), INT64)
+        PyObject_GetBuffer(out, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
+        try:
+            for i in range(len(items)):
+                (<int64_t *>view.buf)[i] = whole_number(items[i], i)
+        finally:
+            PyBuffer_Release(&view)
+        return out
+    array = asarray(given)
+    kind = array.dtype.kind
+    if kind not in "iu" and not (kind == "f" and array.shape == (0,)):
+        raise TypeError(f"ids must be integers, got {'objects' if kind == 'O' else array.dtype}")
+    if array.ndim != 1:
+        raise DimensionError(f"got ids of shape {array.shape}, expected (n,)")
+    if kind == "u" and array.dtype.itemsize == 8 and array.size and int(array.max()) > INT64_MAX:
+        raise OverflowError(f"id {int(array.max())} at index {int(array.argmax())} is outside int64")
+    return plain(array, INT64)
+
+
+cdef int64_t whole_number(object given, Py_ssize_t index) except? -1:
+    """An integer that int64 holds; a bool is none. A negative index stands for a single id."""
+    cdef int overflow = 0
+    cdef int64_t value
+    if not PyLong_CheckExact(given):
+        if isinstance(given, (bool, np.bool_)) or not hasattr(given, "__index__"):
+            raise TypeError(f"ids must be integers, got a {type(given).__name__}{place_of(index)}")
+        given = operator.index(given)
+    value = PyLong_AsLongLongAndOverflow(given, &overflow)
+    if overflow:
+        raise OverflowError(f"id {shown(given)}{place_of(index)} is outside int64 ({INT64_MIN} .. {INT64_MAX})")
+    return value
+
+
+cdef str place_of(Py_ssize_t index):
+    return "" if index < 0 else f" at index {index}"

@@ -1,0 +1,99 @@
+"""Forest: the trees of one store, by name: their writer locks, how they are made and dropped."""
+
+from __future__ import annotations
+
+import threading
+
+from xtree import bulk
+from xtree.arguments import as_dims, as_name
+from xtree.errors import DimensionError
+from xtree.persistence.config import Config
+from xtree.persistence.store import Store
+from xtree.roots import KIND, entry_of, state_of
+from xtree.tree_state import TreeState
+from xtree.write_scope import WriterLock, WriteScope
+
+__all__ = ["Forest"]
+
+
+class Forest:
+    """The trees of a store. Thread-safe.
+
+    Lock order: a tree's writer lock, then `_guard`, which protects the table of writer locks and the making and
+    dropping of trees.
+    """
+
+    def __init__(self, store: Store, config: Config | None) -> None:
+        self.store = store
+        self._parameters = (config or Config()).tree_parameters()
+        self._guard = threading.Lock()
+        self._locks: dict[str, WriterLock] = {}
+        self._holding: dict[int, int] = {}
+
+    def names(self) -> list[str]:
+        """The names of all trees, sorted. Raises ClosedError."""
+        with self.store.read() as published:
+            return sorted(entry.name for entry in published.catalog if entry.kind == KIND)
+
+    def lock_of(self, name: str) -> WriterLock:
+        """The writer lock of a tree that exists. Raises KeyError, ClosedError."""
+        self._require_open()
+        with self._guard:
+            return self._lock_of(as_name(name))
+
+    def find_or_make(self, name: str, dims: int | None) -> WriterLock:
+        """The writer lock of a tree, which is made when it is missing and dims are given.
+
+        Raises ValueError when it is missing and they aren't, DimensionError when it has others, ReadOnlyError,
+        ClosedError.
+        """
+        name = as_name(name)
+        wanted = None if dims is None else as_dims(dims)
+        self._require_open()
+        with self._guard:
+            with self.store.read() as published:
+                entry = published.catalog.get(name)
+            if entry is None:
+                self._forget(name)
+                if wanted is None:
+                    raise ValueError(f"there is no tree {name!r}; give dims= to make it")
+                self._make(name, wanted)
+            elif wanted is not None and state_of(entry).dims != wanted:
+                raise DimensionError(f"tree {name!r} has {state_of(entry).dims} dims, not {wanted}")
+            return self._lock_of(name)
+
+    def drop(self, name: str) -> None:
+        """Removes a tree and retires its pages, in one commit. Raises KeyError, ReadOnlyError, TransactionError."""
+        lock = self.lock_of(name)
+        with WriteScope(self.store, (lock,)) as scope, self._guard:
+            scope.write(lock.name, bulk.clear)
+            scope.set_entry(lock.name, None)
+            scope.commit()
+            self._forget(lock.name)
+
+    def _make(self, name: str, dims: int) -> None:
+        with WriteScope(self.store, ()) as scope:
+            scope.set_entry(name, entry_of(name, TreeState.create(dims, **self._parameters)))
+
+    def _lock_of(self, name: str) -> WriterLock:
+        with self.store.read() as published:
+            entry = published.catalog.get(name)
+        if entry is None:
+            self._forget(name)
+            raise KeyError(name)
+        state_of(entry)
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = WriterLock(name, self._holding)
+        return lock
+
+    def _forget(self, name: str) -> None:
+        """Ends the handles of a tree that is gone."""
+        lock = self._locks.pop(name, None)
+        if lock is not None:
+            lock.dropped = True
+
+    def _require_open(self) -> None:
+        """Raises ClosedError; asked before taking the guard, which another thread may have held at a fork."""
+        with self.store.call():
+            return

@@ -1,0 +1,182 @@
+"""Reading: the questions that a tree, a snapshot and a transaction answer alike."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xtree import inspection, nearest, search
+from xtree.arguments import as_distance, as_neighbours, as_output, as_predicate
+from xtree.conversion import finite_points, one_id, query_boxes
+from xtree.errors import DimensionError
+from xtree.persistence.store import Store
+from xtree.tree_state import TreeState
+
+__all__ = ["Reader"]
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+INTERSECTS = as_predicate("intersects")
+
+
+class Reader:
+    """The reading methods, over one state of one tree.
+
+    Boxes are `[min_0 … min_{d-1}, max_0 … max_{d-1}]`, closed: touching counts. Where boxes are asked for, arrays of
+    width d are taken as points. The rank of an array decides: 1-D is one box, 2-D is many.
+    """
+
+    __slots__ = ()
+
+    _dims: int
+
+    @abstractmethod
+    def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(store, state, *arguments), with the state protected meanwhile. Raises ClosedError."""
+
+    def query(self, boxes: ArrayLike, predicate: str = "intersects", output: str = "pairs") -> Any:
+        """The ids of the records whose boxes fulfil a predicate with a query box.
+
+        boxes: one box (2*d,) or point (d,), or many, (m, 2*d) or (m, d). Infinite bounds make half-open windows.
+
+        predicate: what a record's box must do. "intersects": share at least a point with the query box. "within": lie
+        inside the query box. "contains": contain the query box. (The record is the subject; shapely's STRtree names the
+        same two from the query's side, so its "contains" is "within" here.) Boundaries belong to boxes throughout.
+
+        Returns for one box the ids, (k,) int64, in no particular order; a record stored twice comes twice. For many
+        boxes, with output="pairs", an array (2, n) int64: index of the query, id; ordered by the first. With
+        output="csr" (offsets, ids): (m+1,) int64 and (n,) int64, where query i has ids[offsets[i]:offsets[i + 1]]; it
+        saves writing the first row, and is for arrays of boxes only.
+
+        Raises InvalidBoxError for NaN or min > max, DimensionError for another shape, TypeError for anything but real
+        numbers, ValueError for an unknown predicate or output, ClosedError.
+        """
+        number = INTERSECTS if predicate == "intersects" else as_predicate(predicate)
+        windows = query_boxes(boxes, self._dims)
+        if windows.ndim == 1:
+            if as_output(output) == "csr":
+                raise DimensionError(f"output='csr' is for many boxes, (m, {len(windows)}); got one of shape {windows.shape}")
+            return self._read(search.query_one, windows, number)
+        form = as_output(output)
+        offsets, ids = self._read(search.query, windows, number)
+        return (offsets, ids) if form == "csr" else _pairs(offsets, ids)
+
+    def count(self, boxes: ArrayLike, predicate: str = "intersects") -> Any:
+        """How many records fulfil a predicate with a query box: an int for one box, (m,) int64 for many.
+
+        Takes and raises what `query` does.
+        """
+        number = as_predicate(predicate)
+        windows = query_boxes(boxes, self._dims)
+        if windows.ndim == 1:
+            return int(self._read(search.count, windows.reshape(1, -1), number)[0])
+        return self._read(search.count, windows, number)
+
+    def nearest(
+        self, points: ArrayLike, k: int = 1, max_distance: float | None = None, return_distance: bool = False
+    ) -> Any:
+        """The k records nearest to a point, by Euclidean distance to their boxes (0 inside).
+
+        points: one, (d,), or many, (m, d); finite. max_distance: leaves out what is farther away; inclusive.
+
+        Returns for one point the ids, (min(k, len),) int64, ordered by (distance, id); with return_distance=True
+        (ids, distances), the distances float64. For many points an array (2, n) int64: index of the point, id; grouped
+        by the first and ordered alike within; with return_distance=True (pairs, distances (n,)).
+
+        Raises ValueError for k < 1, a point that isn't finite or a negative max_distance, DimensionError for another
+        shape, TypeError for anything but real numbers, ClosedError.
+        """
+        count = as_neighbours(k)
+        limit = as_distance(max_distance)
+        given = finite_points(points, self._dims)
+        rows = given.reshape(1, -1) if given.ndim == 1 else given
+        offsets, ids, distances = self._read(_nearest, rows, count, limit)
+        found = ids if given.ndim == 1 else _pairs(offsets, ids)
+        return (found, distances) if return_distance else found
+
+    def items(self) -> tuple[Ids, Floats]:
+        """All records, as (ids (n,) int64, boxes (n, 2*d) float64) in matching, unspecified order; copies."""
+        ids, boxes = self._read(search.items)
+        return ids, boxes
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return int(self._read(_count_of))
+
+    def __contains__(self, record: object) -> bool:
+        """Whether (id, box) is a record; boxes compare by value, so that 0.0 equals -0.0."""
+        if not isinstance(record, tuple) or len(record) != 2:
+            raise TypeError(f"a record is a tuple (id, box), not {type(record).__name__}")
+        number = one_id(record[0])
+        box = query_boxes(record[1], self._dims)
+        if box.ndim != 1:
+            raise DimensionError(f"got {len(box)} boxes, expected one")
+        return bool(self._read(search.holds, int(number[0]), box))
+
+    @property
+    def bounds(self) -> Floats | None:
+        """The least box around all records, (2*d,) float64; None when there are none."""
+        bounds: Floats | None = self._read(_bounds_of)
+        return bounds
+
+    @property
+    def dims(self) -> int:
+        """Number of dimensions."""
+        return int(self._read(_dims_of))
+
+    @property
+    def height(self) -> int:
+        """Levels of pages; 0 when empty."""
+        return int(self._read(_height_of))
+
+    def check(self) -> None:
+        """Verifies the whole tree: containment, exact bounds, reachability, levels, counts, checksums.
+
+        Reads every page. Raises CorruptionError at the first thing wrong.
+        """
+        self._read(inspection.check)
+
+    def stats(self) -> dict[str, Any]:
+        """What the tree is made of; reads every page.
+
+        Keys: records, height, nodes, supernodes, bytes, epoch, and levels, a list of dicts with level, nodes, entries,
+        fill, overlap, supernodes.
+        """
+        return {**self._read(inspection.stats), "epoch": self._epoch()}
+
+    @abstractmethod
+    def _epoch(self) -> int:
+        """The epoch of what is read."""
+
+
+def _nearest(store: Store, state: TreeState, points: Floats, k: int, limit: float) -> tuple[Ids, Ids, Floats]:
+    return nearest.nearest(store, state, points, min(k, max(state.count, 1)), limit)
+
+
+def _pairs(offsets: Ids, ids: Ids) -> Ids:
+    """The csr form as (2, n): index of the query, id."""
+    pairs = np.empty((2, len(ids)), np.int64)
+    pairs[0] = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    pairs[1] = ids
+    return pairs
+
+
+def _count_of(_: Store, state: TreeState) -> int:
+    return state.count
+
+
+def _bounds_of(_: Store, state: TreeState) -> Floats | None:
+    return state.bounds
+
+
+def _dims_of(_: Store, state: TreeState) -> int:
+    return state.dims
+
+
+def _height_of(_: Store, state: TreeState) -> int:
+    return state.height

@@ -1,0 +1,186 @@
+"""Runtime: one durable directory and the named trees in it; and `open`, for a directory that holds one tree."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import weakref
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, NoReturn
+
+from xtree.arguments import as_dims, as_name, as_path, as_timeout
+from xtree.forest import Forest
+from xtree.persistence.config import Config
+from xtree.persistence.durable_store import DurableStore
+from xtree.persistence.runtime import exists, open_store
+from xtree.transaction import RuntimeTransaction
+from xtree.tree import DEFAULT_NAME, XTree
+from xtree.write_scope import WriterLock
+
+__all__ = ["Runtime", "open"]
+
+MODES = ("r", "r+", "a", "x")
+
+
+class Runtime:
+    """One durable directory with any number of named trees, which can change together in one commit.
+
+    path: the directory. mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. durability:
+    "balanced", the mode there is: a commit returns once it is on the disk. config: an `xtree.Config`. timeout: seconds
+    to wait for another process's lock.
+
+    Raises FileNotFoundError, FileExistsError, LockedError while another handle is open, CorruptionError,
+    FormatVersionError, OSError, ValueError for an unknown mode or durability. Any thread may use it. A context manager,
+    which closes at its end.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        mode: str = "a",
+        durability: str | None = None,
+        config: Config | None = None,
+        timeout: float | None = 0,
+    ) -> None:
+        settings = _settings(config, durability)
+        store = open_store(as_path(path), mode=_mode(mode), config=settings, timeout=as_timeout(timeout))
+        self._store = store
+        self._forest = Forest(store, settings)
+        # Weak, so that the last handle forgotten closes an index that nobody closed.
+        self._handles: weakref.WeakValueDictionary[WriterLock, XTree] = weakref.WeakValueDictionary()
+        self._naming = threading.Lock()
+        self._finalizer = weakref.finalize(self, DurableStore.close, store)
+
+    @property
+    def path(self) -> str:
+        """The directory."""
+        return str(self._store.path)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can't be used any more: closed, or inherited through a fork."""
+        return self._store.state in ("closed", "forked")
+
+    def trees(self) -> list[str]:
+        """The names of the trees, sorted. Raises ClosedError."""
+        return self._forest.names()
+
+    def tree(self, name: str, dims: int | None = None) -> XTree:
+        """The tree of a name, the same object each time; made with `dims` dimensions when it is missing.
+
+        Raises ValueError when it is missing and dims isn't given, DimensionError when it has other dims, ReadOnlyError,
+        ClosedError, and what a commit raises.
+        """
+        return self._handle(self._forest.find_or_make(name, dims), False)
+
+    def drop(self, name: str) -> None:
+        """Removes a tree with all its records, in one commit; its handles then raise ClosedError, snapshots go on.
+
+        Waits for a transaction of another thread. Raises KeyError when there is no such tree, TransactionError inside a
+        transaction on it, ReadOnlyError, ClosedError, and what a commit raises.
+        """
+        self._forest.drop(as_name(name))
+
+    def transaction(self, trees: Iterable[str] = (), timeout: float | None = None) -> RuntimeTransaction:
+        """A transaction over several trees, to be used in a with statement: one commit for all of them.
+
+        trees: the names of those it will touch, whose writer locks it takes in the order of their names. timeout:
+        seconds to wait for them altogether, None for ever; then TimeoutError. Raises KeyError for a missing tree.
+        """
+        if isinstance(trees, str):
+            raise TypeError("trees must be a list of names, not a str")
+        return RuntimeTransaction(self, [as_name(name) for name in trees], as_timeout(timeout))
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the store: commits, log syncs, checkpoints, recovery, object table, allocator, windows."""
+        stats: dict[str, Any] = self._store.stats()
+        return stats
+
+    def checkpoint(self) -> None:
+        """Writes a checkpoint, from which the next open starts. Raises ReadOnlyError, ClosedError, OSError."""
+        self._store.checkpoint()
+
+    def check(self) -> None:
+        """Verifies the store and every tree in it; reads every page. Raises CorruptionError at the first thing wrong."""
+        with self._store.call():
+            self._store.check()
+        for name in self.trees():
+            self.tree(name).check()
+
+    def close(self) -> None:
+        """Closes the directory: open transactions are aborted, running queries finish, later use raises ClosedError.
+
+        Idempotent. Raises OSError when the last checkpoint can't be written; the index is closed all the same, and
+        nothing committed is lost.
+        """
+        self._store.close()
+        self._finalizer.detach()
+
+    def __enter__(self) -> Runtime:
+        with self._store.call():
+            return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"Runtime({self.path!r}, closed=True)"
+        mode = ", mode='r'" if self._store.read_only else ""
+        return f"Runtime({self.path!r}{mode}, trees={len(self._store.published.catalog)})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Runtime can't be pickled or copied; pass its path")
+
+    def _handle(self, lock: WriterLock, owner: bool) -> XTree:
+        with self._naming:
+            handle = self._handles.get(lock)
+            if handle is None or handle.closed:
+                handle = XTree.__new__(XTree)
+                handle._attach(self._forest, lock, self, owner)
+                self._handles[lock] = handle
+            return handle
+
+
+def open(
+    path: str | os.PathLike[str],
+    dims: int | None = None,
+    mode: str = "a",
+    durability: str | None = None,
+    timeout: float | None = 0,
+    config: Config | None = None,
+) -> XTree:
+    """Opens the durable tree at `path`: the tree "default" of a Runtime of its own, `tree.runtime`.
+
+    dims: needed to make a new index; for an existing one it must be what is stored, or None. The other arguments and
+    the errors are those of Runtime; and ValueError for a new path without dims, when nothing is made, and
+    DimensionError for other dims than stored.
+    """
+    wanted = None if dims is None else as_dims(dims)
+    settings = _settings(config, durability)
+    if wanted is None and _mode(mode) in ("a", "x") and not exists(path):
+        raise ValueError(f"there is no index at {os.fsdecode(path)!r}; give dims= to make one")
+    runtime = Runtime(path, mode, None, settings, timeout)
+    try:
+        return runtime._handle(runtime._forest.find_or_make(DEFAULT_NAME, wanted), True)
+    except BaseException:
+        runtime.close()
+        raise
+
+
+def _mode(mode: str) -> str:
+    if mode not in MODES:
+        raise ValueError(f"mode must be {' or '.join(map(repr, MODES))}, not {mode!r}")
+    return mode
+
+
+def _settings(config: Config | None, durability: str | None) -> Config:
+    """The config, with the durability put in. Raises ValueError for one that there isn't."""
+    if config is not None and not isinstance(config, Config):
+        raise TypeError(f"config must be an xtree.Config, not {type(config).__name__}")
+    settings = config or Config()
+    return settings if durability is None else dataclasses.replace(settings, durability=durability)

@@ -1,0 +1,107 @@
+"""Transactions: changes to one tree, or to several, that become visible together or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from xtree.write_scope import WriteScope
+from xtree.writing import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from xtree.runtime import Runtime
+    from xtree.tree import XTree
+
+__all__ = ["RuntimeTransaction", "Transaction", "TransactionTree"]
+
+
+class Transaction(WriteScope, Writer):
+    """Changes to one tree, committed at the end of the with block, or forgotten when it is left by an exception.
+
+    Made by `XTree.transaction()`. Has every reading and writing method of the tree and sees its own writes. Refused
+    input leaves it usable; an error while pages are being changed (OSError, MemoryError) dooms it: from then on it only
+    aborts. One thread at a time; a second one gets TransactionError.
+
+    status: "new", "open", "committed", "aborted", or "failed" when a failing disk leaves the outcome unknown.
+    """
+
+    def __init__(self, tree: XTree, timeout: float | None) -> None:
+        super().__init__(tree._forest.store, (tree._lock,), tree, timeout)
+        self._tree = tree
+        self._name = tree.name
+        self._dims = tree._dims
+
+    def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self.read(self._name, function, *arguments)
+
+    def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self.write(self._name, function, *arguments)
+
+    def _epoch(self) -> int:
+        return self.base_epoch
+
+    def __repr__(self) -> str:
+        return f"<Transaction on {self._tree!r}, {self.status}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Transaction can't be pickled or copied")
+
+
+class RuntimeTransaction(WriteScope):
+    """Changes to several trees of a Runtime that become one commit.
+
+    Made by `Runtime.transaction()`; behaves like Transaction, with a tree's methods behind `tree(name)`.
+    """
+
+    def __init__(self, runtime: Runtime, names: Iterable[str], timeout: float | None) -> None:
+        forest = runtime._forest
+        super().__init__(forest.store, tuple(forest.lock_of(name) for name in sorted(set(names))), None, timeout)
+        self._runtime = runtime
+
+    def tree(self, name: str) -> TransactionTree:
+        """A tree as this transaction changes it.
+
+        One that wasn't listed is added if no other thread is writing to it. Raises TransactionError when one is,
+        KeyError when there is no such tree.
+        """
+        self.touch(self._runtime._forest.lock_of(name))
+        return TransactionTree(self, name)
+
+    def __repr__(self) -> str:
+        return f"<RuntimeTransaction, {self.status}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a RuntimeTransaction can't be pickled or copied")
+
+
+class TransactionTree(Writer):
+    """One tree inside a RuntimeTransaction: every reading and writing method, with the transaction's own writes seen."""
+
+    __slots__ = ("_dims", "_name", "_transaction")
+
+    def __init__(self, transaction: RuntimeTransaction, name: str) -> None:
+        self._transaction = transaction
+        self._name = name
+        self._dims = self.dims
+
+    @property
+    def name(self) -> str:
+        """The tree's name."""
+        return self._name
+
+    def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._transaction.read(self._name, function, *arguments)
+
+    def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._transaction.write(self._name, function, *arguments)
+
+    def _epoch(self) -> int:
+        return self._transaction.base_epoch
+
+    def __repr__(self) -> str:
+        return f"<tree {self._name!r} in {self._transaction!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a tree inside a transaction can't be pickled or copied")

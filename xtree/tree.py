@@ -1,0 +1,222 @@
+"""XTree: the tree that people hold in their hands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from xtree.arguments import as_dims, as_timeout
+from xtree.conversion import stored_boxes, width_of
+from xtree.display import as_html, as_line
+from xtree.errors import ClosedError, DimensionError
+from xtree.forest import Forest
+from xtree.persistence.config import Config
+from xtree.persistence.store import MemoryStore, Published
+from xtree.roots import state_of
+from xtree.snapshot import Snapshot
+from xtree.transaction import Transaction
+from xtree.tree_state import TreeState
+from xtree.write_scope import WriterLock, WriteScope
+from xtree.writing import Progress, Writer, matching_ids
+
+if TYPE_CHECKING:
+    from xtree.runtime import Runtime
+
+__all__ = ["DEFAULT_NAME", "XTree"]
+
+DEFAULT_NAME = "default"  # of the tree that xtree.open opens; reaches disk, never change
+
+
+class XTree(Writer):
+    """A spatial index of boxes and points: an X-tree, in memory or in a durable index.
+
+    `XTree(dims=2)` makes one in memory; `xtree.open(path)` and `Runtime.tree(name)` give durable ones. Any thread may
+    use it: readers never wait, writers take turns. Each writing call outside a transaction is a commit of its own.
+    A context manager, which closes at its end.
+
+    dims: number of dimensions, 1 to 64. config: an `xtree.Config`, whose tree parameters it takes.
+    """
+
+    def __init__(self, dims: int, config: Config | None = None) -> None:
+        forest = Forest(MemoryStore(), config)
+        self._attach(forest, forest.find_or_make(DEFAULT_NAME, as_dims(dims)), None, True)
+
+    @classmethod
+    def from_boxes(
+        cls,
+        boxes: ArrayLike,
+        ids: ArrayLike | None = None,
+        dims: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        config: Config | None = None,
+        progress: Progress | None = None,
+    ) -> XTree:
+        """A packed tree of these boxes, in memory, or in a new durable index at `path`.
+
+        boxes: (n, 2*d); with dims= also points (n, d), or zero boxes of any shape. ids: (n,) integers, 0 .. n-1 when
+        not given. progress: called with (done, total) now and then. Input is checked before anything is made.
+
+        Raises what `insert_many` does, and FileExistsError when there is an index at `path`.
+        """
+        if dims is None:
+            boxes, width = width_of(boxes)
+            if width % 2:
+                raise DimensionError(f"got boxes of width {width}, expected an even one, 2*dims; for points give dims=")
+            dims = width // 2
+        dims = as_dims(dims)
+        rows = stored_boxes(boxes, dims)
+        numbers = np.arange(len(rows), dtype=np.int64) if ids is None else matching_ids(ids, rows)
+        if path is None:
+            tree = cls(dims, config)
+        else:
+            from xtree.runtime import open as open_tree  # which itself is made of trees
+
+            tree = open_tree(path, dims, mode="x", config=config)
+        try:
+            tree.bulk_load(numbers, rows, progress)
+        except BaseException:
+            tree.close()
+            raise
+        return tree
+
+    @property
+    def name(self) -> str:
+        """The name in its Runtime; "default" for one opened by itself."""
+        return self._lock.name
+
+    @property
+    def runtime(self) -> Runtime | None:
+        """The Runtime that holds the tree; None for a tree in memory."""
+        return self._runtime
+
+    @property
+    def closed(self) -> bool:
+        """Whether the tree can't be used any more: closed, dropped, or inherited through a fork."""
+        return self._closed or self._lock.dropped or self._store.state in ("closed", "forked")
+
+    def transaction(self, timeout: float | None = None) -> Transaction:
+        """A transaction, to be used in a with statement, where it takes the tree's writer lock.
+
+        timeout: seconds to wait for another writer, None for ever; then TimeoutError. TransactionError inside another
+        transaction of this thread on this tree.
+        """
+        return Transaction(self, as_timeout(timeout))
+
+    def snapshot(self) -> Snapshot:
+        """The tree as it is now, for as long as the snapshot is open. Raises ClosedError."""
+        pin = self._store.pin()
+        return Snapshot(self, pin, self._state_at(pin.published))
+
+    def check(self) -> None:
+        """Verifies the whole tree: containment, exact bounds, reachability, levels, counts, checksums.
+
+        Reads every page; of a tree opened by itself also the store beneath. Raises CorruptionError at the first thing
+        wrong.
+        """
+        super().check()
+        if self._owner:
+            with self._store.call():
+                self._store.check()
+
+    def stats(self) -> dict[str, Any]:
+        with self.snapshot() as snapshot:
+            return snapshot.stats()
+
+    stats.__doc__ = Writer.stats.__doc__
+
+    def close(self) -> None:
+        """Ends the tree's use: open transactions are aborted, running queries finish, later use raises ClosedError.
+
+        A tree opened by itself closes its index; one of a Runtime only itself. Idempotent.
+        """
+        self._closed = True
+        self._seen = None
+        if self._owner:
+            (self._store if self._runtime is None else self._runtime).close()
+
+    def __enter__(self) -> XTree:
+        self._require_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return as_line(self._summary())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._summary())
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an XTree can't be pickled or copied; pass its path, or its items()")
+
+    def _attach(self, forest: Forest, lock: WriterLock, runtime: Runtime | None, owner: bool) -> None:
+        """Fills the handle in. owner: whether closing it closes the store."""
+        self._forest = forest
+        self._store = forest.store
+        self._lock = lock
+        self._runtime = runtime
+        self._owner = owner
+        self._closed = False
+        self._seen: tuple[Published, TreeState] | None = None
+        with self._store.read() as published:
+            self._dims = self._state_at(published).dims
+
+    def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        with self._store.read() as published:
+            seen = self._seen
+            state = seen[1] if seen is not None and seen[0] is published else self._state_at(published)
+            return function(self._store, state, *arguments)
+
+    def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        with WriteScope(self._store, (self._lock,), self) as scope:
+            return scope.write(self._lock.name, function, *arguments)
+
+    def _epoch(self) -> int:
+        return self._store.published.epoch
+
+    def _state_at(self, published: Published) -> TreeState:
+        """The tree's state at an epoch that is pinned. Raises ClosedError."""
+        self._require_open()
+        entry = published.catalog.get(self._lock.name)
+        if entry is None:
+            raise ClosedError(f"tree {self._lock.name!r} was dropped")
+        state = state_of(entry)
+        self._seen = (published, state)
+        if self._closed:  # meanwhile, by another thread
+            self._seen = None
+        return state
+
+    def _require_open(self) -> None:
+        """Raises ClosedError."""
+        if self._closed:
+            raise ClosedError(f"tree {self._lock.name!r} is closed")
+        if self._lock.dropped:
+            raise ClosedError(f"tree {self._lock.name!r} was dropped")
+
+    def _summary(self) -> dict[str, Any]:
+        """What is known without reading a page; never raises."""
+        summary: dict[str, Any] = {"dims": self._dims}
+        if self.closed:
+            summary["closed"] = True
+        else:
+            published = self._store.published
+            entry = published.catalog.get(self._lock.name)
+            if entry is not None:
+                state = state_of(entry)
+                summary |= {"records": state.count, "height": state.height, "bounds": state.bounds}
+                summary["epoch"] = published.epoch
+        if self._store.path is not None:
+            summary["path"] = str(self._store.path)
+            if self._lock.name != DEFAULT_NAME:
+                summary["name"] = self._lock.name
+            if self._store.read_only:
+                summary["mode"] = "r"
+        return summary

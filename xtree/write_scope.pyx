@@ -1,0 +1,314 @@
+"""Writing: one tree's writer lock, and the scope of a transaction from `with` to its end.
+
+Invariants
+  1. A writer lock is held from before a scope's write set begins until its outcome is known, so what a scope changes is
+     the last committed state of the tree.
+  2. Whatever arrives in between, a KeyboardInterrupt too, leaves no lock behind. That is why this file is compiled: no
+     signal handler runs between two statements of a compiled function, only inside the Python code that it calls, and
+     from there an interrupt comes as an exception, which is handled here.
+  3. One thread at a time is inside a scope; a second one is refused, and __exit__, abort and commit wait for it.
+  4. After an error that may have left pages half-changed a scope is doomed: nothing but abort is left.
+"""
+
+cimport cython
+
+import threading
+import time
+
+from xtree.errors import ClosedError, TransactionError
+from xtree.roots import entry_of, state_of
+
+cdef object get_ident = threading.get_ident
+cdef object monotonic = time.monotonic
+cdef double LONGEST_WAIT_S = threading.TIMEOUT_MAX
+
+
+@cython.final
+cdef class WriterLock:
+    """Lets one writer at a time change a tree, and knows which thread that is.
+
+    `holding` counts, for all trees of a store together, the locks that each thread holds: a thread that holds one
+    never waits for another, and so no two threads can wait for each other.
+    """
+
+    cdef readonly str name
+    cdef public bint dropped        # the tree is gone for good
+    cdef dict holding
+    cdef object lock
+    cdef object holder              # the thread that took it
+
+    def __init__(self, str name not None, dict holding not None):
+        self.name = name
+        self.holding = holding
+        self.lock = threading.Lock()
+
+    cdef int take(self, object deadline, bint wait) except -1:
+        """Takes the lock. Raises TransactionError where waiting could be for ever, TimeoutError, ClosedError."""
+        me = get_ident()
+        if not self.lock.acquire(False):
+            if self.holder == me:
+                raise TransactionError(f"this thread is in a transaction on tree {self.name!r} already: use that one, "
+                                       "or end it first")
+            if not wait:
+                raise TransactionError(f"tree {self.name!r} is being written by another thread, and waiting for it inside a "
+                                       "transaction could last for ever: name all trees in Runtime.transaction(trees=[...])")
+            if not self.lock.acquire(True, left_until(deadline)):
+                raise TimeoutError(f"tree {self.name!r} is still being written by another transaction")
+        try:
+            self.holding[me] = self.holding.get(me, 0) + 1
+        except BaseException:
+            self.lock.release()
+            raise
+        self.holder = me
+        if self.dropped:
+            self.give_back()
+            raise ClosedError(f"tree {self.name!r} was dropped")
+        return 0
+
+    cdef int give_back(self) except -1:
+        holder = self.holder
+        self.holder = None
+        if self.holding[holder] == 1:
+            del self.holding[holder]
+        else:
+            self.holding[holder] -= 1
+        self.lock.release()
+        return 0
+
+
+cdef double left_until(object deadline) except? -1.0:
+    """Seconds until a deadline, as Lock.acquire takes them: -1 is for ever."""
+    if deadline is None:
+        return -1.0
+    return min(max(deadline - monotonic(), 0.0), LONGEST_WAIT_S)
+
+
+cdef class WriteScope:
+    """Some trees' writer locks and a write set, from __enter__ to __exit__: commits there, aborts on an exception.
+
+    locks: WriterLocks of the trees to change, each once, in the order of their names. handle: something whose
+    `_require_open()` raises once the scope may not go on, or None. timeout: seconds to wait for the locks, None for ever.
+    """
+
+    cdef object store
+    cdef object handle
+    cdef object timeout
+    cdef tuple locks
+    cdef list held
+    cdef object turn                # a lock, taken by the thread that is inside
+    cdef object inside              # which thread that is
+    cdef object write_set
+    cdef dict states                # name -> TreeState as this scope has changed it
+    cdef dict roots                 # name -> root that the state had at first
+    cdef dict changes               # name -> entry or None: trees made and dropped
+    cdef readonly str status        # "new", "open", "committed", "aborted", "failed": the outcome is unknown
+    cdef object doom                # the error that doomed it
+    cdef object __weakref__
+
+    def __init__(self, store, tuple locks not None, handle=None, timeout=None):
+        self.store = store
+        self.locks = locks
+        self.handle = handle
+        self.timeout = timeout
+        self.held = []
+        self.turn = threading.Lock()
+        self.states = {}
+        self.roots = {}
+        self.changes = {}
+        self.status = "new"
+
+    def __del__(self):
+        # One that was never ended: its write set aborts by itself, its locks are given back here.
+        if self.held:
+            self.give_locks_back()
+
+    def __enter__(self):
+        if self.status != "new":
+            raise TransactionError(f"the transaction is {self.status}; a new one is needed")
+        try:
+            self.open()
+        except BaseException:
+            self.let_go("aborted")
+            raise
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.finish(kind is None, False)
+
+    def abort(self):
+        """Forgets everything this transaction has changed and ends it. Does nothing when it has ended already."""
+        self.finish(False, False)
+
+    def commit(self):
+        """Makes what was changed the next epoch, ahead of the end of the block."""
+        self.finish(True, True)
+
+    @property
+    def base_epoch(self):
+        """The epoch that this transaction builds on. Raises TransactionError unless it is open."""
+        self.require_usable()
+        return self.write_set.base.epoch
+
+    def read(self, str name not None, function, *arguments):
+        """function(store, state, *arguments) on a tree as this scope has changed it."""
+        return self.run(False, name, function, arguments)
+
+    def write(self, str name not None, function, *arguments):
+        """function(write_set, state, *arguments), which changes a tree. Whatever it raises dooms the scope."""
+        return self.run(True, name, function, arguments)
+
+    def touch(self, WriterLock lock not None):
+        """Adds a tree, if that is possible without waiting. Raises TransactionError, KeyError."""
+        self.enter_turn()
+        try:
+            self.require_usable()
+            if lock.name in self.states:
+                return
+            lock.take(None, False)
+            self.held.append(lock)
+            # Not the base's state, which may be older: nobody but the lock's holder retires this tree's pages.
+            self.add(lock, self.store.published.catalog)
+        finally:
+            self.leave_turn()
+
+    def set_entry(self, str name not None, entry):
+        """Makes a tree (its first entry), or drops one (None, its pages retired before), with the commit."""
+        self.require_usable()
+        self.states.pop(name, None)
+        self.changes[name] = entry
+
+    cdef int open(self) except -1:
+        """Takes the locks in order, then begins."""
+        cdef WriterLock lock
+        self.store.require_writable()
+        deadline = None if self.timeout is None else monotonic() + self.timeout
+        wait = True
+        for lock in self.locks:
+            if not self.held:
+                wait = get_ident() not in lock.holding
+            lock.take(deadline, wait)
+            self.held.append(lock)
+        if self.handle is not None:
+            self.handle._require_open()
+        self.write_set = self.store.begin()
+        for lock in self.locks:
+            self.add(lock, self.write_set.base.catalog)
+        self.status = "open"
+        return 0
+
+    cdef int add(self, WriterLock lock, catalog) except -1:
+        entry = catalog.get(lock.name)
+        if entry is None:
+            raise KeyError(lock.name)
+        self.states[lock.name] = state_of(entry).copy()
+        self.roots[lock.name] = entry.root
+        return 0
+
+    cdef object run(self, bint writes, str name, function, tuple arguments):
+        self.enter_turn()
+        try:
+            self.require_usable()
+            state = self.states[name]
+            with self.store.call():
+                try:
+                    return function(self.write_set if writes else self.store, state, *arguments)
+                except BaseException as error:
+                    if writes or isinstance(error, (OSError, MemoryError)):
+                        self.doom = error
+                    raise
+        finally:
+            self.leave_turn()
+
+    cdef int enter_turn(self) except -1:
+        if not self.turn.acquire(False):
+            raise TransactionError("the transaction is in use by another call; it is for one thread at a time")
+        self.inside = get_ident()
+        return 0
+
+    cdef int leave_turn(self) except -1:
+        self.inside = None
+        self.turn.release()
+        return 0
+
+    cdef int require_usable(self) except -1:
+        if self.status == "new":
+            raise TransactionError("the transaction hasn't begun: use it in a with statement")
+        if self.status != "open":
+            raise TransactionError(f"the transaction is {self.status}")
+        if self.doom is not None:
+            raise TransactionError(f"the transaction has failed and can only be aborted: {self.doom!r}") from self.doom
+        if self.handle is not None:
+            self.handle._require_open()
+        return 0
+
+    cdef int finish(self, bint commit, bint must_be_open) except -1:
+        """Ends the scope, if it hasn't ended. An interrupt that arrives meanwhile is raised after that."""
+        if self.inside == get_ident():
+            raise TransactionError("a transaction can't be ended from inside one of its own calls")
+        interrupt = self.wait_for_turn()
+        try:
+            if self.status == "open":
+                try:
+                    if commit:
+                        self.commit_changes()
+                finally:
+                    self.let_go("aborted")
+            elif must_be_open:
+                raise TransactionError(f"the transaction is {self.status}")
+        finally:
+            self.turn.release()
+        if interrupt is not None:
+            raise interrupt
+        return 0
+
+    cdef object wait_for_turn(self):
+        """Waits until no thread is inside; returns the exception of a signal that arrived meanwhile."""
+        interrupt = None
+        while True:
+            try:
+                self.turn.acquire()
+                return interrupt
+            except BaseException as arrived:
+                interrupt = arrived
+
+    cdef int commit_changes(self) except -1:
+        if self.doom is not None:
+            raise TransactionError(f"the transaction has failed and was aborted: {self.doom!r}") from self.doom
+        if self.handle is not None:
+            self.handle._require_open()
+        self.store.require_writable()
+        changes = dict(self.changes)
+        for name, state in self.states.items():
+            if state.root != self.roots[name]:
+                changes[name] = entry_of(name, state)
+        if changes:
+            self.write_set.commit(changes)
+        else:
+            self.write_set.abort()
+            self.status = "committed"
+        return 0
+
+    cdef int let_go(self, str outcome) except -1:
+        """The end: the write set closed, the outcome noted, the locks given back."""
+        try:
+            if self.write_set is not None:
+                if self.write_set.status == "open":
+                    self.write_set.abort()
+                elif self.write_set.status != "aborted":
+                    outcome = self.write_set.status
+        finally:
+            if self.status != "committed":
+                self.status = outcome
+            self.write_set = None
+            self.doom = None
+            self.states = {}
+            self.changes = {}
+            self.give_locks_back()
+        return 0
+
+    cdef int give_locks_back(self) except -1:
+        cdef WriterLock lock
+        while self.held:
+            lock = self.held.pop()
+            lock.give_back()
+        return 0

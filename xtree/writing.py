@@ -1,0 +1,112 @@
+"""Writing: the changes that a tree and a transaction make alike."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xtree import bulk, insertion, removal, search
+from xtree.conversion import many_ids, one_id, stored_box, stored_boxes
+from xtree.errors import DimensionError
+from xtree.persistence.store import WriteSet
+from xtree.reading import Reader
+from xtree.tree_state import TreeState
+
+__all__ = ["Progress", "Writer", "matching_ids"]
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+
+class Writer(Reader):
+    """The writing methods, over the changing state of one tree.
+
+    A record is an (id, box) pair; ids need not be unique and the same record may be stored more than once. Boxes are
+    finite float64; whatever is refused is refused whole, with nothing changed.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(write_set, state, *arguments), all or nothing."""
+
+    def insert(self, id: int, box: ArrayLike) -> None:
+        """Adds one record. box: (2*d,), or a point (d,).
+
+        Raises InvalidBoxError, DimensionError, TypeError, OverflowError for an id outside int64, and what a write may
+        meet: ClosedError, ReadOnlyError, TransactionError, StoreFailedError, OSError, MemoryError.
+        """
+        self._write(insertion.insert, one_id(id), stored_box(box, self._dims))
+
+    def insert_many(self, ids: ArrayLike, boxes: ArrayLike) -> None:
+        """Adds records, all or none. ids: (n,) integers; boxes: (n, 2*d), or points (n, d).
+
+        Raises what `insert` does, and ValueError when the lengths differ.
+        """
+        numbers, rows = _records(ids, boxes, self._dims)
+        if len(numbers):
+            self._write(insertion.insert, numbers, rows)
+
+    def bulk_load(self, ids: ArrayLike, boxes: ArrayLike, progress: Progress | None = None) -> None:
+        """Builds a packed tree of these records and those that are there already: much faster than inserting many.
+
+        progress: called with (done, total) now and then; what it raises stops the load. Takes and raises what
+        `insert_many` does.
+        """
+        numbers, rows = _records(ids, boxes, self._dims)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress must be callable, not {type(progress).__name__}")
+        if len(numbers):
+            self._write(_rebuild, numbers, rows, progress)
+
+    def delete(self, id: int, box: ArrayLike) -> bool:
+        """Removes one copy of a record; False when there is none. Raises what `insert` does."""
+        return int(self._write(removal.delete, one_id(id), stored_box(box, self._dims))) > 0
+
+    def delete_many(self, ids: ArrayLike, boxes: ArrayLike) -> int:
+        """Removes as many copies of each record as are listed; returns how many went. Raises what `insert_many` does."""
+        numbers, rows = _records(ids, boxes, self._dims)
+        return int(self._write(removal.delete, numbers, rows)) if len(numbers) else 0
+
+    def update(self, id: int, old_box: ArrayLike, new_box: ArrayLike) -> bool:
+        """Gives one copy of a record another box; False, and nothing inserted, when there is none.
+
+        Raises what `insert` does.
+        """
+        number = one_id(id)
+        return bool(self._write(_replace, number, stored_box(old_box, self._dims), stored_box(new_box, self._dims)))
+
+
+def matching_ids(ids: ArrayLike, boxes: Floats) -> Ids:
+    """ids as (n,) int64 for n boxes. Raises TypeError, OverflowError, DimensionError for another length."""
+    numbers: Ids = many_ids(ids)
+    if len(numbers) != len(boxes):
+        raise DimensionError(f"got {len(numbers)} ids for {len(boxes)} boxes")
+    return numbers
+
+
+def _records(ids: ArrayLike, boxes: ArrayLike, dims: int) -> tuple[Ids, Floats]:
+    rows: Floats = stored_boxes(boxes, dims)
+    return matching_ids(ids, rows), rows
+
+
+def _replace(write_set: WriteSet, state: TreeState, ids: Ids, old: Floats, new: Floats) -> bool:
+    if not removal.delete(write_set, state, ids, old):
+        return False
+    insertion.insert(write_set, state, ids, new)
+    return True
+
+
+def _rebuild(write_set: WriteSet, state: TreeState, ids: Ids, boxes: Floats, progress: Progress | None) -> None:
+    if state.count:
+        present, present_boxes = search.items(write_set.store, state)
+        ids = np.concatenate((present, ids))
+        boxes = np.concatenate((present_boxes, boxes))
+        bulk.clear(write_set, state)
+    bulk.load(write_set, state, ids, boxes, progress)
