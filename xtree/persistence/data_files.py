@@ -25,7 +25,7 @@ from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_head
 from xtree.persistence.filenames import data_name
 from xtree.persistence.manifest import DataFileEntry
 from xtree.persistence.mmap_windows import Windows
-from xtree.persistence.platform_fs import SYNC_COVERS_MAPPINGS, Buffer, File, FileSystem, Path
+from xtree.persistence.platform_fs import SYNC_COVERS_MAPPINGS, Buffer, File, FileSystem, Path, SyncFailedError
 
 MAGIC = b"XTREEDAT"
 FORMAT = 1
@@ -49,6 +49,14 @@ class DataFile:
         self.changed = False  # pages were written since the last sync began
         self.sync_failed = False
         self.sync_lock = threading.Lock()
+
+
+def read_header(file: File, uuid: bytes) -> tuple[int, int, int]:
+    """(number, window bytes, size class) by a file's header. Raises CorruptionError, FormatVersionError."""
+    number, window_bytes, size_class = unpack_header(
+        file.pread(HEADER_BYTES, 0), MAGIC, FORMAT, BODY, file.path, uuid
+    )[1]
+    return number, window_bytes, size_class
 
 
 class DataFiles:
@@ -291,21 +299,25 @@ class DataFiles:
             size = data_file.bytes
             try:
                 if not SYNC_COVERS_MAPPINGS:
-                    self.windows.flush(window, 0, size)
+                    self._flush(window, data_file)
                 data_file.file.sync()
             except BaseException:
                 data_file.sync_failed = True
-                self._fs.failed_syncs += 1
                 raise
             data_file.synced_bytes = size
         return True
+
+    def _flush(self, window: int, data_file: DataFile) -> None:
+        try:
+            self.windows.flush(window, 0, data_file.bytes)
+        except OSError as error:
+            raise SyncFailedError(error.errno, error.strerror, data_file.file.path) from error
 
     def _file_of(self, number: int) -> DataFile:
         return self._files[self.windows_by_number()[number]]
 
     def _verify_header(self, file: File, entry: DataFileEntry) -> None:
-        page = file.pread(HEADER_BYTES, 0)
-        found = unpack_header(page, MAGIC, FORMAT, BODY, file.path, self._uuid)[1]
+        found = read_header(file, self._uuid)
         expected = (entry.number, self._config.window_bytes, entry.size_class)
         if found != expected:
             raise CorruptionError(

@@ -14,7 +14,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
 from xtree.errors import LockedError
@@ -46,11 +46,10 @@ class SyncFailedError(OSError):
 class File:
     """An open file with positional reads and writes."""
 
-    __slots__ = ("path", "_fd", "_fs", "_position_lock")
+    __slots__ = ("path", "_fd", "_position_lock")
 
-    def __init__(self, fs: FileSystem, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, fd: int) -> None:
         self.path = os.fspath(path)
-        self._fs = fs
         self._fd = fd
         self._position_lock = None if hasattr(os, "pread") else threading.Lock()
 
@@ -146,13 +145,14 @@ class File:
         size = self.size()
         if n <= size:
             return
-        try:
+        with self._as_long_as_before(size):
             if not self._allocate(size, n - size):
                 self.write_zeros(size, n - size)
-        except OSError:
-            with contextlib.suppress(OSError):
-                self.truncate(size)
-            raise
+
+    def fill(self, start: int, end: int) -> None:
+        """Write zeros from `start`, the end of the file or before it, to `end`; fails as cleanly as `reserve`."""
+        with self._as_long_as_before(self.size()):
+            self.write_zeros(start, end - start)
 
     def close(self) -> None:
         """Close the descriptor. Closing twice does nothing."""
@@ -164,6 +164,15 @@ class File:
         if getattr(self, "_fd", -1) >= 0:
             with contextlib.suppress(OSError):
                 self.close()
+
+    @contextlib.contextmanager
+    def _as_long_as_before(self, size: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.truncate(size)
+            raise
 
     def _read_once(self, n: int, offset: int) -> bytes:
         if self._position_lock is None:
@@ -220,14 +229,11 @@ class Lock:
 
 
 class FileSystem:
-    """The operating system's file system, as one open index uses it."""
-
-    def __init__(self) -> None:
-        self.failed_syncs = 0  # of files and directories; after one nobody knows what is on the disk
+    """The operating system's file system."""
 
     def open(self, path: Path, mode: str) -> File:
         """Open a file: "r" to read, "rw" to read and write, "create" to make one that must not exist yet."""
-        return File(self, path, os.open(path, _FLAGS[mode] | _ALWAYS, 0o666))
+        return File(path, os.open(path, _FLAGS[mode] | _ALWAYS, 0o666))
 
     def sync_directory(self, path: Path) -> None:
         """Return when the names in a directory are on the disk. Raises SyncFailedError."""
@@ -237,7 +243,7 @@ class FileSystem:
         try:
             os.fsync(fd)
         except OSError as error:
-            raise SyncFailedError(error.errno, error.strerror, path) from error
+            raise SyncFailedError(error.errno, error.strerror, os.fspath(path)) from error
         finally:
             os.close(fd)
 

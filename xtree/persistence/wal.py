@@ -150,8 +150,7 @@ class LogWriter:
             fill *= 2
         fill = min(fill, self._fill_limit_bytes)
         target = aligned(max(end, filled + fill), SECTOR_BYTES)
-        self._file.reserve(target)
-        self._file.write_zeros(filled, target - filled)
+        self._file.fill(filled, target)
         self._file.sync()
         self._filled = target
         reach("wal.filled")

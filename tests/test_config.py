@@ -1,0 +1,112 @@
+"""Config: fields are checked where they are given, and say which of them an index keeps."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from xtree.persistence.config import GIB, MIB, Config
+
+
+def test_defaults_are_valid_and_balanced():
+    config = Config()
+    assert config.durability == "balanced"
+    assert config.window_bytes == GIB
+
+
+def test_a_config_does_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().window_bytes = MIB
+
+
+@pytest.mark.parametrize("mode", ["strict", "eventual", "Balanced", "", None, 2])
+def test_a_mode_that_does_not_exist_is_refused_by_name(mode):
+    with pytest.raises(ValueError, match="durability must be 'balanced'"):
+        Config(durability=mode)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("window_bytes", 0),
+        ("window_bytes", MIB + 1),
+        ("window_bytes", -MIB),
+        ("window_bytes", 2**63),
+        ("data_file_first_bytes", 100),
+        ("data_file_first_bytes", 2 * GIB),
+        ("max_payload_in_wal", -1),
+        ("bulk_payload_limit", -1),
+        ("checkpoint_log_bytes", 0),
+        ("wal_fill_bytes", 0),
+        ("wal_fill_limit_bytes", 4096),
+        ("epoch_stride", 0),
+        ("checkpoints_kept", 0),
+        ("reserve_bytes", -1),
+        ("page_bytes", 5000),
+        ("page_bytes", 2048),
+        ("page_bytes", 12288),
+        ("max_overlap", -0.1),
+        ("max_overlap", float("nan")),
+        ("min_fanout", 0.6),
+        ("min_fill", 0.51),
+        ("leaf_fill", 0.0),
+        ("leaf_fill", float("inf")),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_the_name_of_its_field(field, value):
+    with pytest.raises(ValueError, match=field):
+        Config(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("window_bytes", "1"),
+        ("window_bytes", 1.0),
+        ("window_bytes", True),
+        ("window_bytes", None),
+        ("checkpoints_kept", 2.5),
+        ("page_bytes", "4096"),
+        ("max_overlap", "0.2"),
+        ("min_fill", None),
+        ("leaf_fill", True),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_the_name_of_its_field(field, value):
+    with pytest.raises(TypeError, match=field):
+        Config(**{field: value})
+
+
+def test_numpy_scalars_become_plain_numbers():
+    config = Config(window_bytes=np.int64(MIB), leaf_fill=np.float32(0.5), max_overlap=np.float64(0.25))
+    assert type(config.window_bytes) is int
+    assert type(config.leaf_fill) is float
+
+
+def test_stored_fields_come_from_the_index_and_others_from_the_caller():
+    made = Config(window_bytes=4 * MIB, checkpoints_kept=3)
+    opened = Config(window_bytes=8 * MIB, checkpoints_kept=1).with_stored(made.to_stored())
+    assert opened.window_bytes == 4 * MIB
+    assert opened.checkpoints_kept == 1
+    assert set(made.to_stored()) == set(Config.STORED)
+
+
+@pytest.mark.parametrize("stored", [{}, {"window_bytes": MIB, "other": 1}, {"other": 1}])
+def test_stored_fields_that_are_not_exactly_the_known_ones_are_refused(stored):
+    with pytest.raises(ValueError, match="stored fields"):
+        Config().with_stored(stored)
+
+
+def test_every_field_is_documented():
+    for field in dataclasses.fields(Config):
+        assert f"`{field.name}`" in Config.__doc__
+
+
+def test_tree_parameters_are_those_a_tree_keeps():
+    assert Config(page_bytes=8192).tree_parameters() == {
+        "page_bytes": 8192,
+        "max_overlap": 0.2,
+        "min_fanout": 0.35,
+        "min_fill": 0.4,
+        "leaf_fill": 1.0,
+    }
