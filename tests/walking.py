@@ -1,0 +1,66 @@
+"""A tree's pages, walked in Python and held against what must be true of them; independent of the compiled check."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from xtree.bucket import describe, entry_limits
+from xtree.persistence.catalog import CatalogEntry
+from xtree.tree_state import TreeState
+
+Record = tuple[int, tuple[float, ...]]
+
+
+def pages(store, state: TreeState) -> list[dict[str, Any]]:
+    """Every page of a tree, parents first."""
+    nodes = [state.root] if state.root else []
+    found = []
+    for node in nodes:
+        page = describe(store, node)
+        found.append(page)
+        if page["kind"] == "directory":
+            nodes += page["refs"].tolist()
+    assert len(set(nodes)) == len(nodes)
+    return found
+
+
+def bounds_of(boxes: np.ndarray) -> list[float]:
+    dims = boxes.shape[1] // 2
+    return [*boxes[:, :dims].min(axis=0).tolist(), *boxes[:, dims:].max(axis=0).tolist()]
+
+
+def records(store, state: TreeState, least_fill: float = 0.0) -> Counter[Record]:
+    """All records of a tree, -0.0 as 0.0. Asserts levels, kinds, capacities, exact boxes, bounds and counts."""
+    leaf_limit, block_limit = entry_limits(state.dims, state.page_bytes)
+    found: Counter[Record] = Counter()
+
+    def visit(node: int, level: int) -> list[float]:
+        page = describe(store, node)
+        is_root = level == state.height - 1
+        assert (page["level"], page["dims"]) == (level, state.dims)
+        assert page["kind"] == ("directory" if level else "leaf")
+        if level == 0:
+            assert page["count"] <= leaf_limit
+            assert page["count"] >= (1 if is_root else least_fill * leaf_limit)
+            found.update(zip(page["refs"].tolist(), map(tuple, (page["boxes"] + 0.0).tolist()), strict=True))
+        else:
+            assert page["count"] <= page["blocks"] * (block_limit + 8)
+            assert page["count"] >= (2 if is_root else least_fill * block_limit)
+            for ref, box in zip(page["refs"].tolist(), page["boxes"].tolist(), strict=True):
+                assert visit(ref, level - 1) == box
+        return bounds_of(page["boxes"])
+
+    if state.root:
+        assert visit(state.root, state.height - 1) == state.bounds.tolist()
+    else:
+        assert (state.height, state.count, state.bounds) == (0, 0, None)
+    assert sum(found.values()) == state.count
+    return found
+
+
+def commit(ws, state: TreeState, name: str = "tree") -> int:
+    """Commits a write set with a tree's state under a name; returns the epoch."""
+    return ws.commit({name: CatalogEntry(name, "xtree", state.root, state.encode())})
