@@ -73,7 +73,7 @@ def test_one_damaged_copy_is_answered_from_the_other(path, copy):
 
 def test_two_damaged_copies_are_corruption_that_names_both(path):
     path.write_bytes(b"\0" * 2 * HEADER_BYTES)
-    with pytest.raises(CorruptionError, match="at offset 0.*at offset 4096"):
+    with pytest.raises(CorruptionError, match=r"at offset 0.*at offset 4096"):
         reopened(path)
 
 
@@ -112,7 +112,7 @@ def test_values_that_cannot_be_right_are_corruption_even_with_a_right_crc(body):
 def test_an_epoch_never_regresses(fs, path, changes):
     before = path.read_bytes()
     file = SuperblockFile.open(fs, path.parent, writable=True)
-    with pytest.raises(ValueError, match="regress|order"):
+    with pytest.raises(ValueError, match=r"regress|order"):
         file.publish(sync=True, **changes)
     file.close()
     assert path.read_bytes() == before

@@ -53,9 +53,8 @@ class DataFile:
 
 def read_header(file: File, uuid: bytes) -> tuple[int, int, int]:
     """(number, window bytes, size class) by a file's header. Raises CorruptionError, FormatVersionError."""
-    number, window_bytes, size_class = unpack_header(
-        file.pread(HEADER_BYTES, 0), MAGIC, FORMAT, BODY, file.path, uuid
-    )[1]
+    page = file.pread(HEADER_BYTES, 0)
+    number, window_bytes, size_class = unpack_header(page, MAGIC, FORMAT, BODY, file.path, uuid)[1]
     return number, window_bytes, size_class
 
 

@@ -189,9 +189,7 @@ class FrameHeader:
     def consistent(self) -> bool:
         """Whether its length is that of its parts."""
         fields = self.fields
-        return bool(
-            self.length == frame_bytes(fields[_DELTA_COUNT], fields[_CATALOG_BYTES], fields[_PAYLOAD_BYTES])
-        )
+        return bool(self.length == frame_bytes(fields[_DELTA_COUNT], fields[_CATALOG_BYTES], fields[_PAYLOAD_BYTES]))
 
     @property
     def last_epoch(self) -> int:

@@ -31,6 +31,7 @@ from xtree.persistence.frame import (
     ALIGNMENT,
     CRC,
     DELTA,
+    DELTA_BYTES,
     FRAME_CRC_OFFSET,
     FRAME_FORMAT,
     FRAME_GROUP,
@@ -86,7 +87,7 @@ class LogWriter:
         self._file = file
         self._uuid = uuid
         self._synced_end = HEADER_BYTES
-        self._filled = filled  # everything from end_offset up to here is zeros on the disk
+        self._filled = filled  # from end_offset up to here the file has disk space and reads as zeros
         self._fill_bytes, self._fill_limit_bytes = fill
 
     @classmethod
@@ -143,14 +144,14 @@ class LogWriter:
             return
         if n > self._fill_limit_bytes:
             self._file.reserve(end)
+            self._filled = end
             return
-        filled = self._filled
+        start = max(self._filled, self.end_offset)  # never over a frame
         fill = self._fill_bytes
-        while fill < filled and fill < self._fill_limit_bytes:
+        while fill < start and fill < self._fill_limit_bytes:
             fill *= 2
-        fill = min(fill, self._fill_limit_bytes)
-        target = aligned(max(end, filled + fill), SECTOR_BYTES)
-        self._file.fill(filled, target)
+        target = aligned(max(end, start + min(fill, self._fill_limit_bytes)), SECTOR_BYTES)
+        self._file.fill(start, target)
         self._file.sync()
         self._filled = target
         reach("wal.filled")
@@ -171,9 +172,9 @@ class LogWriter:
         `deltas` and `payloads` are buffers whose contents follow one another. After an OSError nothing more may be
         appended: part of the frame may be there.
         """
-        payload_bytes = 0
-        for payload in payloads:
-            payload_bytes += payload.nbytes if isinstance(payload, memoryview) else memoryview(payload).nbytes
+        if _bytes_of(deltas) != DELTA_BYTES * delta_count:
+            raise ValueError(f"{delta_count} deltas have {DELTA_BYTES} bytes each, not {_bytes_of(deltas)} in all")
+        payload_bytes = _bytes_of(payloads)
         reach("wal.before_append")
         length = self._append(
             FRAME_GROUP,
@@ -266,6 +267,10 @@ class LogWriter:
         self.last_crc = crc
         self.last_epoch = last_epoch
         return length
+
+
+def _bytes_of(buffers: Sequence[Buffer]) -> int:
+    return sum([memoryview(buffer).nbytes for buffer in buffers])
 
 
 class LogReader:
