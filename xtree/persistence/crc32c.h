@@ -18,18 +18,36 @@
 #include <nmmintrin.h>
 #if defined(_MSC_VER)
 #include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#if defined(_MSC_VER)
 #define CRC32C_TARGET
+#elif defined(__clang__)
+#define CRC32C_TARGET __attribute__((target("sse4.2,crc32")))
 #else
 #define CRC32C_TARGET __attribute__((target("sse4.2")))
 #endif
 #define CRC32C_STEP8(crc, word) ((uint32_t)_mm_crc32_u64((crc), (word)))
 #define CRC32C_STEP1(crc, byte) _mm_crc32_u8((crc), (byte))
-#elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
+#elif defined(__aarch64__) && (defined(__ARM_FEATURE_CRC32) || defined(__linux__))
 #define CRC32C_ARM 1
-#include <arm_acle.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#define CRC32C_HWCAP (1ul << 7) /* HWCAP_CRC32 */
+#endif
 #define CRC32C_TARGET
-#define CRC32C_STEP8(crc, word) __crc32cd((crc), (word))
-#define CRC32C_STEP1(crc, byte) __crc32cb((crc), (byte))
+/* Assembler rather than intrinsics: those want the feature switched on for the whole file. */
+static inline uint32_t crc32c_step8(uint32_t crc, uint64_t word) {
+    __asm__(".arch_extension crc\n\tcrc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(word));
+    return crc;
+}
+static inline uint32_t crc32c_step1(uint32_t crc, unsigned char byte) {
+    __asm__(".arch_extension crc\n\tcrc32cb %w0, %w0, %w1" : "+r"(crc) : "r"((uint32_t)byte));
+    return crc;
+}
+#define CRC32C_STEP8(crc, word) crc32c_step8((crc), (word))
+#define CRC32C_STEP1(crc, byte) crc32c_step1((crc), (byte))
 #endif
 
 #define CRC32C_POLYNOMIAL 0x82F63B78u /* reflected */
@@ -90,7 +108,6 @@ CRC32C_TARGET static uint32_t crc32c_instruction(uint32_t crc, const unsigned ch
         crc = CRC32C_STEP1(crc, *data);
     return crc;
 }
-#endif
 
 static int crc32c_has_instruction(void) {
 #if defined(CRC32C_X86) && defined(_MSC_VER)
@@ -98,14 +115,23 @@ static int crc32c_has_instruction(void) {
     __cpuid(registers, 1);
     return (registers[2] >> 20) & 1;
 #elif defined(CRC32C_X86)
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("sse4.2") != 0;
+    unsigned int a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 20) & 1;
+#elif defined(CRC32C_ARM) && defined(__linux__)
+    return (getauxval(AT_HWCAP) & CRC32C_HWCAP) != 0;
 #elif defined(CRC32C_ARM)
     return 1;
-#else
-    return 0;
 #endif
 }
+
+/* Whether the instruction computes what the portable kernel does, over both sizes of stream and the rest. */
+static int crc32c_instruction_is_right(void) {
+    unsigned char data[3 * (CRC32C_LONG + CRC32C_SHORT) + 15];
+    for (size_t i = 0; i < sizeof(data); i++)
+        data[i] = (unsigned char)(i * i + 7 * i);
+    return crc32c_instruction(1, data, sizeof(data)) == crc32c_sliced(1, data, sizeof(data));
+}
+#endif
 
 /* A CRC register advanced over `bytes` zero bytes is linear in its bits: one run for each bit fills the table. */
 static void crc32c_fill_shift(uint32_t table[4][256], size_t bytes) {
@@ -136,7 +162,7 @@ static void crc32c_setup(void) {
     crc32c_kernel = crc32c_sliced;
     crc32c_kernel_name = "slicing-by-8";
 #if defined(CRC32C_X86) || defined(CRC32C_ARM)
-    if (crc32c_has_instruction()) {
+    if (crc32c_has_instruction() && crc32c_instruction_is_right()) {
         crc32c_kernel = crc32c_instruction;
         crc32c_kernel_name = "instruction";
     }

@@ -17,7 +17,7 @@ class MemoryGrowth:
     """The growth of a SegmentAllocator over anonymous memory.
 
     Each window of a class is twice as large as the one before it. All of it may be used at once, since memory
-    is taken only as pages are touched.
+    is taken only as pages are touched; so no window is ever asked to extend.
     """
 
     def __init__(self, windows: Windows):
@@ -31,7 +31,3 @@ class MemoryGrowth:
         window = self._windows.add_anonymous(size)
         self._next_bytes[size_class] = min(2 * size, LARGEST_WINDOW_BYTES)
         return window, 0, size, size
-
-    def extend(self, window: int, wanted_bytes: int) -> int:
-        """Usable bytes of a window: all that it has, from the beginning."""
-        return self._windows.bytes_of(window)

@@ -26,6 +26,9 @@ from xtree.errors import CapacityError
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident() noexcept
 
+cdef extern from "<assert.h>" nogil:
+    void c_assert "assert"(bint condition) noexcept     # in the checked build only
+
 cdef extern from "monotonic.h" nogil:
     uint64_t xt_monotonic_ns() noexcept
 
@@ -137,6 +140,7 @@ cdef class Epochs:
 
     cdef void unpin(self, int slot) noexcept nogil:
         cdef PinSlot *at = _slot_at(self, slot)
+        c_assert(load_seq(&at.owner) == 1)
         store_seq(&at.epoch, UINT64_MAX)
         store_seq(&at.owner, 0)
         if load_relaxed(&self.first_open) > <uint64_t>(slot // SLOTS_PER_BLOCK):

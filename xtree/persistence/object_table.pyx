@@ -37,6 +37,9 @@ from xtree.persistence.page cimport SIZE_CLASSES
 
 from xtree.errors import CapacityError, CorruptionError
 
+cdef extern from "<assert.h>" nogil:
+    void c_assert "assert"(bint condition) noexcept     # in the checked build only
+
 cdef enum:
     LAST_KIND = 255
 
@@ -75,6 +78,11 @@ cdef inline uint64_t _word(int state, int tag, int kind, int size_class) noexcep
 
 cdef inline uint64_t _with_state(uint64_t word, int state) noexcept nogil:
     return (word & ~<uint64_t>STATE_MASK) | <uint64_t>state << STATE_SHIFT
+
+
+cdef inline bint _is(const Row *row, NodeID node, int state) noexcept nogil:
+    cdef uint64_t word = load_relaxed(&row.word)
+    return (word & WORD_TAG) == tag_of(node) and state_of(word) == state
 
 
 # Errors, raised from code without the GIL.
@@ -170,10 +178,13 @@ cdef class ObjectTable:
         return make_node_id(handle, tag)
 
     cdef void seal(self, NodeID node, uint32_t crc) noexcept nogil:
-        _row_at(self, handle_of(node)).crc = crc
+        cdef Row *row = _row_at(self, handle_of(node))
+        c_assert(_is(row, node, STATE_RESERVED))
+        row.crc = crc
 
     cdef void publish(self, NodeID node, uint64_t epoch) noexcept nogil:
         cdef Row *row = _row_at(self, handle_of(node))
+        c_assert(_is(row, node, STATE_RESERVED))
         store_release(&row.birth, epoch)
         store_release(&row.word, _with_state(load_relaxed(&row.word), STATE_LIVE))
         self.reserved_count -= 1
@@ -182,6 +193,7 @@ cdef class ObjectTable:
     cdef void retire(self, NodeID node, uint64_t epoch) noexcept nogil:
         cdef uint64_t handle = handle_of(node)
         cdef Row *row = _row_at(self, handle)
+        c_assert(_is(row, node, STATE_LIVE))
         store_release(&row.retire, epoch)
         store_release(&row.word, _with_state(load_relaxed(&row.word), STATE_RETIRED))
         row.next = 0
@@ -195,8 +207,10 @@ cdef class ObjectTable:
 
     cdef void abandon(self, NodeID node) noexcept nogil:
         cdef uint64_t handle = handle_of(node)
+        cdef Row *row = _row_at(self, handle)
+        c_assert(_is(row, node, STATE_RESERVED))
         self.reserved_count -= 1
-        _free_row(self, handle, _row_at(self, handle))
+        _free_row(self, handle, row)
 
     cdef bint reclaim_one(self, uint64_t horizon, uint64_t *address, int *size_class) noexcept nogil:
         cdef uint64_t handle = self.retired_head
@@ -374,7 +388,7 @@ cdef class ObjectTable:
 
 cdef int _require_state(ObjectTable t, NodeID node, int state) except -1:
     cdef Row *row = t.row(handle_of(node))
-    if row == NULL or (row.word & WORD_TAG) != tag_of(node) or state_of(row.word) != state:
+    if row == NULL or not _is(row, node, state):
         raise RuntimeError(f"node {node:#x} isn't {STATE_NAMES[state]}")
     return 0
 
