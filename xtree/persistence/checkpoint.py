@@ -18,7 +18,7 @@ from crc32c import crc32c
 from xtree.errors import CorruptionError
 from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
 from xtree.persistence.filenames import MAX_NUMBER, SIZE_CLASSES, checkpoint_name
-from xtree.persistence.frame import LINK_BYTES, LogLink, aligned
+from xtree.persistence.frame import CRC, LINK_BYTES, LogLink, aligned
 from xtree.persistence.manifest import CheckpointEntry, DataFileEntry
 from xtree.persistence.platform_fs import Buffer, FileSystem, Path
 
@@ -51,6 +51,7 @@ assert DATA_FILE.size == DATA_FILE_BYTES
 
 FOOTER = Struct("<8sIIQ")  # magic, crc, zero, bytes of the file
 FOOTER_BYTES = 24
+FOOTER_CRC_OFFSET = 8
 FOOTER_MAGIC = b"XTCKPEND"
 assert FOOTER.size == FOOTER_BYTES
 
@@ -66,6 +67,7 @@ class Checkpoint:
     data_files: tuple[DataFileEntry, ...]
     last_log: LogLink
     catalog_offset: int  # in the file, for messages
+    entry: CheckpointEntry  # as the manifest lists it
 
 
 def write(
@@ -134,6 +136,7 @@ def read(fs: FileSystem, directory: Path, entry: CheckpointEntry | int, uuid: by
         data_files=_data_files(data[table_at:catalog_at], path, table_at),
         last_log=LogLink.decode(data[32 + BODY.size : 32 + BODY.size + LINK_BYTES]),
         catalog_offset=catalog_at,
+        entry=CheckpointEntry(number, epoch, length, crc),
     )
 
 
@@ -146,7 +149,8 @@ def _verify(data: memoryview, path: str, length: int) -> int:
         raise CorruptionError(f"{path}: expected {length} bytes, found {data.nbytes}")
     at = length - FOOTER_BYTES
     magic, found, _, found_length = FOOTER.unpack_from(data, at)
-    crc = crc32c(FOOTER.pack(FOOTER_MAGIC, 0, 0, length), crc32c(data[:at]))
+    crc = crc32c(data[: at + FOOTER_CRC_OFFSET])
+    crc = crc32c(data[at + FOOTER_CRC_OFFSET + CRC.size :], crc32c(bytes(CRC.size), crc))
     if (magic, found_length, found) != (FOOTER_MAGIC, length, crc):
         raise CorruptionError(
             f"{path}: at offset {at}: expected a footer with the CRC {crc:#010x}, found {bytes(data[at:])!r}"

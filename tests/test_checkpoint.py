@@ -1,0 +1,155 @@
+"""Checkpoints: read back whole or not at all."""
+
+import errno
+import os
+import random
+import struct
+
+import numpy as np
+import pytest
+from crc32c import crc32c
+
+from xtree.errors import CorruptionError, FormatVersionError
+from xtree.persistence import checkpoint
+from xtree.persistence.checkpoint import FOOTER_BYTES, ROW, ROW_BYTES
+from xtree.persistence.file_header import HEADER_BYTES, pack_header
+from xtree.persistence.filenames import checkpoint_name
+from xtree.persistence.frame import LogLink
+from xtree.persistence.manifest import CheckpointEntry, DataFileEntry
+from xtree.persistence.platform_fs import File, FileSystem
+
+UUID = bytes(range(16))
+LINK = LogLink(3, 40, 123456, 0xABCDEF01)
+DATA_FILES = (DataFileEntry(1, 0, 65536), DataFileEntry(5, 6, 1 << 30))
+
+
+def some_rows(n):
+    rows = np.zeros(n, ROW)
+    rows["state"] = np.arange(n) % 2 * 2
+    rows["offset"] = np.arange(n) * 4096
+    rows["crc"] = np.arange(n)
+    return rows
+
+
+@pytest.fixture
+def fs():
+    return FileSystem()
+
+
+@pytest.fixture
+def entry(fs, tmp_path):
+    return checkpoint.write(fs, tmp_path, 9, UUID, 77, some_rows(100), b"catalog bytes", DATA_FILES, LINK)
+
+
+def path_in(directory):
+    return directory / checkpoint_name(9)
+
+
+def forge(path, offset, data):
+    """Replace bytes and make the CRCs of header and footer right again."""
+    whole = bytearray(path.read_bytes())
+    whole[offset : offset + len(data)] = data
+    body = bytes(whole[32:HEADER_BYTES])
+    whole[:HEADER_BYTES] = pack_header(checkpoint.MAGIC, checkpoint.FORMAT, UUID, body)
+    crc_at = len(whole) - FOOTER_BYTES + 8
+    whole[crc_at : crc_at + 4] = bytes(4)
+    whole[crc_at : crc_at + 4] = struct.pack("<I", crc32c(bytes(whole)))
+    path.write_bytes(whole)
+
+
+def test_a_checkpoint_is_read_back(fs, tmp_path, entry):
+    assert entry.number == 9 and entry.epoch == 77 and entry.bytes == path_in(tmp_path).stat().st_size
+    for by in (entry, 9):
+        found = checkpoint.read(fs, tmp_path, by, UUID)
+        assert (found.number, found.epoch, found.catalog, found.last_log) == (9, 77, b"catalog bytes", LINK)
+        assert found.data_files == DATA_FILES
+        assert found.entry == entry
+        assert np.frombuffer(found.rows, ROW).tolist() == some_rows(100).tolist()
+        assert path_in(tmp_path).read_bytes()[found.catalog_offset :].startswith(b"catalog bytes")
+    assert fs.listdir(tmp_path) == [checkpoint_name(9)]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+@pytest.mark.parametrize("catalog", [b"", b"12345678", b"123456789"])
+def test_checkpoints_of_any_size_are_read_back(fs, tmp_path, n, catalog):
+    rows = some_rows(n)
+    entry = checkpoint.write(fs, tmp_path, 9, UUID, 0, memoryview(bytearray(rows.tobytes())), catalog, (), LogLink())
+    found = checkpoint.read(fs, tmp_path, entry, UUID)
+    assert bytes(found.rows) == rows.tobytes() and found.catalog == catalog and found.data_files == ()
+
+
+def test_every_flipped_byte_is_noticed(fs, tmp_path, entry):
+    whole = path_in(tmp_path).read_bytes()
+    tail = range(HEADER_BYTES + 90 * ROW_BYTES, len(whole))
+    for i in [*range(200), *random.Random(3).sample(range(200, len(whole)), 300), *tail]:
+        damaged = bytearray(whole)
+        damaged[i] ^= 0x40
+        path_in(tmp_path).write_bytes(damaged)
+        for by in (entry, 9):
+            with pytest.raises(CorruptionError, match="checkpoint-0000000009"):
+                checkpoint.read(fs, tmp_path, by, UUID)
+
+
+def test_every_truncation_is_noticed(fs, tmp_path, entry):
+    whole = path_in(tmp_path).read_bytes()
+    for size in [0, 1, HEADER_BYTES - 1, HEADER_BYTES, *random.Random(4).sample(range(len(whole)), 50), len(whole) - 1]:
+        path_in(tmp_path).write_bytes(whole[:size])
+        with pytest.raises(CorruptionError):
+            checkpoint.read(fs, tmp_path, 9, UUID)
+    path_in(tmp_path).write_bytes(whole + b"\0")
+    with pytest.raises(CorruptionError):
+        checkpoint.read(fs, tmp_path, 9, UUID)
+
+
+@pytest.mark.parametrize("field", [16, 24, 32, 40])
+@pytest.mark.parametrize("value", [2**31, 2**32 - 1, 2**63, 2**64 - 1])
+def test_a_length_is_never_trusted(fs, tmp_path, entry, field, value):
+    data = struct.pack("<Q", value) if field != 32 else struct.pack("<I", value & 0xFFFFFFFF | 0x10000)
+    forge(path_in(tmp_path), 32 + field, data)
+    with pytest.raises(CorruptionError, match="by its header"):
+        checkpoint.read(fs, tmp_path, 9, UUID)
+
+
+def test_a_checkpoint_that_the_manifest_does_not_mean_is_refused(fs, tmp_path, entry):
+    for other in (
+        CheckpointEntry(9, 78, entry.bytes, entry.crc),
+        CheckpointEntry(9, 77, entry.bytes + 1, entry.crc),
+        CheckpointEntry(9, 77, entry.bytes, entry.crc ^ 1),
+    ):
+        with pytest.raises(CorruptionError, match="by the manifest"):
+            checkpoint.read(fs, tmp_path, other, UUID)
+
+
+def test_a_checkpoint_of_another_index_number_or_version_is_refused(fs, tmp_path, entry):
+    with pytest.raises(CorruptionError, match="expected a file of index"):
+        checkpoint.read(fs, tmp_path, 9, bytes(16))
+    path_in(tmp_path).rename(tmp_path / checkpoint_name(10))
+    with pytest.raises(CorruptionError, match="expected checkpoint 10"):
+        checkpoint.read(fs, tmp_path, 10, UUID)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.read(fs, tmp_path, 9, UUID)
+    path_in(tmp_path).write_bytes(pack_header(checkpoint.MAGIC, 2, UUID, b""))
+    with pytest.raises(FormatVersionError, match="expected format version 1, found 2"):
+        checkpoint.read(fs, tmp_path, 9, UUID)
+
+
+@pytest.mark.parametrize(("number", "size_class"), [(0, 0), (1, 7), (2**32 - 1, 255)])
+def test_a_data_file_that_cannot_be_is_corruption(fs, tmp_path, entry, number, size_class):
+    forge(path_in(tmp_path), HEADER_BYTES + 100 * ROW_BYTES, struct.pack("<IB", number, size_class))
+    with pytest.raises(CorruptionError, match="data file's number"):
+        checkpoint.read(fs, tmp_path, 9, UUID)
+
+
+def test_rows_that_are_not_whole_are_refused(fs, tmp_path):
+    with pytest.raises(ValueError, match="48 bytes each"):
+        checkpoint.write(fs, tmp_path, 9, UUID, 77, b"x" * 50, b"", (), LINK)
+
+
+def test_a_full_disk_leaves_no_checkpoint(fs, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(File, "pwritev", full)
+    with pytest.raises(OSError):
+        checkpoint.write(fs, tmp_path, 9, UUID, 77, some_rows(10), b"", (), LINK)
+    assert fs.listdir(tmp_path) == []
