@@ -38,8 +38,8 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
     return shared / covered if covered else 0.0
 
 
-def by_definition(boxes: np.ndarray, min_fill: float) -> tuple[int, set[frozenset[int]]]:
-    """The R*-tree's split of a page: the axis, and the two groups."""
+def by_definition(boxes: np.ndarray, min_fill: float) -> list[tuple[int, set[frozenset[int]]]]:
+    """The R*-tree's split of a page, axis and groups; several where margins are equal but for rounding."""
     n, width = boxes.shape
     dims = width // 2
     least = min(ceil(min_fill * n), n // 2)
@@ -55,8 +55,8 @@ def by_definition(boxes: np.ndarray, min_fill: float) -> tuple[int, set[frozense
                 cost = (shared_volume(first, second), volume(first) + volume(second), abs(2 * k - n))
                 cuts.append((cost, {frozenset(order[:k].tolist()), frozenset(order[k:].tolist())}))
         plans.append((margins, axis, min(cuts, key=lambda cut: cut[0])[1]))
-    _, axis, groups = min(plans, key=lambda plan: plan[0])
-    return axis, groups
+    least_margins = min(margins for margins, _, _ in plans)
+    return [(axis, groups) for margins, axis, groups in plans if margins <= least_margins * (1 + 1e-9)]
 
 
 def groups_of(plan: dict[str, Any]) -> set[frozenset[int]]:
@@ -68,9 +68,7 @@ def test_the_topological_split_is_the_r_star_trees(random, dims):
     for n in (2, 3, 5, 9, 14, 25, 40):
         boxes = uniform(random, n, dims)
         plan = plan_split(boxes)
-        axis, groups = by_definition(boxes, 0.4)
-        assert plan["axis"] == axis
-        assert groups_of(plan) == groups
+        assert (plan["axis"], groups_of(plan)) in by_definition(boxes, 0.4)
         assert not plan["by_position"]
 
 
@@ -156,13 +154,13 @@ def test_an_unbalanced_split_by_history_makes_a_supernode(random):
     boxes = long_on_one_axis(random, 40)
     boxes[boxes[:, 1] > 0.0045, 1] = 0.005
     boxes[boxes[:, 1] == 0.005, 3] = 0.006
-    assert plan_split(boxes, [0b10] * 40, may_stay=True) is None
-    assert plan_split(boxes, [0b10] * 40, may_stay=True, min_fanout=0.1)["axis"] == 1
+    assert plan_split(boxes, [0b10] * 40, may_stay=True, max_overlap=0.01) is None
+    assert plan_split(boxes, [0b10] * 40, may_stay=True, max_overlap=0.01, min_fanout=0.1)["axis"] == 1
 
 
 def test_the_largest_supernode_is_split_whatever_its_overlap(random):
     boxes = long_on_one_axis(random, 40)
-    assert groups_of(plan_split(boxes, may_stay=False)) == by_definition(boxes, 0.4)[1]
+    assert groups_of(plan_split(boxes, may_stay=False)) == by_definition(boxes, 0.4)[0][1]
 
 
 def test_overlap_up_to_the_limit_is_accepted(random):

@@ -81,7 +81,9 @@ def test_cut_or_lengthened_bytes_are_corruption(state):
             TreeState.decode(wrong, state.root)
 
 
-FIELDS = ["format", "dims", "levels", "base_class", "flags", "records", "max_overlap", "min_fanout", "min_fill", "leaf_fill"]
+FIELDS = [
+    "format", "dims", "levels", "base_class", "flags", "records", "max_overlap", "min_fanout", "min_fill", "leaf_fill",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

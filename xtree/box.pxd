@@ -13,7 +13,6 @@ cdef enum:
 # that axis is left out of volumes and margins instead of making all of them zero.
 cdef struct Frame:
     int dims
-    bint shifted                    # whether a `shift` isn't 1
     double shift[MAX_DIMS]          # power of two that keeps differences finite and reciprocals finite
     double origin[MAX_DIMS]         # lower bound of the region, shifted
     double scale[MAX_DIMS]          # 1 / extent of the shifted region; 0 on an axis without extent

@@ -9,25 +9,23 @@ cdef double TINY_EXTENT = 2.0 ** -960   # coordinates this close together are be
 
 cdef void make_frame(Frame *frame, int dims, const double *region) noexcept nogil:
     cdef int axis
-    cdef double extent, quarter, longest = 0.0
+    cdef double extent
+    cdef double longest = 0.0
+    cdef double unit = 1.0
     frame.dims = dims
-    frame.shifted = False
     for axis in range(dims):
         extent = region[dims + axis] - region[axis]
         frame.shift[axis] = 1.0
         if extent == INFINITY:
-            frame.shift[axis] = SHIFT_DOWN
-            frame.shifted = True
+            unit = frame.shift[axis] = SHIFT_DOWN
         elif 0.0 < extent < TINY_EXTENT:
             frame.shift[axis] = SHIFT_UP
-            frame.shifted = True
         frame.origin[axis] = region[axis] * frame.shift[axis]
         extent = region[dims + axis] * frame.shift[axis] - frame.origin[axis]
         frame.scale[axis] = 1.0 / extent if extent > 0.0 else 0.0
-        quarter = region[dims + axis] * SHIFT_DOWN - region[axis] * SHIFT_DOWN
-        frame.weight[axis] = quarter
-        if quarter > longest:
-            longest = quarter
+    for axis in range(dims):
+        frame.weight[axis] = region[dims + axis] * unit - region[axis] * unit
+        longest = frame.weight[axis] if frame.weight[axis] > longest else longest
     for axis in range(dims):
         frame.weight[axis] = frame.weight[axis] / longest if longest > 0.0 else 1.0
 

@@ -82,8 +82,10 @@ cdef inline uint64_t *history(const Geometry *g, Bucket *b) noexcept nogil:
 
 # A box as a row is [min_0 .. min_{d-1}, max_0 .. max_{d-1}].
 cdef void get_box(const Geometry *g, Bucket *b, int entry, double *box) noexcept nogil
-cdef void set_entry(const Geometry *g, Bucket *b, int entry, const double *box, uint64_t ref, uint64_t split_history) noexcept nogil
-cdef void append_entry(const Geometry *g, Bucket *b, const double *box, uint64_t ref, uint64_t split_history) noexcept nogil
+cdef void set_entry(const Geometry *g, Bucket *b, int entry, const double *box, uint64_t ref,
+                    uint64_t split_history) noexcept nogil
+cdef void append_entry(const Geometry *g, Bucket *b, const double *box, uint64_t ref,
+                       uint64_t split_history) noexcept nogil
 # Moves the last entry into the place of a removed one.
 cdef void remove_entry(const Geometry *g, Bucket *b, int entry) noexcept nogil
 # Copies all entries of one bucket into another, empty one, of the same kind but perhaps another size class.

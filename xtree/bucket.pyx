@@ -1,6 +1,6 @@
 """Bucket pages: capacities, entries, and what must hold for a page's bytes before anything follows them."""
 
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 import numpy as np
@@ -149,7 +149,7 @@ cdef const char *_verify(const char *page, int size_class) noexcept nogil:
         return "dims outside 1 to 64"
     if (b.level > 0) != directory:
         return "the level does not fit the kind"
-    if b.blocks < 1 or b.blocks * <uint64_t>class_bytes(0) > class_bytes(size_class) or (not directory and b.blocks > 1):
+    if b.blocks < 1 or b.blocks * class_bytes(0) > class_bytes(size_class) or (b.blocks > 1 and not directory):
         return "more blocks than the size class holds"
     if b.count > <uint32_t>column_capacity(b.dims, class_bytes(size_class), directory):
         return "more entries than the page holds"

@@ -9,8 +9,8 @@ from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 from xtree.box cimport MAX_DIMS, box_contains, copy_box, extend_box, make_frame
 from xtree.bucket cimport (
-    KIND_DIRECTORY, KIND_LEAF, append_entry, bounding_box, column_capacity, copy_entries, entry_limit, get_box, history, init_bucket,
-    lower, refs, set_entry, stride, upper,
+    KIND_DIRECTORY, KIND_LEAF, append_entry, bounding_box, column_capacity, copy_entries, entry_limit, get_box,
+    history, init_bucket, lower, refs, set_entry, stride, upper,
 )
 from xtree.persistence.memory cimport allocate, release
 from xtree.persistence.page cimport SIZE_CLASSES, class_bytes
@@ -199,7 +199,7 @@ cdef class Inserter:
         return 0
 
     cdef int choose(self, Bucket *b, const double *box, const double *region) except -1 nogil:
-        """The entry of a directory page under which a box belongs (CS2). `region` holds the page's boxes and the box."""
+        """The entry of a directory page under which a box belongs. `region` holds the page's boxes and the box."""
         cdef const Geometry *g = &self.state.g
         if b.count == 0:
             return raise_empty_directory(b.node_id)

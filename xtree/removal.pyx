@@ -1,8 +1,7 @@
-"""Removal as in the R-tree (Guttman, SIGMOD 1984, section 3.3), with the fill of the R*-tree and shrinking supernodes."""
+"""Removal as in the R-tree (Guttman, SIGMOD 1984, section 3.3), with the R*-tree's fill and shrinking supernodes."""
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint16_t, uint64_t
-from libc.string cimport memcpy
 
 from xtree.box cimport MAX_DIMS, boxes_equal, copy_box
 from xtree.bucket cimport (

@@ -207,13 +207,13 @@ cdef class Splitter:
         return True
 
     cdef void write_group(self, const Geometry *g, int group, Bucket *target) noexcept nogil:
-        cdef int column, i
+        cdef int i
         cdef int step = stride(g, target)
         cdef int count = self.first if group == 0 else self.count - self.first
         cdef const int *entries = self.order if group == 0 else self.order + self.first
         cdef double *to_column = lower(g, target, 0)
         cdef const double *from_column = self.columns
-        for column in range(2 * g.dims):
+        for _ in range(2 * g.dims):
             for i in range(count):
                 to_column[i] = from_column[entries[i]]
             memset(to_column + count, 0, (step - count) * sizeof(double))
@@ -256,7 +256,8 @@ cdef int smaller_side(int n, double share) noexcept nogil:
     return least if least > 1 else 1
 
 
-cdef void run_bounds(const double *low, const double *high, const int *order, int n, double *work, int room) noexcept nogil:
+cdef void run_bounds(const double *low, const double *high, const int *order, int n, double *work,
+                     int room) noexcept nogil:
     """The bounds on one axis of both sides of every cut."""
     cdef int k
     cdef double least = INFINITY
@@ -356,7 +357,7 @@ cdef inline bint precedes(const SortKey *a, const SortKey *b) noexcept nogil:
 
 
 cdef const SortKey *sort(SortKey *keys, SortKey *spare, int n) noexcept nogil:
-    """Sorts stably: runs by insertion, then merges from one array to the other. Returns the one that holds the result."""
+    """Sorts stably: runs by insertion, then merges from array to array. Returns the one that holds the result."""
     cdef int start = 0
     cdef int width = RUN
     cdef SortKey *source = keys
