@@ -89,7 +89,7 @@ def write(
     length = _length(row_view.nbytes // ROW_BYTES, len(data_files), len(catalog))
     body = BODY.pack(number, epoch, row_view.nbytes // ROW_BYTES, len(catalog), len(data_files), length)
     header = pack_header(MAGIC, FORMAT, uuid, body + last_log.encode())
-    parts = [header, row_view, table, catalog, bytes(-len(catalog) % 8)]
+    parts: list[Buffer] = [header, row_view, table, catalog, bytes(-len(catalog) % 8)]
     crc = 0
     for part in [*parts, FOOTER.pack(FOOTER_MAGIC, 0, 0, length)]:
         crc = crc32c(part, crc)

@@ -32,6 +32,30 @@ CRASH_POINTS: tuple[str, ...] = (
     "data.extended",
     "data.synced",
     "data.truncated",
+    # a new directory
+    "create.before_manifest",
+    "create.manifest_saved",
+    "create.superblock_synced",
+    # a commit
+    "journal.log_opened",
+    "commit.prepared",
+    "commit.before_append",
+    "commit.appended",
+    "commit.synced",
+    "commit.published",
+    # a checkpoint, and the end of a clean close
+    "checkpoint.copied",
+    "checkpoint.data_synced",
+    "checkpoint.written",
+    "checkpoint.manifest_saved",
+    "checkpoint.superblock_synced",
+    "checkpoint.garbage_removed",
+    "close.trimmed",
+    "close.manifest_saved",
+    # recovery
+    "recovery.frame_applied",
+    "recovery.images_checked",
+    "recovery.image_written",
 )
 
 _hook: Callable[[str], None] | None = None

@@ -100,9 +100,6 @@ cdef int _bad_row(uint64_t handle, str why) except -1 with gil:
     raise CorruptionError(f"row {handle} of the object table: {why}")
 
 
-# Lists and slabs.
-
-
 # Makes sure that the slab of a handle exists.
 cdef int _make_slab(ObjectTable t, uint64_t handle) except -1 nogil:
     cdef void *slab

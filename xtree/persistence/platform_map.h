@@ -55,6 +55,11 @@ static inline int xt_unmap(void *base, uint64_t bytes) {
     return UnmapViewOfFile(base) || VirtualFree(base, 0, MEM_RELEASE) ? 0 : (int)GetLastError();
 }
 
+static inline void xt_ask_for_huge_pages(void *base, uint64_t bytes) {
+    (void)base; /* the system decides by itself */
+    (void)bytes;
+}
+
 static inline int xt_flush_map(void *base, uint64_t bytes) {
     return FlushViewOfFile(base, (SIZE_T)bytes) ? 0 : (int)GetLastError();
 }
@@ -81,14 +86,24 @@ static inline int xt_map_file(int fd, uint64_t bytes, int writable, void **base)
     return *base == MAP_FAILED ? errno : 0;
 }
 
+/* A wish for memory about to be touched, heard for the whole huge pages in it: without it everything works as well. */
+static inline void xt_ask_for_huge_pages(void *base, uint64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    uintptr_t start = ((uintptr_t)base + XT_HUGE_PAGE - 1) & ~(uintptr_t)(XT_HUGE_PAGE - 1);
+    uintptr_t end = ((uintptr_t)base + bytes) & ~(uintptr_t)(XT_HUGE_PAGE - 1);
+    if (start < end)
+        (void)madvise((void *)start, end - start, MADV_HUGEPAGE);
+#else
+    (void)base;
+    (void)bytes;
+#endif
+}
+
 static inline int xt_map_anonymous(uint64_t bytes, void **base) {
     *base = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (*base == MAP_FAILED)
         return errno;
-#if defined(MADV_HUGEPAGE)
-    if (bytes >= XT_HUGE_PAGE)
-        (void)madvise(*base, (size_t)bytes, MADV_HUGEPAGE); /* a wish: without it everything works as well */
-#endif
+    xt_ask_for_huge_pages(*base, bytes);
     return 0;
 }
 

@@ -1,12 +1,13 @@
-from typing import Protocol
+from typing import Protocol, final
 
-class Growth(Protocol):
+class _Growth(Protocol):
     def new_window(self, size_class: int) -> tuple[int, int, int, int]: ...
     def extend(self, window: int, wanted_bytes: int) -> int: ...
 
+@final
 class SegmentAllocator:
     slots_used: int
-    def __init__(self, growth: Growth) -> None: ...
+    def __new__(cls, growth: _Growth) -> SegmentAllocator: ...
     def attach(
         self, window: int, size_class: int, first_offset: int, usable_bytes: int, limit_bytes: int
     ) -> None: ...

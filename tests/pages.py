@@ -1,0 +1,111 @@
+"""A structure for tests of the substrate that is no tree: each name is one page, whose content is a text."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+
+from xtree.persistence import crash_points
+from xtree.persistence.catalog import CatalogEntry
+from xtree.persistence.config import Config
+from xtree.persistence.runtime import open_store
+
+KIND = 200
+SMALL = Config(
+    window_bytes=1 << 20, data_file_first_bytes=16 << 10, max_payload_in_wal=16 << 10, bulk_payload_limit=64 << 10,
+    checkpoint_log_bytes=256 << 10, wal_fill_bytes=32 << 10, wal_fill_limit_bytes=64 << 10, epoch_stride=100, reserve_bytes=0,
+)  # fmt: skip
+
+Texts = dict[str, str]
+
+
+def put(store, texts: dict[str, str | None], size_class: int = 0) -> int:
+    """One commit that sets texts, or removes names (None)."""
+    write_set = store.begin()
+    changes: dict[str, CatalogEntry | None] = {}
+    for name, text in texts.items():
+        entry = write_set.base.catalog.get(name)
+        if text is None:
+            if entry is not None:
+                write_set.remove_page(entry.root)
+            changes[name] = None
+        else:
+            content = text.encode().ljust(64, b"\0")
+            if entry is None:
+                root = write_set.add_page(KIND, size_class, content)
+            else:
+                root = write_set.replace_page(entry.root, content)
+            changes[name] = CatalogEntry(name, "text", root, b"")
+    return write_set.commit(changes)
+
+
+def texts_of(store, published=None) -> Texts:
+    """All texts of the published state."""
+    published = published or store.published
+    return {e.name: store.read_page(e.root)[:64].rstrip(b"\0").decode() for e in published.catalog}
+
+
+def random_changes(rng: random.Random, step: int) -> dict[str, str | None]:
+    """A few names set, now and then one removed."""
+    names = [f"name-{rng.randrange(12)}" for _ in range(rng.randint(1, 4))]
+    return {name: None if rng.random() < 0.15 else f"{name} at {step}" for name in names}
+
+
+def after(texts: Texts, changes: dict[str, str | None]) -> Texts:
+    """What a commit of the changes makes of the texts."""
+    merged = {**texts, **changes}
+    return {name: text for name, text in merged.items() if text is not None}
+
+
+def write_steps(store, seed: int, first: int, steps: int, acknowledge: Callable[[int], None]) -> None:
+    """Commits steps first .. first + steps - 1 of a seeded history; now and then large pages, and a checkpoint."""
+    for step in range(first, first + steps):
+        rng = random.Random(f"{seed}/{step}")
+        put(store, random_changes(rng, step), size_class=rng.choice((0, 0, 0, 1, 3)))
+        acknowledge(step)
+        if step % 23 == 22:
+            store.checkpoint()
+
+
+def history(seed: int, steps: int) -> list[Texts]:
+    """The texts after 0, 1, ... steps commits of write_steps."""
+    states: list[Texts] = [{}]
+    for step in range(steps):
+        states.append(after(states[-1], random_changes(random.Random(f"{seed}/{step}"), step)))
+    return states
+
+
+def run_and_die(path: str, work: Callable[[object, Callable[[int], None]], None], point: str | None, nth: int) -> tuple[int, bool]:
+    """In a child process: opens the store at `path` and works until the n-th time that a crash point is reached, where
+    the process ends at once. point None: any point counts. Returns (last acknowledged step or -1, whether it crashed)."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(reader)
+            left = nth
+
+            def hook(name: str) -> None:
+                nonlocal left
+                if point is None or name == point:
+                    left -= 1
+                    if left == 0:
+                        os._exit(42)
+
+            crash_points.set_hook(hook)
+            store = open_store(path, config=SMALL)
+            work(store, lambda step: os.write(writer, step.to_bytes(4, "little")))
+            store.close()
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    _, result = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(result)
+    assert code in (0, 42), f"the child ended with {code}"
+    last = int.from_bytes(said[-4:], "little") if said else -1
+    return last, code == 42

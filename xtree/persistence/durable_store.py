@@ -1,0 +1,154 @@
+"""The durable store: a Store whose pages live in data files and whose commits go through the coordinator."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from xtree.errors import CorruptionError, StoreFailedError
+from xtree.persistence.catalog import CatalogEntry
+from xtree.persistence.checkpoint_coordinator import Coordinator
+from xtree.persistence.delta import deltas_of, touched_windows
+from xtree.persistence.file_header import HEADER_BYTES
+from xtree.persistence.journal import Journal
+from xtree.persistence.mvcc import Epochs
+from xtree.persistence.platform_fs import Lock
+from xtree.persistence.recovery import Recovered
+from xtree.persistence.segment_allocator import SegmentAllocator
+from xtree.persistence.store import Store, WriteSet
+
+
+class DurableStore(Store):
+    """The store of one directory. Made by persistence.runtime.open_store, which holds the directory's lock."""
+
+    def __init__(self, recovered: Recovered, lock: Lock, read_only: bool) -> None:
+        journal = recovered.journal
+        self.recovery = recovered.report
+        self._journal = journal
+        self._lock = lock
+        self._allocator_ready = False
+        self._rebuilding = threading.Lock()
+        self._set_up(
+            recovered.table,
+            Epochs(),
+            journal.data_files.windows,
+            SegmentAllocator(journal.data_files),
+            recovered.epoch,
+            recovered.catalog,
+            journal.directory,
+            read_only,
+        )
+        for window, end in journal.data_files.attached_ends():
+            self._set_usable(window, end)
+        self._coordinator = Coordinator(self, journal, recovered.following_epoch)
+        if recovered.needs_checkpoint and not read_only:
+            self._coordinator.end_recovery()
+
+    @property
+    def uuid(self) -> bytes:
+        """The 16 bytes that name this index in each of its files."""
+        return self._journal.manifest.uuid
+
+    @property
+    def config(self) -> Any:
+        """The Config in force: the one given at the open, with the fields that were fixed at creation."""
+        return self._journal.config
+
+    def checkpoint(self) -> None:
+        """Makes the current epoch the one that recovery starts from, so that no log has to be replayed.
+
+        Raises OSError, ClosedError, ReadOnlyError, StoreFailedError.
+        """
+        with self.call():
+            self.require_writable()
+            self._coordinator.submit_checkpoint()
+
+    def check(self) -> None:
+        """Verifies table, allocator, their agreement, and every live page's CRC. Raises CorruptionError."""
+        with self.call():
+            super().check()
+            if self._allocator_ready:
+                self._check_slots()
+            self.verify_pages()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the whole substrate, as nested dicts."""
+        with self.call():
+            return {
+                "epoch": self.published.epoch,
+                "roots": len(self.published.catalog),
+                "state": self.state,
+                "durability": self.config.durability,
+                "coordinator": self._coordinator.stats(),
+                "recovery": self.recovery.as_dict(),
+                "object_table": self.table.stats(),
+                "allocator": self.allocator.stats(),
+                "epochs": self.epochs.stats(),
+                "data_files": self._journal.data_files.stats(),
+            }
+
+    def deltas_of(
+        self, write_set: WriteSet, epoch: int, largest_payload: int, payload_base: int
+    ) -> tuple[bytearray, int, list[memoryview], int]:
+        """What the log records of a write set (persistence.delta)."""
+        return deltas_of(write_set, epoch, largest_payload, payload_base, self._journal.data_files.file_of_window)
+
+    # What Store asks for.
+
+    def _before_write(self) -> None:
+        if not self._allocator_ready:
+            with self._rebuilding:
+                if not self._allocator_ready:
+                    for window, size_class, usable, limit in self._journal.data_files.attached():
+                        self.allocator.attach(window, size_class, HEADER_BYTES, usable, limit)
+                    self._occupy_live_slots()
+                    self._allocator_ready = True
+
+    def _commit(self, write_set: WriteSet, changes: dict[str, CatalogEntry | None]) -> int:
+        """Flushes what the log won't carry, in the caller's thread, and queues the rest."""
+        config, data_files = self._journal.config, self._journal.data_files
+        write_set._seal()
+        largest_payload = config.max_payload_in_wal
+        if write_set.bytes_made > config.bulk_payload_limit:
+            largest_payload = 0
+        for window in touched_windows(write_set):
+            data_files.mark_dirty(window)
+        flushed = touched_windows(write_set, largest_payload + 1)
+        if flushed:
+            with self._coordinator.poisoning_failed_syncs():
+                data_files.sync(flushed)
+        return self._coordinator.submit_commit(write_set, changes, largest_payload)
+
+    def _failure(self) -> str:
+        return str(self._coordinator.failure)
+
+    def _file_name(self, window: int) -> str:
+        return self._journal.data_files.path_of(window)
+
+    def _check_slots(self) -> None:
+        used = self.allocator.slots_used
+        held = self.table.stats()
+        expected = held["live"] + held["reserved"] + held["retired"]
+        if used != expected:
+            raise CorruptionError(f"{self.path}: {used} slots are in use, expected {expected} by the rows")
+
+    def _after_fork(self) -> None:
+        self._lock.close_in_child()
+
+    def _shut_down(self, failed: bool) -> None:
+        try:
+            if not failed and not self.read_only:
+                self._coordinator.submit_close()
+            elif failed:
+                self._abandon_leader()
+        finally:
+            self.windows.unmap_all()
+            self._journal.close()
+            self._lock.release()
+
+    def _abandon_leader(self) -> None:
+        """Ends the leader of a poisoned store, which writes nothing any more."""
+        try:
+            self._coordinator.submit_close()
+        except StoreFailedError as error:
+            assert self._coordinator.failure is not None, error
