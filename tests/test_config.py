@@ -49,7 +49,10 @@ def test_a_mode_that_does_not_exist_is_refused_by_name(mode):
         ("max_overlap", float("nan")),
         ("min_fanout", 0.6),
         ("min_fill", 0.51),
+        ("min_fanout", 0.0),
+        ("min_fill", 0),
         ("leaf_fill", 0.0),
+        ("leaf_fill", 0.79),
         ("leaf_fill", float("inf")),
     ],
 )
@@ -78,7 +81,7 @@ def test_a_value_of_another_type_is_refused_by_the_name_of_its_field(field, valu
 
 
 def test_numpy_scalars_become_plain_numbers():
-    config = Config(window_bytes=np.int64(MIB), leaf_fill=np.float32(0.5), max_overlap=np.float64(0.25))
+    config = Config(window_bytes=np.int64(MIB), leaf_fill=np.float32(0.875), max_overlap=np.float64(0.25))
     assert type(config.window_bytes) is int
     assert type(config.leaf_fill) is float
 

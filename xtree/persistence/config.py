@@ -16,6 +16,7 @@ GIB = 1 << 30
 DURABILITY_MODES = ("balanced",)
 PAGE_BYTES = tuple(4 * KIB << size_class for size_class in range(7))
 MAX_WINDOW_BYTES = 1 << 40
+LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Config:
     - `max_overlap`: a topological split of a directory page that overlaps by more than this share is refused.
     - `min_fanout`: the share of entries that the smaller side of an overlap-minimal split holds at least.
     - `min_fill`: the share that a split leaves on either side, and below which a page is dissolved; at most 0.5.
-    - `leaf_fill`: how full bulk load packs pages.
+    - `leaf_fill`: how full bulk load packs pages; at least twice `min_fill`.
 
     Taken anew at every open:
 
@@ -87,9 +88,9 @@ class Config:
             if self.page_bytes not in PAGE_BYTES:
                 raise ValueError(f"page_bytes must be None or one of {_listed(PAGE_BYTES)}, not {self.page_bytes}")
         self._share("max_overlap", 0.0, 1.0)
-        self._share("min_fanout", 0.0, 0.5)
-        self._share("min_fill", 0.0, 0.5)
-        self._share("leaf_fill", 0.1, 1.0)
+        self._share("min_fanout", LEAST_SHARE, 0.5)
+        self._share("min_fill", LEAST_SHARE, 0.5)
+        self._share("leaf_fill", 2 * self.min_fill, 1.0)  # else bulk load couldn't even out its last two pages
 
     def to_stored(self) -> dict[str, int]:
         """The fields that are fixed at creation, as they go into the manifest."""
