@@ -204,18 +204,16 @@ def info(path: Path, json_output: bool) -> None:
 def check(path: Path, json_output: bool) -> None:
     """Verify every page of every tree of the index PATH. Opens it read-only; exit status 1 when something is wrong.
 
-    JSON keys: path, ok, seconds, error (what kept the index from opening, or null), trees (by name: records, error).
+    JSON keys: path, ok, seconds, error (the first thing wrong, or null), trees (by name: records, error).
     """
     result = check_index(path)
     if json_output:
         _print_json(result)
     else:
         for name, tree in result["trees"].items():
-            state = f"fine, {tree['records']:,} records" if tree["error"] is None else f"DAMAGED: {tree['error']}"
-            click.echo(f"{path}: {name}: {state}")
-        if result["error"] is not None:
-            click.echo(f"{path}: DAMAGED: {result['error']}")
-        click.echo(f"{path}: {'fine' if result['ok'] else 'damaged'} ({result['seconds']:.2f} s)")
+            click.echo(f"  {name}: {tree['records']:,} records{', DAMAGED: ' + tree['error'] if tree['error'] else ''}")
+        state = "fine" if result["ok"] else f"DAMAGED: {result['error']}"
+        click.echo(f"{path}: {state} ({result['seconds']:.2f} s)")
     if not result["ok"]:
         sys.exit(FOUND)
 
