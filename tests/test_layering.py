@@ -30,7 +30,8 @@ LAYERS = [
     {"persistence.store", "persistence.durable_store", "persistence.delta", "persistence.runtime"},
     # 7 tree: X-tree pages and algorithms
     {"xtree.tree_state", "xtree.bucket", "xtree.split", "xtree.insertion", "xtree.removal", "xtree.search",
-     "xtree.nearest", "xtree.bulk", "xtree.inspection", "xtree.arrays", "xtree.query_order"},
+     "xtree.nearest", "xtree.bulk", "xtree.inspection", "xtree.arrays", "xtree.query_order",
+     "xtree.subtree_choice"},
     # 8 face: what people touch
     {"xtree", "xtree.arguments", "xtree.conversion", "xtree.tree", "xtree.reading", "xtree.writing", "xtree.transaction",
      "xtree.write_scope", "xtree.snapshot", "xtree.runtime", "xtree.forest", "xtree.roots", "xtree.display",
