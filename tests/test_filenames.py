@@ -55,6 +55,7 @@ def test_size_classes_out_of_range_have_no_name():
         "wal-0000000001.log\0",
         "wal-0000000001.log.tmp",
         "LOCK.tmp",
+        "superblock.bin.tmp",
         "manifest.json.tmp.tmp",
         "data-c7-0000000001.xd",
         "data-c-0000000001.xd",

@@ -65,7 +65,7 @@ def is_temporary(name: str) -> bool:
     if not name.endswith(_TEMPORARY):
         return False
     final = name[: -len(_TEMPORARY)]
-    return final in (SUPERBLOCK, MANIFEST) or parse_checkpoint(final) is not None
+    return final == MANIFEST or parse_checkpoint(final) is not None
 
 
 def is_ours(name: str) -> bool:

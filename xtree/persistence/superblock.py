@@ -6,8 +6,7 @@
     48      8     durable_epoch  everything up to this epoch was on the disk; its loss is damage
     56      8     epoch_ceiling  no epoch at or above it has been handed out
     64      1     mode           durability mode of the writer: 1 strict, 2 balanced, 3 eventual
-    65      1     clean          1 after a clean close, 0 while a writer is at work
-    66      6     -              zero
+    65      7     -              zero
 
 Invariants:
 
@@ -33,7 +32,7 @@ from xtree.persistence.platform_fs import File, FileSystem
 
 MAGIC = b"XTSUPER\0"
 FORMAT = 1
-BODY = Struct("<QQQQBB6x")
+BODY = Struct("<QQQQB7x")
 assert BODY.size == 40
 COPIES = 2
 MODES = {"strict": 1, "balanced": 2, "eventual": 3}  # never renumber
@@ -51,7 +50,6 @@ class Superblock:
     durable_epoch: int = 0
     epoch_ceiling: int = 0
     mode: str = "balanced"
-    clean: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.durable_epoch <= self.epoch <= self.epoch_ceiling < 1 << 64:
@@ -62,23 +60,21 @@ class Superblock:
 
     def encode(self) -> bytes:
         """One copy, as its 4096 bytes."""
-        body = BODY.pack(
-            self.generation, self.epoch, self.durable_epoch, self.epoch_ceiling, MODES[self.mode], self.clean
-        )
+        body = BODY.pack(self.generation, self.epoch, self.durable_epoch, self.epoch_ceiling, MODES[self.mode])
         return pack_header(MAGIC, FORMAT, self.uuid, body)
 
     @classmethod
     def decode(cls, data: bytes, path: str, offset: int = 0) -> Superblock:
         """The values of a copy. Raises CorruptionError, FormatVersionError."""
-        uuid, (generation, epoch, durable, ceiling, mode, clean) = unpack_header(
+        uuid, (generation, epoch, durable, ceiling, mode) = unpack_header(
             data, MAGIC, FORMAT, BODY, path, offset=offset
         )
-        if mode not in MODE_NAMES or clean > 1 or not durable <= epoch <= ceiling:
+        if mode not in MODE_NAMES or not durable <= epoch <= ceiling:
             raise CorruptionError(
-                f"{path}: at offset {offset}: expected a mode, a flag and ordered epochs, "
-                f"found {mode}, {clean}, {durable}, {epoch}, {ceiling}"
+                f"{path}: at offset {offset}: expected a mode and epochs in order, "
+                f"found {mode}, {durable}, {epoch}, {ceiling}"
             )
-        return cls(uuid, generation, epoch, durable, ceiling, MODE_NAMES[mode], bool(clean))
+        return cls(uuid, generation, epoch, durable, ceiling, MODE_NAMES[mode])
 
 
 class SuperblockFile:
