@@ -27,6 +27,7 @@ MODULES = [
     "xtree.bucket",
     "xtree.tree_state",
     "xtree.split",
+    "xtree.subtree_choice",
     "xtree.insertion",
     "xtree.removal",
     "xtree.kernels",
@@ -36,6 +37,8 @@ MODULES = [
     "xtree.nearest",
     "xtree.bulk",
     "xtree.inspection",
+    "xtree.conversion",
+    "xtree.write_scope",
 ]
 
 DIRECTIVES = {

@@ -7,11 +7,11 @@ transaction made, or a copy it makes on the way down.
 cimport cython
 from libc.stdint cimport uint64_t
 
-from xtree.box cimport Frame
 from xtree.bucket cimport Bucket, Geometry
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store, WriteSet
 from xtree.split cimport Splitter
+from xtree.subtree_choice cimport SubtreeChooser
 from xtree.tree_state cimport MAX_LEVELS, TreeState
 
 
@@ -20,10 +20,8 @@ cdef class Inserter:
     cdef WriteSet ws
     cdef Store store
     cdef TreeState state
+    cdef SubtreeChooser chooser
     cdef Splitter splitter
-    cdef Frame frame                # of the page whose entries are being compared
-    cdef double *measures           # per entry of that page: MEASURES arrays of `room`
-    cdef int room
     cdef NodeID path[MAX_LEVELS]    # by level, the page on the way down
     cdef int chosen[MAX_LEVELS]     # by level, the entry taken there
 
@@ -40,11 +38,6 @@ cdef class Inserter:
                         uint64_t split_history) except -1 nogil
     cdef Bucket *new_page(self, int level, int count) except NULL nogil
     cdef int repoint(self, int level, NodeID node) except -1 nogil
-    cdef int choose(self, Bucket *b, const double *box, const double *region) except -1 nogil
-    cdef int choose_leaf(self, Bucket *b, const double *box) except -1 nogil
-    cdef int cheapest(self, Bucket *b) except -2 nogil
-    cdef int count_below(self, Bucket *b, int entry) except -1 nogil
-    cdef int make_room(self, int count) except -1 nogil
 
 
 # The least number of blocks of a directory page for so many entries.

@@ -28,6 +28,7 @@ cdef class Remover:
     cdef bint remove(self, const double *box, uint64_t ref) except? True nogil
 
     cdef bint find(self, const double *box, uint64_t ref) except? True nogil
+    cdef int next_containing(self, Bucket *b, const double *box, int after) except -2 nogil
     cdef int make_path_writable(self) except -1 nogil
     cdef int condense(self, const double *box) except -1 nogil
     cdef int shrink(self, int level, Bucket *b) except -1 nogil

@@ -5,8 +5,8 @@ from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 from xtree.box cimport MAX_DIMS, boxes_equal, copy_box
 from xtree.bucket cimport (
-    KIND_DIRECTORY, Geometry, bounding_box, column_capacity, copy_entries, get_box, history, init_bucket, lower, refs,
-    remove_entry, set_entry, stride, upper,
+    KIND_DIRECTORY, Geometry, bounding_box, column_capacity, copy_entries, get_box, history, init_bucket, refs,
+    remove_entry, set_entry,
 )
 from xtree.insertion cimport class_of_blocks
 from xtree.persistence.memory cimport reallocate, release
@@ -69,7 +69,7 @@ cdef class Remover:
                 if self.chosen[0] >= 0:
                     return True
             else:
-                self.chosen[level] = next_containing(g, b, box, self.chosen[level] + 1)
+                self.chosen[level] = self.next_containing(b, box, self.chosen[level])
             if level == 0 or self.chosen[level] < 0:
                 level += 1
                 continue
@@ -80,6 +80,15 @@ cdef class Remover:
             self.path[level] = refs(g, b)[self.chosen[level + 1]]
             self.chosen[level] = -1
         return False
+
+    cdef int next_containing(self, Bucket *b, const double *box, int after) except -2 nogil:
+        """The first entry behind `after` that contains a box, -1 if there is none."""
+        cdef int i
+        cdef int hit_count = self.inserter.chooser.find_containing(b, box)
+        for i in range(hit_count):
+            if <int>self.inserter.chooser.hits[i] > after:
+                return <int>self.inserter.chooser.hits[i]
+        return -1
 
     cdef int make_path_writable(self) except -1 nogil:
         cdef int level
@@ -214,21 +223,6 @@ cdef int find_record(const Geometry *g, Bucket *b, const double *box, uint64_t r
             get_box(g, b, entry, stored)
             if boxes_equal(stored, box, g.dims):
                 return entry
-    return -1
-
-
-cdef int next_containing(const Geometry *g, Bucket *b, const double *box, int start) noexcept nogil:
-    """The first entry from `start` on that contains a box, -1 if there is none."""
-    cdef int step = stride(g, b)
-    cdef const double *low = lower(g, b, 0)
-    cdef const double *high = upper(g, b, 0)
-    cdef int entry, axis
-    for entry in range(start, <int>b.count):
-        for axis in range(g.dims):
-            if low[axis * step + entry] > box[axis] or high[axis * step + entry] < box[g.dims + axis]:
-                break
-        else:
-            return entry
     return -1
 
 

@@ -1,0 +1,260 @@
+"""Choose-subtree of the R*-tree (Beckmann et al., SIGMOD 1990, section 4.1), with flat boxes in mind.
+
+Above leaf parents: least enlargement of volume. At leaf parents: least enlargement of the overlap with the other
+entries, of the CANDIDATES that are enlarged least. Ties, common among boxes without volume, go to the least growth of
+margin, then to the least volume, then to the page with the fewest entries. An entry that contains the box is enlarged
+in no way, so a page is first searched for those.
+"""
+
+from libc.math cimport INFINITY
+from libc.stdint cimport uint64_t
+
+from xtree.box cimport MAX_DIMS, box_volume, copy_box, extend_box, make_frame
+from xtree.bucket cimport Geometry, get_box, lower, refs, stride, upper
+from xtree.kernels cimport SLACK, WindowTest, select
+from xtree.persistence.memory cimport allocate, release
+from xtree.persistence.node_id cimport NodeID
+from xtree.tree_state cimport resolve_bucket
+
+from xtree.errors import CorruptionError
+
+cdef enum:
+    CANDIDATES = 32
+    LEAST_ROOM = 128
+    # Arrays of measures, taken in the frame of the page.
+    VOLUME = 0
+    ENLARGEMENT = 1                 # of the volume
+    GROWTH = 2                      # of the margin
+    SHARED = 3                      # by hit: the volume shared with a candidate as it is
+    SHARED_GROWN = 4                # by hit: the volume shared with that candidate when it has taken the box in
+    MEASURES = 5
+
+
+cdef class SubtreeChooser:
+
+    def __cinit__(self, Store store not None, TreeState state not None):
+        self.block = NULL
+        self.room = 0
+        self.store = store
+        self.state = state
+
+    def __dealloc__(self):
+        release(self.block)
+
+    cdef int make_room(self, int count) except -1 nogil:
+        cdef size_t room = LEAST_ROOM
+        cdef size_t i
+        cdef double *block
+        if count <= self.room:
+            return 0
+        while room < <size_t>count:
+            room *= 2
+        block = <double *>allocate((MEASURES * room + 2 * (room + SLACK)) * sizeof(double))
+        if block == NULL:
+            with gil:
+                raise MemoryError(f"no memory to compare {count} entries")
+        release(self.block)
+        self.block = block
+        self.room = <int>room
+        self.measures = block
+        self.entries = <uint64_t *>(block + MEASURES * room)
+        self.hits = self.entries + room + SLACK
+        for i in range(room + SLACK):
+            self.entries[i] = i
+        return 0
+
+    cdef int choose(self, Bucket *b, const double *box, const double *region) except -1 nogil:
+        cdef const Geometry *g = &self.state.g
+        cdef int hit_count = self.find_containing(b, box)
+        if b.count == 0:
+            raise_empty_directory(b.node_id)
+        if hit_count == 1:
+            return <int>self.hits[0]
+        make_frame(&self.frame, g.dims, region)
+        if hit_count > 1:
+            return self.choose_containing(b, hit_count)
+        measure_entries(&self.frame, lower(g, b, 0), stride(g, b), b.count, box, self.measures, self.room)
+        return self.choose_by_overlap(b, box) if b.level == 1 else self.cheapest(b)
+
+    cdef int find_containing(self, Bucket *b, const double *box) except -1 nogil:
+        cdef const Geometry *g = &self.state.g
+        cdef WindowTest contains
+        self.make_room(b.count)
+        set_test(&contains, g, b, box, box + g.dims)
+        return <int>select(&contains, g.dims, b.count, self.entries, self.hits)
+
+    cdef int choose_containing(self, Bucket *b, int hit_count) except -1 nogil:
+        """Of the hits, all of which contain the box: the one of least volume, then of fewest entries below."""
+        cdef double volume
+        cdef double least = INFINITY
+        cdef double entry_box[2 * MAX_DIMS]
+        cdef int i
+        cdef int entry
+        cdef int best = <int>self.hits[0]
+        cdef int best_count = -1
+        for i in range(hit_count):
+            entry = <int>self.hits[i]
+            get_box(&self.state.g, b, entry, entry_box)
+            volume = box_volume(&self.frame, entry_box)
+            if volume == least:
+                best_count = self.count_below(b, best) if best_count < 0 else best_count
+                if self.count_below(b, entry) < best_count:
+                    least = INFINITY
+            if volume < least:
+                best = entry
+                best_count = -1
+                least = volume
+        return best
+
+    cdef int choose_by_overlap(self, Bucket *b, const double *box) except -1 nogil:
+        """The entry whose overlap with the others grows least, of those enlarged least.
+
+        The candidates come in the order of their costs, so the first whose overlap doesn't grow is the best. Those
+        looked at are marked by an infinite enlargement.
+        """
+        cdef double growth
+        cdef double least = INFINITY
+        cdef int best = 0
+        cdef int entry
+        for _ in range(CANDIDATES if b.count > CANDIDATES else b.count):
+            entry = self.cheapest(b)
+            growth = self.overlap_growth(b, entry, box)
+            if growth < least:
+                best = entry
+                least = growth
+            if growth <= 0.0:
+                break
+            self.measures[ENLARGEMENT * self.room + entry] = INFINITY
+        return best
+
+    cdef int cheapest(self, Bucket *b) except -2 nogil:
+        """The entry of least enlargement, then least growth of margin, least volume, fewest entries below."""
+        cdef const double *enlargement = self.measures + ENLARGEMENT * self.room
+        cdef int entry, order
+        cdef int best = 0
+        cdef int best_count = -1
+        for entry in range(1, <int>b.count):
+            if enlargement[entry] > enlargement[best] or enlargement[entry] == INFINITY:
+                continue
+            order = compare_costs(self.measures, self.room, entry, best)
+            if order == 0:
+                best_count = self.count_below(b, best) if best_count < 0 else best_count
+                order = self.count_below(b, entry) - best_count
+            if order < 0:
+                best = entry
+                best_count = -1
+        return best
+
+    cdef double overlap_growth(self, Bucket *b, int entry, const double *box) noexcept nogil:
+        """How much more volume an entry shares with the others of its page when it takes the box in."""
+        cdef const Geometry *g = &self.state.g
+        cdef double own[2 * MAX_DIMS]
+        cdef double grown[2 * MAX_DIMS]
+        cdef double total = 0.0
+        cdef double *shared = self.measures + SHARED * self.room
+        cdef double *shared_grown = self.measures + SHARED_GROWN * self.room
+        cdef WindowTest intersects
+        cdef int axis, i, hit_count
+        get_box(g, b, entry, own)
+        copy_box(grown, own, g.dims)
+        extend_box(grown, box, g.dims)
+        set_test(&intersects, g, b, grown + g.dims, grown)
+        hit_count = <int>select(&intersects, g.dims, b.count, self.entries, self.hits)
+        for i in range(hit_count):
+            shared[i] = 0.0 if self.hits[i] == <uint64_t>entry else 1.0
+            shared_grown[i] = shared[i]
+        for axis in range(g.dims):
+            if self.frame.scale[axis] > 0.0:
+                share_axis(&self.frame, axis, lower(g, b, axis), upper(g, b, axis), self.hits, hit_count, own, shared)
+                share_axis(&self.frame, axis, lower(g, b, axis), upper(g, b, axis), self.hits, hit_count, grown,
+                           shared_grown)
+        for i in range(hit_count):
+            total += shared_grown[i] - shared[i]
+        return total
+
+    cdef int count_below(self, Bucket *b, int entry) except -1 nogil:
+        return resolve_bucket(self.store, self.state, refs(&self.state.g, b)[entry], b.level - 1).count
+
+
+cdef void set_test(WindowTest *test, const Geometry *g, Bucket *b, const double *most,
+                   const double *least) noexcept nogil:
+    """Of the entries whose lower bounds are at most `most`, and whose upper bounds are at least `least`."""
+    test.first = lower(g, b, 0)
+    test.second = upper(g, b, 0)
+    test.stride = stride(g, b)
+    test.most = most
+    test.least = least
+
+
+cdef int raise_empty_directory(NodeID node) except -1 with gil:
+    raise CorruptionError(f"directory page {node:#x} has no entries")
+
+
+cdef int compare_costs(const double *measures, int room, int entry, int other) noexcept nogil:
+    """Negative if an entry takes the box in more cheaply than another, 0 if they can't be told apart."""
+    cdef int i
+    cdef double cost, other_cost
+    cdef int[3] by = [ENLARGEMENT, GROWTH, VOLUME]
+    for i in range(3):
+        cost = measures[by[i] * room + entry]
+        other_cost = measures[by[i] * room + other]
+        if cost != other_cost:
+            return -1 if cost < other_cost else 1
+    return 0
+
+
+cdef void measure_entries(const Frame *frame, const double *columns, int step, int count, const double *box,
+                          double *measures, int room) noexcept nogil:
+    """Volume, enlargement and growth of every entry of a page."""
+    cdef int axis, i
+    cdef int dims = frame.dims
+    cdef double shift, scale, weight, box_lower, box_upper, extent, below, above
+    cdef double *volume = measures + VOLUME * room
+    cdef double *enlarged = measures + ENLARGEMENT * room
+    cdef double *growth = measures + GROWTH * room
+    cdef const double *low
+    cdef const double *high
+    for i in range(count):
+        volume[i] = 1.0
+        enlarged[i] = 1.0
+        growth[i] = 0.0
+    for axis in range(dims):
+        if frame.scale[axis] == 0.0:
+            continue
+        shift = frame.shift[axis]
+        scale = frame.scale[axis]
+        weight = frame.weight[axis]
+        box_lower = box[axis] * shift
+        box_upper = box[dims + axis] * shift
+        low = columns + axis * step
+        high = columns + (dims + axis) * step
+        for i in range(count):
+            below = low[i] * shift - box_lower
+            above = box_upper - high[i] * shift
+            below = below if below > 0.0 else 0.0
+            above = above if above > 0.0 else 0.0
+            extent = (high[i] * shift - low[i] * shift) * scale
+            below = (below + above) * scale
+            volume[i] *= extent
+            enlarged[i] *= extent + below
+            growth[i] += below * weight
+    for i in range(count):
+        enlarged[i] -= volume[i]
+
+
+cdef void share_axis(const Frame *frame, int axis, const double *low, const double *high, const uint64_t *entries,
+                     int n, const double *box, double *shared) noexcept nogil:
+    """Takes one axis into the volumes that entries share with a box."""
+    cdef int i
+    cdef double shift = frame.shift[axis]
+    cdef double scale = frame.scale[axis]
+    cdef double box_lower = box[axis] * shift
+    cdef double box_upper = box[frame.dims + axis] * shift
+    cdef double least, most, extent
+    for i in range(n):
+        least = low[entries[i]] * shift
+        most = high[entries[i]] * shift
+        least = least if least > box_lower else box_lower
+        most = most if most < box_upper else box_upper
+        extent = (most - least) * scale
+        shared[i] *= extent if extent > 0.0 else 0.0
