@@ -184,6 +184,9 @@ def test_a_file_that_lost_its_end_is_made_as_long_as_it_was(files, tmp_path):
     writer = make(tmp_path)
     writer.attach(entry)
     assert list(writer.attached_ends()) == [(0, 64 << 10)]
+    assert writer.entries() == [DataFileEntry(3, 0, 8192)]
+    assert writer.sync() == [0]
+    assert writer.entries() == [entry]
     reader.close()
     writer.close()
 

@@ -261,6 +261,17 @@ def test_a_waiting_lock_is_taken_when_it_becomes_free(fs, tmp_path):
     taken[0].release()
 
 
+def test_a_lock_is_taken_on_a_full_disk(fs, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    lock = fs.lock(tmp_path / "LOCK", shared=False)
+    with pytest.raises(LockedError):
+        fs.lock(tmp_path / "LOCK", shared=False)
+    lock.release()
+
+
 def test_waiting_for_a_lock_ends_with_the_timeout(fs, tmp_path):
     lock = fs.lock(tmp_path / "LOCK", shared=False)
     with pytest.raises(LockedError):

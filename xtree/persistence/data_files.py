@@ -97,12 +97,15 @@ class DataFiles:
             raise CorruptionError(f"{path}: expected a data file that the manifest lists, found none") from None
         try:
             self._verify_header(file, entry)
-            if self._writable:
-                file.reserve(entry.synced_bytes)
-            size = file.size()
+            found = size = file.size()
             if size > self._config.window_bytes:
                 raise CorruptionError(f"{path}: expected at most {self._config.window_bytes} bytes, found {size}")
-            return self._add(DataFile(file, entry.number, entry.size_class, size, min(size, entry.synced_bytes)))
+            if self._writable and size < entry.synced_bytes:
+                file.reserve(entry.synced_bytes)
+                size = entry.synced_bytes
+            data_file = DataFile(file, entry.number, entry.size_class, size, min(found, entry.synced_bytes))
+            data_file.changed = found < size
+            return self._add(data_file)
         except BaseException:
             file.close()
             raise

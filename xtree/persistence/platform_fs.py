@@ -135,7 +135,7 @@ class File:
 
     def truncate(self, n: int) -> None:
         """Make the file exactly `n` bytes long."""
-        os.truncate(self.fileno(), n)
+        os.ftruncate(self.fileno(), n)
 
     def reserve(self, n: int) -> None:
         """Make the file at least `n` bytes long, with disk space behind every byte added.
@@ -217,7 +217,7 @@ class Lock:
         if os.getpid() == self._pid:
             if not self.shared:
                 with contextlib.suppress(OSError):
-                    os.truncate(self._fd, 0)
+                    os.ftruncate(self._fd, 0)
             _unlock(self._fd)
         self.close_in_child()
 
@@ -332,8 +332,9 @@ class FileSystem:
                     )
                 time.sleep(_POLL_S)
             if not shared:
-                os.truncate(fd, 0)
-                os.write(fd, b"%d\n" % os.getpid())
+                with contextlib.suppress(OSError):  # on a full disk the lock holds without it
+                    os.ftruncate(fd, 0)
+                    os.write(fd, b"%d\n" % os.getpid())
         except BaseException:
             os.close(fd)
             raise
