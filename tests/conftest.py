@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+
 import numpy as np
 import pytest
+
+import xtree
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store import MemoryStore
 
-import xtree
+
+MEMORY_FILE_SYSTEM = "/dev/shm"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Puts tmp_path on a file system in memory where there is one: what a killed process wrote is kept there too, and
+    thousands of syncs cost nothing. `--basetemp` chooses another place."""
+    if config.option.basetemp is None and os.path.isdir(MEMORY_FILE_SYSTEM) and not hasattr(config, "workerinput"):
+        config.option.basetemp = tempfile.mkdtemp(prefix="xtree-tests-", dir=MEMORY_FILE_SYSTEM)
+        config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
 
 
 @pytest.fixture(params=["memory", "durable"])

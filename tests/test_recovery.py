@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,16 +18,6 @@ from xtree.persistence.runtime import open_store
 from xtree.persistence.wal import LOG_MAGIC
 
 STEPS = 40
-
-
-@pytest.fixture
-def tmp_path(tmp_path):
-    """A killed process loses nothing that it wrote, so a file system in memory does, where there is one."""
-    if not os.path.isdir("/dev/shm"):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
-        yield Path(path)
 
 
 def work(store, acknowledge):

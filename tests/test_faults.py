@@ -1,0 +1,165 @@
+"""Errors of the operating system: clean before the first byte of a frame, poison after it, nothing lost ever."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from faulty_fs import FaultyFileSystem
+from pages import SMALL, put, texts_of
+
+from xtree.errors import StoreFailedError
+from xtree.persistence.runtime import open_store
+
+
+@pytest.fixture
+def fs():
+    return FaultyFileSystem()
+
+
+@pytest.fixture
+def store(tmp_path, fs):
+    store = open_store(tmp_path / "index", config=SMALL, fs=fs)
+    put(store, {"a": "1"})
+    yield store
+    fs.heal()
+    store.close()
+
+
+def reopened_texts(path) -> dict[str, str]:
+    store = open_store(path, config=SMALL)
+    store.check()
+    texts = texts_of(store)
+    put(store, {"later": "commit"})
+    store.close()
+    return texts
+
+
+def directory_bytes(path) -> dict[str, bytes]:
+    return {name: (path / name).read_bytes() for name in os.listdir(path) if name != "LOCK"}
+
+
+def test_a_failed_sync_of_the_log_poisons(store, fs, tmp_path):
+    fs.fail("sync", ".log")
+    with pytest.raises(OSError) as raised:
+        put(store, {"a": "2"})
+    assert raised.value.errno == errno.EIO
+    assert store.state == "poisoned"
+    with pytest.raises(StoreFailedError, match="reopen"):
+        store.begin()
+    assert texts_of(store) == {"a": "1"}
+    before = directory_bytes(tmp_path / "index")
+    store.close()
+    assert directory_bytes(tmp_path / "index") == before
+    assert reopened_texts(tmp_path / "index") in ({"a": "1"}, {"a": "2"})
+
+
+def test_a_failed_append_poisons(store, fs, tmp_path):
+    fs.fail("pwritev", ".log")
+    with pytest.raises(OSError):
+        put(store, {"a": "2"})
+    assert store.state == "poisoned"
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "1"}
+
+
+def test_a_failed_sync_of_flushed_pages_poisons_and_the_commit_never_happened(store, fs, tmp_path):
+    put(store, {"large": "1"}, size_class=4)
+    fs.fail("sync", ".xd")
+    with pytest.raises(OSError):
+        put(store, {"large": "2"}, size_class=4)
+    assert store.state == "poisoned"
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "1", "large": "1"}
+
+
+def test_no_room_in_the_log_fails_the_commit_cleanly(store, fs):
+    fs.judge = lambda call, path: errno.ENOSPC if call in ("reserve", "write_zeros") and path.endswith(".log") else None
+    done = 0
+    with pytest.raises(OSError) as raised:
+        for i in range(1000):
+            put(store, {"a": f"{i}"})
+            done = i
+    assert raised.value.errno == errno.ENOSPC
+    assert store.state == "open"
+    assert texts_of(store) == {"a": f"{done}"}
+    fs.heal()
+    put(store, {"a": "room again"})
+    assert texts_of(store) == {"a": "room again"}
+
+
+def test_no_room_for_pages_fails_the_write_and_leaves_the_index_usable(store, fs):
+    fs.judge = lambda call, path: errno.ENOSPC if call == "reserve" and path.endswith(".xd") else None
+    write_set = store.begin()
+    with pytest.raises(OSError) as raised:
+        for _ in range(1000):
+            write_set.add_page(200, 0, b"x")
+    assert raised.value.errno == errno.ENOSPC
+    write_set.abort()
+    put(store, {"a": "in a free slot"})
+    assert texts_of(store) == {"a": "in a free slot"}
+
+
+@pytest.mark.parametrize(("call", "ending"), [("create", ".ckpt.tmp"), ("pwritev", ".ckpt.tmp"), ("replace", ".ckpt")])
+def test_a_checkpoint_that_fails_loses_nothing(store, fs, tmp_path, call, ending):
+    fs.fail(call, ending)
+    put(store, {"b": "before"})
+    with pytest.raises(OSError):
+        store.checkpoint()
+    assert store.state == "open"
+    put(store, {"b": "after"})
+    store.checkpoint()
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "1", "b": "after"}
+
+
+def test_an_error_at_any_call_is_clean_or_poisons_and_never_loses_a_commit(tmp_path):
+    n = 0
+    outcomes = set()
+    while True:
+        n += 1
+        path = tmp_path / f"{n}"
+        fs = FaultyFileSystem()
+        texts = put_until_it_fails(path, fs, n)
+        if texts is None:
+            break
+        outcomes.add(len(texts))
+        found = reopened_texts(path) if (path / "superblock.bin").exists() else {}
+        assert found in texts, (n, found, texts)
+    assert n > 100
+    assert len(outcomes) == 2
+
+
+def put_until_it_fails(path, fs: FaultyFileSystem, n: int) -> list[dict[str, str]] | None:
+    """A short life of an index in which the n-th call fails; which texts may be there afterwards. None: nothing failed."""
+    texts: dict[str, str] = {}
+    fs.fail_nth(n)
+    failed = False
+    try:
+        store = open_store(path, config=SMALL, fs=fs)
+    except OSError:
+        return [{}]
+    for i in range(12):
+        change = {f"n{i % 5}": f"text {i}"}
+        try:
+            put(store, change, size_class=(0, 0, 3, 1)[i % 4])
+        except OSError:
+            failed = True
+            assert store.state in ("open", "poisoned")
+            if store.state == "poisoned":
+                store.close()
+                return [texts, {**texts, **change}]
+            assert texts_of(store) == texts
+        else:
+            texts = {**texts, **change}
+        if i == 6:
+            try:
+                store.checkpoint()
+            except (OSError, StoreFailedError):
+                failed = True
+    try:
+        store.close()
+    except OSError:
+        failed = True
+    return [texts] if failed or fs.calls >= n else None

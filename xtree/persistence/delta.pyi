@@ -1,0 +1,6 @@
+from xtree.persistence.store import WriteSet
+
+def touched_windows(ws: WriteSet, smallest_page: int = 0) -> set[int]: ...
+def deltas_of(
+    ws: WriteSet, epoch: int, largest_payload: int, payload_base: int, file_numbers: list[int]
+) -> tuple[bytearray, int, list[memoryview], int]: ...
