@@ -2,15 +2,20 @@
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from xtree.persistence.memory cimport reallocate, release
+from xtree.persistence.memory cimport allocate, reallocate, release
 
 import numpy as np
+
+cdef extern from "persistence/platform_map.h" nogil:
+    void ask_for_huge_pages "xt_ask_for_huge_pages"(void *base, uint64_t bytes) noexcept
 
 cdef enum:
     FIRST_BYTES = 8192
     COPIED_BYTES = 65536            # up to here a copy is cheaper than handing the memory over
+    LARGE_BYTES = 4194304           # from here on memory is touched in huge pages where the system has them
 
 cdef object _empty = np.empty
 cdef object _frombuffer = np.frombuffer
@@ -51,9 +56,19 @@ cdef class Arena:
 
     cdef int grow(self, Py_ssize_t more) except -1 nogil:
         cdef Py_ssize_t room = max(2 * self.room, self.used + more, FIRST_BYTES)
-        cdef char *data = <char *>reallocate(self.data, room)
-        if data == NULL:
-            raise_no_memory()
+        cdef char *data
+        if room < LARGE_BYTES:
+            data = <char *>reallocate(self.data, room)
+            if data == NULL:
+                raise_no_memory()
+        else:                       # moved here and not by reallocate, which would touch it in small pages
+            data = <char *>allocate(room)
+            if data == NULL:
+                raise_no_memory()
+            ask_for_huge_pages(data, room)
+            if self.used > 0:
+                memcpy(data, self.data, self.used)
+            release(self.data)
         self.data = data
         self.room = room
         return 0

@@ -217,7 +217,7 @@ cdef class PackedBuild:
             end = position + 1
             while end < last and self.order[end] >> INDEX_BITS == key:
                 end += 1
-            if end - start <= FINE_RUN or not self.sort_centres(start, end, axis):
+            if end - start <= FINE_RUN or end - start == last - first or not self.sort_centres(start, end, axis):
                 return
             first, last = start, end
             key = self.order[position] >> INDEX_BITS

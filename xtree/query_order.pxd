@@ -3,7 +3,7 @@
 A curve of 2048 by 2048 cells over the tree's first two axes; queries outside are taken to the nearest cell.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef enum:
     LEAST_ORDERED = 64              # queries: below, the order given is as good
@@ -15,25 +15,27 @@ cdef inline uint32_t hilbert_key(uint32_t x, uint32_t y) noexcept nogil:
     Works on all 16 levels at once: a level's rotation is one of four, and the product of the rotations above it is
     a prefix sum in their group, here in four bit sets doubled four times.
     """
-    cdef uint32_t a, b, c, d, p, q, i, j
-    a = x ^ y
-    b = 0xFFFF ^ a
-    c = 0xFFFF ^ (x | y)
-    d = x & (y ^ 0xFFFF)
-    p, q = a | (b >> 1), (a >> 1) ^ a
-    c, d = ((c >> 1) ^ (b & (d >> 1))) ^ c, ((a & (c >> 1)) ^ (d >> 1)) ^ d
-    a, b = p, q
-    p, q = (a & (a >> 2)) ^ (b & (b >> 2)), (a & (b >> 2)) ^ (b & ((a ^ b) >> 2))
-    c, d = c ^ ((a & (c >> 2)) ^ (b & (d >> 2))), d ^ ((b & (c >> 2)) ^ ((a ^ b) & (d >> 2)))
-    a, b = p, q
-    p, q = (a & (a >> 4)) ^ (b & (b >> 4)), (a & (b >> 4)) ^ (b & ((a ^ b) >> 4))
-    c, d = c ^ ((a & (c >> 4)) ^ (b & (d >> 4))), d ^ ((b & (c >> 4)) ^ ((a ^ b) & (d >> 4)))
-    a, b = p, q
-    c, d = c ^ ((a & (c >> 8)) ^ (b & (d >> 8))), d ^ ((b & (c >> 8)) ^ ((a ^ b) & (d >> 8)))
-    a, b = c ^ (c >> 1), d ^ (d >> 1)
-    i = x ^ y
-    j = b | (0xFFFF ^ (i | a))
-    return spread_bits(j) << 1 | spread_bits(i)
+    cdef uint32_t a = x ^ y
+    cdef uint32_t b = 0xFFFF ^ a
+    cdef uint32_t c = 0xFFFF ^ (x | y)
+    cdef uint32_t d = x & (y ^ 0xFFFF)
+    cdef uint32_t next_a = a | (b >> 1)
+    cdef uint32_t next_b = (a >> 1) ^ a
+    cdef uint32_t next_c = ((c >> 1) ^ (b & (d >> 1))) ^ c
+    cdef uint32_t next_d = ((a & (c >> 1)) ^ (d >> 1)) ^ d
+    cdef int step = 2
+    while step < 16:
+        a, b, c, d = next_a, next_b, next_c, next_d
+        next_a = (a & (a >> step)) ^ (b & (b >> step))
+        next_b = (a & (b >> step)) ^ (b & ((a ^ b) >> step))
+        next_c = c ^ (a & (c >> step)) ^ (b & (d >> step))
+        next_d = d ^ (b & (c >> step)) ^ ((a ^ b) & (d >> step))
+        step *= 2
+    a = next_c ^ (next_c >> 1)
+    b = next_d ^ (next_d >> 1)
+    c = x ^ y
+    d = b | (0xFFFF ^ (c | a))
+    return spread_bits(d) << 1 | spread_bits(c)
 
 
 cdef inline uint32_t spread_bits(uint32_t x) noexcept nogil:
@@ -46,4 +48,11 @@ cdef inline uint32_t spread_bits(uint32_t x) noexcept nogil:
 
 # The numbers of m boxes (or points, when `boxed` is false) of `dims` axes, in curve order within `bounds`. The memory
 # is the caller's to release. Raises MemoryError.
-cdef uint64_t *order_queries(const double *queries, uint64_t m, int dims, bint boxed, const double *bounds) except NULL nogil
+cdef uint64_t *order_queries(const double *queries, uint64_t m, int dims, bint boxed,
+                            const double *bounds) except NULL nogil
+
+# The way back. Query order[i] was answered as the i-th, its results are at starts[i] to starts[i + 1]: the offsets of
+# the results in the caller's order, m + 1 of them, and with these the results themselves, words of 8 bytes.
+cdef void restore_offsets(const int64_t *starts, const uint64_t *order, int64_t m, int64_t *offsets) noexcept nogil
+cdef void restore_words(const uint64_t *found, const int64_t *starts, const uint64_t *order, int64_t m,
+                        const int64_t *offsets, uint64_t *restored) noexcept nogil

@@ -1,6 +1,7 @@
 """Orders queries by the Hilbert key of their centres."""
 
 from cpython.buffer cimport PyBuffer_Release
+from libc.string cimport memcpy
 
 from xtree.arrays cimport borrow, data_of, raise_no_memory
 from xtree.persistence.memory cimport allocate, release
@@ -18,13 +19,14 @@ cdef inline uint32_t _cell(double low, double high, double least, double most) n
     cdef double centre, extent
     low = low if low > least else least
     high = high if high < most else most
-    centre = 0.5 * low + 0.5 * high - 0.5 * least
+    centre = 0.25 * low + 0.25 * high - 0.5 * least     # at half size, as is the extent
     extent = 0.5 * most - 0.5 * least
     centre = centre / extent * CELLS if extent > 0 else 0.0
     return <uint32_t>(centre if centre > 0 else 0.0) if centre < CELLS else CELLS - 1
 
 
-cdef uint64_t *order_queries(const double *queries, uint64_t m, int dims, bint boxed, const double *bounds) except NULL nogil:
+cdef uint64_t *order_queries(const double *queries, uint64_t m, int dims, bint boxed,
+                            const double *bounds) except NULL nogil:
     cdef uint64_t *order = <uint64_t *>allocate((2 * m + SORT_COUNTS) * sizeof(uint64_t))
     cdef int width = 2 * dims if boxed else dims
     cdef int to_high = dims if boxed else 0
@@ -42,6 +44,25 @@ cdef uint64_t *order_queries(const double *queries, uint64_t m, int dims, bint b
     for i in range(m):
         order[i] >>= 2 * CELL_BITS
     return order
+
+
+cdef void restore_offsets(const int64_t *starts, const uint64_t *order, int64_t m, int64_t *offsets) noexcept nogil:
+    cdef int64_t i, n, total = 0
+    for i in range(m):
+        offsets[order[i]] = starts[i + 1] - starts[i]
+    for i in range(m):
+        n = offsets[i]
+        offsets[i] = total
+        total += n
+    offsets[m] = total
+
+
+cdef void restore_words(const uint64_t *found, const int64_t *starts, const uint64_t *order, int64_t m,
+                        const int64_t *offsets, uint64_t *restored) noexcept nogil:
+    cdef int64_t i
+    for i in range(m):
+        if starts[i + 1] > starts[i]:
+            memcpy(restored + offsets[order[i]], found + starts[i], (starts[i + 1] - starts[i]) * sizeof(uint64_t))
 
 
 def hilbert_order(boxes, int dims, bounds) -> np.ndarray:

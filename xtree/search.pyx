@@ -18,7 +18,7 @@ from xtree.persistence.memory cimport allocate, reallocate, release
 from xtree.persistence.node_id cimport NodeID, handle_of
 from xtree.persistence.object_table cimport Row
 from xtree.persistence.store cimport Store
-from xtree.query_order cimport LEAST_ORDERED, order_queries
+from xtree.query_order cimport LEAST_ORDERED, order_queries, restore_offsets, restore_words
 from xtree.tree_state cimport TreeState, resolve_bucket
 
 import numpy as np
@@ -38,8 +38,10 @@ cdef extern from *:
 cdef enum:
     FIRST_STACK = 512               # entries
     AHEAD = 4                       # pages asked for before they are needed
-    MOST_COLUMNS_ASKED = 8          # of each of them
+    MOST_BYTES_AHEAD = 1024         # of a column of each of them
     MOST_ORDERED_HITS = 1000        # a query: above, putting the results in order costs more than it saves
+    MOST_BYTES_EXPECTED = 268435456 # of results: room asked for before the first is known
+    SAMPLE = 64                     # queries that tell how large a batch's windows are
 
 cdef object _int64 = np.dtype(np.int64)
 cdef object _float64 = np.dtype(np.float64)
@@ -99,7 +101,8 @@ cdef int next_leaf(Walk *walk, Store store, TreeState state, Bucket **leaf, bint
             continue
         walk.next[walk.level] = child + 1
         if child + AHEAD < walk.end[walk.level]:
-            _prefetch_page(store, state, walk.stack[child + AHEAD], walk.level)
+            _prefetch_page(store, state, walk.stack[child + AHEAD], walk.level,
+                           child + AHEAD >= walk.inside[walk.level])
         walk.visits += 1
         if walk.visits > walk.most_visits:
             _raise_visits(walk.visits)
@@ -139,7 +142,7 @@ cdef int _push_children(Walk *walk, Store store, TreeState state, Bucket *b, bin
     walk.inside[walk.level] = start + crossing
     walk.end[walk.level] = start + crossing + whole
     for i in range(min(crossing + whole, <int64_t>AHEAD)):
-        _prefetch_page(store, state, out[i], walk.level)
+        _prefetch_page(store, state, out[i], walk.level, i >= crossing)
     return 0
 
 
@@ -152,18 +155,24 @@ cdef int _grow_stack(Walk *walk, int64_t room) except -1 nogil:
     return 0
 
 
-cdef inline void _prefetch_page(Store store, TreeState state, NodeID node, int level) noexcept nogil:
-    """Asks for the header and the start of each column of a page, wherever its row says it is."""
+cdef inline void _prefetch_page(Store store, TreeState state, NodeID node, int level, bint inside) noexcept nogil:
+    """Asks for what the walk reads first of a page, wherever its row says it is."""
     cdef Row *row = store.table.row(handle_of(node))
     cdef Py_ssize_t column_bytes = sizeof(double) * (state.g.block_capacity if level else state.g.leaf_capacity)
+    cdef Py_ssize_t offset, first, columns
     cdef char *page = NULL
-    cdef int column
     if row != NULL:
         page = store.windows.pointer(load_relaxed(&row.address))
-    if page != NULL:
-        prefetch(page)
-        for column in range(min(2 * state.g.dims, MOST_COLUMNS_ASKED)):
-            prefetch(page + HEADER_BYTES + column * column_bytes)
+    if page == NULL:
+        return
+    prefetch(page)
+    if inside:                      # its refs
+        first, columns = HEADER_BYTES + 2 * state.g.dims * column_bytes, 0
+    else:                           # bounds of the last axis
+        first, columns = HEADER_BYTES + (state.g.dims - 1) * column_bytes, state.g.dims * column_bytes
+    for offset in range(first, first + min(column_bytes, <Py_ssize_t>MOST_BYTES_AHEAD), 64):
+        prefetch(page + offset)
+        prefetch(page + offset + columns)
 
 
 cdef int _raise_visits(uint64_t visits) except -1 with gil:
@@ -216,24 +225,23 @@ cdef int _require_predicate(int predicate) except -1:
     return 0
 
 
-cdef bint _worth_ordering(TreeState state, const double *queries, int64_t m) noexcept nogil:
-    """Whether a batch is large and its windows small, going by a sample's share of the tree's bounds on two axes."""
+cdef double _expected_hits(TreeState state, const double *queries, int64_t m) noexcept nogil:
+    """The mean number of hits of a query, going by a sample's share of the tree's bounds on two axes."""
     cdef int dims = state.g.dims
     cdef int axis
     cdef int64_t i
+    cdef int64_t n = min(m, <int64_t>SAMPLE)
     cdef double share, extent, hits = 0.0
     cdef const double *q
-    if m < LEAST_ORDERED or state.levels < 2:
-        return False
-    for i in range(LEAST_ORDERED):
-        q = queries + i * (m // LEAST_ORDERED) * 2 * dims
+    for i in range(n):
+        q = queries + i * (m // n) * 2 * dims
         share = 1.0
         for axis in range(min(dims, 2)):
             extent = 0.5 * state.box[dims + axis] - 0.5 * state.box[axis]
             if extent > 0:
                 share *= min(max((0.5 * q[dims + axis] - 0.5 * q[axis]) / extent, 0.0), 1.0)
-        hits += share * state.records
-    return hits <= <double>MOST_ORDERED_HITS * LEAST_ORDERED
+        hits += share * state.records / n
+    return hits
 
 
 def query(Store store not None, TreeState state not None, boxes, int predicate):
@@ -249,13 +257,16 @@ def query(Store store not None, TreeState state not None, boxes, int predicate):
     cdef uint64_t *order = NULL
     cdef int64_t *starts = NULL
     cdef int64_t *offsets
-    cdef char *ids
+    cdef uint64_t *ids
+    cdef double hits
     try:
         _require_predicate(predicate)
         offset_array = _empty(m + 1, _int64)
         offsets = <int64_t *>data_of(offset_array)
-        if not _worth_ordering(state, queries, m):
+        hits = _expected_hits(state, queries, m)
+        if m < LEAST_ORDERED or hits > MOST_ORDERED_HITS:
             with nogil:
+                found.need(<Py_ssize_t>min(1.1 * hits * m * sizeof(int64_t), <double>MOST_BYTES_EXPECTED))
                 _query_in_order(store, state, queries, m, <Predicate>predicate, NULL, found, offsets)
             return offset_array, found.to_array(_int64)
         starts = <int64_t *>allocate((m + 1) * sizeof(int64_t))
@@ -265,12 +276,10 @@ def query(Store store not None, TreeState state not None, boxes, int predicate):
             order = order_queries(queries, m, state.g.dims, True, state.box)
             _query_in_order(store, state, queries, m, <Predicate>predicate, order, found, starts)
         id_array = _empty(found.used // <Py_ssize_t>sizeof(int64_t), _int64)
-        if found.used:
-            ids = data_of(id_array)
-            with nogil:
-                _restore_order(found.data, starts, order, m, offsets, ids)
-        else:
-            offset_array.fill(0)
+        ids = <uint64_t *>data_of(id_array)
+        with nogil:
+            restore_offsets(starts, order, m, offsets)
+            restore_words(<const uint64_t *>found.data, starts, order, m, offsets, ids)
         return offset_array, id_array
     finally:
         release(order)
@@ -292,22 +301,6 @@ cdef int _query_in_order(Store store, TreeState state, const double *queries, in
     finally:
         close_walk(&walk)
     return 0
-
-
-cdef void _restore_order(const char *found, const int64_t *starts, const uint64_t *order, int64_t m, int64_t *offsets,
-                         char *ids) noexcept nogil:
-    """Copies results that were found in an order to where the caller expects them, and fills the caller's offsets."""
-    cdef int64_t i, n, total = 0
-    for i in range(m):
-        offsets[order[i]] = starts[i + 1] - starts[i]
-    for i in range(m):
-        n = offsets[i]
-        offsets[i] = total
-        total += n
-    offsets[m] = total
-    for i in range(m):
-        memcpy(ids + offsets[order[i]] * sizeof(int64_t), found + starts[i] * sizeof(int64_t),
-               (starts[i + 1] - starts[i]) * sizeof(int64_t))
 
 
 def query_one(Store store not None, TreeState state not None, box, int predicate):
@@ -352,7 +345,7 @@ def count(Store store not None, TreeState state not None, boxes, int predicate):
         counts = _empty(m, _int64)
         out = <int64_t *>data_of(counts)
         with nogil:
-            if m >= LEAST_ORDERED and state.levels > 1:
+            if m >= LEAST_ORDERED:
                 order = order_queries(queries, m, state.g.dims, True, state.box)
             _count_in_order(store, state, queries, m, <Predicate>predicate, order, scratch, out)
         return counts

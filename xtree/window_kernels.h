@@ -87,19 +87,28 @@ static void xt_divide_portable(const xt_test *t, int dims, int64_t count, const 
 
 #if XT_X86
 
-/* ---- AVX-512: eight entries a step, hits packed by the compress instruction in a register (to memory it is
+/* The entries that there are of the next 64, as bits. */
+XT_INLINE uint64_t xt_lanes(int64_t left) { return left >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << left) - 1; }
+
+/* Both vector forms look at 64 entries at a time. The last axis is tested without branches: a packed leaf is sorted
+ * along it, so that few vectors are left, and only those are tested on the other axes. */
+
+/* ---- AVX-512: eight entries a vector, hits packed by the compress instruction in a register (to memory it is
  * microcoded on some processors) ---- */
 
-XT_INLINE XT_TARGET("avx512f") __mmask8 xt_test8(const double *first, const double *second, const xt_test *t, int dims,
+XT_INLINE XT_TARGET("avx512f") __mmask8 xt_test8(const double *first, const double *second, const xt_test *t, int axis,
                                                  int64_t i, __mmask8 pass) {
-    for (int a = 0; a < dims; a++) {
-        pass = _mm512_mask_cmp_pd_mask(pass, _mm512_loadu_pd(first + a * t->stride + i), _mm512_set1_pd(t->most[a]),
-                                       _CMP_LE_OQ);
-        pass = _mm512_mask_cmp_pd_mask(pass, _mm512_loadu_pd(second + a * t->stride + i), _mm512_set1_pd(t->least[a]),
-                                       _CMP_GE_OQ);
-        if (dims > 4 && !pass) break;
-    }
-    return pass;
+    pass = _mm512_mask_cmp_pd_mask(pass, _mm512_loadu_pd(first + axis * t->stride + i), _mm512_set1_pd(t->most[axis]),
+                                   _CMP_LE_OQ);
+    return _mm512_mask_cmp_pd_mask(pass, _mm512_loadu_pd(second + axis * t->stride + i),
+                                   _mm512_set1_pd(t->least[axis]), _CMP_GE_OQ);
+}
+
+XT_INLINE XT_TARGET("avx512f") uint64_t xt_last_axis8(const xt_test *t, int dims, int64_t base, int64_t count) {
+    uint64_t live = 0;
+    for (int64_t i = base; i < count && i < base + 64; i += 8)
+        live |= (uint64_t)xt_test8(t->first, t->second, t, dims - 1, i, 0xFF) << (i - base);
+    return live & xt_lanes(count - base);
 }
 
 XT_INLINE XT_TARGET("avx512f") int64_t xt_pack8(__mmask8 mask, const uint64_t *refs, uint64_t *out) {
@@ -107,14 +116,19 @@ XT_INLINE XT_TARGET("avx512f") int64_t xt_pack8(__mmask8 mask, const uint64_t *r
     return __builtin_popcount(mask);
 }
 
-XT_INLINE __mmask8 xt_lanes8(int64_t left) { return left >= 8 ? 0xFF : (__mmask8)((1u << left) - 1); }
-
-XT_INLINE XT_TARGET("avx512f") int64_t xt_select8(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
+XT_INLINE XT_TARGET("avx512f") int64_t xt_select8(const xt_test *test, int dims, int64_t count, const uint64_t *refs,
                                                   uint64_t *hits) {
+    const xt_test t = *test;
     int64_t n = 0;
-    for (int64_t i = 0; i < count; i += 8) {
-        __mmask8 pass = xt_test8(t->first, t->second, t, dims, i, xt_lanes8(count - i));
-        if (pass) n += xt_pack8(pass, refs + i, hits + n);
+    for (int64_t base = 0; base < count; base += 64) {
+        uint64_t live = xt_last_axis8(&t, dims, base, count);
+        while (live) {
+            int lane = __builtin_ctzll(live) & ~7;
+            __mmask8 pass = (__mmask8)(live >> lane);
+            live &= ~((uint64_t)0xFF << lane);
+            for (int a = 0; a < dims - 1 && pass; a++) pass = xt_test8(t.first, t.second, &t, a, base + lane, pass);
+            n += xt_pack8(pass, refs + base + lane, hits + n);
+        }
     }
     return n;
 }
@@ -124,16 +138,23 @@ static XT_TARGET("avx512f") int64_t xt_select_avx512(const xt_test *t, int dims,
     return dims == 2 ? xt_select8(t, 2, count, refs, hits) : xt_select8(t, dims, count, refs, hits);
 }
 
-XT_INLINE XT_TARGET("avx512f") void xt_divide8(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
+XT_INLINE XT_TARGET("avx512f") void xt_divide8(const xt_test *test, int dims, int64_t count, const uint64_t *refs,
                                                uint64_t *crossing, int64_t *crossing_count, uint64_t *inside,
                                                int64_t *inside_count) {
+    const xt_test t = *test;
     int64_t n = 0, m = 0;
-    for (int64_t i = 0; i < count; i += 8) {
-        __mmask8 pass = xt_test8(t->first, t->second, t, dims, i, xt_lanes8(count - i));
-        if (!pass) continue;
-        __mmask8 whole = xt_test8(t->second, t->first, t, dims, i, pass);
-        n += xt_pack8(pass & ~whole, refs + i, crossing + n);
-        if (whole) m += xt_pack8(whole, refs + i, inside + m);
+    for (int64_t base = 0; base < count; base += 64) {
+        uint64_t live = xt_last_axis8(&t, dims, base, count);
+        while (live) {
+            int lane = __builtin_ctzll(live) & ~7;
+            __mmask8 pass = (__mmask8)(live >> lane), whole;
+            live &= ~((uint64_t)0xFF << lane);
+            for (int a = 0; a < dims - 1 && pass; a++) pass = xt_test8(t.first, t.second, &t, a, base + lane, pass);
+            whole = pass;
+            for (int a = 0; a < dims && whole; a++) whole = xt_test8(t.second, t.first, &t, a, base + lane, whole);
+            n += xt_pack8(pass & ~whole, refs + base + lane, crossing + n);
+            m += xt_pack8(whole, refs + base + lane, inside + m);
+        }
     }
     *crossing_count = n;
     *inside_count = m;
@@ -170,34 +191,42 @@ static const int32_t xt_pack_table[16][8] __attribute__((aligned(32))) = {
     {XT_LANE(0), XT_LANE(1), XT_LANE(2), XT_LANE(3)},
 };
 
-XT_INLINE XT_TARGET("avx2") int xt_test4(const double *first, const double *second, const xt_test *t, int dims, int64_t i,
-                                         int pass) {
-    for (int a = 0; a < dims; a++) {
-        __m256d below = _mm256_cmp_pd(_mm256_loadu_pd(first + a * t->stride + i), _mm256_set1_pd(t->most[a]),
-                                      _CMP_LE_OQ);
-        __m256d above = _mm256_cmp_pd(_mm256_loadu_pd(second + a * t->stride + i), _mm256_set1_pd(t->least[a]),
-                                      _CMP_GE_OQ);
-        pass &= _mm256_movemask_pd(_mm256_and_pd(below, above));
-        if (dims > 4 && !pass) break;
-    }
-    return pass;
+XT_INLINE XT_TARGET("avx2") unsigned xt_test4(const double *first, const double *second, const xt_test *t, int axis,
+                                              int64_t i) {
+    __m256d below = _mm256_cmp_pd(_mm256_loadu_pd(first + axis * t->stride + i), _mm256_set1_pd(t->most[axis]),
+                                  _CMP_LE_OQ);
+    __m256d above = _mm256_cmp_pd(_mm256_loadu_pd(second + axis * t->stride + i), _mm256_set1_pd(t->least[axis]),
+                                  _CMP_GE_OQ);
+    return (unsigned)_mm256_movemask_pd(_mm256_and_pd(below, above));
 }
 
-XT_INLINE XT_TARGET("avx2,popcnt") int64_t xt_pack4(int mask, const uint64_t *refs, uint64_t *out) {
+XT_INLINE XT_TARGET("avx2") uint64_t xt_last_axis4(const xt_test *t, int dims, int64_t base, int64_t count) {
+    uint64_t live = 0;
+    for (int64_t i = base; i < count && i < base + 64; i += 4)
+        live |= (uint64_t)xt_test4(t->first, t->second, t, dims - 1, i) << (i - base);
+    return live & xt_lanes(count - base);
+}
+
+XT_INLINE XT_TARGET("avx2,popcnt") int64_t xt_pack4(unsigned mask, const uint64_t *refs, uint64_t *out) {
     __m256i order = _mm256_load_si256((const __m256i *)xt_pack_table[mask]);
     _mm256_storeu_si256((__m256i *)out,
                         _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)refs), order));
-    return __builtin_popcount((unsigned)mask);
+    return __builtin_popcount(mask);
 }
 
-XT_INLINE int xt_lanes4(int64_t left) { return left >= 4 ? 0xF : (1 << left) - 1; }
-
-XT_INLINE XT_TARGET("avx2,popcnt") int64_t xt_select4(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
-                                                      uint64_t *hits) {
+XT_INLINE XT_TARGET("avx2,popcnt") int64_t xt_select4(const xt_test *test, int dims, int64_t count,
+                                                      const uint64_t *refs, uint64_t *hits) {
+    const xt_test t = *test;
     int64_t n = 0;
-    for (int64_t i = 0; i < count; i += 4) {
-        int pass = xt_test4(t->first, t->second, t, dims, i, xt_lanes4(count - i));
-        if (pass) n += xt_pack4(pass, refs + i, hits + n);
+    for (int64_t base = 0; base < count; base += 64) {
+        uint64_t live = xt_last_axis4(&t, dims, base, count);
+        while (live) {
+            int lane = __builtin_ctzll(live) & ~3;
+            unsigned pass = (unsigned)(live >> lane) & 0xF;
+            live &= ~((uint64_t)0xF << lane);
+            for (int a = 0; a < dims - 1 && pass; a++) pass &= xt_test4(t.first, t.second, &t, a, base + lane);
+            n += xt_pack4(pass, refs + base + lane, hits + n);
+        }
     }
     return n;
 }
@@ -207,16 +236,23 @@ static XT_TARGET("avx2,popcnt") int64_t xt_select_avx2(const xt_test *t, int dim
     return dims == 2 ? xt_select4(t, 2, count, refs, hits) : xt_select4(t, dims, count, refs, hits);
 }
 
-XT_INLINE XT_TARGET("avx2,popcnt") void xt_divide4(const xt_test *t, int dims, int64_t count, const uint64_t *refs,
+XT_INLINE XT_TARGET("avx2,popcnt") void xt_divide4(const xt_test *test, int dims, int64_t count, const uint64_t *refs,
                                                    uint64_t *crossing, int64_t *crossing_count, uint64_t *inside,
                                                    int64_t *inside_count) {
+    const xt_test t = *test;
     int64_t n = 0, m = 0;
-    for (int64_t i = 0; i < count; i += 4) {
-        int pass = xt_test4(t->first, t->second, t, dims, i, xt_lanes4(count - i));
-        if (!pass) continue;
-        int whole = xt_test4(t->second, t->first, t, dims, i, pass);
-        n += xt_pack4(pass & ~whole, refs + i, crossing + n);
-        if (whole) m += xt_pack4(whole, refs + i, inside + m);
+    for (int64_t base = 0; base < count; base += 64) {
+        uint64_t live = xt_last_axis4(&t, dims, base, count);
+        while (live) {
+            int lane = __builtin_ctzll(live) & ~3;
+            unsigned pass = (unsigned)(live >> lane) & 0xF, whole;
+            live &= ~((uint64_t)0xF << lane);
+            for (int a = 0; a < dims - 1 && pass; a++) pass &= xt_test4(t.first, t.second, &t, a, base + lane);
+            whole = pass;
+            for (int a = 0; a < dims && whole; a++) whole &= xt_test4(t.second, t.first, &t, a, base + lane);
+            n += xt_pack4(pass & ~whole, refs + base + lane, crossing + n);
+            m += xt_pack4(whole, refs + base + lane, inside + m);
+        }
     }
     *crossing_count = n;
     *inside_count = m;

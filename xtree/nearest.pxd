@@ -1,0 +1,38 @@
+"""Nearest neighbours: the k records of least (distance, id) from a point, exactly."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from xtree.persistence.node_id cimport NodeID
+from xtree.tree_state cimport MAX_LEVELS
+
+
+cdef struct Page:                   # still to be read
+    double distance                 # of its box: no record below is nearer
+    NodeID node
+    int level
+
+
+cdef struct Neighbour:
+    double distance
+    int64_t id
+
+
+# One search after the other, in the same memory. `pages` is a heap with the nearest page on top, `best` one with the
+# farthest neighbour on top.
+cdef struct Search:
+    int dims
+    int levels
+    const double *point             # borrowed
+    double max_distance
+    double limit                    # a record farther than this is no result
+    int64_t k
+    Neighbour *best
+    int64_t best_count
+    Page *pages
+    int64_t page_count, page_room
+    double *distances               # of the entries of the page being read
+    int64_t distance_room
+    uint64_t visits
+    uint64_t most_visits
+    NodeID path[MAX_LEVELS]         # of the first descent: the page read on each level
+    int64_t taken[MAX_LEVELS]       # and which of its entries was followed

@@ -1,0 +1,9 @@
+import numpy as np
+import numpy.typing as npt
+
+from xtree.persistence.store import Store
+from xtree.tree_state import TreeState
+
+def nearest(
+    store: Store, state: TreeState, points: npt.NDArray[np.float64], k: int, max_distance: float = ...
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...

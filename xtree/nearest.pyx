@@ -1,0 +1,317 @@
+"""Nearest neighbours by best-first search (Hjaltason, Samet: Distance browsing in spatial databases, TODS 1999).
+
+Pages wait in a heap by the distance of their boxes; the k nearest records so far in another. A page farther than the
+k-th record ends the search. Distances are Euclidean, from the point to the nearest place of the box; equal ones are
+told apart by id, so pages at the very distance of the k-th record are still read.
+
+The first descent goes straight to the nearest leaf and fills the heap of records, before any other page is put into
+the heap of pages: most of them are then known to be too far.
+
+In floating point as in geometry a box is never farther than one it contains, up to the rounding of a sum of squares;
+NEARER makes up for that.
+"""
+
+from cpython.buffer cimport PyBuffer_Release
+from libc.math cimport INFINITY
+from libc.stdint cimport int64_t, uint64_t
+
+from xtree.arrays cimport Arena, borrow, data_of, raise_no_memory
+from xtree.bucket cimport Bucket, lower, refs, stride, upper
+from xtree.kernels cimport SAFE_LEAST, SAFE_MOST, distances, scaled_distance
+from xtree.persistence.atomics cimport load_acquire
+from xtree.persistence.memory cimport allocate, reallocate, release
+from xtree.persistence.store cimport Store
+from xtree.query_order cimport LEAST_ORDERED, order_queries, restore_offsets, restore_words
+from xtree.tree_state cimport TreeState, resolve_bucket
+
+import numpy as np
+
+from xtree.errors import CorruptionError
+
+cdef double NEARER = 1.0 - 2.0 ** -48
+
+cdef object _int64 = np.dtype(np.int64)
+cdef object _float64 = np.dtype(np.float64)
+
+
+cdef inline bint _farther(const Neighbour *a, const Neighbour *b) noexcept nogil:
+    return a.distance > b.distance or (a.distance == b.distance and a.id > b.id)
+
+
+cdef inline void _sink(Neighbour *heap, int64_t n, Neighbour item) noexcept nogil:
+    """Puts an item into the place of the farthest of n neighbours."""
+    cdef int64_t place = 0
+    cdef int64_t child = 1
+    while child < n:
+        if child + 1 < n and _farther(&heap[child + 1], &heap[child]):
+            child += 1
+        if not _farther(&heap[child], &item):
+            break
+        heap[place] = heap[child]
+        place, child = child, 2 * child + 1
+    heap[place] = item
+
+
+cdef inline void _offer(Search *s, double distance, int64_t id) noexcept nogil:
+    """Keeps a record, whose distance isn't above the limit, if it is among the k best so far."""
+    cdef Neighbour item
+    cdef int64_t place, parent
+    item.distance, item.id = distance, id
+    if s.best_count == s.k:
+        if _farther(&s.best[0], &item):
+            _sink(s.best, s.k, item)
+            s.limit = s.best[0].distance
+        return
+    place = s.best_count
+    s.best_count += 1
+    while place > 0:
+        parent = (place - 1) // 2
+        if not _farther(&item, &s.best[parent]):
+            break
+        s.best[place] = s.best[parent]
+        place = parent
+    s.best[place] = item
+    if s.best_count == s.k:
+        s.limit = s.best[0].distance
+
+
+cdef int _push_page(Search *s, double distance, NodeID node, int level) except -1 nogil:
+    cdef int64_t place = s.page_count
+    cdef int64_t parent
+    cdef Page *pages
+    if place == s.page_room:
+        pages = <Page *>reallocate(s.pages, 2 * (place + 64) * sizeof(Page))
+        if pages == NULL:
+            raise_no_memory()
+        s.pages = pages
+        s.page_room = 2 * (place + 64)
+    s.page_count += 1
+    while place > 0:
+        parent = (place - 1) // 2
+        if s.pages[parent].distance <= distance:
+            break
+        s.pages[place] = s.pages[parent]
+        place = parent
+    s.pages[place].distance = distance
+    s.pages[place].node = node
+    s.pages[place].level = level
+    return 0
+
+
+cdef Page _pop_page(Search *s) noexcept nogil:
+    cdef Page nearest = s.pages[0]
+    cdef Page item
+    cdef int64_t place = 0
+    cdef int64_t child = 1
+    s.page_count -= 1
+    item = s.pages[s.page_count]
+    while child < s.page_count:
+        if child + 1 < s.page_count and s.pages[child + 1].distance < s.pages[child].distance:
+            child += 1
+        if item.distance <= s.pages[child].distance:
+            break
+        s.pages[place] = s.pages[child]
+        place, child = child, 2 * child + 1
+    s.pages[place] = item
+    return nearest
+
+
+cdef Bucket *_read_page(Search *s, Store store, TreeState state, NodeID node, int level) except NULL nogil:
+    """Resolves a page and works out the distances of its entries; out of the safe range they are still rough."""
+    cdef Bucket *b = resolve_bucket(store, state, node, level)
+    cdef double *room
+    if s.distance_room < <int64_t>b.count:
+        room = <double *>reallocate(s.distances, b.count * sizeof(double))
+        if room == NULL:
+            raise_no_memory()
+        s.distances = room
+        s.distance_room = b.count
+    distances(lower(&state.g, b, 0), upper(&state.g, b, 0), stride(&state.g, b), s.dims, b.count, s.point,
+              s.distances)
+    return b
+
+
+cdef inline double _exact(Search *s, TreeState state, Bucket *b, int64_t entry) noexcept nogil:
+    """The distance of an entry of the page just read."""
+    cdef double distance = s.distances[entry]
+    if SAFE_LEAST <= distance <= SAFE_MOST:
+        return distance
+    return scaled_distance(lower(&state.g, b, 0) + entry, upper(&state.g, b, 0) + entry, stride(&state.g, b), s.dims,
+                           s.point)
+
+
+cdef void _take_records(Search *s, TreeState state, Bucket *leaf) noexcept nogil:
+    cdef int64_t i
+    cdef double distance
+    for i in range(<int64_t>leaf.count):
+        # Above the safe range a rough distance may be far too large, but not below the limit.
+        if s.distances[i] > s.limit and s.limit <= SAFE_MOST:
+            continue
+        distance = _exact(s, state, leaf, i)
+        if distance <= s.limit:
+            _offer(s, distance, <int64_t>refs(&state.g, leaf)[i])
+
+
+cdef int _take_children(Search *s, TreeState state, Bucket *b, int64_t taken) except -1 nogil:
+    """Puts the children that may hold results into the heap of pages, but for the one already taken."""
+    cdef int64_t i
+    cdef double distance
+    for i in range(<int64_t>b.count):
+        if i == taken or (s.distances[i] * NEARER > s.limit and s.limit <= SAFE_MOST):
+            continue
+        distance = _exact(s, state, b, i)
+        if distance * NEARER <= s.limit:
+            _push_page(s, distance, refs(&state.g, b)[i], b.level - 1)
+    return 0
+
+
+cdef int _first_descent(Search *s, Store store, TreeState state) except -1 nogil:
+    """From the root to the leaf that looks nearest, and from its records back up along the other children."""
+    cdef int level = s.levels - 1
+    cdef NodeID node = state.root
+    cdef Bucket *b
+    cdef int64_t i, nearest
+    while True:
+        s.visits += 1
+        b = _read_page(s, store, state, node, level)
+        if level == 0 or b.count == 0:
+            break
+        nearest = 0
+        for i in range(1, <int64_t>b.count):
+            nearest = i if s.distances[i] < s.distances[nearest] else nearest
+        s.path[level] = node
+        s.taken[level] = nearest
+        node = refs(&state.g, b)[nearest]
+        level -= 1
+    if level == 0:
+        _take_records(s, state, b)
+    while level < s.levels - 1:
+        level += 1
+        b = _read_page(s, store, state, s.path[level], level)
+        _take_children(s, state, b, s.taken[level])
+    return 0
+
+
+cdef int _search(Search *s, Store store, TreeState state, const double *point) except -1 nogil:
+    """Fills `best` with the results, as a heap."""
+    cdef Page page
+    cdef Bucket *b
+    s.point = point
+    s.limit = s.max_distance
+    s.best_count = 0
+    s.page_count = 0
+    s.visits = 0
+    if s.k == 0:
+        return 0
+    _first_descent(s, store, state)
+    while s.page_count > 0:
+        page = _pop_page(s)
+        if page.distance * NEARER > s.limit:
+            break
+        s.visits += 1
+        if s.visits > s.most_visits:
+            _raise_visits(s.visits)
+        b = _read_page(s, store, state, page.node, page.level)
+        if page.level == 0:
+            _take_records(s, state, b)
+        else:
+            _take_children(s, state, b, -1)
+    return 0
+
+
+cdef int _raise_visits(uint64_t visits) except -1 with gil:
+    raise CorruptionError(f"a search visited {visits} pages, more than there are: a page is reached twice")
+
+
+cdef int _emit(Search *s, Arena ids, Arena found) except -1 nogil:
+    """Appends the results in ascending order; empties the heap."""
+    cdef int64_t n = s.best_count
+    cdef int64_t *id_out
+    cdef double *distance_out
+    ids.need(n * sizeof(int64_t))
+    found.need(n * sizeof(double))
+    id_out = <int64_t *>(ids.data + ids.used)
+    distance_out = <double *>(found.data + found.used)
+    ids.used += n * sizeof(int64_t)
+    found.used += n * sizeof(double)
+    while n > 0:
+        n -= 1
+        id_out[n] = s.best[0].id
+        distance_out[n] = s.best[0].distance
+        _sink(s.best, n, s.best[n])
+    return 0
+
+
+cdef int _search_all(Store store, TreeState state, const double *points, int64_t m, int64_t k, double max_distance,
+                     const uint64_t *order, Arena ids, Arena found, int64_t *starts) except -1 nogil:
+    """Answers the points in an order (NULL: as they stand); starts[i] is where results of the i-th answered start."""
+    cdef Search s
+    cdef int64_t i
+    s.dims = state.g.dims
+    s.levels = state.levels
+    s.max_distance = max_distance
+    s.k = min(k, <int64_t>state.records) if state.levels > 0 else 0
+    s.most_visits = load_acquire(&store.table.high_water)
+    s.pages, s.page_room = NULL, 0
+    s.distances, s.distance_room = NULL, 0
+    s.best = <Neighbour *>allocate(s.k * sizeof(Neighbour))
+    if s.best == NULL:
+        raise_no_memory()
+    try:
+        for i in range(m):
+            starts[i] = ids.used // <Py_ssize_t>sizeof(int64_t)
+            _search(&s, store, state, points + state.g.dims * (order[i] if order != NULL else i))
+            _emit(&s, ids, found)
+        starts[m] = ids.used // <Py_ssize_t>sizeof(int64_t)
+    finally:
+        release(s.best)
+        release(s.pages)
+        release(s.distances)
+    return 0
+
+
+def nearest(Store store not None, TreeState state not None, points, long long k, double max_distance=INFINITY):
+    """The k nearest records of each point: (offsets (m + 1,) int64, ids (n,) int64, distances (n,) float64).
+
+    `points` is float64 (m, dims), C-contiguous and finite. The results of point i stand at offsets[i] to
+    offsets[i + 1], in the order of (distance, id); fewer than k when the tree has fewer within max_distance, which is
+    inclusive. Raises CorruptionError, MemoryError.
+    """
+    cdef Py_buffer view
+    cdef Arena ids = Arena()
+    cdef Arena found = Arena()
+    cdef int64_t m = borrow(points, &view, state.g.dims * sizeof(double))
+    cdef const double *coordinates = <const double *>view.buf
+    cdef uint64_t *order = NULL
+    cdef int64_t *starts = NULL
+    cdef int64_t *offsets
+    cdef uint64_t *id_out
+    cdef uint64_t *distance_out
+    try:
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        offset_array = np.empty(m + 1, _int64)
+        offsets = <int64_t *>data_of(offset_array)
+        if m < LEAST_ORDERED:
+            with nogil:
+                _search_all(store, state, coordinates, m, k, max_distance, NULL, ids, found, offsets)
+            return offset_array, ids.to_array(_int64), found.to_array(_float64)
+        starts = <int64_t *>allocate((m + 1) * sizeof(int64_t))
+        if starts == NULL:
+            raise MemoryError
+        with nogil:
+            order = order_queries(coordinates, m, state.g.dims, False, state.box)
+            _search_all(store, state, coordinates, m, k, max_distance, order, ids, found, starts)
+        id_array = np.empty(starts[m], _int64)
+        distance_array = np.empty(starts[m], _float64)
+        id_out = <uint64_t *>data_of(id_array)
+        distance_out = <uint64_t *>data_of(distance_array)
+        with nogil:
+            restore_offsets(starts, order, m, offsets)
+            restore_words(<const uint64_t *>ids.data, starts, order, m, offsets, id_out)
+            restore_words(<const uint64_t *>found.data, starts, order, m, offsets, distance_out)
+        return offset_array, id_array, distance_array
+    finally:
+        release(order)
+        release(starts)
+        PyBuffer_Release(&view)
