@@ -7,13 +7,14 @@ import struct
 import numpy as np
 import pytest
 from tree_data import uniform
-from walking import commit
+from walking import commit, pages
 
 from xtree.bucket import describe, entry_limits, size_class_of
 from xtree.errors import CorruptionError
 from xtree.insertion import insert
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store import MemoryStore
+from xtree.removal import delete
 from xtree.tree_state import TreeState
 
 PREFIX_BYTES = 24
@@ -157,3 +158,54 @@ def test_a_forged_header_is_found_at_the_first_touch(tmp_path, random, forgery):
     with pytest.raises(CorruptionError, match=message):
         describe(store, root)
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size_class", "header"),
+    [
+        (1, 1, (0, 2, 97, 1)), (1, 0, (0, 2, 97, 1)), (2, 1, (1, 2, 80, 1)), (2, 1, (1, 2, 80, 128)),
+        (2, 3, (1, 2, 80, 4)),
+    ],
+)  # fmt: skip
+def test_a_page_of_the_wrong_size_is_not_written_to(store, random, kind, size_class, header):
+    ws = store.begin()
+    state = TreeState.create(2)
+    insert(ws, state, np.arange(100 if kind == 2 else 4), uniform(random, 100 if kind == 2 else 4, 2))
+    forged = TreeState.decode(state.encode(), ws.add_page(kind, size_class, HEADER.pack(*header)))
+    with pytest.raises(CorruptionError, match="has size class"):
+        insert(ws, forged, np.arange(1), uniform(random, 1, 2))
+    ws.abort()
+
+
+def forge(random: np.random.Generator, content: bytes) -> bytes:
+    """A page's content with some of its words replaced: bounds, NodeIDs, the header."""
+    words = np.frombuffer(content, np.uint64).copy()
+    wild = np.array([0, 1, 2**64 - 1, 0x101, 0x201, 0x301], np.uint64)
+    wild = np.append(wild, np.array([np.nan, np.inf, -np.inf, 1e308, -1e308]).view(np.uint64))
+    first = 0 if random.random() < 0.3 else 5
+    rows = random.integers(first, len(words) if random.random() < 0.5 else 60, random.integers(1, 20))
+    words[rows] = random.choice(np.append(wild, random.choice(words, len(wild))), len(rows))
+    return words.tobytes()
+
+
+@pytest.mark.parametrize("dims", [1, 2, 20])
+def test_writing_to_a_tree_of_forged_pages_ends_cleanly(tmp_path, random, dims):
+    boxes = uniform(random, 600, dims)
+    for attempt in range(12):
+        store = open_store(tmp_path / f"index-{attempt}", mode="x")
+        ws = store.begin()
+        state = TreeState.create(dims)
+        insert(ws, state, np.arange(600), boxes)
+        for page in pages(store, state)[1:4]:
+            ws.replace_page(page["node"], forge(random, store.read_page(page["node"])))
+        commit(ws, state)
+        store.close()
+        store = open_store(tmp_path / f"index-{attempt}")
+        for write in (insert, delete):
+            ws = store.begin()
+            try:
+                write(ws, state.copy(), np.arange(600), boxes)
+            except CorruptionError:
+                pass
+            ws.abort()
+        store.close()

@@ -15,11 +15,11 @@ Record = tuple[int, tuple[float, ...]]
 
 
 def pages(store, state: TreeState) -> list[dict[str, Any]]:
-    """Every page of a tree, parents first."""
+    """Every page of a tree, parents first, with its NodeID as `node`."""
     nodes = [state.root] if state.root else []
     found = []
     for node in nodes:
-        page = describe(store, node)
+        page = {"node": node, **describe(store, node)}
         found.append(page)
         if page["kind"] == "directory":
             nodes += page["refs"].tolist()

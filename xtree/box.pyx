@@ -1,10 +1,12 @@
 """Geometry on boxes that must hold for any finite coordinates, from denormals to 1.8e308."""
 
-from libc.math cimport INFINITY
+import numpy as np
 
-cdef double SHIFT_DOWN = 2.0 ** -2      # keeps the extent of [-max, max] finite
-cdef double SHIFT_UP = 2.0 ** 600       # keeps the reciprocal of a denormal extent finite
-cdef double TINY_EXTENT = 2.0 ** -960   # coordinates this close together are below 2**-906, if they differ at all
+# Extents beyond these would have an infinite or a denormal reciprocal, or be infinite themselves.
+cdef double HUGE_EXTENT = 2.0 ** 960
+cdef double TINY_EXTENT = 2.0 ** -960   # coordinates that differ so little are below 2**-906, so they may be shifted up
+cdef double SHIFT_DOWN = 2.0 ** -64
+cdef double SHIFT_UP = 2.0 ** 600
 
 
 cdef void make_frame(Frame *frame, int dims, const double *region) noexcept nogil:
@@ -16,7 +18,7 @@ cdef void make_frame(Frame *frame, int dims, const double *region) noexcept nogi
     for axis in range(dims):
         extent = region[dims + axis] - region[axis]
         frame.shift[axis] = 1.0
-        if extent == INFINITY:
+        if extent > HUGE_EXTENT:
             unit = frame.shift[axis] = SHIFT_DOWN
         elif 0.0 < extent < TINY_EXTENT:
             frame.shift[axis] = SHIFT_UP
@@ -64,3 +66,38 @@ cdef double box_overlap(const Frame *frame, const double *a, const double *b) no
             shift = frame.shift[axis]
             overlap *= (high * shift - low * shift) * frame.scale[axis]
     return overlap
+
+
+def contains(const double[::1] outer not None, const double[::1] inner not None) -> bool:
+    """Whether one box (2 * dims,) contains another; touching sides count as inside."""
+    return box_contains(&outer[0], &inner[0], dims_of(outer, inner))
+
+
+def equal(const double[::1] a not None, const double[::1] b not None) -> bool:
+    """Whether two boxes (2 * dims,) are equal by value."""
+    return boxes_equal(&a[0], &b[0], dims_of(a, b))
+
+
+def union(const double[::1] a not None, const double[::1] b not None) -> np.ndarray:
+    """The least box (2 * dims,) around two."""
+    cdef int dims = dims_of(a, b)
+    both = np.array(a)
+    cdef double[::1] view = both
+    extend_box(&view[0], &b[0], dims)
+    return both
+
+
+def measures(const double[::1] region not None, const double[::1] a not None,
+             const double[::1] b not None) -> tuple[float, float, float]:
+    """(volume of a, margin of a, volume that a shares with b), of boxes inside a region, in the region's frame."""
+    cdef Frame frame
+    dims_of(region, a)
+    make_frame(&frame, dims_of(region, b), &region[0])
+    return box_volume(&frame, &a[0]), box_margin(&frame, &a[0]), box_overlap(&frame, &a[0], &b[0])
+
+
+cdef int dims_of(const double[::1] a, const double[::1] b) except -1:
+    """The number of axes of two boxes. Raises ValueError unless it is the same, from 1 to MAX_DIMS."""
+    if a.shape[0] != b.shape[0] or a.shape[0] % 2 or not 2 <= a.shape[0] <= 2 * MAX_DIMS:
+        raise ValueError(f"got boxes of {a.shape[0]} and {b.shape[0]} numbers, expected twice the dims of both")
+    return <int>a.shape[0] // 2

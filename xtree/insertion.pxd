@@ -40,6 +40,9 @@ cdef class Inserter:
     cdef int repoint(self, int level, NodeID node) except -1 nogil
 
 
+# A page that the transaction may change: itself, or a copy under a new NodeID. Raises CorruptionError for a page whose
+# level, size or fill isn't of this tree, since splits and growth rely on them.
+cdef Bucket *make_writable(WriteSet ws, TreeState state, NodeID *node, int level) except NULL nogil
 # The least number of blocks of a directory page for so many entries.
 cdef int blocks_for(const Geometry *g, int count) noexcept nogil
 # The smallest size class that holds so many blocks.

@@ -9,13 +9,13 @@ from libc.stdint cimport int64_t, uint16_t, uint64_t
 from xtree.box cimport MAX_DIMS, box_contains, copy_box, extend_box
 from xtree.bucket cimport (
     KIND_DIRECTORY, KIND_LEAF, append_entry, bounding_box, column_capacity, copy_entries, entry_limit, get_box,
-    history, init_bucket, lower, refs, set_entry,
+    history, init_bucket, refs, set_entry,
 )
 from xtree.persistence.page cimport SIZE_CLASSES, class_bytes
 from xtree.split cimport SPLIT_ON_AXIS, STAY_WHOLE
 from xtree.tree_state cimport resolve_bucket
 
-from xtree.errors import CapacityError
+from xtree.errors import CapacityError, CorruptionError
 
 cdef enum:
     ROWS_BETWEEN_SIGNALS = 2048
@@ -56,22 +56,18 @@ cdef class Inserter:
         cdef NodeID node = self.state.root
         cdef double region[2 * MAX_DIMS]
         copy_box(region, self.state.box, g.dims)
-        resolve_bucket(self.store, self.state, node, depth)
-        b = <Bucket *>self.ws.writable(&node)
-        self.state.root = node
-        self.path[depth] = node
+        b = make_writable(self.ws, self.state, &node, depth)
+        self.repoint(depth, node)
         while depth > level:
             entry = self.chooser.choose(b, box, region)
             node = refs(g, b)[entry]
-            resolve_bucket(self.store, self.state, node, depth - 1)
             get_box(g, b, entry, region)
             if not box_contains(region, box, g.dims):
                 extend_box(region, box, g.dims)
                 set_entry(g, b, entry, region, node, history(g, b)[entry])
             self.chosen[depth] = entry
-            b = <Bucket *>self.ws.writable(&node)
             depth -= 1
-            self.path[depth] = node
+            b = make_writable(self.ws, self.state, &node, depth)
             self.repoint(depth, node)
         return 0
 
@@ -183,6 +179,21 @@ cdef class Inserter:
             refs(&self.state.g, parent)[self.chosen[level + 1]] = node
         self.path[level] = node
         return 0
+
+
+cdef Bucket *make_writable(WriteSet ws, TreeState state, NodeID *node, int level) except NULL nogil:
+    cdef const Geometry *g = &state.g
+    cdef Bucket *b = resolve_bucket(ws.store, state, node[0], level)
+    if (b.blocks > most_blocks(g) or b.size_class != class_of_blocks(g, b.blocks)
+            or <int>b.count > entry_limit(g, b)):
+        raise_unfit_page(g, b)
+    return <Bucket *>ws.writable(node)
+
+
+cdef int raise_unfit_page(const Geometry *g, const Bucket *b) except -1 with gil:
+    raise CorruptionError(
+        f"page {b.node_id:#x} of {b.blocks} blocks has size class {b.size_class} and {b.count} entries; expected class "
+        f"{class_of_blocks(g, b.blocks)}, at most {most_blocks(g)} blocks and {entry_limit(g, b)} entries")
 
 
 cdef int most_blocks(const Geometry *g) noexcept nogil:

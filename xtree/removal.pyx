@@ -8,7 +8,7 @@ from xtree.bucket cimport (
     KIND_DIRECTORY, Geometry, bounding_box, column_capacity, copy_entries, get_box, history, init_bucket, refs,
     remove_entry, set_entry,
 )
-from xtree.insertion cimport class_of_blocks
+from xtree.insertion cimport class_of_blocks, make_writable
 from xtree.persistence.memory cimport reallocate, release
 from xtree.persistence.page cimport class_bytes
 from xtree.tree_state cimport resolve_bucket
@@ -95,7 +95,7 @@ cdef class Remover:
         cdef NodeID node
         for level in range(self.state.levels - 1, -1, -1):
             node = self.path[level]
-            self.ws.writable(&node)
+            make_writable(self.ws, self.state, &node, level)
             self.repoint(level, node)
         return 0
 
