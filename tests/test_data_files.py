@@ -10,6 +10,7 @@ from xtree.errors import CorruptionError, FormatVersionError, StoreFailedError
 from xtree.persistence import data_files as module
 from xtree.persistence.config import MIB, Config
 from xtree.persistence.data_files import FIRST_SLOT, IN_MEMORY, DataFiles
+from xtree.persistence.disk_reserve import spending_reserve
 from xtree.persistence.file_header import HEADER_BYTES, pack_header
 from xtree.persistence.filenames import data_name
 from xtree.persistence.manifest import DataFileEntry
@@ -158,7 +159,12 @@ def test_data_files_leave_the_reserve_of_the_disk_alone(tmp_path):
     with pytest.raises(OSError, match="stay in reserve") as caught:
         files.extend(window, usable + 600 * 1024)
     assert caught.value.errno == errno.ENOSPC
-    assert files.extend(window, usable + 100 * 1024) == usable + 100 * 1024
+    with spending_reserve():
+        assert files.extend(window, usable + 600 * 1024) == usable + 600 * 1024
+        with pytest.raises(OSError, match="stay in reserve"):
+            files.extend(window, usable + (600 + 800) * 1024)
+    with pytest.raises(OSError, match="stay in reserve"):
+        files.extend(window, usable + (600 + 600) * 1024)
     files.close()
 
 

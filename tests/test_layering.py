@@ -15,7 +15,8 @@ LAYERS = [
     {"xtree.errors", "persistence.node_id", "persistence.page", "persistence.config", "persistence.filenames",
      "persistence.crash_points", "persistence.atomics", "persistence.memory", "persistence"},
     # 1 the machine: files, checksums, geometry
-    {"persistence.platform_fs", "persistence.page_checksum", "xtree.box", "xtree.kernels", "xtree.radix"},
+    {"persistence.platform_fs", "persistence.disk_reserve", "persistence.page_checksum", "xtree.box", "xtree.kernels",
+     "xtree.radix"},
     # 2 space: which bytes of which file are mapped, used, free
     {"persistence.mmap_windows", "persistence.segment_allocator", "persistence.memory_growth"},
     # 3 names: NodeID to address, epochs, who is reading

@@ -233,6 +233,19 @@ def test_a_full_disk_is_reported_before_anything_is_appended(written, fs, monkey
     assert epochs_of(written.path)[0] == [41, 42, 43, 44, 45, 46]
 
 
+def test_a_log_is_filled_less_far_ahead_on_a_disk_that_is_nearly_full(fs, tmp_path, monkeypatch):
+    monkeypatch.setattr(fs, "free_space", lambda path: 100_000)
+    log = LogWriter.create(fs, tmp_path, UUID, 7, LINK, 1 << 20, 8 << 20, keep_free=50_000)
+    log.write_link(40)
+    append(log, 41, n=5)
+    with pytest.raises(OSError, match="stay in reserve") as caught:
+        append(log, 42, n=20)
+    assert caught.value.errno == errno.ENOSPC
+    append(log, 42, n=5)
+    assert epochs_of(log.path)[0] == [41, 42]
+    log.close()
+
+
 def test_a_log_that_cannot_be_made_leaves_no_file(fs, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

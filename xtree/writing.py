@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from xtree import bulk, insertion, removal, search
 from xtree.conversion import many_ids, one_id, stored_box, stored_boxes
 from xtree.errors import DimensionError
+from xtree.persistence.disk_reserve import spending_reserve
 from xtree.persistence.store import WriteSet
 from xtree.reading import Reader
 from xtree.tree_state import TreeState
@@ -67,12 +68,12 @@ class Writer(Reader):
 
     def delete(self, id: int, box: ArrayLike) -> bool:
         """Removes one copy of a record; False when there is none. Raises what `insert` does."""
-        return int(self._write(removal.delete, one_id(id), stored_box(box, self._dims))) > 0
+        return int(self._write(_delete, one_id(id), stored_box(box, self._dims))) > 0
 
     def delete_many(self, ids: ArrayLike, boxes: ArrayLike) -> int:
-        """Removes as many copies of each record as are listed; returns how many went. Raises what `insert_many` does."""
+        """Removes as many copies of each record as are listed; returns how many. Raises what `insert_many` does."""
         numbers, rows = _records(ids, boxes, self._dims)
-        return int(self._write(removal.delete, numbers, rows)) if len(numbers) else 0
+        return int(self._write(_delete, numbers, rows)) if len(numbers) else 0
 
     def update(self, id: int, old_box: ArrayLike, new_box: ArrayLike) -> bool:
         """Gives one copy of a record another box; False, and nothing inserted, when there is none.
@@ -94,6 +95,11 @@ def matching_ids(ids: ArrayLike, boxes: Floats) -> Ids:
 def _records(ids: ArrayLike, boxes: ArrayLike, dims: int) -> tuple[Ids, Floats]:
     rows: Floats = stored_boxes(boxes, dims)
     return matching_ids(ids, rows), rows
+
+
+def _delete(write_set: WriteSet, state: TreeState, ids: Ids, boxes: Floats) -> int:
+    with spending_reserve():
+        return int(removal.delete(write_set, state, ids, boxes))
 
 
 def _replace(write_set: WriteSet, state: TreeState, ids: Ids, old: Floats, new: Floats) -> bool:

@@ -46,8 +46,8 @@ class Config:
       twice as much each time, up to the other.
     - `epoch_stride`: by how many epochs the ceiling in the superblock is raised at a time.
     - `checkpoints_kept`: how many checkpoints stay, with the logs that follow the oldest of them; at least 1.
-    - `reserve_bytes`: data files don't grow into the last bytes of a disk, so that an index on a full disk can still
-      be deleted from and checkpointed.
+    - `reserve_bytes`: data files don't grow into so many last bytes of a disk, so that an index on a full disk can
+      still be deleted from and checkpointed.
     """
 
     STORED: ClassVar[tuple[str, ...]] = ("window_bytes",)

@@ -11,7 +11,6 @@ whoever asks for a sync that another thread has begun waits for its end. A faile
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ from typing import Any
 from xtree.errors import CorruptionError, StoreFailedError
 from xtree.persistence.config import Config
 from xtree.persistence.crash_points import reach
+from xtree.persistence.disk_reserve import kept_free, require_space
 from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
 from xtree.persistence.filenames import data_name
 from xtree.persistence.manifest import DataFileEntry
@@ -327,9 +327,4 @@ class DataFiles:
             )
 
     def _require_space(self, n: int) -> None:
-        if self._config.reserve_bytes and self._fs.free_space(self._directory) < n + self._config.reserve_bytes:
-            raise OSError(
-                errno.ENOSPC,
-                f"{os.strerror(errno.ENOSPC)}: {self._config.reserve_bytes} bytes stay in reserve",
-                self._directory,
-            )
+        require_space(self._fs, self._directory, n, kept_free(self._config.reserve_bytes))

@@ -69,15 +69,18 @@ class Journal:
         """The epoch of the newest checkpoint, 0 when there is none."""
         return max((entry.epoch for entry in self.manifest.checkpoints), default=0)
 
-    def save_manifest(self, **changes: object) -> None:
-        """Replaces the manifest by one with these changes and the data files' sizes of now."""
+    def save_manifest(
+        self, checkpoints: tuple[CheckpointEntry, ...] | None = None, logs: tuple[LogEntry, ...] | None = None
+    ) -> None:
+        """Replaces the manifest by one with these checkpoints and logs, and the data files' sizes of now."""
         self.data_files.manifest_needed = False
         manifest = dataclasses.replace(
             self.manifest,
             generation=self.manifest.generation + 1,
+            checkpoints=self.manifest.checkpoints if checkpoints is None else checkpoints,
+            logs=self.manifest.logs if logs is None else logs,
             data_files=tuple(self.data_files.entries()),
             next_number=self.numbers.following,
-            **changes,
         )
         try:
             manifest.save(self.fs, self.directory)
@@ -103,6 +106,7 @@ class Journal:
                 self.last_log,
                 self.config.wal_fill_bytes,
                 self.config.wal_fill_limit_bytes,
+                self.config.reserve_bytes // 2,
             )
             try:
                 self.save_manifest(logs=(*self.manifest.logs, LogEntry(number=number, closed=None)))
@@ -133,17 +137,24 @@ class Journal:
         logs = tuple(log for log in self.manifest.logs if log.closed is None or log.closed.last_epoch > covered)
         self.save_manifest(checkpoints=checkpoints, logs=logs)
 
-    def remove_unlisted(self) -> int:
-        """Deletes checkpoints, logs and temporary files that the manifest doesn't list; returns how many."""
+    def remove_unlisted(self) -> None:
+        """Deletes checkpoints, logs and temporary files that the manifest doesn't list."""
         listed = {filenames.checkpoint_name(entry.number) for entry in self.manifest.checkpoints}
         listed |= {filenames.log_name(entry.number) for entry in self.manifest.logs}
-        removed = 0
         for name in self.fs.listdir(self.directory):
-            ended = filenames.parse_checkpoint(name) is not None or filenames.parse_log(name) is not None
-            if (ended and name not in listed) or filenames.is_temporary(name):
+            numbered = filenames.parse_checkpoint(name) is not None or filenames.parse_log(name) is not None
+            if (numbered and name not in listed) or filenames.is_temporary(name):
                 self.fs.unlink(os.path.join(self.directory, name))
-                removed += 1
-        return removed
+
+    def remove_unlisted_data(self) -> None:
+        """Deletes data files that the manifest doesn't list: a crash came before any page in them was committed.
+
+        Only before the first write after an open, while no transaction can be making a file.
+        """
+        listed = {filenames.data_name(entry.size_class, entry.number) for entry in self.manifest.data_files}
+        for name in self.fs.listdir(self.directory):
+            if filenames.parse_data(name) is not None and name not in listed:
+                self.fs.unlink(os.path.join(self.directory, name))
 
     def close(self) -> None:
         """Closes every descriptor; writes nothing."""

@@ -25,6 +25,7 @@ from crc32c import crc32c
 
 from xtree.errors import CorruptionError
 from xtree.persistence.crash_points import reach
+from xtree.persistence.disk_reserve import require_space
 from xtree.persistence.file_header import HEADER_BYTES, header_crc, pack_header, unpack_header
 from xtree.persistence.filenames import log_name
 from xtree.persistence.frame import (
@@ -52,7 +53,7 @@ from xtree.persistence.frame import (
     frame_crc,
     verified_frame,
 )
-from xtree.persistence.platform_fs import Buffer, File, FileSystem, Path
+from xtree.persistence.platform_fs import Buffer, File, FileSystem, Path, SyncFailedError
 from xtree.persistence.superblock import MODES
 
 __all__ = [
@@ -72,12 +73,52 @@ CHUNK_BYTES = 4 << 20
 _PADDING = [bytes(n) for n in range(ALIGNMENT)]
 
 
+class Ground:
+    """The space of a log file that its next frames will take: given by the disk before, and reading as zeros."""
+
+    def __init__(
+        self, fs: FileSystem, directory: Path, file: File, fill_bytes: int, fill_limit_bytes: int, keep_free: int
+    ) -> None:
+        self.end = HEADER_BYTES
+        self._fs = fs
+        self._directory = directory
+        self._file = file
+        self._fill_bytes = fill_bytes
+        self._fill_limit_bytes = fill_limit_bytes
+        self._keep_free = keep_free
+
+    def cover(self, used: int, end: int) -> None:
+        """Give a file whose first `used` bytes hold something ground up to `end`, and more ahead. Raises OSError."""
+        if end <= self.end:
+            return
+        start = max(self.end, used)
+        if end - start > self._fill_limit_bytes:
+            require_space(self._fs, self._directory, end - start, self._keep_free)
+            self._file.reserve(end)
+            self.end = end
+            return
+        fill = self._fill_bytes
+        while fill < start and fill < self._fill_limit_bytes:
+            fill *= 2
+        ahead = aligned(max(end, start + min(fill, self._fill_limit_bytes)), SECTOR_BYTES)
+        try:
+            self._fill(start, ahead)
+        except SyncFailedError:
+            raise
+        except OSError:  # not that far, then
+            self._fill(start, aligned(end, SECTOR_BYTES))
+
+    def _fill(self, start: int, end: int) -> None:
+        require_space(self._fs, self._directory, end - start, self._keep_free)
+        self._file.fill(start, end)
+        self._file.sync()
+        self.end = end
+
+
 class LogWriter:
     """Appends frames to one new log. For one thread at a time."""
 
-    def __init__(
-        self, file: File, uuid: bytes, number: int, link: LogLink, header: bytes, filled: int, fill: tuple[int, int]
-    ) -> None:
+    def __init__(self, file: File, uuid: bytes, number: int, link: LogLink, header: bytes, ground: Ground) -> None:
         self.number = number
         self.path = file.path
         self.last_epoch = link.last_epoch
@@ -87,8 +128,7 @@ class LogWriter:
         self._file = file
         self._uuid = uuid
         self._synced_end = HEADER_BYTES
-        self._filled = filled  # from end_offset up to here the file has disk space and reads as zeros
-        self._fill_bytes, self._fill_limit_bytes = fill
+        self._ground = ground
 
     @classmethod
     def create(
@@ -100,17 +140,21 @@ class LogWriter:
         link: LogLink,
         fill_bytes: int,
         fill_limit_bytes: int = 8 << 20,
+        keep_free: int = 0,
     ) -> LogWriter:
-        """Make a log file: header and zeros, synced, its name too. Raises OSError, leaving no file behind."""
+        """Make a log file: header and zeros, synced, its name too. Raises OSError, leaving no file behind.
+
+        The first `fill_bytes` are filled with zeros now, then twice as many each time, up to `fill_limit_bytes`. The
+        log doesn't grow into the last `keep_free` bytes of the disk.
+        """
         path = os.path.join(directory, log_name(number))
         header = pack_header(LOG_MAGIC, LOG_FORMAT, uuid, LOG_BODY.pack(number))
-        filled = max(aligned(fill_bytes, SECTOR_BYTES), 2 * SECTOR_BYTES)
         file = fs.open(path, "create")
         try:
             reach("wal.created")
             file.pwrite(header, 0)
-            file.write_zeros(HEADER_BYTES, filled - HEADER_BYTES)
-            file.sync()
+            ground = Ground(fs, directory, file, fill_bytes, fill_limit_bytes, keep_free)
+            ground.cover(HEADER_BYTES, 2 * SECTOR_BYTES)
             fs.sync_directory(directory)
             reach("wal.filled")
         except BaseException as error:
@@ -119,7 +163,7 @@ class LogWriter:
                 with contextlib.suppress(OSError):
                     fs.unlink(path)
             raise
-        return cls(file, uuid, number, link, header, filled, (fill_bytes, fill_limit_bytes))
+        return cls(file, uuid, number, link, header, ground)
 
     def write_link(self, durable_through: int) -> None:
         """Write and sync the first frame, once the manifest that lists this log is durable."""
@@ -139,22 +183,7 @@ class LogWriter:
         Small frames get ground that is filled with zeros and synced, which makes their own sync cheap; one longer than
         the most that is filled at a time gets disk space.
         """
-        end = self._next_offset() + n
-        if end <= self._filled:
-            return
-        if n > self._fill_limit_bytes:
-            self._file.reserve(end)
-            self._filled = end
-            return
-        start = max(self._filled, self.end_offset)  # never over a frame
-        fill = self._fill_bytes
-        while fill < start and fill < self._fill_limit_bytes:
-            fill *= 2
-        target = aligned(max(end, start + min(fill, self._fill_limit_bytes)), SECTOR_BYTES)
-        self._file.fill(start, target)
-        self._file.sync()
-        self._filled = target
-        reach("wal.filled")
+        self._ground.cover(self.end_offset, self._next_offset() + n)
 
     def append(
         self,
@@ -209,7 +238,7 @@ class LogWriter:
     @property
     def filled_bytes(self) -> int:
         """Bytes of filled ground that are left for frames."""
-        return max(0, self._filled - self._next_offset())
+        return max(0, self._ground.end - self._next_offset())
 
     @property
     def end(self) -> LogLink:
