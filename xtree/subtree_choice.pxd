@@ -29,5 +29,5 @@ cdef class SubtreeChooser:
     cdef int choose_containing(self, Bucket *b, int hit_count) except -1 nogil
     cdef int choose_by_overlap(self, Bucket *b, const double *box) except -1 nogil
     cdef int cheapest(self, Bucket *b) except -2 nogil
-    cdef double overlap_growth(self, Bucket *b, int entry, const double *box) noexcept nogil
+    cdef double overlap_growth(self, Bucket *b, int entry, const double *box, double least) noexcept nogil
     cdef int count_below(self, Bucket *b, int entry) except -1 nogil

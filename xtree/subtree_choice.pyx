@@ -20,14 +20,13 @@ from xtree.errors import CorruptionError
 
 cdef enum:
     CANDIDATES = 32
+    BATCH = 32                      # entries whose overlap is added up before it is looked at
     LEAST_ROOM = 128
     # Arrays of measures, taken in the frame of the page.
     VOLUME = 0
     ENLARGEMENT = 1                 # of the volume
     GROWTH = 2                      # of the margin
-    SHARED = 3                      # by hit: the volume shared with a candidate as it is
-    SHARED_GROWN = 4                # by hit: the volume shared with that candidate when it has taken the box in
-    MEASURES = 5
+    MEASURES = 3
 
 
 cdef class SubtreeChooser:
@@ -118,7 +117,7 @@ cdef class SubtreeChooser:
         cdef int entry
         for _ in range(CANDIDATES if b.count > CANDIDATES else b.count):
             entry = self.cheapest(b)
-            growth = self.overlap_growth(b, entry, box)
+            growth = self.overlap_growth(b, entry, box, least)
             if growth < least:
                 best = entry
                 least = growth
@@ -145,31 +144,27 @@ cdef class SubtreeChooser:
                 best_count = -1
         return best
 
-    cdef double overlap_growth(self, Bucket *b, int entry, const double *box) noexcept nogil:
-        """How much more volume an entry shares with the others of its page when it takes the box in."""
+    cdef double overlap_growth(self, Bucket *b, int entry, const double *box, double least) noexcept nogil:
+        """How much more volume an entry shares with the others of its page when it takes the box in.
+
+        Given up, with some number from `least` on, as soon as it comes to that.
+        """
         cdef const Geometry *g = &self.state.g
         cdef double own[2 * MAX_DIMS]
         cdef double grown[2 * MAX_DIMS]
         cdef double total = 0.0
-        cdef double *shared = self.measures + SHARED * self.room
-        cdef double *shared_grown = self.measures + SHARED_GROWN * self.room
         cdef WindowTest intersects
-        cdef int axis, i, hit_count
+        cdef int hit_count
+        cdef int start = 0
         get_box(g, b, entry, own)
         copy_box(grown, own, g.dims)
         extend_box(grown, box, g.dims)
         set_test(&intersects, g, b, grown + g.dims, grown)
         hit_count = <int>select(&intersects, g.dims, b.count, self.entries, self.hits)
-        for i in range(hit_count):
-            shared[i] = 0.0 if self.hits[i] == <uint64_t>entry else 1.0
-            shared_grown[i] = shared[i]
-        for axis in range(g.dims):
-            if self.frame.scale[axis] > 0.0:
-                share_axis(&self.frame, axis, lower(g, b, axis), upper(g, b, axis), self.hits, hit_count, own, shared)
-                share_axis(&self.frame, axis, lower(g, b, axis), upper(g, b, axis), self.hits, hit_count, grown,
-                           shared_grown)
-        for i in range(hit_count):
-            total += shared_grown[i] - shared[i]
+        while start < hit_count and total < least:
+            total += growth_with(&self.frame, lower(g, b, 0), stride(g, b), self.hits + start,
+                                 min(hit_count - start, <int>BATCH), entry, own, grown)
+            start += BATCH
         return total
 
     cdef int count_below(self, Bucket *b, int entry) except -1 nogil:
@@ -240,6 +235,39 @@ cdef void measure_entries(const Frame *frame, const double *columns, int step, i
             growth[i] += below * weight
     for i in range(count):
         enlarged[i] -= volume[i]
+
+
+cdef double growth_with(const Frame *frame, const double *columns, int step, const uint64_t *others, int n, int entry,
+                        const double *own, const double *grown) noexcept nogil:
+    """The growth of an entry's overlap with up to BATCH others.
+
+    The box grows on few axes; the others' share of the volume is the same before and after.
+    """
+    cdef double unchanged[BATCH]
+    cdef double before[BATCH]
+    cdef double after[BATCH]
+    cdef double total = 0.0
+    cdef int dims = frame.dims
+    cdef int axis, i
+    cdef const double *low
+    cdef const double *high
+    for i in range(n):
+        unchanged[i] = 0.0 if others[i] == <uint64_t>entry else 1.0
+        before[i] = 1.0
+        after[i] = 1.0
+    for axis in range(dims):
+        if frame.scale[axis] == 0.0:
+            continue
+        low = columns + axis * step
+        high = columns + (dims + axis) * step
+        if own[axis] == grown[axis] and own[dims + axis] == grown[dims + axis]:
+            share_axis(frame, axis, low, high, others, n, own, unchanged)
+        else:
+            share_axis(frame, axis, low, high, others, n, own, before)
+            share_axis(frame, axis, low, high, others, n, grown, after)
+    for i in range(n):
+        total += unchanged[i] * (after[i] - before[i])
+    return total
 
 
 cdef void share_axis(const Frame *frame, int axis, const double *low, const double *high, const uint64_t *entries,
