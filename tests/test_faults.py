@@ -156,8 +156,10 @@ def put_until_it_fails(path, fs: FaultyFileSystem, n: int) -> list[dict[str, str
         if i == 6:
             try:
                 store.checkpoint()
-            except (OSError, StoreFailedError):
+            except OSError:
                 failed = True
+                if store.state == "poisoned":
+                    break
     try:
         store.close()
     except OSError:

@@ -29,12 +29,23 @@ def reopened(path) -> tuple[dict[str, str], int]:
     store = open_store(path, config=SMALL)
     texts, epoch = texts_of(store), store.published.epoch
     store.check()
+    store.begin().abort()
+    assert set(files(path, filenames.parse_data)) == {f.path for f in listed_files(store)}
     store.close()
     store = open_store(path, mode="r+", config=SMALL)
     assert (texts_of(store), store.published.epoch) == (texts, epoch)
     assert store.recovery.clean
     store.close()
     return texts, epoch
+
+
+def listed_files(store):
+    """The data files that the store knows."""
+    return [data_file.file for data_file in store._journal.data_files._files.values()]
+
+
+def files(path, parse) -> list[str]:
+    return sorted(str(path / name) for name in os.listdir(path) if parse(name) is not None)
 
 
 def reached_points(path) -> dict[str, int]:
@@ -99,10 +110,6 @@ def crashed_index(tmp_path, commits=10):
 
     run_and_die(str(path), some, "nowhere", 1)
     return path, history(2, commits)[-1]
-
-
-def files(path, parse) -> list[str]:
-    return sorted(str(path / name) for name in os.listdir(path) if parse(name) is not None)
 
 
 def overwrite(name: str, offset: int, data: bytes) -> None:

@@ -290,9 +290,9 @@ class Coordinator:
         if self._finished:
             return
         with self.poisoning_failed_syncs():
-            self._take_checkpoint()
-            while journal.manifest.logs:  # the same epoch again, until the oldest checkpoint kept covers every log
-                self._take_checkpoint()
+            for _ in range(journal.config.checkpoints_kept):  # one epoch, until the oldest one kept covers every log
+                if not self._finished:
+                    self._take_checkpoint()
             store._before_write()  # the allocator knows where each file's last page ends
             trimmed = journal.data_files.trim(store.allocator.top_bytes)
             reach("close.trimmed")

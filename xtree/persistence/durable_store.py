@@ -38,8 +38,7 @@ class DurableStore(Store):
             journal.directory,
             read_only,
         )
-        for window, end in journal.data_files.attached_ends():
-            self._set_usable(window, end)
+        self._learn_file_ends()
         self._coordinator = Coordinator(self, journal, recovered.following_epoch)
         if recovered.needs_checkpoint and not read_only:
             self._coordinator.end_recovery()
@@ -69,6 +68,7 @@ class DurableStore(Store):
             super().check()
             if self._allocator_ready:
                 self._check_slots()
+            self._learn_file_ends()
             self.verify_pages()
 
     def stats(self) -> dict[str, Any]:
@@ -99,6 +99,7 @@ class DurableStore(Store):
         if not self._allocator_ready:
             with self._rebuilding:
                 if not self._allocator_ready:
+                    self._journal.remove_unlisted_data()
                     for window, size_class, usable, limit in self._journal.data_files.attached():
                         self.allocator.attach(window, size_class, HEADER_BYTES, usable, limit)
                     self._occupy_live_slots()
@@ -118,6 +119,11 @@ class DurableStore(Store):
             with self._coordinator.poisoning_failed_syncs():
                 data_files.sync(flushed)
         return self._coordinator.submit_commit(write_set, changes, largest_payload)
+
+    def _learn_file_ends(self) -> None:
+        """How far rows may reach: the files that were there at the open may have grown since."""
+        for window, end in self._journal.data_files.attached_ends():
+            self._set_usable(window, end)
 
     def _failure(self) -> str:
         return str(self._coordinator.failure)

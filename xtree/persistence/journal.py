@@ -113,10 +113,16 @@ class Journal:
                 log.write_link(durable_through)
             except BaseException:
                 log.close()
+                self._forget_log(number)
                 raise
             self.log = log
             reach("journal.log_opened")
         return self.log
+
+    def _forget_log(self, number: int) -> None:
+        """Drops a log that nothing was ever committed to; its file goes with the next garbage."""
+        logs = tuple(entry for entry in self.manifest.logs if entry.number != number)
+        self.manifest = dataclasses.replace(self.manifest, logs=logs)
 
     def close_log(self) -> None:
         """Ends the open log between two groups: what it holds is synced and its end is known from here on."""

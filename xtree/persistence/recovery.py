@@ -101,7 +101,7 @@ def recover(fs: FileSystem, directory: str, config: Config, writable: bool) -> R
         _require_durable(replay.epoch, superblock, manifest)
         _place_images(replay, data_files, writable, report)
         table = ObjectTable()
-        table.restore(memoryview(replay.rows).cast("B"), data_files.windows_by_number())
+        table.restore(replay.rows.view(np.uint8).data, data_files.windows_by_number())
     except BaseException:
         windows.unmap_all()
         journal.close()
@@ -188,8 +188,8 @@ def _replay_logs(journal: Journal, replay: Replay, report: RecoveryReport) -> No
             continue
         if logs and logs[-1].closed is None:
             raise CorruptionError(f"{journal.directory}: log {entry.number} follows one that was never closed")
-        ended, entry = _replay_log(journal, entry, ended, replay, report)
-        logs.append(entry)
+        ended, closed = _replay_log(journal, entry, ended, replay, report)
+        logs += closed
         report.logs += 1
     journal.last_log = ended
     journal.manifest = dataclasses.replace(journal.manifest, logs=tuple(logs))
@@ -197,8 +197,8 @@ def _replay_logs(journal: Journal, replay: Replay, report: RecoveryReport) -> No
 
 def _replay_log(
     journal: Journal, entry: LogEntry, before: LogLink, replay: Replay, report: RecoveryReport
-) -> tuple[LogLink, LogEntry]:
-    """One log; returns how it ended, for the next one's link and for the manifest."""
+) -> tuple[LogLink, list[LogEntry]]:
+    """One log; returns how the chain ends now, and the log's entry, if it is part of the chain."""
     path = os.path.join(journal.directory, filenames.log_name(entry.number))
     recorded_end = None if entry.closed is None else entry.closed.end_offset
     try:
@@ -224,8 +224,8 @@ def _replay_log(
         else:
             _judge_tail(journal, reader, replay, report)
         if reader.link is None:
-            return before, entry  # made, but nothing was ever committed to it
-        return reader.end, LogEntry(number=entry.number, closed=closed_log(reader.end))
+            return before, []  # made, but nothing was ever committed to it
+        return reader.end, [LogEntry(number=entry.number, closed=closed_log(reader.end))]
 
 
 def _judge_tail(journal: Journal, reader: LogReader, replay: Replay, report: RecoveryReport) -> None:

@@ -27,7 +27,7 @@ def scan_directory(fs: FileSystem, directory: str, uuid: bytes) -> Manifest:
     data_files, window_bytes = _data_files(fs, directory, uuid, names)
     stored = Config().to_stored() if window_bytes is None else {"window_bytes": window_bytes}
     logs = _chain(_links(fs, directory, uuid, names), ends)
-    numbers = [entry.number for entry in (*checkpoints_, *logs, *data_files)]
+    numbers = [entry.number for entries in (checkpoints_, logs, data_files) for entry in entries]
     return Manifest(
         uuid=uuid,
         config=stored,
