@@ -4,6 +4,9 @@ import numpy.typing as npt
 from xtree.persistence.store import WriteSet
 from xtree.tree_state import TreeState
 
+class Inserter:
+    def __init__(self, ws: WriteSet, state: TreeState) -> None: ...
+
 def insert(
     ws: WriteSet, state: TreeState, ids: npt.NDArray[np.int64], boxes: npt.NDArray[np.float64]
 ) -> None: ...

@@ -3,6 +3,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+class Splitter: ...
+
 def plan_split(
     boxes: npt.NDArray[np.float64],
     histories: npt.ArrayLike | None = None,
