@@ -98,15 +98,15 @@ def names(places: Places, ids: np.ndarray, order: bool = True) -> str:
 
 def draw(path: Path, land: Places, towns: Places, inside: np.ndarray) -> None:
     """The map: country boxes, cities, the query window and what it found."""
-    picture = MapSvg(view=(-25.0, 30.0, 50.0, 72.0))
-    picture.boxes(land.boxes, stroke="#8c959f", fill="rgb(140 149 159 / 6%)")
-    picture.boxes([WINDOW], stroke="#cf222e", fill="rgb(207 34 46 / 10%)", width=2.5)
+    picture = MapSvg(view=(-12.0, 35.0, 38.0, 60.0))
+    picture.boxes(land.boxes, stroke="#8c959f", opacity=0.06)
+    picture.boxes([WINDOW], stroke="#cf222e", opacity=0.1, width=2.5)
     picture.points(towns.boxes[:, :2], fill="#57606a", radius=2.5)
     picture.points(towns.boxes[inside, :2], fill="#cf222e", radius=4.0)
     for i in inside.tolist():
         picture.label(towns.boxes[i, 0], towns.boxes[i, 1], towns.names[i])
     legend = "grey: the boxes of countries, and cities; red: a query window and the cities it found"
-    picture.label(-24.5, 30.5, legend, size=14)
+    picture.label(-11.7, 35.3, legend, size=14)
     picture.save(path)
 
 

@@ -22,14 +22,15 @@ class MapSvg:
         self.height = round((view[3] - view[1]) * self.scale)
         self.parts = [f'<rect width="{self.width}" height="{self.height}" fill="{background}"/>']
 
-    def boxes(self, boxes: Iterable[Iterable[float]], stroke: str, fill: str = "none", width: float = 1.0) -> None:
-        """Draws each (minx, miny, maxx, maxy)."""
+    def boxes(self, boxes: Iterable[Iterable[float]], stroke: str, opacity: float = 0.0, width: float = 1.0) -> None:
+        """Draws each (minx, miny, maxx, maxy), filled with the colour of its outline at an opacity of 0 to 1."""
         shapes = []
         for minx, miny, maxx, maxy in boxes:
             (left, bottom), (right, top) = self._place(minx, miny), self._place(maxx, maxy)
             across, down = right - left, bottom - top
             shapes.append(f'<rect x="{left:.1f}" y="{top:.1f}" width="{across:.1f}" height="{down:.1f}"/>')
-        self.parts.append(f'<g fill="{fill}" stroke="{stroke}" stroke-width="{width}">{"".join(shapes)}</g>')
+        style = f'fill="{stroke}" fill-opacity="{opacity}" stroke="{stroke}" stroke-width="{width}"'
+        self.parts.append(f"<g {style}>{''.join(shapes)}</g>")
 
     def points(self, points: Iterable[Iterable[float]], fill: str, radius: float = 2.0) -> None:
         """Draws a dot at each (x, y)."""
