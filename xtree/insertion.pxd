@@ -22,22 +22,25 @@ cdef class Inserter:
     cdef TreeState state
     cdef SubtreeChooser chooser
     cdef Splitter splitter
-    cdef NodeID path[MAX_LEVELS]    # by level, the page on the way down
+    # The way down, an insertion's or a removal's.
+    cdef NodeID path[MAX_LEVELS]    # by level, the page
     cdef int chosen[MAX_LEVELS]     # by level, the entry taken there
 
     # Puts an entry into a page of a level: a record at level 0, a subtree above it. Bounds grow, the records' count
     # doesn't: that is the caller's. After an error the tree is in no defined state, and its transaction must abort.
     cdef int insert(self, const double *box, uint64_t ref, uint64_t split_history, int level) except -1 nogil
+    # Makes `node` the page of the path at a level, in its parent or as the root.
+    cdef int repoint(self, int level, NodeID node) except -1 nogil
+    # Gives a supernode of the path, or a page to become one, another number of blocks.
+    cdef int resize(self, Bucket *b, int blocks) except -1 nogil
 
     cdef int plant(self, const double *box, uint64_t ref) except -1 nogil
     cdef int descend(self, const double *box, int level) except -1 nogil
     cdef int place(self, const double *box, uint64_t ref, uint64_t split_history, int level) except -1 nogil
-    cdef int grow(self, Bucket *b) except -1 nogil
     cdef int split(self, Bucket *b, bint on_axis, double *box, uint64_t *ref, uint64_t *split_history) except -1 nogil
     cdef int raise_root(self, const double *box, NodeID node, const double *other_box, NodeID other,
                         uint64_t split_history) except -1 nogil
     cdef Bucket *new_page(self, int level, int count) except NULL nogil
-    cdef int repoint(self, int level, NodeID node) except -1 nogil
 
 
 # A page that the transaction may change: itself, or a copy under a new NodeID. Raises CorruptionError for a page whose

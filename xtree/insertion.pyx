@@ -87,25 +87,23 @@ cdef class Inserter:
             self.splitter.gather(g, b, overflowing, ref, split_history)
             decision = self.splitter.plan(g, level > 0 and b.blocks < most_blocks(g))
             if decision == STAY_WHOLE:
-                self.grow(b)
+                self.resize(b, b.blocks + 1)
             else:
                 done = self.split(b, decision == SPLIT_ON_AXIS, overflowing, &ref, &split_history)
                 level += 1
         return 0
 
-    cdef int grow(self, Bucket *b) except -1 nogil:
-        """Gives a supernode, or one to be, one more block."""
+    cdef int resize(self, Bucket *b, int blocks) except -1 nogil:
         cdef const Geometry *g = &self.state.g
-        cdef int blocks = b.blocks + 1
         cdef NodeID old = b.node_id
         cdef NodeID node = 0
-        cdef Bucket *larger
+        cdef Bucket *resized
         if class_of_blocks(g, blocks) == b.size_class:
             b.blocks = <uint16_t>blocks
             return 0
-        larger = <Bucket *>self.ws.reserve(KIND_DIRECTORY, class_of_blocks(g, blocks), &node)
-        init_bucket(g, larger, b.level, blocks)
-        copy_entries(g, b, larger)
+        resized = <Bucket *>self.ws.reserve(KIND_DIRECTORY, class_of_blocks(g, blocks), &node)
+        init_bucket(g, resized, b.level, blocks)
+        copy_entries(g, b, resized)
         self.repoint(b.level, node)
         return self.ws.retire(old)
 
@@ -170,7 +168,6 @@ cdef class Inserter:
         return b
 
     cdef int repoint(self, int level, NodeID node) except -1 nogil:
-        """Makes `node` the page of the path at a level."""
         cdef Bucket *parent
         if level == self.state.levels - 1:
             self.state.root = node

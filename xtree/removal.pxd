@@ -8,9 +8,8 @@ from libc.stdint cimport uint64_t
 
 from xtree.bucket cimport Bucket
 from xtree.insertion cimport Inserter
-from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store, WriteSet
-from xtree.tree_state cimport MAX_LEVELS, TreeState
+from xtree.tree_state cimport TreeState
 
 
 @cython.final
@@ -18,9 +17,7 @@ cdef class Remover:
     cdef WriteSet ws
     cdef Store store
     cdef TreeState state
-    cdef Inserter inserter
-    cdef NodeID path[MAX_LEVELS]    # by level, the page on the way down
-    cdef int chosen[MAX_LEVELS]     # by level, the entry taken there
+    cdef Inserter inserter          # puts orphans back; the path to what is removed is its path
     cdef uint64_t *orphans          # entries of dissolved pages, ORPHAN_WORDS + 2 * dims words each
     cdef Py_ssize_t orphan_count, orphan_room
 
@@ -31,8 +28,6 @@ cdef class Remover:
     cdef int next_containing(self, Bucket *b, const double *box, int after) except -2 nogil
     cdef int make_path_writable(self) except -1 nogil
     cdef int condense(self, const double *box) except -1 nogil
-    cdef int shrink(self, int level, Bucket *b) except -1 nogil
     cdef int keep_orphans(self, Bucket *b) except -1 nogil
     cdef int reinsert_orphans(self) except -1 nogil
     cdef int lower_root(self) except -1 nogil
-    cdef int repoint(self, int level, NodeID node) except -1 nogil

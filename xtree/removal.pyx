@@ -1,15 +1,15 @@
 """Removal as in the R-tree (Guttman, SIGMOD 1984, section 3.3), with the R*-tree's fill and shrinking supernodes."""
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from xtree.box cimport MAX_DIMS, boxes_equal, copy_box
 from xtree.bucket cimport (
-    KIND_DIRECTORY, Geometry, bounding_box, column_capacity, copy_entries, get_box, history, init_bucket, refs,
-    remove_entry, set_entry,
+    KIND_DIRECTORY, Geometry, bounding_box, column_capacity, get_box, history, refs, remove_entry, set_entry,
 )
-from xtree.insertion cimport class_of_blocks, make_writable
+from xtree.insertion cimport make_writable
 from xtree.persistence.memory cimport reallocate, release
+from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.page cimport class_bytes
 from xtree.tree_state cimport resolve_bucket
 
@@ -46,8 +46,8 @@ cdef class Remover:
         if self.state.root == 0 or not self.find(box, ref):
             return False
         self.make_path_writable()
-        leaf = resolve_bucket(self.store, self.state, self.path[0], 0)
-        remove_entry(&self.state.g, leaf, self.chosen[0])
+        leaf = resolve_bucket(self.store, self.state, self.inserter.path[0], 0)
+        remove_entry(&self.state.g, leaf, self.inserter.chosen[0])
         self.condense(box)
         self.reinsert_orphans()
         self.lower_root()
@@ -60,25 +60,27 @@ cdef class Remover:
         cdef int level = top
         cdef uint64_t visited = 0
         cdef Bucket *b
-        self.path[top] = self.state.root
-        self.chosen[top] = -1
+        cdef NodeID *path = self.inserter.path
+        cdef int *chosen = self.inserter.chosen
+        path[top] = self.state.root
+        chosen[top] = -1
         while level <= top:
-            b = resolve_bucket(self.store, self.state, self.path[level], level)
+            b = resolve_bucket(self.store, self.state, path[level], level)
             if level == 0:
-                self.chosen[0] = find_record(g, b, box, ref)
-                if self.chosen[0] >= 0:
+                chosen[0] = find_record(g, b, box, ref)
+                if chosen[0] >= 0:
                     return True
             else:
-                self.chosen[level] = self.next_containing(b, box, self.chosen[level])
-            if level == 0 or self.chosen[level] < 0:
+                chosen[level] = self.next_containing(b, box, chosen[level])
+            if level == 0 or chosen[level] < 0:
                 level += 1
                 continue
             visited += 1
             if visited > self.store.table.high_water:
                 raise_endless(self.state.root)
             level -= 1
-            self.path[level] = refs(g, b)[self.chosen[level + 1]]
-            self.chosen[level] = -1
+            path[level] = refs(g, b)[chosen[level + 1]]
+            chosen[level] = -1
         return False
 
     cdef int next_containing(self, Bucket *b, const double *box, int after) except -2 nogil:
@@ -94,20 +96,9 @@ cdef class Remover:
         cdef int level
         cdef NodeID node
         for level in range(self.state.levels - 1, -1, -1):
-            node = self.path[level]
+            node = self.inserter.path[level]
             make_writable(self.ws, self.state, &node, level)
-            self.repoint(level, node)
-        return 0
-
-    cdef int repoint(self, int level, NodeID node) except -1 nogil:
-        """Makes `node` the page of the path at a level."""
-        cdef Bucket *parent
-        if level == self.state.levels - 1:
-            self.state.root = node
-        else:
-            parent = resolve_bucket(self.store, self.state, self.path[level + 1], level + 1)
-            refs(&self.state.g, parent)[self.chosen[level + 1]] = node
-        self.path[level] = node
+            self.inserter.repoint(level, node)
         return 0
 
     cdef int condense(self, const double *removed) except -1 nogil:
@@ -119,50 +110,35 @@ cdef class Remover:
         cdef int level
         cdef Bucket *b
         cdef Bucket *parent
+        cdef NodeID *path = self.inserter.path
+        cdef int *chosen = self.inserter.chosen
         cdef double gone[2 * MAX_DIMS]
         cdef double loose[2 * MAX_DIMS]
         cdef double tight[2 * MAX_DIMS]
         copy_box(gone, removed, g.dims)
         for level in range(self.state.levels):
-            b = resolve_bucket(self.store, self.state, self.path[level], level)
+            b = resolve_bucket(self.store, self.state, path[level], level)
             if level == self.state.levels - 1:
-                return self.shrink(level, b)
-            parent = resolve_bucket(self.store, self.state, self.path[level + 1], level + 1)
-            get_box(g, parent, self.chosen[level + 1], loose)
+                return self.inserter.resize(b, b.blocks - 1) if may_shrink(g, b) else 0
+            parent = resolve_bucket(self.store, self.state, path[level + 1], level + 1)
+            get_box(g, parent, chosen[level + 1], loose)
             if b.count == 0 or (b.count < least_entries(g, b) and parent.count > 1):
                 self.keep_orphans(b)
-                remove_entry(g, parent, self.chosen[level + 1])
-                self.ws.retire(self.path[level])
+                remove_entry(g, parent, chosen[level + 1])
+                self.ws.retire(path[level])
             else:
-                self.shrink(level, b)
+                if may_shrink(g, b):
+                    self.inserter.resize(b, b.blocks - 1)
                 if not touches_side(loose, gone, g.dims):
                     return 0
-                b = resolve_bucket(self.store, self.state, self.path[level], level)
+                b = resolve_bucket(self.store, self.state, path[level], level)
                 bounding_box(g, b, tight)
                 if boxes_equal(loose, tight, g.dims):
                     return 0
-                set_entry(g, parent, self.chosen[level + 1], tight, self.path[level],
-                          history(g, parent)[self.chosen[level + 1]])
+                set_entry(g, parent, chosen[level + 1], tight, path[level],
+                          history(g, parent)[chosen[level + 1]])
             copy_box(gone, loose, g.dims)
         return 0
-
-    cdef int shrink(self, int level, Bucket *b) except -1 nogil:
-        """Takes a block from a supernode that would do with one fewer."""
-        cdef const Geometry *g = &self.state.g
-        cdef int blocks = b.blocks - 1
-        cdef NodeID node = 0
-        cdef NodeID old = self.path[level]
-        cdef Bucket *smaller
-        if blocks == 0 or b.count > SHRINK_AT * block_entries(g, blocks):
-            return 0
-        if class_of_blocks(g, blocks) == b.size_class:
-            b.blocks = <uint16_t>blocks
-            return 0
-        smaller = <Bucket *>self.ws.reserve(KIND_DIRECTORY, class_of_blocks(g, blocks), &node)
-        init_bucket(g, smaller, level, blocks)
-        copy_entries(g, b, smaller)
-        self.repoint(level, node)
-        return self.ws.retire(old)
 
     cdef int keep_orphans(self, Bucket *b) except -1 nogil:
         """Copies the entries of a page that is about to be dissolved."""
@@ -242,8 +218,10 @@ cdef double least_entries(const Geometry *g, const Bucket *b) noexcept nogil:
     return g.min_fill * g.leaf_capacity
 
 
-cdef int block_entries(const Geometry *g, int blocks) noexcept nogil:
-    return column_capacity(g.dims, blocks * class_bytes(g.base_class), True)
+cdef bint may_shrink(const Geometry *g, const Bucket *b) noexcept nogil:
+    """Whether a supernode would do with one block fewer."""
+    cdef uint64_t bytes_fewer = (b.blocks - 1) * class_bytes(g.base_class)
+    return b.blocks > 1 and b.count <= SHRINK_AT * column_capacity(g.dims, bytes_fewer, True)
 
 
 cdef int raise_endless(NodeID root) except -1 with gil:
