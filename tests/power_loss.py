@@ -6,6 +6,7 @@ import os
 import random
 from pathlib import Path
 
+from xtree.persistence.filenames import LOCK
 from xtree.persistence.platform_fs import File, FileSystem
 
 SECTOR_BYTES = 512
@@ -35,8 +36,9 @@ class ForgetfulFileSystem(FileSystem):
 
     def __init__(self, directory: Path) -> None:
         self.directory = str(directory)
-        self.names: dict[str, Node] = {}
-        self.durable_names: dict[str, Node] = {}
+        found = [path for path in directory.iterdir() if path.name != LOCK] if directory.exists() else []
+        self.names: dict[str, Node] = {path.name: Node(path.read_bytes()) for path in found}
+        self.durable_names: dict[str, Node] = dict(self.names)
         self.pending: list[tuple[str, str, Node | None]] = []  # ("set" | "drop", name, node) since the directory's sync
 
     def open(self, path, mode):

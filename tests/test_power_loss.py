@@ -13,52 +13,85 @@ from xtree.persistence.crash_points import set_hook
 from xtree.persistence.runtime import open_store
 
 STEPS = 45
-LOSSES = 60
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads unlinked files through /proc")
+
+
+class PowerLosses:
+    """Now and then, at a crash point, keeps what a power loss would leave, and what had been promised by then."""
+
+    def __init__(self, fs, rng, where, share):
+        self.fs, self.rng, self.where, self.share = fs, rng, where, share
+        self.promised = 0
+        self.left = []
+
+    def __call__(self, point):
+        if self.rng.random() < self.share:
+            target = self.where.with_name(f"{self.where.name}-{len(self.left)}")
+            self.fs.power_loss(target, self.rng)
+            self.left.append((target, point, self.promised))
+
+
+def written_with_losses(path, seed, states):
+    """Commits the history in three sessions, each closed cleanly; what power losses would have left on the way."""
+    losses = PowerLosses(ForgetfulFileSystem(path), random.Random(seed), path, 0.04)
+    set_hook(losses)
+    try:
+        for start in range(0, STEPS, STEPS // 3):
+            store = open_store(path, config=SMALL, fs=losses.fs)
+            for step in range(start, start + STEPS // 3):
+                rng = random.Random(f"{seed}/{step}")
+                put(store, random_changes(rng, step), size_class=rng.choice((0, 0, 0, 1, 3)))
+                losses.promised = step + 1
+                if step % 23 == 22:
+                    store.checkpoint()
+            assert texts_of(store) == states[losses.promised]
+            store.close()
+    finally:
+        set_hook(None)
+    return losses.left
+
+
+def checked(path, expected, trail):
+    """Opens what is left, and says which of the expected states it holds; another commit survives as well."""
+    store = open_store(path, config=SMALL)
+    found = texts_of(store)
+    assert found in expected, trail
+    store.check()
+    put(store, {"more": "after"})
+    store.close()
+    store = open_store(path, mode="r", config=SMALL)
+    assert texts_of(store) == after(found, {"more": "after"}), trail
+    store.check()
+    store.close()
+    shutil.rmtree(path)
+    return found
 
 
 @pytest.mark.parametrize("seed", [1, 2, secrets.randbits(32)])
 def test_what_a_power_loss_leaves_is_a_prefix_with_every_acknowledged_commit(tmp_path, seed):
     print("seed", seed)
-    rng = random.Random(seed)
-    fs = ForgetfulFileSystem(tmp_path / "index")
     states = history(seed, STEPS)
-    acknowledged = 0
-    points = 0
-    losses = []
+    left = written_with_losses(tmp_path / "index", seed, states)
+    assert len(left) > 5
+    for path, point, promised in left:
+        checked(path, states[promised : promised + 2], (path, point, promised))
 
-    def lose_power(point):
-        nonlocal points
-        points += 1
-        if rng.random() < LOSSES / 1500:
-            target = tmp_path / f"left-{len(losses)}"
-            fs.power_loss(target, rng)
-            losses.append((target, point, acknowledged))
 
-    set_hook(lose_power)
-    try:
-        for start in range(0, STEPS, 15):
-            store = open_store(fs.directory, config=SMALL, fs=fs)
-            for step in range(start, start + 15):
-                step_rng = random.Random(f"{seed}/{step}")
-                put(store, random_changes(step_rng, step), size_class=step_rng.choice((0, 0, 0, 1, 3)))
-                acknowledged = step + 1
-                if step % 23 == 22:
-                    store.checkpoint()
-            assert texts_of(store) == states[acknowledged]
+@pytest.mark.parametrize("seed", [3, secrets.randbits(32)])
+def test_a_power_loss_during_recovery_changes_nothing_of_what_is_recovered(tmp_path, seed):
+    print("seed", seed)
+    states = history(seed, STEPS)
+    for path, point, promised in written_with_losses(tmp_path / "index", seed, states):
+        again = PowerLosses(ForgetfulFileSystem(path), random.Random(seed), path, 0.1)
+        set_hook(again)
+        try:
+            store = open_store(path, config=SMALL, fs=again.fs)
+            found = texts_of(store)
             store.close()
-    finally:
-        set_hook(None)
-    assert losses, points
-    for target, point, count in losses:
-        store = open_store(target, config=SMALL)
-        found = texts_of(store)
-        assert found in states[count : count + 2], (target, point, count)
-        store.check()
-        put(store, {"more": "after"})
-        store.close()
-        store = open_store(target, mode="r", config=SMALL)
-        assert texts_of(store) == after(found, {"more": "after"}), (target, point, count)
-        store.close()
-        shutil.rmtree(target)
+        finally:
+            set_hook(None)
+        assert found in states[promised : promised + 2], (path, point)
+        for other, second_point, _ in again.left:
+            checked(other, [found], (path, point, other, second_point))
+        shutil.rmtree(path)
