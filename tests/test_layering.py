@@ -22,7 +22,8 @@ LAYERS = [
     # 3 names: NodeID to address, epochs, who is reading
     {"persistence.object_table", "persistence.mvcc"},
     # 4 records on disk: one format each
-    {"persistence.wal", "persistence.checkpoint", "persistence.superblock", "persistence.manifest",
+    {"persistence.wal", "persistence.wal_reader", "persistence.checkpoint", "persistence.superblock",
+     "persistence.manifest",
      "persistence.catalog", "persistence.data_files", "persistence.file_header", "persistence.frame"},
     # 5 order: when things happen and in which order
     {"persistence.checkpoint_coordinator", "persistence.recovery", "persistence.replay", "persistence.scan",

@@ -12,10 +12,10 @@ from pages import SMALL, after, history, put, random_changes, run_and_die, texts
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence import filenames
 from xtree.persistence.crash_points import CRASH_POINTS, set_hook
+from xtree.persistence.frame import LOG_MAGIC
 from xtree.persistence.manifest import Manifest
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
-from xtree.persistence.wal import LOG_MAGIC
 
 STEPS = 40
 

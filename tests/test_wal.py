@@ -27,7 +27,8 @@ from xtree.persistence.frame import (
     frame_crc,
 )
 from xtree.persistence.platform_fs import File, FileSystem
-from xtree.persistence.wal import LogWriter, find_later_link, read_log
+from xtree.persistence.wal import LogWriter
+from xtree.persistence.wal_reader import find_later_link, read_log
 
 UUID = bytes(range(16))
 LINK = LogLink(3, 40, 123456, 0xABCDEF01)

@@ -14,10 +14,11 @@ from xtree.persistence import filenames
 from xtree.persistence.config import Config
 from xtree.persistence.crash_points import reach
 from xtree.persistence.data_files import DataFiles
+from xtree.persistence.frame import LogLink
 from xtree.persistence.manifest import CheckpointEntry, ClosedLog, LogEntry, Manifest
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.superblock import SuperblockFile
-from xtree.persistence.wal import LogLink, LogWriter
+from xtree.persistence.wal import LogWriter
 
 
 class FileNumbers:

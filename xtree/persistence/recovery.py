@@ -27,6 +27,7 @@ from xtree.persistence.config import Config
 from xtree.persistence.crash_points import reach
 from xtree.persistence.data_files import IN_MEMORY, DataFiles
 from xtree.persistence.file_header import HEADER_BYTES
+from xtree.persistence.frame import LogLink
 from xtree.persistence.journal import FileNumbers, Journal, closed_log
 from xtree.persistence.manifest import LogEntry, Manifest
 from xtree.persistence.mmap_windows import Windows
@@ -36,8 +37,8 @@ from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.replay import LIVE, Replay, require_places
 from xtree.persistence.scan import scan_directory
 from xtree.persistence.superblock import MODES, SuperblockFile
-from xtree.persistence.frame import LogLink
-from xtree.persistence.wal import LogReader, find_later_link, read_log
+from xtree.persistence.wal_reader import LogReader, find_later_link, read_log
+
 
 @dataclass
 class RecoveryReport:
@@ -172,8 +173,8 @@ def _start(base: checkpoints.Checkpoint | None, manifest: Manifest, config: Conf
     rows = np.frombuffer(base.rows, dtype=ROW)
     replay = Replay(rows if not manifest.logs else rows.copy(), Catalog.decode(base.catalog, f"checkpoint {base.number}", base.catalog_offset), base.epoch, classes,
                     config.window_bytes)
-    live = rows[rows["state"] == LIVE]
-    require_places(live["file_number"], live["size_class"], live["offset"], replay._classes, config.window_bytes,
+    live = rows["state"] == LIVE
+    require_places(rows["file_number"][live], rows["size_class"][live], rows["offset"][live], replay._classes, config.window_bytes,
                    f"checkpoint of epoch {base.epoch}")
     return replay
 

@@ -17,7 +17,7 @@ from xtree.persistence.data_files import read_header
 from xtree.persistence.frame import LogLink
 from xtree.persistence.manifest import CheckpointEntry, ClosedLog, DataFileEntry, LogEntry, Manifest
 from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.wal import read_log
+from xtree.persistence.wal_reader import read_log
 
 
 def scan_directory(fs: FileSystem, directory: str, uuid: bytes) -> Manifest:
