@@ -11,7 +11,7 @@ import pytest
 
 import xtree
 from xtree.persistence.runtime import open_store
-from xtree.persistence.store import MemoryStore
+from xtree.persistence.memory_store import MemoryStore
 
 
 MEMORY_FILE_SYSTEM = "/dev/shm"

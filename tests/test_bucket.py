@@ -13,7 +13,7 @@ from xtree.bucket import describe, entry_limits, size_class_of
 from xtree.errors import CorruptionError
 from xtree.insertion import insert
 from xtree.persistence.runtime import open_store
-from xtree.persistence.store import MemoryStore
+from xtree.persistence.memory_store import MemoryStore
 from xtree.removal import delete
 from xtree.tree_state import TreeState
 

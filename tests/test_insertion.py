@@ -11,7 +11,7 @@ from walking import bounds_of, commit, pages, records
 from xtree.bucket import describe, entry_limits
 from xtree.insertion import insert
 from xtree.persistence.memory import allocation_count, fail_allocation
-from xtree.persistence.store import MemoryStore
+from xtree.persistence.memory_store import MemoryStore
 from xtree.tree_state import TreeState
 
 DIMS = [1, 2, 3, 8, 17]

@@ -11,7 +11,7 @@ import tree_data
 from loading import load
 
 from xtree.nearest import nearest
-from xtree.persistence.store import MemoryStore
+from xtree.persistence.memory_store import MemoryStore
 from xtree.tree_state import TreeState
 
 TINY, MOST = tree_data.TINIEST, tree_data.MOST

@@ -11,7 +11,7 @@ from loading import load, sizes_at_the_limits
 from xtree import query_order, search
 from xtree.bucket import describe
 from xtree.errors import CorruptionError
-from xtree.persistence.store import MemoryStore
+from xtree.persistence.memory_store import MemoryStore
 from xtree.tree_state import TreeState
 
 PREDICATES = ("intersects", "within", "contains")

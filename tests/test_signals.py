@@ -10,7 +10,7 @@ from pages import KIND, SMALL, texts_of
 
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.runtime import open_store
-from xtree.persistence.store import MemoryStore
+from xtree.persistence.memory_store import MemoryStore
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 SIGNALS = 3000

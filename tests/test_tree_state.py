@@ -10,7 +10,7 @@ from tree_data import uniform
 
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.insertion import insert
-from xtree.persistence.store import MemoryStore
+from xtree.persistence.memory_store import MemoryStore
 from xtree.tree_state import TreeState
 
 HEADER = struct.Struct("<HHHBBQ4d")

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from xtree.bucket cimport Bucket
 from xtree.persistence.node_id cimport NodeID
-from xtree.persistence.store cimport WriteSet
+from xtree.persistence.write_set cimport WriteSet
 from xtree.tree_state cimport MAX_LEVELS, TreeState
 
 

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from xtree.persistence.store import WriteSet
+from xtree.persistence.write_set import WriteSet
 from xtree.tree_state import TreeState
 
 class PackedBuild: ...

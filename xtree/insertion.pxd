@@ -9,7 +9,8 @@ from libc.stdint cimport uint64_t
 
 from xtree.bucket cimport Bucket, Geometry
 from xtree.persistence.node_id cimport NodeID
-from xtree.persistence.store cimport Store, WriteSet
+from xtree.persistence.store cimport Store
+from xtree.persistence.write_set cimport WriteSet
 from xtree.split cimport Splitter
 from xtree.subtree_choice cimport SubtreeChooser
 from xtree.tree_state cimport MAX_LEVELS, TreeState

@@ -6,10 +6,14 @@ One Remover belongs to one transaction, and to one thread at a time.
 cimport cython
 from libc.stdint cimport uint64_t
 
-from xtree.bucket cimport Bucket
+from xtree.bucket cimport Bucket, Geometry
 from xtree.insertion cimport Inserter
-from xtree.persistence.store cimport Store, WriteSet
+from xtree.persistence.store cimport Store
+from xtree.persistence.write_set cimport WriteSet
 from xtree.tree_state cimport TreeState
+
+# A page other than the root that holds fewer entries, and has siblings, is dissolved.
+cdef double least_entries(const Geometry *g, const Bucket *b) noexcept nogil
 
 
 @cython.final

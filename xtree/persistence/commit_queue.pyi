@@ -1,6 +1,6 @@
 from typing import Any
 
-from xtree.persistence.store import WriteSet
+from xtree.persistence.write_set import WriteSet
 
 class Request:
     def __init__(self, what: str, write_set: WriteSet | None = None, changes: Any = None) -> None: ...

@@ -1,4 +1,4 @@
-from xtree.persistence.store import WriteSet
+from xtree.persistence.write_set import WriteSet
 
 def touched_windows(ws: WriteSet, smallest_page: int = 0) -> set[int]: ...
 def deltas_of(

@@ -8,7 +8,7 @@ from xtree.persistence.mmap_windows cimport offset_of, window_of
 from xtree.persistence.node_id cimport NodeID, handle_of
 from xtree.persistence.object_table cimport Row, class_of, kind_of
 from xtree.persistence.page cimport class_bytes
-from xtree.persistence.store cimport WriteSet
+from xtree.persistence.write_set cimport WriteSet
 
 cdef enum:                          # as stored: docs/format.md. Never renumber.
     BIRTH = 1

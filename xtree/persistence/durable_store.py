@@ -10,12 +10,12 @@ from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.checkpoint_coordinator import Coordinator
 from xtree.persistence.delta import deltas_of, touched_windows
 from xtree.persistence.file_header import HEADER_BYTES
-from xtree.persistence.journal import Journal
 from xtree.persistence.mvcc import Epochs
 from xtree.persistence.platform_fs import Lock
 from xtree.persistence.recovery import Recovered
 from xtree.persistence.segment_allocator import SegmentAllocator
-from xtree.persistence.store import Store, WriteSet
+from xtree.persistence.store import Store
+from xtree.persistence.write_set import WriteSet
 
 
 class DurableStore(Store):

@@ -12,6 +12,7 @@ free -> reserved -> live -> retired -> free; a handle's tag moves once a life, a
     row.birth, .retire  reserve, publish, retire (lock)            under the lock, or   release / acquire
                                                                    with a pin
     row.crc, .next      seal, the lists (lock)                     lock, or with a pin  plain, ordered by word
+    row.claimed         writers (compare-exchange), reserve        writers              seq_cst
 """
 
 cimport cython
@@ -45,7 +46,8 @@ cdef struct Row:
     uint64_t next                   # handle behind this one in the free list or the retired list, 0 at its end
     uint32_t crc                    # of the page, known when it is sealed
     uint32_t reserved
-    uint64_t spare[2]
+    uint64_t claimed                # 1 while a write set is going to retire the page; no second one may
+    uint64_t spare
 
 
 cdef inline int state_of(uint64_t word) noexcept nogil:

@@ -94,7 +94,7 @@ class Replay:
             return
         nodes = retirements["node_id"]
         handles, tags = nodes >> np.uint64(8), (nodes & np.uint64(255)).astype(np.uint8)
-        known = int(handles.max()) < len(self.rows)
+        known = int(handles.max()) < len(self.rows) and len(np.unique(handles)) == len(handles)
         if not known or (self.rows["state"][handles] != LIVE).any() or (self.rows["tag"][handles] != tags).any():
             raise CorruptionError(f"{where}: a page is retired that isn't live")
         gone = np.zeros(len(handles), dtype=ROW)
@@ -113,5 +113,6 @@ def require_places(
         raise CorruptionError(f"{where}: a row names a data file that isn't there, or of another size class")
     sizes = PAGE_BYTES[size_classes]
     low = offsets < HEADER_BYTES
-    if low.any() or (offsets > window_bytes - sizes).any() or ((offsets - np.uint64(HEADER_BYTES)) % sizes).any():
+    # Sizes are powers of two.
+    if low.any() or (offsets > window_bytes - sizes).any() or ((offsets - np.uint64(HEADER_BYTES)) & (sizes - 1)).any():
         raise CorruptionError(f"{where}: a row's slot is misaligned or outside its file")

@@ -1,7 +1,7 @@
 """The store: pages named by NodeIDs, changed by copy-on-write, made visible commit by commit.
 
 A reader pins, takes the root from the published catalog, and resolves NodeIDs to pointers, without the GIL and
-without a lock. A writer collects its new pages in a WriteSet and hands them over with new catalog entries.
+without a lock. A writer collects its new pages in a WriteSet (write_set.pxd) and commits them with new catalog entries.
 
 Pointers are borrowed: from a pin until its end for published pages; for pages of a WriteSet until they are retired.
 Keep NodeIDs, not pointers.
@@ -16,7 +16,7 @@ Keep NodeIDs, not pointers.
 """
 
 cimport cython
-from cpython.pythread cimport PyThread_type_lock
+from cpython.pythread cimport WAIT_LOCK, PyThread_acquire_lock, PyThread_type_lock
 from libc.stdint cimport uint32_t, uint64_t
 
 from xtree.persistence.atomics cimport load_acquire, load_relaxed
@@ -27,8 +27,19 @@ from xtree.persistence.object_table cimport ObjectTable, Row, WORD_TAG, WORD_VER
 from xtree.persistence.page cimport PageVerifier
 from xtree.persistence.segment_allocator cimport SegmentAllocator
 
+cdef enum:                          # Store.status
+    OPEN = 1
+    POISONED = 2
+    CLOSED = 3
+    FORKED = 4
+
 # Tells every store how to judge pages of a kind. Called once at import by the structure that owns the kind.
 cdef int register_kind(int kind, PageVerifier verifier) except -1
+
+
+cdef inline void lock_without_gil(PyThread_type_lock lock) noexcept nogil:
+    """Waits for a store's lock. Never call it while holding the GIL."""
+    PyThread_acquire_lock(lock, WAIT_LOCK)
 
 
 @cython.final
@@ -77,34 +88,3 @@ cdef inline char *resolve(Store store, NodeID node) except NULL nogil:
             if page != NULL:
                 return page
     return store.resolve_slowly(node)
-
-
-@cython.final
-cdef class WriteSet:
-    """The pages one transaction has made and retired. One thread at a time; the cdef methods run without the GIL."""
-
-    cdef readonly Store store
-    cdef NodeID *made               # in the order of their reservation; those since given back are told by their row
-    cdef Py_ssize_t made_count, made_room
-    cdef NodeID *retired            # published pages that this transaction replaces or removes
-    cdef Py_ssize_t retired_count, retired_room
-    cdef readonly uint64_t bytes_made   # of all pages made and not given back
-    cdef int pin                    # protects the base epoch; -1 when released
-    cdef readonly Published base    # what this transaction builds on
-    cdef readonly str status        # "open", "queued", "committed", "aborted", "failed" (poisoned, outcome unknown)
-    cdef object __weakref__
-
-    # A new page: zeroed but for its prefix (magic, format, kind, size class, own NodeID). Raises OSError, MemoryError.
-    cdef char *reserve(self, int kind, int size_class, NodeID *node) except NULL nogil
-    # The page as this transaction may change it: itself when this transaction made it, else a copy under a new NodeID,
-    # with the old one retired. `node` is updated.
-    cdef char *writable(self, NodeID *node) except NULL nogil
-    # Removes a page: a published one is retired at the commit, one of this transaction returns at once.
-    cdef int retire(self, NodeID node) except -1 nogil
-    # Whether this transaction made the page (a reserved page can only be reached by the transaction that made it).
-    cdef bint made_here(self, NodeID node) noexcept nogil
-    cdef char *take(self, int kind, int size_class, NodeID *node) except NULL nogil
-    cdef int grow(self, NodeID **list_, Py_ssize_t *room, Py_ssize_t count) except -1 nogil
-    cdef int seal_all(self) except -1 nogil
-    cdef int require_open(self) except -1
-    cdef void release_pin(self) noexcept

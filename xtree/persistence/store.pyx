@@ -1,33 +1,26 @@
-"""The store and its write sets; MemoryStore, the store without files. docs: store.pxd."""
+"""The store: reading pages, pins and calls in flight, publication and reclaim. docs: store.pxd."""
 
 import os
 import threading
 import weakref
 
 cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.pythread cimport (
-    WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
+    PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
 )
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
-from xtree.persistence.memory cimport allocate_zeroed, reallocate, release
+from xtree.persistence.memory cimport allocate_zeroed, release
 from xtree.persistence.mmap_windows cimport MAX_WINDOWS, offset_of, window_of
 from xtree.persistence.node_id cimport make_node_id, tag_of
 from xtree.persistence.object_table cimport (
-    STATE_FREE, STATE_LIVE, STATE_RESERVED, class_of, kind_of, state_of,
+    STATE_FREE, STATE_LIVE, class_of, kind_of, state_of,
 )
 from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, SIZE_CLASSES, PagePrefix, class_bytes
 from xtree.persistence.page_checksum cimport page_crc
 
-from xtree.errors import ClosedError, CorruptionError, FormatVersionError, ReadOnlyError, StoreFailedError, TransactionError
-from xtree.persistence.catalog import Catalog
-from xtree.persistence.memory_growth import MemoryGrowth
-
-cdef enum:
-    OPEN = 1
-    POISONED = 2
-    CLOSED = 3
-    FORKED = 4
+from xtree.errors import ClosedError, CorruptionError, FormatVersionError, ReadOnlyError, StoreFailedError
 
 assert sizeof(PagePrefix) == 24
 
@@ -54,10 +47,6 @@ cdef int register_kind(int kind, PageVerifier verifier) except -1:
         raise ValueError(f"page kind {kind} is taken or out of range")
     verifiers[kind] = verifier
     return 0
-
-
-cdef inline void lock_without_gil(PyThread_type_lock lock) noexcept nogil:
-    PyThread_acquire_lock(lock, WAIT_LOCK)
 
 
 @cython.final
@@ -207,6 +196,8 @@ cdef class Store:
 
     def begin(self):
         """A new WriteSet on the current epoch. Raises ClosedError, ReadOnlyError, StoreFailedError."""
+        from xtree.persistence.write_set import WriteSet  # which is built on this module
+
         self.require_writable()
         self._before_write()
         return WriteSet(self)
@@ -257,7 +248,7 @@ cdef class Store:
         """The end of close."""
         self.windows.unmap_all()
 
-    def _commit(self, WriteSet write_set, dict changes):
+    def _commit(self, write_set, dict changes):
         """Makes a write set and its catalog changes the next epoch; returns the epoch."""
         raise TypeError(f"{type(self).__name__} has no way to commit")
 
@@ -273,24 +264,14 @@ cdef class Store:
     # Publication and reclaim.
 
     def _publish(self, list committed, catalog):
-        """Makes [(write set, epoch), ...] and the catalog visible, all at once. Can't fail once it has begun."""
-        cdef Published published
-        cdef WriteSet ws
-        cdef uint64_t epoch = 0
-        for ws, epoch in committed:
-            if ws.status != "queued":
-                raise TransactionError(f"a write set that is {ws.status} can't be published")
-        published = Published(epoch, catalog)
-        for ws, epoch in committed:
-            with nogil:
-                lock_without_gil(self.lock)
-                publish_rows(ws, epoch)
-                PyThread_release_lock(self.lock)
+        """Makes [(queued write set, epoch), ...] and the catalog visible, all at once. Can't fail once it has begun."""
+        cdef Published published = Published(committed[len(committed) - 1][1], catalog)
+        for write_set, epoch in committed:
+            write_set._publish_rows(epoch)
         self.published = published
-        self.epochs.advance(epoch)
-        for ws, epoch in committed:
-            ws.release_pin()
-            ws.status = "committed"
+        self.epochs.advance(published.epoch)
+        for write_set, _ in committed:
+            write_set._end("committed")
 
     def reclaim(self, durable_epoch=None, Py_ssize_t limit=1 << 62):
         """Frees slots and handles under the reuse rule: retired at or before every pin and the durable epoch.
@@ -420,11 +401,13 @@ cdef class Store:
         Raises CorruptionError for a node that isn't there.
         """
         cdef char *page
+        cdef uint64_t size
         self.enter()
         try:
             with nogil:
                 page = resolve(self, node)
-            return page[sizeof(PagePrefix):class_bytes((<PagePrefix *>page).size_class)]
+            size = class_bytes((<PagePrefix *>page).size_class)
+            return PyBytes_FromStringAndSize(page + sizeof(PagePrefix), size - sizeof(PagePrefix))
         finally:
             self.leave()
 
@@ -453,299 +436,3 @@ cdef class Store:
     def check(self):
         """Verifies table, allocator and their agreement. Raises CorruptionError."""
         self.table.check()
-
-
-cdef void publish_rows(WriteSet ws, uint64_t epoch) noexcept nogil:
-    """Rows become live and retired; the store's lock is held. Nothing here can fail."""
-    cdef Py_ssize_t i
-    for i in range(ws.made_count):
-        if ws.made_here(ws.made[i]):
-            ws.store.table.publish(ws.made[i], epoch)
-    for i in range(ws.retired_count):
-        ws.store.table.retire(ws.retired[i], epoch)
-
-
-@cython.final
-cdef class WriteSet:
-    def __cinit__(self, Store store):
-        self.made = NULL
-        self.retired = NULL
-        self.pin = -1
-        self.store = store
-        self.status = "open"
-        self.pin = store.epochs.pin()
-        self.base = store.published
-        store.write_sets.add(self)
-
-    def __dealloc__(self):
-        # abort() has run in __del__; here only memory is left.
-        release(self.made)
-        release(self.retired)
-
-    def __del__(self):
-        if self.status == "open" and self.store.status < CLOSED:
-            self.abort()
-
-    cdef int require_open(self) except -1:
-        if self.status != "open":
-            raise TransactionError(f"the transaction is {self.status}")
-        return 0
-
-    cdef void release_pin(self) noexcept:
-        cdef int slot = self.pin
-        self.pin = -1
-        if slot >= 0:
-            self.store.epochs.unpin(slot)
-
-    cdef bint made_here(self, NodeID node) noexcept nogil:
-        cdef Row *row = self.store.table.row(handle_of(node))
-        cdef uint64_t word
-        if row == NULL:
-            return False
-        word = load_relaxed(&row.word)
-        return state_of(word) == STATE_RESERVED and (word & WORD_TAG) == tag_of(node)
-
-    cdef int grow(self, NodeID **list_, Py_ssize_t *room, Py_ssize_t count) except -1 nogil:
-        """Makes room for one more id."""
-        cdef NodeID *larger
-        cdef Py_ssize_t wanted
-        if count < room[0]:
-            return 0
-        wanted = 2 * count + 32
-        larger = <NodeID *>reallocate(list_[0], wanted * sizeof(NodeID))
-        if larger == NULL:
-            with gil:
-                raise MemoryError("no memory for a transaction's page list")
-        list_[0] = larger
-        room[0] = wanted
-        return 0
-
-    cdef char *take(self, int kind, int size_class, NodeID *node) except NULL nogil:
-        """A slot and a handle; the page's bytes are whatever they were."""
-        cdef uint64_t address = 0
-        cdef bint placed = False
-        cdef char *page
-        self.grow(&self.made, &self.made_room, self.made_count)
-        lock_without_gil(self.store.lock)
-        try:
-            self.store.allocator.allocate(size_class, &address)
-            try:
-                node[0] = self.store.table.reserve(kind, size_class, address)
-                placed = True
-            finally:
-                if not placed:
-                    self.store.allocator.free(address)
-        finally:
-            PyThread_release_lock(self.store.lock)
-        self.made[self.made_count] = node[0]
-        self.made_count += 1
-        self.bytes_made += class_bytes(size_class)
-        page = self.store.windows.pointer(address)
-        if page == NULL:
-            with gil:
-                self.store.windows.map_window(window_of(address))
-            page = self.store.windows.pointer(address)
-        return page
-
-    cdef char *reserve(self, int kind, int size_class, NodeID *node) except NULL nogil:
-        cdef char *page = self.take(kind, size_class, node)
-        cdef PagePrefix *prefix = <PagePrefix *>page
-        memset(page, 0, class_bytes(size_class))
-        prefix.magic = PAGE_MAGIC
-        prefix.node_id = node[0]
-        prefix.kind = kind
-        prefix.size_class = size_class
-        prefix.format = PAGE_FORMAT
-        return page
-
-    cdef char *writable(self, NodeID *node) except NULL nogil:
-        cdef char *page
-        cdef char *copy
-        cdef const PagePrefix *prefix
-        cdef NodeID old = node[0]
-        if self.made_here(old):
-            return resolve(self.store, old)
-        page = resolve(self.store, old)
-        prefix = <const PagePrefix *>page
-        self.grow(&self.retired, &self.retired_room, self.retired_count)
-        copy = self.take(prefix.kind, prefix.size_class, node)
-        memcpy(copy, page, class_bytes(prefix.size_class))
-        (<PagePrefix *>copy).node_id = node[0]
-        self.retired[self.retired_count] = old
-        self.retired_count += 1
-        return copy
-
-    cdef int retire(self, NodeID node) except -1 nogil:
-        cdef Row *row
-        if self.made_here(node):
-            row = self.store.table.row(handle_of(node))
-            self.bytes_made -= class_bytes(class_of(row.word))
-            lock_without_gil(self.store.lock)
-            try:
-                self.store.give_back(node)
-            finally:
-                PyThread_release_lock(self.store.lock)
-            return 0
-        resolve(self.store, node)
-        self.grow(&self.retired, &self.retired_room, self.retired_count)
-        self.retired[self.retired_count] = node
-        self.retired_count += 1
-        return 0
-
-    cdef int seal_all(self) except -1 nogil:
-        """Every page made gets its CRC, in its header and in its row."""
-        cdef Py_ssize_t i
-        cdef char *page
-        cdef uint32_t crc
-        for i in range(self.made_count):
-            if self.made_here(self.made[i]):
-                page = resolve(self.store, self.made[i])
-                crc = page_crc(page, class_bytes((<PagePrefix *>page).size_class))
-                (<PagePrefix *>page).crc = crc
-                self.store.table.seal(self.made[i], crc)
-        return 0
-
-    # Pages for structures written in Python; compiled ones use the cdef methods.
-
-    def add_page(self, int kind, int size_class, const unsigned char[::1] content):
-        """A new page with this content behind its prefix; returns its NodeID. Kinds from 128 on are free to use.
-
-        Raises ValueError for content that doesn't fit, OSError, MemoryError.
-        """
-        cdef NodeID node = 0
-        cdef char *page
-        if not 1 <= kind <= 255 or not 0 <= size_class < SIZE_CLASSES:
-            raise ValueError(f"no such page: kind {kind}, size class {size_class}")
-        self._require_fits(size_class, content)
-        with nogil:
-            page = self.reserve(kind, size_class, &node)
-        if content.shape[0]:
-            memcpy(page + sizeof(PagePrefix), &content[0], content.shape[0])
-        return node
-
-    def replace_page(self, NodeID node, const unsigned char[::1] content):
-        """Overwrites the beginning of a page, or of a copy of it; returns the NodeID that it has now."""
-        cdef char *page
-        self.require_open()
-        with nogil:
-            page = resolve(self.store, node)
-        self._require_fits((<PagePrefix *>page).size_class, content)
-        with nogil:
-            page = self.writable(&node)
-        if content.shape[0]:
-            memcpy(page + sizeof(PagePrefix), &content[0], content.shape[0])
-        return node
-
-    def remove_page(self, NodeID node):
-        """Removes a page."""
-        self.require_open()
-        with nogil:
-            self.retire(node)
-
-    def _require_fits(self, int size_class, const unsigned char[::1] content):
-        self.require_open()
-        if <uint64_t>content.shape[0] > class_bytes(size_class) - sizeof(PagePrefix):
-            raise ValueError(f"{content.shape[0]} bytes don't fit into a page of {class_bytes(size_class)}")
-
-    def __len__(self):
-        """Pages made and not given back."""
-        cdef Py_ssize_t i, n = 0
-        for i in range(self.made_count):
-            n += self.made_here(self.made[i])
-        return n
-
-    @property
-    def changed(self):
-        """Whether there is anything to commit but catalog entries."""
-        return self.made_count > 0 or self.retired_count > 0
-
-    def commit(self, dict changes):
-        """Makes the pages, and the catalog changes {name: CatalogEntry or None}, visible as one epoch; returns it.
-
-        Returns when the store's durability promise holds. Raises TransactionError for a write set that has ended,
-        OSError or MemoryError with everything undone, or StoreFailedError when the outcome is unknown. A
-        KeyboardInterrupt that arrives meanwhile is raised after the outcome is known; `status` tells it.
-        """
-        self.require_open()
-        self.store.enter()
-        try:
-            self.store.require_writable()
-            return self.store._commit(self, changes)
-        finally:
-            if self.status == "open":
-                self._undo()
-            self.store.leave()
-
-    def abort(self):
-        """Gives every slot and handle back. Does nothing after the end. Raises TransactionError once it is queued."""
-        if self.status == "queued":
-            raise TransactionError("a queued transaction can't be aborted")
-        if self.status == "open":
-            self._undo()
-
-    def _undo(self):
-        cdef Py_ssize_t i
-        cdef NodeID node
-        self.status = "aborted"
-        if self.store.status < FORKED:
-            with nogil:
-                lock_without_gil(self.store.lock)
-                try:
-                    for i in range(self.made_count):
-                        if self.made_here(self.made[i]):
-                            self.store.give_back(self.made[i])
-                finally:
-                    PyThread_release_lock(self.store.lock)
-        self.release_pin()
-
-    # For the durable store's pipeline: what the write-ahead log and the data files need to know.
-
-    def _seal(self):
-        """Finishes the pages: CRCs. Nothing changes them any more."""
-        with nogil:
-            self.seal_all()
-
-    def _queue(self):
-        """The point of no return: from here on there is no abort."""
-        self.require_open()
-        self.status = "queued"
-
-    def _end(self, str status):
-        """Ends a queued write set that won't be published."""
-        if status == "aborted":
-            self._undo()
-        else:
-            self.release_pin()
-        self.status = status
-
-
-class MemoryStore(Store):
-    """A store without files: pages in anonymous memory, gone with the object."""
-
-    def __init__(self):
-        windows = Windows()
-        self._set_up(ObjectTable(), Epochs(), windows, SegmentAllocator(MemoryGrowth(windows)), 0, Catalog(), None, False)
-        self._commit_lock = threading.Lock()
-
-    def _commit(self, WriteSet write_set, dict changes):
-        with self._commit_lock:
-            return publish_in_memory(self, write_set, changes)
-
-    def stats(self):
-        """Counters of table, allocator and pins, as a dict."""
-        return {
-            "epoch": self.published.epoch,
-            "object_table": self.table.stats(),
-            "allocator": self.allocator.stats(),
-            "epochs": self.epochs.stats(),
-        }
-
-
-cdef uint64_t publish_in_memory(Store store, WriteSet write_set, dict changes) except 0:
-    """A commit without files. Compiled code, so that no signal is handled between its steps."""
-    cdef uint64_t epoch = store.published.epoch + 1
-    catalog = store.published.catalog.with_changes(changes)
-    write_set._queue()
-    store._publish([(write_set, epoch)], catalog)
-    store.reclaim(limit=2 * (write_set.made_count + write_set.retired_count) + 64)
-    return epoch

@@ -1,0 +1,47 @@
+"""MemoryStore: a store without files, whose pages are in anonymous memory."""
+
+import threading
+
+from libc.stdint cimport uint64_t
+
+from xtree.persistence.mvcc cimport Epochs
+from xtree.persistence.object_table cimport ObjectTable
+from xtree.persistence.store cimport Store
+from xtree.persistence.write_set cimport WriteSet
+
+from xtree.persistence.catalog import Catalog
+from xtree.persistence.memory_growth import MemoryGrowth
+from xtree.persistence.mmap_windows import Windows
+from xtree.persistence.segment_allocator import SegmentAllocator
+
+
+class MemoryStore(Store):
+    """A store that is gone with the object."""
+
+    def __init__(self):
+        windows = Windows()
+        self._set_up(ObjectTable(), Epochs(), windows, SegmentAllocator(MemoryGrowth(windows)), 0, Catalog(), None, False)
+        self._commit_lock = threading.Lock()
+
+    def _commit(self, WriteSet write_set, dict changes):
+        with self._commit_lock:
+            return publish_in_memory(self, write_set, changes)
+
+    def stats(self):
+        """Counters of table, allocator and pins, as a dict."""
+        return {
+            "epoch": self.published.epoch,
+            "object_table": self.table.stats(),
+            "allocator": self.allocator.stats(),
+            "epochs": self.epochs.stats(),
+        }
+
+
+cdef uint64_t publish_in_memory(Store store, WriteSet write_set, dict changes) except 0:
+    """A commit without files. Compiled code, so that no signal is handled between its steps."""
+    cdef uint64_t epoch = store.published.epoch + 1
+    catalog = store.published.catalog.with_changes(changes)
+    write_set._queue()
+    store._publish([(write_set, epoch)], catalog)
+    store.reclaim(limit=2 * (write_set.made_count + write_set.retired_count) + 64)
+    return epoch

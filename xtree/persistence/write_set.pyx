@@ -1,0 +1,290 @@
+"""The write set: the pages that one transaction makes and retires. docs: write_set.pxd."""
+
+cimport cython
+from cpython.pythread cimport WAIT_LOCK, PyThread_acquire_lock, PyThread_release_lock, PyThread_type_lock
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy, memset
+
+from xtree.persistence.atomics cimport compare_exchange, load_relaxed, store_seq
+from xtree.persistence.memory cimport reallocate, release
+from xtree.persistence.mmap_windows cimport window_of
+from xtree.persistence.node_id cimport handle_of, tag_of
+from xtree.persistence.object_table cimport STATE_RESERVED, WORD_TAG, Row, class_of, state_of
+from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, SIZE_CLASSES, PagePrefix, class_bytes
+from xtree.persistence.page_checksum cimport page_crc
+from xtree.persistence.store cimport CLOSED, FORKED, Published, Store, lock_without_gil, resolve
+
+from xtree.errors import CorruptionError, TransactionError
+
+
+@cython.final
+cdef class WriteSet:
+    def __cinit__(self, Store store):
+        self.made = NULL
+        self.retired = NULL
+        self.pin = -1
+        self.store = store
+        self.status = "open"
+        self.pin = store.epochs.pin()
+        self.base = store.published
+        store.write_sets.add(self)
+
+    def __dealloc__(self):
+        # abort() has run in __del__; here only memory is left.
+        release(self.made)
+        release(self.retired)
+
+    def __del__(self):
+        if self.status == "open" and self.store.status < CLOSED:
+            self.abort()
+
+    cdef int require_open(self) except -1:
+        if self.status != "open":
+            raise TransactionError(f"the transaction is {self.status}")
+        return 0
+
+    cdef void release_pin(self) noexcept:
+        cdef int slot = self.pin
+        self.pin = -1
+        if slot >= 0:
+            self.store.epochs.unpin(slot)
+
+    cdef bint made_here(self, NodeID node) noexcept nogil:
+        cdef Row *row = self.store.table.row(handle_of(node))
+        cdef uint64_t word
+        if row == NULL:
+            return False
+        word = load_relaxed(&row.word)
+        return state_of(word) == STATE_RESERVED and (word & WORD_TAG) == tag_of(node)
+
+    cdef int grow(self, NodeID **list_, Py_ssize_t *room, Py_ssize_t count) except -1 nogil:
+        """Makes room for one more id."""
+        cdef NodeID *larger
+        cdef Py_ssize_t wanted
+        if count < room[0]:
+            return 0
+        wanted = 2 * count + 32
+        larger = <NodeID *>reallocate(list_[0], wanted * sizeof(NodeID))
+        if larger == NULL:
+            with gil:
+                raise MemoryError("no memory for a transaction's page list")
+        list_[0] = larger
+        room[0] = wanted
+        return 0
+
+    cdef char *take(self, int kind, int size_class, NodeID *node) except NULL nogil:
+        """A slot and a handle; the page's bytes are whatever they were."""
+        cdef uint64_t address = 0
+        cdef bint placed = False
+        cdef char *page
+        self.grow(&self.made, &self.made_room, self.made_count)
+        lock_without_gil(self.store.lock)
+        try:
+            self.store.allocator.allocate(size_class, &address)
+            try:
+                node[0] = self.store.table.reserve(kind, size_class, address)
+                placed = True
+            finally:
+                if not placed:
+                    self.store.allocator.free(address)
+        finally:
+            PyThread_release_lock(self.store.lock)
+        self.made[self.made_count] = node[0]
+        self.made_count += 1
+        self.bytes_made += class_bytes(size_class)
+        page = self.store.windows.pointer(address)
+        if page == NULL:
+            with gil:
+                self.store.windows.map_window(window_of(address))
+            page = self.store.windows.pointer(address)
+        return page
+
+    cdef char *reserve(self, int kind, int size_class, NodeID *node) except NULL nogil:
+        cdef char *page = self.take(kind, size_class, node)
+        cdef PagePrefix *prefix = <PagePrefix *>page
+        memset(page, 0, class_bytes(size_class))
+        prefix.magic = PAGE_MAGIC
+        prefix.node_id = node[0]
+        prefix.kind = kind
+        prefix.size_class = size_class
+        prefix.format = PAGE_FORMAT
+        return page
+
+    cdef char *writable(self, NodeID *node) except NULL nogil:
+        cdef char *page
+        cdef char *copy
+        cdef const PagePrefix *prefix
+        cdef NodeID old = node[0]
+        if self.made_here(old):
+            return resolve(self.store, old)
+        page = resolve(self.store, old)
+        prefix = <const PagePrefix *>page
+        self.claim(old)
+        copy = self.take(prefix.kind, prefix.size_class, node)
+        memcpy(copy, page, class_bytes(prefix.size_class))
+        (<PagePrefix *>copy).node_id = node[0]
+        return copy
+
+    cdef int retire(self, NodeID node) except -1 nogil:
+        cdef Row *row
+        if self.made_here(node):
+            row = self.store.table.row(handle_of(node))
+            self.bytes_made -= class_bytes(class_of(row.word))
+            lock_without_gil(self.store.lock)
+            try:
+                self.store.give_back(node)
+            finally:
+                PyThread_release_lock(self.store.lock)
+            return 0
+        resolve(self.store, node)
+        return self.claim(node)
+
+    cdef int claim(self, NodeID node) except -1 nogil:
+        """Puts a published page on the list of those to retire, where it can only be once: it has one parent."""
+        self.grow(&self.retired, &self.retired_room, self.retired_count)
+        if not compare_exchange(&self.store.table.row(handle_of(node)).claimed, 0, 1):
+            with gil:
+                raise CorruptionError(f"{self.store._where()}: node {node:#x} is reached twice")
+        self.retired[self.retired_count] = node
+        self.retired_count += 1
+        return 0
+
+    cdef int seal_all(self) except -1 nogil:
+        """Every page made gets its CRC, in its header and in its row."""
+        cdef Py_ssize_t i
+        cdef char *page
+        cdef uint32_t crc
+        for i in range(self.made_count):
+            if self.made_here(self.made[i]):
+                page = resolve(self.store, self.made[i])
+                crc = page_crc(page, class_bytes((<PagePrefix *>page).size_class))
+                (<PagePrefix *>page).crc = crc
+                self.store.table.seal(self.made[i], crc)
+        return 0
+
+    # Pages for structures written in Python; compiled ones use the cdef methods.
+
+    def add_page(self, int kind, int size_class, const unsigned char[::1] content):
+        """A new page with this content behind its prefix; returns its NodeID. Kinds from 128 on are free to use.
+
+        Raises ValueError for content that doesn't fit, OSError, MemoryError.
+        """
+        cdef NodeID node = 0
+        cdef char *page
+        if not 1 <= kind <= 255 or not 0 <= size_class < SIZE_CLASSES:
+            raise ValueError(f"no such page: kind {kind}, size class {size_class}")
+        self._require_fits(size_class, content)
+        with nogil:
+            page = self.reserve(kind, size_class, &node)
+        if content.shape[0]:
+            memcpy(page + sizeof(PagePrefix), &content[0], content.shape[0])
+        return node
+
+    def replace_page(self, NodeID node, const unsigned char[::1] content):
+        """Overwrites the beginning of a page, or of a copy of it; returns the NodeID that it has now."""
+        cdef char *page
+        self.require_open()
+        with nogil:
+            page = resolve(self.store, node)
+        self._require_fits((<PagePrefix *>page).size_class, content)
+        with nogil:
+            page = self.writable(&node)
+        if content.shape[0]:
+            memcpy(page + sizeof(PagePrefix), &content[0], content.shape[0])
+        return node
+
+    def remove_page(self, NodeID node):
+        """Removes a page."""
+        self.require_open()
+        with nogil:
+            self.retire(node)
+
+    def _require_fits(self, int size_class, const unsigned char[::1] content):
+        self.require_open()
+        if <uint64_t>content.shape[0] > class_bytes(size_class) - sizeof(PagePrefix):
+            raise ValueError(f"{content.shape[0]} bytes don't fit into a page of {class_bytes(size_class)}")
+
+    def __len__(self):
+        """Pages made and not given back."""
+        cdef Py_ssize_t i, n = 0
+        for i in range(self.made_count):
+            n += self.made_here(self.made[i])
+        return n
+
+    @property
+    def changed(self):
+        """Whether there is anything to commit but catalog entries."""
+        return self.made_count > 0 or self.retired_count > 0
+
+    def commit(self, dict changes):
+        """Makes the pages, and the catalog changes {name: CatalogEntry or None}, visible as one epoch; returns it.
+
+        Returns when the store's durability promise holds. Raises TransactionError for a write set that has ended,
+        OSError or MemoryError with everything undone, or StoreFailedError when the outcome is unknown. A
+        KeyboardInterrupt that arrives meanwhile is raised after the outcome is known; `status` tells it.
+        """
+        self.require_open()
+        self.store.enter()
+        try:
+            self.store.require_writable()
+            return self.store._commit(self, changes)
+        finally:
+            if self.status == "open":
+                self._undo()
+            self.store.leave()
+
+    def abort(self):
+        """Gives every slot and handle back. Does nothing after the end. Raises TransactionError once it is queued."""
+        if self.status == "queued":
+            raise TransactionError("a queued transaction can't be aborted")
+        if self.status == "open":
+            self._undo()
+
+    def _undo(self):
+        cdef Py_ssize_t i
+        cdef NodeID node
+        self.status = "aborted"
+        if self.store.status < FORKED:
+            with nogil:
+                lock_without_gil(self.store.lock)
+                try:
+                    for i in range(self.retired_count):
+                        store_seq(&self.store.table.row(handle_of(self.retired[i])).claimed, 0)
+                    for i in range(self.made_count):
+                        if self.made_here(self.made[i]):
+                            self.store.give_back(self.made[i])
+                finally:
+                    PyThread_release_lock(self.store.lock)
+        self.release_pin()
+
+    # For those who carry it out.
+
+    def _seal(self):
+        """Finishes the pages: CRCs. Nothing changes them any more."""
+        with nogil:
+            self.seal_all()
+
+    def _queue(self):
+        """The point of no return: from here on there is no abort."""
+        self.require_open()
+        self.status = "queued"
+
+    def _publish_rows(self, uint64_t epoch):
+        """The rows become live and retired; nobody can see it before the catalog that names them. Can't fail."""
+        cdef Py_ssize_t i
+        with nogil:
+            lock_without_gil(self.store.lock)
+            for i in range(self.made_count):
+                if self.made_here(self.made[i]):
+                    self.store.table.publish(self.made[i], epoch)
+            for i in range(self.retired_count):
+                self.store.table.retire(self.retired[i], epoch)
+            PyThread_release_lock(self.store.lock)
+
+    def _end(self, str status):
+        """Ends a queued write set: "committed", "aborted", or "failed" when its outcome is unknown."""
+        if status == "aborted":
+            self._undo()
+        else:
+            self.release_pin()
+        self.status = status
