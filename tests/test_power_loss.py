@@ -68,7 +68,7 @@ def checked(path, expected, trail):
     return found
 
 
-@pytest.mark.parametrize("seed", [1, 2, secrets.randbits(32)])
+@pytest.mark.parametrize("seed", [1, 2, secrets.randbits(32)], ids=["one", "two", "random"])
 def test_what_a_power_loss_leaves_is_a_prefix_with_every_acknowledged_commit(tmp_path, seed):
     print("seed", seed)
     states = history(seed, STEPS)
@@ -78,7 +78,7 @@ def test_what_a_power_loss_leaves_is_a_prefix_with_every_acknowledged_commit(tmp
         checked(path, states[promised : promised + 2], (path, point, promised))
 
 
-@pytest.mark.parametrize("seed", [3, secrets.randbits(32)])
+@pytest.mark.parametrize("seed", [3, secrets.randbits(32)], ids=["three", "random"])
 def test_a_power_loss_during_recovery_changes_nothing_of_what_is_recovered(tmp_path, seed):
     print("seed", seed)
     states = history(seed, STEPS)
