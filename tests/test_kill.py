@@ -45,7 +45,7 @@ def contents(path: Path) -> dict[str, Counter]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds", [30, 30], ids=["first directory", "second directory"])
+@pytest.mark.parametrize("rounds", [28, 28], ids=["first directory", "second directory"])
 def test_every_acknowledged_commit_survives_sigkill_and_no_half_of_one(tmp_path, rounds):
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")

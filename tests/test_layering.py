@@ -23,13 +23,14 @@ LAYERS = [
     {"persistence.object_table", "persistence.mvcc"},
     # 4 records on disk: one format each
     {"persistence.wal", "persistence.wal_reader", "persistence.checkpoint", "persistence.superblock",
-     "persistence.manifest",
-     "persistence.catalog", "persistence.data_files", "persistence.file_header", "persistence.frame"},
+     "persistence.manifest", "persistence.catalog", "persistence.data_files", "persistence.file_header",
+     "persistence.frame"},
     # 5 order: when things happen and in which order
     {"persistence.checkpoint_coordinator", "persistence.recovery", "persistence.replay", "persistence.scan",
      "persistence.journal", "persistence.commit_queue"},
     # 6 store: the whole substrate behind a few verbs, and named roots
-    {"persistence.store", "persistence.durable_store", "persistence.delta", "persistence.runtime"},
+    {"persistence.store", "persistence.write_set", "persistence.memory_store", "persistence.durable_store",
+     "persistence.delta", "persistence.runtime"},
     # 7 tree: X-tree pages and algorithms
     {"xtree.tree_state", "xtree.bucket", "xtree.split", "xtree.insertion", "xtree.removal", "xtree.search",
      "xtree.nearest", "xtree.bulk", "xtree.inspection", "xtree.arrays", "xtree.query_order",

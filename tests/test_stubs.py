@@ -34,7 +34,7 @@ def stub_names(body: list[ast.stmt]) -> set[str]:
             names.add(node.name)
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names.add(node.target.id)
-        elif isinstance(node, ast.Assign):
+        elif isinstance(node, ast.Assign) and "TypeVar" not in ast.unparse(node.value):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     return names
 
