@@ -5,7 +5,7 @@ no page is the odd one that is nearly empty. From the root down the records of a
 children, and a page is written once its children are:
 
 - up to three dims by sort-tile-recursive (Leutenegger, Edgington, Lopez, ICDE 1997): slabs along one axis, each cut
-  along the next, as many as make the tiles about square in units of the records' spread;
+  along the next, as many as make the tiles about square;
 - above by the median of the widest axis, again and again, as in a kd-tree.
 
 A directory entry's split history holds axes along which it has really been cut from all of its siblings: of slabs the
@@ -174,7 +174,7 @@ cdef class PackedBuild:
         return axis
 
     cdef void sample_spreads(self, uint64_t first, uint64_t last, double *spreads) noexcept nogil:
-        """The mean deviation of the records' centres on each axis, from a sample, as shares of the tree's largest."""
+        """The mean deviation of the records' centres on each axis, at half size, from a sample."""
         cdef int dims = self.state.g.dims
         cdef uint64_t n = min(last - first, <uint64_t>SAMPLE)
         cdef uint64_t i

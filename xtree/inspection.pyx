@@ -1,0 +1,248 @@
+"""Inspection: whether a tree is what an X-tree must be, and what it is made of. Both read every page."""
+
+from libc.math cimport isfinite
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from xtree.arrays cimport raise_no_memory
+from xtree.box cimport MAX_DIMS, Frame, box_overlap, make_frame
+from xtree.bucket cimport (
+    Bucket, bounding_box, entry_limit, get_box, history, lower, refs, upper)
+from xtree.persistence.atomics cimport load_acquire
+from xtree.persistence.memory cimport allocate_zeroed, release
+from xtree.persistence.node_id cimport NodeID, handle_of
+from xtree.persistence.object_table cimport STATE_RESERVED, Row, state_of
+from xtree.persistence.page cimport class_bytes
+from xtree.persistence.page_checksum cimport page_crc
+from xtree.persistence.store cimport Store
+from xtree.removal cimport least_entries
+from xtree.tree_state cimport MAX_LEVELS, TreeState, resolve_bucket
+
+from xtree.errors import CorruptionError
+
+cdef enum:
+    ALL_PAIRS = 128                 # siblings whose overlaps are all measured; of more, so many for each
+
+
+# What has been seen so far of a tree.
+cdef struct Census:
+    bint durable                    # live pages have a CRC in their row
+    uint64_t handles                # all are below it
+    uint64_t *seen                  # a bit for each handle
+    uint64_t records
+
+
+cdef struct LevelFigures:
+    uint64_t nodes
+    uint64_t supernodes
+    uint64_t entries
+    uint64_t limit                  # entries that all nodes together may hold
+    uint64_t bytes
+    uint64_t parents
+    double overlap                  # summed over the parents
+
+
+def check(Store store not None, TreeState state not None) -> None:
+    """Verifies that a tree is a right X-tree, page by page. Raises CorruptionError at the first thing that isn't so.
+
+    Every page is reached exactly once, has the level, kind, dims and size that its place asks for and its row's CRC,
+    holds neither too many nor too few entries, all finite and in order; every entry's box is the exact bounding box of
+    its child, the tree's bounds that of the root; the leaves hold as many records as the tree says.
+    """
+    cdef Census census
+    census.durable = store.path is not None
+    census.records = 0
+    census.handles = load_acquire(&store.table.high_water)
+    census.seen = <uint64_t *>allocate_zeroed(census.handles // 64 + 1, sizeof(uint64_t))
+    if census.seen == NULL:
+        raise MemoryError
+    try:
+        with nogil:
+            if state.levels > 0:
+                _check_page(&census, store, state, state.root, state.levels - 1, state.box, False)
+        if census.records != state.records:
+            raise CorruptionError(f"tree of {state.records} records, its leaves hold {census.records}")
+    finally:
+        release(census.seen)
+
+
+cdef int _check_page(Census *census, Store store, TreeState state, NodeID node, int level, const double *box,
+                     bint siblings) except -1 nogil:
+    """Checks a page, whose parent says it has this box, and all below it."""
+    cdef double child_box[2 * MAX_DIMS]
+    cdef uint64_t handle = handle_of(node)
+    cdef Bucket *b = resolve_bucket(store, state, node, level)
+    cdef uint32_t i
+    if handle >= census.handles:
+        _raise_wrong(node, level, "handle", census.handles - 1, handle)
+    if census.seen[handle >> 6] >> (handle & 63) & 1:
+        _raise_wrong(node, level, "number of times reached", 1, 2)
+    census.seen[handle >> 6] |= <uint64_t>1 << (handle & 63)
+    _check_slot(census, store, state, node, b)
+    _check_count(state, node, b, siblings)
+    _check_entries(state, node, b, box)
+    if level == 0:
+        census.records += b.count
+        return 0
+    for i in range(b.count):
+        get_box(&state.g, b, i, child_box)
+        _check_page(census, store, state, refs(&state.g, b)[i], level - 1, child_box, b.count > 1)
+    return 0
+
+
+cdef int _check_slot(Census *census, Store store, TreeState state, NodeID node, Bucket *b) except -1 nogil:
+    """The header against the row and the tree's page size."""
+    cdef Row *row = store.table.row(handle_of(node))
+    cdef int row_state = state_of(load_acquire(&row.word))
+    cdef uint64_t block_bytes = class_bytes(state.g.base_class)
+    cdef uint32_t crc
+    if b.node_id != node:
+        _raise_wrong(node, b.level, "NodeID in the header", node, b.node_id)
+    if b.blocks < 1 or b.blocks * block_bytes > class_bytes(b.size_class):
+        _raise_wrong(node, b.level, "number of blocks", class_bytes(b.size_class) // block_bytes, b.blocks)
+    if b.size_class != state.g.base_class and b.blocks * block_bytes <= class_bytes(b.size_class - 1):
+        _raise_wrong(node, b.level, "size class", b.size_class - 1, b.size_class)
+    if census.durable and row_state != STATE_RESERVED:
+        crc = page_crc(<const char *>b, class_bytes(b.size_class))
+        if crc != row.crc:
+            _raise_wrong(node, b.level, "CRC", row.crc, crc)
+    return 0
+
+
+cdef int _check_count(TreeState state, NodeID node, Bucket *b, bint siblings) except -1 nogil:
+    """Not more entries than the page may hold, not fewer than make removal dissolve it; the root has no least but 1."""
+    cdef uint64_t most = entry_limit(&state.g, b)
+    cdef bint is_root = b.level == state.levels - 1
+    cdef double least = 1.0
+    if is_root and b.level > 0:
+        least = 2.0
+    elif not is_root and siblings:
+        least = least_entries(&state.g, b)
+    if b.count > most:
+        _raise_wrong(node, b.level, "most entries", most, b.count)
+    if b.count < least:
+        _raise_wrong(node, b.level, "least entries", <uint64_t>least, b.count)
+    return 0
+
+
+cdef int _check_entries(TreeState state, NodeID node, Bucket *b, const double *box) except -1 nogil:
+    """Finite boxes in order, histories of axes there are, and a bounding box that is the parent's entry."""
+    cdef int dims = state.g.dims
+    cdef uint64_t axes = <uint64_t>-1 >> (64 - dims)
+    cdef double bounds[2 * MAX_DIMS]
+    cdef const double *low
+    cdef const double *high
+    cdef uint32_t i
+    cdef int axis
+    for axis in range(dims):
+        low = lower(&state.g, b, axis)
+        high = upper(&state.g, b, axis)
+        for i in range(b.count):
+            if not (isfinite(low[i]) and isfinite(high[i]) and low[i] <= high[i]):
+                _raise_wrong_bounds(node, b.level, i, axis, low[i], high[i])
+    if b.level > 0:
+        for i in range(b.count):
+            if history(&state.g, b)[i] & ~axes:
+                _raise_wrong(node, b.level, "split history", axes, history(&state.g, b)[i])
+    bounding_box(&state.g, b, bounds)
+    for axis in range(2 * dims):
+        if bounds[axis] != box[axis]:
+            _raise_wrong_box(node, b.level, axis % dims, axis >= dims, box[axis], bounds[axis])
+    return 0
+
+
+cdef int _raise_wrong(NodeID node, int level, const char *what, uint64_t expected, uint64_t found) except -1 with gil:
+    raise CorruptionError(f"page {node:#x}, level {level}: {what.decode()}: expected {expected}, found {found}")
+
+
+cdef int _raise_wrong_bounds(NodeID node, int level, uint32_t entry, int axis, double low, double high) except -1 with gil:
+    raise CorruptionError(f"page {node:#x}, level {level}: entry {entry} spans {low} to {high} on axis {axis}, "
+                          f"expected finite and ascending")
+
+
+cdef int _raise_wrong_box(NodeID node, int level, int axis, bint upper_end, double expected, double found) except -1 with gil:
+    raise CorruptionError(f"page {node:#x}, level {level}: {'upper' if upper_end else 'lower'} bound on axis {axis}: "
+                          f"expected {expected} by its parent, found {found} by its entries")
+
+
+def stats(Store store not None, TreeState state not None) -> dict:
+    """What a tree is made of: records, height, nodes, supernodes, bytes, and levels, leaves first.
+
+    A level is a dict of level, nodes, entries, fill (entries of the room that its nodes have), supernodes, and overlap:
+    the volumes that its nodes share with their siblings, pair by pair, as a share of the parent's, on average.
+    Raises CorruptionError.
+    """
+    cdef LevelFigures figures[MAX_LEVELS]
+    cdef uint64_t nodes = 0
+    memset(figures, 0, sizeof(figures))
+    if state.levels > 0:
+        with nogil:
+            _measure_page(figures, store, state, state.root, state.levels - 1, load_acquire(&store.table.high_water))
+    levels = []
+    for level in range(state.levels):
+        nodes += figures[level].nodes
+        levels.append({
+            "level": level,
+            "nodes": figures[level].nodes,
+            "entries": figures[level].entries,
+            "fill": figures[level].entries / <double>figures[level].limit,
+            "overlap": figures[level].overlap / figures[level].parents if figures[level].parents else 0.0,
+            "supernodes": figures[level].supernodes,
+        })
+    return {
+        "records": state.records,
+        "height": state.levels,
+        "nodes": nodes,
+        "supernodes": sum([figures[level].supernodes for level in range(state.levels)]),
+        "levels": levels,
+        "bytes": sum([figures[level].bytes for level in range(state.levels)]),
+    }
+
+
+cdef int _measure_page(LevelFigures *figures, Store store, TreeState state, NodeID node, int level,
+                       uint64_t handles) except -1 nogil:
+    cdef Bucket *b = resolve_bucket(store, state, node, level)
+    cdef LevelFigures *own = &figures[level]
+    cdef uint32_t i
+    own.nodes += 1
+    if own.nodes > handles:
+        _raise_nodes(own.nodes, level)
+    own.entries += b.count
+    own.limit += entry_limit(&state.g, b)
+    own.bytes += class_bytes(b.size_class)
+    own.supernodes += b.blocks > 1
+    if level == 0:
+        return 0
+    figures[level - 1].parents += 1
+    figures[level - 1].overlap += _shared_volume(state, b)
+    for i in range(b.count):
+        _measure_page(figures, store, state, refs(&state.g, b)[i], level - 1, handles)
+    return 0
+
+
+cdef double _shared_volume(TreeState state, Bucket *b) noexcept nogil:
+    """The sum of the volumes that two entries of a page share, as a share of the page's; of large pages a sample's."""
+    cdef Frame frame
+    cdef double region[2 * MAX_DIMS]
+    cdef double box[2 * MAX_DIMS]
+    cdef double other[2 * MAX_DIMS]
+    cdef int64_t count = b.count
+    cdef int64_t step = max(count // ALL_PAIRS, <int64_t>1)
+    cdef int64_t i, j
+    cdef double shared = 0.0
+    if count < 2:
+        return 0.0
+    bounding_box(&state.g, b, region)
+    make_frame(&frame, state.g.dims, region)
+    for i in range(count):
+        get_box(&state.g, b, <int>i, box)
+        j = i + 1
+        while j < count:
+            get_box(&state.g, b, <int>j, other)
+            shared += box_overlap(&frame, box, other)
+            j += step
+    return shared * step
+
+
+cdef int _raise_nodes(uint64_t nodes, int level) except -1 with gil:
+    raise CorruptionError(f"{nodes} nodes on level {level}, more than there are: a page is reached twice")
