@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import brute
 import numpy as np
 import pytest
@@ -50,7 +52,7 @@ def test_leaves_are_filled_as_asked_and_evenly(random, dims, fill):
     leaf_limit, _ = entry_limits(dims)
     for n in (leaf_limit, leaf_limit + 1, 5000, 5001):
         store = MemoryStore()
-        ids, state = load(store, brute.random_boxes(random, n, dims), leaf_fill=fill)
+        _, state = load(store, brute.random_boxes(random, n, dims), leaf_fill=fill)
         counts = [page["count"] for page in leaves(store, state)]
         assert max(counts) - min(counts) <= 1
         most = int(fill * leaf_limit)
@@ -87,7 +89,7 @@ def test_an_axis_without_spread_takes_no_cuts(random):
     lower = np.column_stack([np.zeros(5000), random.random(5000), np.ones(5000)])
     _, state = load(store, np.hstack([lower, lower]))
     spans = sorted((page["boxes"][:, 1].min(), page["boxes"][:, 4].max()) for page in leaves(store, state))
-    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:]))
+    assert all(a[1] <= b[0] for a, b in pairwise(spans))
 
 
 def test_an_outlier_does_not_spoil_the_tiles(random):
@@ -134,7 +136,7 @@ def test_two_loads_of_the_same_records_make_the_same_tree(random):
 @pytest.mark.parametrize("dims", [2, 8])
 def test_a_packed_tree_takes_inserts_and_deletes_at_once(store, random, dims):
     boxes = brute.random_boxes(random, 6000, dims)
-    ids, state = load(store, boxes[:4000], np.arange(4000))
+    _, state = load(store, boxes[:4000], np.arange(4000))
     write_set = store.begin()
     insertion.insert(write_set, state, np.arange(4000, 6000), np.ascontiguousarray(boxes[4000:]))
     gone = random.permutation(6000)[:3000]

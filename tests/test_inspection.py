@@ -69,7 +69,7 @@ def forge(store, state: TreeState, level: int, change: Callable[[Page], None]) -
 @pytest.fixture
 def loaded(store, random):
     boxes = brute.random_boxes(random, 20_000, 2, side=0.01)
-    ids, state = load(store, boxes)
+    _, state = load(store, boxes)
     assert state.height == 3
     inspection.check(store, state)
     return store, state
@@ -140,7 +140,7 @@ def test_check_holds_the_bounds_against_the_root(loaded):
     store, state = loaded
     encoded = bytearray(state.encode())
     encoded[48:56] = np.array([-1.0]).tobytes()
-    with pytest.raises(CorruptionError, match="level 2: lower bound on axis 0: expected -1.0 by its parent"):
+    with pytest.raises(CorruptionError, match=r"level 2: lower bound on axis 0: expected -1\.0 by its parent"):
         inspection.check(store, TreeState.decode(bytes(encoded), state.root))
 
 
@@ -206,7 +206,7 @@ def test_every_bulk_loaded_tree_is_a_right_one(random, dims):
     sizes = sizes_at_the_limits(dims) if dims < 3 else [1, 100, 3000]
     for n in sizes:
         store = MemoryStore()
-        ids, state = load(store, brute.random_boxes(random, n, dims))
+        _, state = load(store, brute.random_boxes(random, n, dims))
         inspection.check(store, state)
         assert inspection.stats(store, state)["records"] == n
 

@@ -63,7 +63,8 @@ def assert_nearest(store, state, ids, boxes, points, k, max_distance=np.inf) -> 
     assert len(offsets) == len(points) + 1
     assert offsets[-1] == len(found) == len(away)
     for i, point in enumerate(points):
-        rows = list(zip(away[offsets[i]:offsets[i + 1]].tolist(), found[offsets[i]:offsets[i + 1]].tolist(), strict=True))
+        own = slice(offsets[i], offsets[i + 1])
+        rows = list(zip(away[own].tolist(), found[own].tolist(), strict=True))
         assert rows == expected(ids, boxes, point, k, max_distance)
 
 
@@ -106,8 +107,8 @@ def test_records_stored_twice_are_found_twice(random):
 def test_max_distance_is_inclusive():
     store = MemoryStore()
     boxes = np.repeat(np.arange(10.0)[:, None], 2, axis=1)
-    ids, state = load(store, boxes)
-    offsets, found, away = nearest(store, state, np.array([[0.0]]), 10, 3.0)
+    _, state = load(store, boxes)
+    _, found, away = nearest(store, state, np.array([[0.0]]), 10, 3.0)
     assert found.tolist() == [0, 1, 2, 3]
     assert away.tolist() == [0.0, 1.0, 2.0, 3.0]
     assert nearest(store, state, np.array([[0.0]]), 10, float(np.nextafter(3.0, 0.0)))[1].tolist() == [0, 1, 2]
@@ -128,7 +129,7 @@ def test_max_distance_cuts_as_the_distances_do(random):
 def test_huge_coordinates_have_finite_distances_where_these_are_finite():
     store = MemoryStore()
     boxes = np.array([[x, 0.0, x, 0.0] for x in (MOST, -MOST, 1e300, -1e300, 1e160, 1.0)])
-    ids, state = load(store, boxes)
+    _, state = load(store, boxes)
     _, found, away = nearest(store, state, np.array([[0.0, 0.0]]), 6)
     assert found.tolist() == [5, 4, 2, 3, 0, 1]
     assert away.tolist() == [1.0, 1e160, 1e300, 1e300, MOST, MOST]
@@ -141,7 +142,7 @@ def test_huge_coordinates_have_finite_distances_where_these_are_finite():
 def test_tiny_distances_do_not_vanish():
     store = MemoryStore()
     boxes = np.array([[x, x, x, x] for x in (3 * TINY, 1e-200, 1e-170, 2e-170, 0.0, 1.0)])
-    ids, state = load(store, boxes)
+    _, state = load(store, boxes)
     _, found, away = nearest(store, state, np.array([[0.0, 0.0]]), 6)
     assert found.tolist() == [4, 0, 1, 2, 3, 5]
     assert away[1] == 4 * TINY

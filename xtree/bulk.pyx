@@ -17,7 +17,7 @@ from libc.float cimport DBL_MAX
 from libc.math cimport fabs, pow, round
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from xtree.arrays cimport borrow, raise_no_memory
+from xtree.arrays cimport borrow
 from xtree.box cimport MAX_DIMS, copy_box
 from xtree.bucket cimport KIND_DIRECTORY, KIND_LEAF, append_entry, bounding_box, init_bucket, lower, refs, stride
 from xtree.persistence.atomics cimport load_acquire

@@ -4,10 +4,8 @@ from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from xtree.arrays cimport raise_no_memory
 from xtree.box cimport MAX_DIMS, Frame, box_overlap, make_frame
-from xtree.bucket cimport (
-    Bucket, bounding_box, entry_limit, get_box, history, lower, refs, upper)
+from xtree.bucket cimport Bucket, bounding_box, entry_limit, get_box, history, lower, refs, upper
 from xtree.persistence.atomics cimport load_acquire
 from xtree.persistence.memory cimport allocate_zeroed, release
 from xtree.persistence.node_id cimport NodeID, handle_of
@@ -155,12 +153,14 @@ cdef int _raise_wrong(NodeID node, int level, const char *what, uint64_t expecte
     raise CorruptionError(f"page {node:#x}, level {level}: {what.decode()}: expected {expected}, found {found}")
 
 
-cdef int _raise_wrong_bounds(NodeID node, int level, uint32_t entry, int axis, double low, double high) except -1 with gil:
+cdef int _raise_wrong_bounds(NodeID node, int level, uint32_t entry, int axis, double low,
+                             double high) except -1 with gil:
     raise CorruptionError(f"page {node:#x}, level {level}: entry {entry} spans {low} to {high} on axis {axis}, "
                           f"expected finite and ascending")
 
 
-cdef int _raise_wrong_box(NodeID node, int level, int axis, bint upper_end, double expected, double found) except -1 with gil:
+cdef int _raise_wrong_box(NodeID node, int level, int axis, bint upper_end, double expected,
+                          double found) except -1 with gil:
     raise CorruptionError(f"page {node:#x}, level {level}: {'upper' if upper_end else 'lower'} bound on axis {axis}: "
                           f"expected {expected} by its parent, found {found} by its entries")
 

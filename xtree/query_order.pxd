@@ -49,7 +49,7 @@ cdef inline uint32_t spread_bits(uint32_t x) noexcept nogil:
 # The numbers of m boxes (or points, when `boxed` is false) of `dims` axes, in curve order within `bounds`. The memory
 # is the caller's to release. Raises MemoryError.
 cdef uint64_t *order_queries(const double *queries, uint64_t m, int dims, bint boxed,
-                            const double *bounds) except NULL nogil
+                             const double *bounds) except NULL nogil
 
 # The way back. Query order[i] was answered as the i-th, its results are at starts[i] to starts[i + 1]: the offsets of
 # the results in the caller's order, m + 1 of them, and with these the results themselves, words of 8 bytes.

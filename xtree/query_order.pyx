@@ -26,7 +26,7 @@ cdef inline uint32_t _cell(double low, double high, double least, double most) n
 
 
 cdef uint64_t *order_queries(const double *queries, uint64_t m, int dims, bint boxed,
-                            const double *bounds) except NULL nogil:
+                             const double *bounds) except NULL nogil:
     cdef uint64_t *order = <uint64_t *>allocate((2 * m + SORT_COUNTS) * sizeof(uint64_t))
     cdef int width = 2 * dims if boxed else dims
     cdef int to_high = dims if boxed else 0

@@ -37,8 +37,8 @@ cdef int open_walk(Walk *walk, Store store, TreeState state, Predicate predicate
 cdef void close_walk(Walk *walk) noexcept nogil
 # Starts over, with a query box; NULL reaches every leaf.
 cdef void start_walk(Walk *walk, TreeState state, const double *query) noexcept nogil
-# The next leaf, in tree order, and whether all of its records qualify; NULL in `leaf` at the end. Raises CorruptionError,
-# MemoryError.
+# The next leaf, in tree order, and whether all of its records qualify; NULL in `leaf` at the end.
+# Raises CorruptionError, MemoryError.
 cdef int next_leaf(Walk *walk, Store store, TreeState state, Bucket **leaf, bint *inside) except -1 nogil
 # The test of a page's entries against the walk's query: of a record, or of a directory entry that may lead to one.
 cdef void window_test(const Walk *walk, TreeState state, Bucket *b, WindowTest *test) noexcept nogil

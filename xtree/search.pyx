@@ -40,7 +40,7 @@ cdef enum:
     AHEAD = 4                       # pages asked for before they are needed
     MOST_BYTES_AHEAD = 1024         # of a column of each of them
     MOST_ORDERED_HITS = 1000        # a query: above, putting the results in order costs more than it saves
-    MOST_BYTES_EXPECTED = 268435456 # of results: room asked for before the first is known
+    MOST_EXPECTED = 1 << 28         # bytes of results: room asked for before the first is known
     SAMPLE = 64                     # queries that tell how large a batch's windows are
 
 cdef object _int64 = np.dtype(np.int64)
@@ -266,7 +266,7 @@ def query(Store store not None, TreeState state not None, boxes, int predicate):
         hits = _expected_hits(state, queries, m)
         if m < LEAST_ORDERED or hits > MOST_ORDERED_HITS:
             with nogil:
-                found.need(<Py_ssize_t>min(1.1 * hits * m * sizeof(int64_t), <double>MOST_BYTES_EXPECTED))
+                found.need(<Py_ssize_t>min(1.1 * hits * m * sizeof(int64_t), <double>MOST_EXPECTED))
                 _query_in_order(store, state, queries, m, <Predicate>predicate, NULL, found, offsets)
             return offset_array, found.to_array(_int64)
         starts = <int64_t *>allocate((m + 1) * sizeof(int64_t))
