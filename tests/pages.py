@@ -13,9 +13,16 @@ from xtree.persistence.runtime import open_store
 
 KIND = 200
 SMALL = Config(
-    window_bytes=1 << 20, data_file_first_bytes=16 << 10, max_payload_in_wal=16 << 10, bulk_payload_limit=64 << 10,
-    checkpoint_log_bytes=256 << 10, wal_fill_bytes=32 << 10, wal_fill_limit_bytes=64 << 10, epoch_stride=100, reserve_bytes=0,
-)  # fmt: skip
+    window_bytes=1 << 20,
+    data_file_first_bytes=16 << 10,
+    max_payload_in_wal=16 << 10,
+    bulk_payload_limit=64 << 10,
+    checkpoint_log_bytes=256 << 10,
+    wal_fill_bytes=32 << 10,
+    wal_fill_limit_bytes=64 << 10,
+    epoch_stride=100,
+    reserve_bytes=0,
+)
 
 Texts = dict[str, str]
 
@@ -76,9 +83,13 @@ def history(seed: int, steps: int) -> list[Texts]:
     return states
 
 
-def run_and_die(path: str, work: Callable[[object, Callable[[int], None]], None], point: str | None, nth: int) -> tuple[int, bool]:
-    """In a child process: opens the store at `path` and works until the n-th time that a crash point is reached, where
-    the process ends at once. point None: any point counts. Returns (last acknowledged step or -1, whether it crashed)."""
+def run_and_die(
+    path: str, work: Callable[[object, Callable[[int], None]], None], point: str | None, nth: int
+) -> tuple[int, bool]:
+    """In a child process: opens the store at `path` and works until a crash point is reached for the n-th time.
+
+    There the process ends at once. point None: any point counts. Returns (last acknowledged step or -1, crashed).
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -132,7 +132,7 @@ def test_an_error_at_any_call_is_clean_or_poisons_and_never_loses_a_commit(tmp_p
 
 
 def put_until_it_fails(path, fs: FaultyFileSystem, n: int) -> list[dict[str, str]] | None:
-    """A short life of an index in which the n-th call fails; which texts may be there afterwards. None: nothing failed."""
+    """A short life of an index whose n-th call fails; which texts may be there afterwards, None when nothing failed."""
     texts: dict[str, str] = {}
     fs.fail_nth(n)
     failed = False

@@ -76,7 +76,13 @@ def test_a_forked_childs_handles_raise_and_its_exit_changes_nothing(path):
     write_set.add_page(200, 0, b"x")
 
     def child():
-        for use in (store.begin, store.pin, lambda: store.read().__enter__(), lambda: write_set.commit({}), store.checkpoint):
+        for use in (
+            store.begin,
+            store.pin,
+            lambda: store.read().__enter__(),
+            lambda: write_set.commit({}),
+            store.checkpoint,
+        ):
             with pytest.raises(ClosedError, match="fork"):
                 use()
         pin.release()

@@ -286,7 +286,7 @@ def test_another_format_version_is_refused_with_both_versions(tmp_path):
     from crc32c import crc32c
 
     (path / filenames.MANIFEST).write_bytes(zeroed.replace(b"00000000", b"%08x" % crc32c(zeroed), 1))
-    with pytest.raises(FormatVersionError, match="1.*7"):
+    with pytest.raises(FormatVersionError, match=r"1.*7"):
         open_store(path, config=SMALL)
 
 
@@ -305,7 +305,7 @@ def test_an_unborn_directory_is_made_afresh(tmp_path):
 def test_a_directory_that_is_no_index_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for mode in ("r", "r+", "a", "x"):
-        with pytest.raises(CorruptionError, match="notes.txt"):
+        with pytest.raises(CorruptionError, match=r"notes\.txt"):
             open_store(tmp_path, mode=mode)
     assert os.listdir(tmp_path) == ["notes.txt"]
 

@@ -9,8 +9,8 @@ import pytest
 from pages import KIND, SMALL, texts_of
 
 from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.runtime import open_store
 from xtree.persistence.memory_store import MemoryStore
+from xtree.persistence.runtime import open_store
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 SIGNALS = 3000
@@ -29,10 +29,7 @@ def commit_under_fire(store, texts: dict[str, str], name: str, text: str, delay_
         write_set = store.begin()
         entry = write_set.base.catalog.get(name)
         content = text.encode().ljust(64, b"\0")
-        if entry is None:
-            root = write_set.add_page(KIND, 0, content)
-        else:
-            root = write_set.replace_page(entry.root, content)
+        root = write_set.add_page(KIND, 0, content) if entry is None else write_set.replace_page(entry.root, content)
         write_set.commit({name: CatalogEntry(name, "text", root, b"")})
     except KeyboardInterrupt:
         arrived = True

@@ -9,8 +9,8 @@ from pages import KIND, SMALL, put, texts_of
 
 from xtree.errors import ClosedError, CorruptionError, TransactionError
 from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.runtime import open_store
 from xtree.persistence.memory_store import MemoryStore
+from xtree.persistence.runtime import open_store
 
 
 @pytest.fixture(params=["memory", "durable"])

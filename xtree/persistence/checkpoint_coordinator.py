@@ -1,6 +1,6 @@
 """The coordinator: one thread, the leader, carries every commit and every checkpoint to disk.
 
-The two methods that matter read top to bottom in the order of contracts.md: `_write_group` (write, sync, publish)
+The two methods that matter read top to bottom: `_write_group` (write, sync, publish)
 and `checkpoint` (close the log, copy, sync data, write the checkpoint, manifest, superblock, collect garbage). Python
 handles signals in the main thread only, so nothing interrupts the leader between two of these steps.
 """
@@ -243,7 +243,7 @@ class Coordinator:
     # Checkpoints.
 
     def end_recovery(self) -> None:
-        """Ends an unclean open (rule 28): what was recovered is on the disk, and no log tail is trusted twice."""
+        """Ends an unclean open: what was recovered is on the disk, and no log tail is trusted twice."""
         with self.poisoning_failed_syncs():
             self._take_checkpoint()
 

@@ -1,7 +1,7 @@
 """The hand-off from a committing thread to the leader: queue, then wait until the outcome is known.
 
 It is compiled so that no Python-level signal handler runs between its steps: a KeyboardInterrupt can only arrive
-inside the wait, where it is kept and raised once the outcome is known (contracts.md rule 6).
+inside the wait, where it is kept and raised once the outcome is known.
 """
 
 import queue

@@ -73,19 +73,14 @@ class DurableStore(Store):
 
     def stats(self) -> dict[str, Any]:
         """Counters of the whole substrate, as nested dicts."""
-        with self.call():
-            return {
-                "epoch": self.published.epoch,
-                "roots": len(self.published.catalog),
-                "state": self.state,
-                "durability": self.config.durability,
-                "coordinator": self._coordinator.stats(),
-                "recovery": self.recovery.as_dict(),
-                "object_table": self.table.stats(),
-                "allocator": self.allocator.stats(),
-                "epochs": self.epochs.stats(),
-                "data_files": self._journal.data_files.stats(),
-            }
+        common: dict[str, Any] = super().stats()
+        return {
+            **common,
+            "durability": self.config.durability,
+            "coordinator": self._coordinator.stats(),
+            "recovery": self.recovery.as_dict(),
+            "data_files": self._journal.data_files.stats(),
+        }
 
     def deltas_of(
         self, write_set: WriteSet, epoch: int, largest_payload: int, payload_base: int

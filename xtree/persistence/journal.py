@@ -96,7 +96,7 @@ class Journal:
             self.superblock.publish(sync=True, epoch_ceiling=epoch + self.config.epoch_stride)
 
     def open_log(self, durable_through: int) -> LogWriter:
-        """The open log; made, zero-filled, listed in the durable manifest and linked to its predecessor if there is none."""
+        """The open log; if there is none, one is made, listed in the durable manifest and linked to its predecessor."""
         if self.log is None:
             number = self.numbers.take()
             log = LogWriter.create(

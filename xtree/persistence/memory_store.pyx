@@ -20,21 +20,13 @@ class MemoryStore(Store):
 
     def __init__(self):
         windows = Windows()
-        self._set_up(ObjectTable(), Epochs(), windows, SegmentAllocator(MemoryGrowth(windows)), 0, Catalog(), None, False)
+        allocator = SegmentAllocator(MemoryGrowth(windows))
+        self._set_up(ObjectTable(), Epochs(), windows, allocator, 0, Catalog(), None, False)
         self._commit_lock = threading.Lock()
 
     def _commit(self, WriteSet write_set, dict changes):
         with self._commit_lock:
             return publish_in_memory(self, write_set, changes)
-
-    def stats(self):
-        """Counters of table, allocator and pins, as a dict."""
-        return {
-            "epoch": self.published.epoch,
-            "object_table": self.table.stats(),
-            "allocator": self.allocator.stats(),
-            "epochs": self.epochs.stats(),
-        }
 
 
 cdef uint64_t publish_in_memory(Store store, WriteSet write_set, dict changes) except 0:

@@ -1,9 +1,9 @@
 """Recovery: from the files of a directory to the state of the last exposed commit.
 
-`recover` reads top to bottom as contracts.md rule 27: superblock, manifest, newest good checkpoint, logs in link order
-into memory, every image checked against its row, only then images written. It may stop anywhere and run again:
-until the checkpoint that ends it (Coordinator.end_recovery) nothing on disk is replaced, only pages of the final state are
-written to their final places.
+`recover` reads top to bottom: superblock, manifest, newest good checkpoint, logs in link order into memory, every image
+checked against its row, only then images written. Writing them as frames are read would overwrite slots that a later
+transaction, flushed before its frame, has used again. It may stop anywhere and run again: until the checkpoint that
+ends it (Coordinator.end_recovery) nothing is replaced, only pages of the final state go to their final places.
 """
 
 from __future__ import annotations
@@ -111,13 +111,18 @@ def recover(fs: FileSystem, directory: str, config: Config, writable: bool) -> R
     report.frames, report.deltas = replay.frames, replay.deltas
     report.seconds = time.perf_counter() - started
     return Recovered(
-        journal, table, replay.catalog, replay.epoch, _following_epoch(replay.epoch, superblock, report, config),
-        not report.clean, report,
+        journal,
+        table,
+        replay.catalog,
+        replay.epoch,
+        _following_epoch(replay.epoch, superblock, report, config),
+        not report.clean,
+        report,
     )
 
 
 def holds_data(fs: FileSystem, directory: str, names: Iterable[str]) -> bool:
-    """Whether a directory without a superblock holds anything that an index once was: a checkpoint, log or data file."""
+    """Whether a directory without a superblock holds anything of an index: a checkpoint, log or data file."""
     for name in names:
         kept = filenames.parse_checkpoint(name) or filenames.parse_log(name) or filenames.parse_data(name)
         if kept and fs.size(os.path.join(directory, name)) > 0:
@@ -171,11 +176,22 @@ def _start(base: checkpoints.Checkpoint | None, manifest: Manifest, config: Conf
     if base is None:
         return Replay(np.zeros(1, dtype=ROW), Catalog(), 0, classes, config.window_bytes)
     rows = np.frombuffer(base.rows, dtype=ROW)
-    replay = Replay(rows if not manifest.logs else rows.copy(), Catalog.decode(base.catalog, f"checkpoint {base.number}", base.catalog_offset), base.epoch, classes,
-                    config.window_bytes)
+    replay = Replay(
+        rows if not manifest.logs else rows.copy(),
+        Catalog.decode(base.catalog, f"checkpoint {base.number}", base.catalog_offset),
+        base.epoch,
+        classes,
+        config.window_bytes,
+    )
     live = rows["state"] == LIVE
-    require_places(rows["file_number"][live], rows["size_class"][live], rows["offset"][live], replay._classes, config.window_bytes,
-                   f"checkpoint of epoch {base.epoch}")
+    require_places(
+        rows["file_number"][live],
+        rows["size_class"][live],
+        rows["offset"][live],
+        replay._classes,
+        config.window_bytes,
+        f"checkpoint of epoch {base.epoch}",
+    )
     return replay
 
 
@@ -209,18 +225,20 @@ def _replay_log(
     with contextlib.closing(reader):
         if reader.link is not None:
             if reader.link != before and reader.link.last_epoch > replay.epoch:
-                raise CorruptionError(f"{path}: at offset {HEADER_BYTES}: expected a link to {before}, found {reader.link}")
+                raise CorruptionError(
+                    f"{path}: at offset {HEADER_BYTES}: expected a link to {before}, found {reader.link}"
+                )
             for frame in reader:
                 if frame.mode != MODES["balanced"]:
                     raise FormatVersionError(
-                        f"{path}: at offset {frame.offset}: expected a frame of mode {MODES['balanced']}, found {frame.mode}"
+                        f"{path}: at offset {frame.offset}: expected mode {MODES['balanced']}, found {frame.mode}"
                     )
                 replay.apply(frame)
                 reach("recovery.frame_applied")
         if entry.closed is not None:
             if entry.closed != closed_log(reader.end):
                 raise CorruptionError(
-                    f"{path}: expected it to end as {entry.closed}, found {reader.end} and then {reader.stopped_because}"
+                    f"{path}: expected it to end as {entry.closed}, found {reader.end}, {reader.stopped_because}"
                 )
         else:
             _judge_tail(journal, reader, replay, report)
@@ -230,7 +248,7 @@ def _replay_log(
 
 
 def _judge_tail(journal: Journal, reader: LogReader, replay: Replay, report: RecoveryReport) -> None:
-    """What stands behind the last good frame of the open log: nothing, a torn tail, or damage (rule 13)."""
+    """What stands behind the last good frame of the open log: nothing, a torn tail, or damage."""
     if not reader.tail_bytes:
         return
     known = None if reader.link is None else replay.epoch
@@ -242,7 +260,8 @@ def _judge_tail(journal: Journal, reader: LogReader, replay: Replay, report: Rec
         )
     report.tail_bytes += reader.tail_bytes
     report.notes.append(
-        f"{reader.path}: {reader.tail_bytes} bytes of a torn tail at offset {reader.end_offset} dropped: {reader.stopped_because}"
+        f"{reader.path}: a torn tail of {reader.tail_bytes} bytes at offset {reader.end_offset} dropped: "
+        f"{reader.stopped_because}"
     )
 
 
@@ -264,8 +283,10 @@ def _place_images(replay: Replay, data_files: DataFiles, writable: bool, report:
             image = data_files.read(number, offset, 4096 << int(row["size_class"]))
         crc = page_crc(image)
         if crc != int(row["crc"]):
-            raise CorruptionError(f"{data_files.path_of_number(number)}, offset {offset}: page of node {node:#x} has CRC "
-                                  f"{crc:#010x}, expected {int(row['crc']):#010x}")
+            raise CorruptionError(
+                f"{data_files.path_of_number(number)}, offset {offset}: page of node {node:#x} has CRC "
+                f"{crc:#010x}, expected {int(row['crc']):#010x}"
+            )
     reach("recovery.images_checked")
     if not replay.images:
         return
@@ -284,7 +305,7 @@ def _place_images(replay: Replay, data_files: DataFiles, writable: bool, report:
 
 
 def _following_epoch(epoch: int, superblock: SuperblockFile, report: RecoveryReport, config: Config) -> int:
-    """The first epoch to hand out: never one that an unexposed frame may carry with other content (rule 15)."""
+    """The first epoch to hand out: never one that an unexposed frame may carry with other content."""
     following = epoch + 1
     if not report.clean:
         following = max(following, superblock.value.epoch_ceiling)

@@ -23,7 +23,9 @@ PAGE_BYTES = np.array([4096 << size_class for size_class in range(SIZE_CLASSES)]
 class Replay:
     """The state that recovery brings forward. Every error names the log and the offset of the frame."""
 
-    def __init__(self, rows: np.ndarray, catalog: Catalog, epoch: int, classes: dict[int, int], window_bytes: int) -> None:
+    def __init__(
+        self, rows: np.ndarray, catalog: Catalog, epoch: int, classes: dict[int, int], window_bytes: int
+    ) -> None:
         self.rows = rows
         self.catalog = catalog
         self.epoch = epoch
@@ -69,7 +71,9 @@ class Replay:
             self.rows = rows
         if len(np.unique(handles)) != len(handles) or (self.rows["state"][handles] != FREE).any():
             raise CorruptionError(f"{where}: a page is born under a handle that is in use")
-        require_places(births["file_number"], births["size_class"], births["offset"], self._classes, self._window_bytes, where)
+        require_places(
+            births["file_number"], births["size_class"], births["offset"], self._classes, self._window_bytes, where
+        )
         born = np.zeros(len(births), dtype=ROW)
         born["state"], born["tag"], born["retire"] = LIVE, tags, EPOCH_INFINITE
         for target, source in (

@@ -44,7 +44,7 @@ cdef inline void lock_without_gil(PyThread_type_lock lock) noexcept nogil:
 
 @cython.final
 cdef class Published:
-    """What one epoch is: its number and its catalog. Immutable; the store's attribute of this name is replaced whole."""
+    """What one epoch is: its number and its catalog. Immutable; the store replaces its attribute of this name whole."""
 
     cdef readonly uint64_t epoch
     cdef readonly object catalog

@@ -17,7 +17,7 @@ from xtree.persistence.node_id cimport make_node_id, tag_of
 from xtree.persistence.object_table cimport (
     STATE_FREE, STATE_LIVE, class_of, kind_of, state_of,
 )
-from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, SIZE_CLASSES, PagePrefix, class_bytes
+from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, PagePrefix, class_bytes
 from xtree.persistence.page_checksum cimport page_crc
 
 from xtree.errors import ClosedError, CorruptionError, FormatVersionError, ReadOnlyError, StoreFailedError
@@ -181,7 +181,7 @@ cdef class Store:
         return f"the index{where} is closed"
 
     def read(self):
-        """A context manager for one reading call: pins the current epoch and gives its Published. Raises ClosedError."""
+        """A context manager for one reading call: pins the current epoch, gives its Published. Raises ClosedError."""
         return ReadCall(self)
 
     def call(self):
@@ -209,7 +209,7 @@ cdef class Store:
         if self.read_only:
             raise ReadOnlyError(f"the index {self.path} was opened with mode='r'")
         if self.status == POISONED:
-            raise StoreFailedError(f"the index {self.path} failed earlier ({self._failure()}); reopen it to write again")
+            raise StoreFailedError(f"the index {self.path} failed earlier, reopen it to write again: {self._failure()}")
 
     @property
     def state(self):
@@ -217,7 +217,7 @@ cdef class Store:
         return ("open", "poisoned", "closed", "forked")[self.status - OPEN]
 
     def close(self):
-        """Refuses new calls, waits for those running, aborts open write sets, then lets go of everything. Idempotent."""
+        """Refuses new calls, waits for those running, aborts open write sets, lets go of everything. Idempotent."""
         if self.status >= CLOSED:
             return
         failed = self.status == POISONED
@@ -335,8 +335,8 @@ cdef class Store:
         word = load_acquire(&row.word)
         if (word & WORD_TAG) != tag_of(node) or state_of(word) == STATE_FREE:
             with gil:
-                raise CorruptionError(f"{self._where()}: node {node:#x} isn't there: its handle has tag {word & WORD_TAG} "
-                                      f"and state {state_of(word)}")
+                raise CorruptionError(f"{self._where()}: node {node:#x} isn't there: its handle has tag "
+                                      f"{word & WORD_TAG} and state {state_of(word)}")
         address = load_relaxed(&row.address)
         page = self.windows.pointer(address)
         if page == NULL:
@@ -349,7 +349,7 @@ cdef class Store:
         return page
 
     cdef int verify(self, NodeID node, Row *row, const char *page) except -1 nogil:
-        """A page against its row, at the first touch (contracts.md rule 19)."""
+        """A page against its row, at the first touch."""
         cdef uint64_t word = row.word, address = row.address, size
         cdef int size_class = class_of(word)
         cdef const PagePrefix *prefix = <const PagePrefix *>page
@@ -371,7 +371,8 @@ cdef class Store:
                                       f"{prefix.node_id:#x} with magic {prefix.magic:#010x}")
         if prefix.format != PAGE_FORMAT:
             with gil:
-                raise FormatVersionError(f"{self._where(address)}: page format {prefix.format}; this xtree reads {PAGE_FORMAT}")
+                raise FormatVersionError(f"{self._where(address)}: page format {prefix.format}; "
+                                         f"this xtree reads {PAGE_FORMAT}")
         if prefix.kind != kind_of(word) or prefix.size_class != size_class:
             with gil:
                 raise CorruptionError(f"{self._where(address)}: page of node {node:#x} has kind {prefix.kind} and size "
@@ -432,6 +433,18 @@ cdef class Store:
                 self.verify(node, row, page)
             verified += 1
         return verified
+
+    def stats(self):
+        """Counters of table, allocator and pins, as nested dicts. Raises ClosedError."""
+        with self.call():
+            return {
+                "epoch": self.published.epoch,
+                "roots": len(self.published.catalog),
+                "state": self.state,
+                "object_table": self.table.stats(),
+                "allocator": self.allocator.stats(),
+                "epochs": self.epochs.stats(),
+            }
 
     def check(self):
         """Verifies table, allocator and their agreement. Raises CorruptionError."""

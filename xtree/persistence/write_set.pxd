@@ -1,7 +1,7 @@
 """WriteSet: the pages that one transaction makes and retires, and their way into an epoch.
 
-One thread at a time. The cdef methods run without the GIL, and must: they wait for the store's lock. What they change is
-seen by nobody else before the commit: rows of reserved pages can only be reached from pages of the same transaction.
+One thread at a time. The cdef methods run without the GIL, and must: they wait for the store's lock. Nobody else sees
+what they change before the commit: rows of reserved pages can only be reached from pages of the same transaction.
 """
 
 cimport cython

@@ -1,7 +1,7 @@
 """The write set: the pages that one transaction makes and retires. docs: write_set.pxd."""
 
 cimport cython
-from cpython.pythread cimport WAIT_LOCK, PyThread_acquire_lock, PyThread_release_lock, PyThread_type_lock
+from cpython.pythread cimport PyThread_release_lock
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
@@ -12,7 +12,7 @@ from xtree.persistence.node_id cimport handle_of, tag_of
 from xtree.persistence.object_table cimport STATE_RESERVED, WORD_TAG, Row, class_of, state_of
 from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, SIZE_CLASSES, PagePrefix, class_bytes
 from xtree.persistence.page_checksum cimport page_crc
-from xtree.persistence.store cimport CLOSED, FORKED, Published, Store, lock_without_gil, resolve
+from xtree.persistence.store cimport CLOSED, FORKED, Store, lock_without_gil, resolve
 
 from xtree.errors import CorruptionError, TransactionError
 
@@ -242,7 +242,6 @@ cdef class WriteSet:
 
     def _undo(self):
         cdef Py_ssize_t i
-        cdef NodeID node
         self.status = "aborted"
         if self.store.status < FORKED:
             with nogil:
