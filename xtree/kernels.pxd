@@ -18,12 +18,15 @@ cdef extern from "window_kernels.h" nogil:
         int64_t stride
         const double *most
         const double *least
+        int lead                    # the axis to test first: one that the entries are sorted along, if there is one
 
     ctypedef int64_t (*Select "xt_select")(const WindowTest *test, int dims, int64_t count, const uint64_t *refs,
                                            uint64_t *hits) noexcept nogil
     ctypedef void (*Divide "xt_divide")(const WindowTest *test, int dims, int64_t count, const uint64_t *refs,
                                         uint64_t *crossing, int64_t *crossing_count, uint64_t *inside,
                                         int64_t *inside_count) noexcept nogil
+    ctypedef void (*Span "xt_span")(const WindowTest *test, int64_t count, int64_t *first,
+                                    int64_t *end) noexcept nogil
 
 
 cdef extern from "distance_kernels.h" nogil:
@@ -39,4 +42,5 @@ cdef extern from "distance_kernels.h" nogil:
 
 cdef Select select                  # refs of the entries that pass, compressed and in order; returns how many
 cdef Divide divide                  # the same in two lists: entries that cross the window, entries inside it
+cdef Span span                      # from the first to behind the last entry that passes on the leading axis
 cdef Distances distances            # Euclidean distance of a point to every box

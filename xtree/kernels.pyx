@@ -8,6 +8,7 @@ cdef extern from "distance_kernels.h" nogil:
     const bint HAS_AVX512 "xt_has_avx512()"
     Select select_portable "xt_select_portable", select_avx2 "xt_select_avx2", select_avx512 "xt_select_avx512"
     Divide divide_portable "xt_divide_portable", divide_avx2 "xt_divide_avx2", divide_avx512 "xt_divide_avx512"
+    Span span_portable "xt_span_portable", span_avx2 "xt_span_avx2", span_avx512 "xt_span_avx512"
     Distances distances_portable "xt_distances_portable", distances_avx2 "xt_distances_avx2"
     Distances distances_avx512 "xt_distances_avx512"
 
@@ -30,8 +31,8 @@ cdef str _choose():
 simd = _choose()
 
 if simd == "avx512":
-    select, divide, distances = select_avx512, divide_avx512, distances_avx512
+    select, divide, span, distances = select_avx512, divide_avx512, span_avx512, distances_avx512
 elif simd == "avx2":
-    select, divide, distances = select_avx2, divide_avx2, distances_avx2
+    select, divide, span, distances = select_avx2, divide_avx2, span_avx2, distances_avx2
 else:
-    select, divide, distances = select_portable, divide_portable, distances_portable
+    select, divide, span, distances = select_portable, divide_portable, span_portable, distances_portable

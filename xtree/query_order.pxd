@@ -51,6 +51,9 @@ cdef inline uint32_t spread_bits(uint32_t x) noexcept nogil:
 cdef uint64_t *order_queries(const double *queries, uint64_t m, int dims, bint boxed,
                              const double *bounds) except NULL nogil
 
+# The numbers of results of m queries become the places where each one's start, m + 1 of them.
+cdef void counts_to_starts(int64_t *counts, int64_t m) noexcept nogil
+
 # The way back. Query order[i] was answered as the i-th, its results are at starts[i] to starts[i + 1]: the offsets of
 # the results in the caller's order, m + 1 of them, and with these the results themselves, words of 8 bytes.
 cdef void restore_offsets(const int64_t *starts, const uint64_t *order, int64_t m, int64_t *offsets) noexcept nogil

@@ -46,15 +46,20 @@ cdef uint64_t *order_queries(const double *queries, uint64_t m, int dims, bint b
     return order
 
 
-cdef void restore_offsets(const int64_t *starts, const uint64_t *order, int64_t m, int64_t *offsets) noexcept nogil:
+cdef void counts_to_starts(int64_t *counts, int64_t m) noexcept nogil:
     cdef int64_t i, n, total = 0
     for i in range(m):
-        offsets[order[i]] = starts[i + 1] - starts[i]
-    for i in range(m):
-        n = offsets[i]
-        offsets[i] = total
+        n = counts[i]
+        counts[i] = total
         total += n
-    offsets[m] = total
+    counts[m] = total
+
+
+cdef void restore_offsets(const int64_t *starts, const uint64_t *order, int64_t m, int64_t *offsets) noexcept nogil:
+    cdef int64_t i
+    for i in range(m):
+        offsets[order[i]] = starts[i + 1] - starts[i]
+    counts_to_starts(offsets, m)
 
 
 cdef void restore_words(const uint64_t *found, const int64_t *starts, const uint64_t *order, int64_t m,

@@ -32,13 +32,34 @@ cdef struct Walk:
     uint64_t most_visits            # as many as there are handles: more means that a page is reached twice
 
 
+# A leaf that a walk has found, on its way through the pipeline.
+cdef struct FoundLeaf:
+    NodeID node
+    const double *query
+    int64_t number                  # of the query in its batch
+    bint inside                     # all records qualify
+    Bucket *page                    # known, as are the next two, once it has been looked at
+    int64_t first                   # records that may qualify
+    int64_t end
+
+
+# Leaves on their way from the walk to the results, across the queries of a batch. Each stage asks the memory for what
+# the next one reads, and leaves it the time of a few other leaves to come.
+cdef enum:
+    PIPELINE = 16                   # places, at least TAKEN
+    ASKED = 3                       # leaves found since: its row is at hand, its page is asked for
+    LOOKED = 7                      # its leading axis is at hand, the rest of the entries that passed there is asked for
+    TAKEN = 11                      # its records go to the results
+
+
 # Prepares a walk over a tree; `walk.stack` may be kept from an earlier one. Raises MemoryError.
 cdef int open_walk(Walk *walk, Store store, TreeState state, Predicate predicate) except -1 nogil
 cdef void close_walk(Walk *walk) noexcept nogil
 # Starts over, with a query box; NULL reaches every leaf.
 cdef void start_walk(Walk *walk, TreeState state, const double *query) noexcept nogil
-# The next leaf, in tree order, and whether all of its records qualify; NULL in `leaf` at the end.
-# Raises CorruptionError, MemoryError.
-cdef int next_leaf(Walk *walk, Store store, TreeState state, Bucket **leaf, bint *inside) except -1 nogil
-# The test of a page's entries against the walk's query: of a record, or of a directory entry that may lead to one.
-cdef void window_test(const Walk *walk, TreeState state, Bucket *b, WindowTest *test) noexcept nogil
+# Whether there is another leaf; then which, in tree order, and whether all of its records qualify. The caller resolves
+# it. Raises CorruptionError, MemoryError.
+cdef int next_leaf(Walk *walk, Store store, TreeState state, NodeID *leaf, bint *inside) except -1 nogil
+# The test of a page's entries against a query: of records, or of directory entries that may lead to one.
+cdef void window_test(TreeState state, Bucket *b, Predicate predicate, const double *query,
+                      WindowTest *test) noexcept nogil

@@ -12,13 +12,13 @@ from libc.string cimport memcpy
 from xtree.arrays cimport Arena, borrow, data_of, raise_no_memory
 from xtree.box cimport MAX_DIMS, boxes_equal
 from xtree.bucket cimport HEADER_BYTES, Bucket, get_box, lower, refs, stride, upper
-from xtree.kernels cimport SLACK, WindowTest, divide, select
+from xtree.kernels cimport SLACK, WindowTest, divide, select, span
 from xtree.persistence.atomics cimport load_acquire, load_relaxed
 from xtree.persistence.memory cimport allocate, reallocate, release
 from xtree.persistence.node_id cimport NodeID, handle_of
 from xtree.persistence.object_table cimport Row
 from xtree.persistence.store cimport Store
-from xtree.query_order cimport LEAST_ORDERED, order_queries, restore_offsets, restore_words
+from xtree.query_order cimport LEAST_ORDERED, counts_to_starts, order_queries, restore_offsets, restore_words
 from xtree.tree_state cimport TreeState, resolve_bucket
 
 import numpy as np
@@ -37,8 +37,8 @@ cdef extern from *:
 
 cdef enum:
     FIRST_STACK = 512               # entries
-    AHEAD = 4                       # pages asked for before they are needed
-    MOST_BYTES_AHEAD = 1024         # of a column of each of them
+    QUERIES_AHEAD = 4               # asked for before they are needed
+    MOST_BYTES_AHEAD = 1024         # of a column of a leaf
     MOST_ORDERED_HITS = 1000        # a query: above, putting the results in order costs more than it saves
     MOST_EXPECTED = 1 << 28         # bytes of results: room asked for before the first is known
     SAMPLE = 64                     # queries that tell how large a batch's windows are
@@ -77,41 +77,37 @@ cdef void start_walk(Walk *walk, TreeState state, const double *query) noexcept 
         walk.inside[top] = 1 if query != NULL else 0
 
 
-cdef void window_test(const Walk *walk, TreeState state, Bucket *b, WindowTest *test) noexcept nogil:
-    cdef const double *mins = walk.query
-    cdef const double *maxs = walk.query + walk.dims
+cdef void window_test(TreeState state, Bucket *b, Predicate predicate, const double *query,
+                      WindowTest *test) noexcept nogil:
+    cdef const double *mins = query
+    cdef const double *maxs = query + state.g.dims
     test.stride = stride(&state.g, b)
     test.first = lower(&state.g, b, 0)
     test.second = upper(&state.g, b, 0)
     test.most, test.least = maxs, mins
-    if walk.predicate == Predicate.CONTAINS:
+    test.lead = 0 if b.level else state.g.dims - 1      # as bulk load leaves them, up to three dims
+    if predicate == Predicate.CONTAINS:
         test.most, test.least = mins, maxs
-    elif walk.predicate == Predicate.WITHIN and b.level == 0:
+    elif predicate == Predicate.WITHIN and b.level == 0:
         test.first, test.second = test.second, test.first
 
 
-cdef int next_leaf(Walk *walk, Store store, TreeState state, Bucket **leaf, bint *inside) except -1 nogil:
+cdef int next_leaf(Walk *walk, Store store, TreeState state, NodeID *leaf, bint *inside) except -1 nogil:
     cdef int64_t child
-    cdef Bucket *b
-    leaf[0] = NULL
     while walk.level < walk.levels:
         child = walk.next[walk.level]
         if child == walk.end[walk.level]:
             walk.level += 1
             continue
         walk.next[walk.level] = child + 1
-        if child + AHEAD < walk.end[walk.level]:
-            _prefetch_page(store, state, walk.stack[child + AHEAD], walk.level,
-                           child + AHEAD >= walk.inside[walk.level])
         walk.visits += 1
         if walk.visits > walk.most_visits:
             _raise_visits(walk.visits)
-        b = resolve_bucket(store, state, walk.stack[child], walk.level)
+        leaf[0] = walk.stack[child]
         inside[0] = child >= walk.inside[walk.level]
         if walk.level == 0:
-            leaf[0] = b
-            return 0
-        _push_children(walk, store, state, b, inside[0])
+            return 1
+        _push_children(walk, store, state, resolve_bucket(store, state, leaf[0], walk.level), inside[0])
     return 0
 
 
@@ -130,7 +126,7 @@ cdef int _push_children(Walk *walk, Store store, TreeState state, Bucket *b, bin
         whole = b.count
         memcpy(out, refs(&state.g, b), whole * sizeof(NodeID))
     else:
-        window_test(walk, state, b, &test)
+        window_test(state, b, walk.predicate, walk.query, &test)
         if walk.predicate == Predicate.CONTAINS:
             crossing = select(&test, walk.dims, b.count, refs(&state.g, b), out)
         else:
@@ -141,8 +137,6 @@ cdef int _push_children(Walk *walk, Store store, TreeState state, Bucket *b, bin
     walk.next[walk.level] = start
     walk.inside[walk.level] = start + crossing
     walk.end[walk.level] = start + crossing + whole
-    for i in range(min(crossing + whole, <int64_t>AHEAD)):
-        _prefetch_page(store, state, out[i], walk.level, i >= crossing)
     return 0
 
 
@@ -155,68 +149,116 @@ cdef int _grow_stack(Walk *walk, int64_t room) except -1 nogil:
     return 0
 
 
-cdef inline void _prefetch_page(Store store, TreeState state, NodeID node, int level, bint inside) noexcept nogil:
-    """Asks for what the walk reads first of a page, wherever its row says it is."""
-    cdef Row *row = store.table.row(handle_of(node))
-    cdef Py_ssize_t column_bytes = sizeof(double) * (state.g.block_capacity if level else state.g.leaf_capacity)
-    cdef Py_ssize_t offset, first, columns
+cdef inline void _prefetch_range(const char *start, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t offset
+    for offset in range(0, min(n, <Py_ssize_t>MOST_BYTES_AHEAD), 64):
+        prefetch(start + offset)
+
+
+cdef inline void _ask_for_leaf(Store store, TreeState state, FoundLeaf *leaf) noexcept nogil:
+    """Asks for the header and for what will be read first, wherever the row says the page is."""
+    cdef Row *row = store.table.row(handle_of(leaf.node))
+    cdef Py_ssize_t column_bytes = sizeof(double) * state.g.leaf_capacity
     cdef char *page = NULL
     if row != NULL:
         page = store.windows.pointer(load_relaxed(&row.address))
     if page == NULL:
         return
     prefetch(page)
-    if inside:                      # its refs
-        first, columns = HEADER_BYTES + 2 * state.g.dims * column_bytes, 0
-    else:                           # bounds of the last axis
-        first, columns = HEADER_BYTES + (state.g.dims - 1) * column_bytes, state.g.dims * column_bytes
-    for offset in range(first, first + min(column_bytes, <Py_ssize_t>MOST_BYTES_AHEAD), 64):
-        prefetch(page + offset)
-        prefetch(page + offset + columns)
+    if leaf.inside:                 # its refs
+        _prefetch_range(page + HEADER_BYTES + 2 * state.g.dims * column_bytes, column_bytes)
+    else:                           # bounds of the leading axis
+        _prefetch_range(page + HEADER_BYTES + (state.g.dims - 1) * column_bytes, column_bytes)
+        _prefetch_range(page + HEADER_BYTES + (2 * state.g.dims - 1) * column_bytes, column_bytes)
+
+
+cdef inline int _look_at_leaf(Store store, TreeState state, Predicate predicate, FoundLeaf *leaf) except -1 nogil:
+    """Finds out which records pass on the leading axis, and asks for the next one's bounds and the ids of those."""
+    cdef WindowTest test
+    cdef Py_ssize_t n
+    leaf.page = resolve_bucket(store, state, leaf.node, 0)
+    leaf.first, leaf.end = 0, leaf.page.count
+    if not leaf.inside:
+        window_test(state, leaf.page, predicate, leaf.query, &test)
+        span(&test, leaf.page.count, &leaf.first, &leaf.end)
+        n = (leaf.end - leaf.first) * sizeof(double)
+        _prefetch_range(<const char *>(lower(&state.g, leaf.page, 0) + leaf.first), n)
+        _prefetch_range(<const char *>(upper(&state.g, leaf.page, 0) + leaf.first), n)
+        _prefetch_range(<const char *>(refs(&state.g, leaf.page) + leaf.first), n)
+    return 0
+
+
+cdef int _take_leaf(TreeState state, Predicate predicate, const FoundLeaf *leaf, bint keep, Arena found,
+                    int64_t *counts) except -1 nogil:
+    """Adds the records of a leaf that qualify to its query's count and, with `keep`, their ids to those found."""
+    cdef WindowTest test
+    cdef uint64_t *ids
+    cdef const uint64_t *leaf_ids = refs(&state.g, leaf.page) + leaf.first
+    cdef int64_t n = leaf.end - leaf.first
+    found.need((n + SLACK) * sizeof(uint64_t))
+    ids = <uint64_t *>(found.data + found.used)
+    if not leaf.inside:
+        window_test(state, leaf.page, predicate, leaf.query, &test)
+        test.first += leaf.first
+        test.second += leaf.first
+        n = select(&test, state.g.dims, n, leaf_ids, ids)
+    elif keep:
+        memcpy(ids, leaf_ids, n * sizeof(uint64_t))
+    counts[leaf.number] += n
+    if keep:
+        found.used += n * sizeof(uint64_t)
+    return 0
 
 
 cdef int _raise_visits(uint64_t visits) except -1 with gil:
     raise CorruptionError(f"a query visited {visits} pages, more than there are: a page is reached twice")
 
 
-cdef int _collect(Walk *walk, Store store, TreeState state, const double *query, Arena out) except -1 nogil:
-    """Appends the ids of the records that qualify."""
-    cdef Bucket *leaf
-    cdef bint inside
-    cdef WindowTest test
-    cdef uint64_t *ids
-    start_walk(walk, state, query)
-    while True:
-        next_leaf(walk, store, state, &leaf, &inside)
-        if leaf == NULL:
-            return 0
-        out.need((<Py_ssize_t>leaf.count + SLACK) * sizeof(uint64_t))
-        ids = <uint64_t *>(out.data + out.used)
-        if inside:
-            memcpy(ids, refs(&state.g, leaf), leaf.count * sizeof(uint64_t))
-            out.used += leaf.count * sizeof(uint64_t)
-        else:
-            window_test(walk, state, leaf, &test)
-            out.used += select(&test, walk.dims, leaf.count, refs(&state.g, leaf), ids) * sizeof(uint64_t)
+cdef int _answer(Store store, TreeState state, const double *queries, int64_t m, Predicate predicate,
+                 const uint64_t *order, bint keep, Arena found, int64_t *counts) except -1 nogil:
+    """Answers the queries in an order (NULL: as they stand).
+
+    counts[i] is how many records the i-th one answered has found; with `keep` their ids are left in `found`.
+    """
+    cdef Walk walk
+    cdef FoundLeaf pipeline[PIPELINE]
+    cdef FoundLeaf *leaf
+    cdef int64_t i, step
+    cdef int64_t leaves = 0
+    open_walk(&walk, store, state, predicate)
+    try:
+        for i in range(m):
+            counts[i] = 0
+            if order != NULL and i + QUERIES_AHEAD < m:
+                prefetch(queries + 2 * state.g.dims * order[i + QUERIES_AHEAD])
+            start_walk(&walk, state, queries + 2 * state.g.dims * (order[i] if order != NULL else i))
+            while True:
+                leaf = &pipeline[leaves % PIPELINE]
+                if not next_leaf(&walk, store, state, &leaf.node, &leaf.inside):
+                    break
+                leaf.query = walk.query
+                leaf.number = i
+                leaves += 1
+                _move_pipeline(store, state, predicate, pipeline, leaves, leaves, keep, found, counts)
+        for step in range(leaves + 1, leaves + TAKEN + 1):
+            _move_pipeline(store, state, predicate, pipeline, step, leaves, keep, found, counts)
+    finally:
+        close_walk(&walk)
+    return 0
 
 
-cdef int64_t _tally(Walk *walk, Store store, TreeState state, const double *query, Arena scratch) except -1 nogil:
-    """How many records qualify."""
-    cdef Bucket *leaf
-    cdef bint inside
-    cdef WindowTest test
-    cdef int64_t n = 0
-    start_walk(walk, state, query)
-    while True:
-        next_leaf(walk, store, state, &leaf, &inside)
-        if leaf == NULL:
-            return n
-        if inside:
-            n += leaf.count
-        else:
-            scratch.need((<Py_ssize_t>leaf.count + SLACK) * sizeof(uint64_t))
-            window_test(walk, state, leaf, &test)
-            n += select(&test, walk.dims, leaf.count, refs(&state.g, leaf), <uint64_t *>scratch.data)
+cdef inline int _move_pipeline(Store store, TreeState state, Predicate predicate, FoundLeaf *pipeline, int64_t step,
+                               int64_t leaves, bint keep, Arena found, int64_t *counts) except -1 nogil:
+    """Does the step-th step with those of the leaves found so far that are due."""
+    if step <= leaves:
+        prefetch(store.table.row(handle_of(pipeline[(step - 1) % PIPELINE].node)))
+    if 0 <= step - ASKED < leaves:
+        _ask_for_leaf(store, state, &pipeline[(step - ASKED) % PIPELINE])
+    if 0 <= step - LOOKED < leaves:
+        _look_at_leaf(store, state, predicate, &pipeline[(step - LOOKED) % PIPELINE])
+    if 0 <= step - TAKEN < leaves:
+        _take_leaf(state, predicate, &pipeline[(step - TAKEN) % PIPELINE], keep, found, counts)
+    return 0
 
 
 cdef int _require_predicate(int predicate) except -1:
@@ -267,14 +309,16 @@ def query(Store store not None, TreeState state not None, boxes, int predicate):
         if m < LEAST_ORDERED or hits > MOST_ORDERED_HITS:
             with nogil:
                 found.need(<Py_ssize_t>min(1.1 * hits * m * sizeof(int64_t), <double>MOST_EXPECTED))
-                _query_in_order(store, state, queries, m, <Predicate>predicate, NULL, found, offsets)
+                _answer(store, state, queries, m, <Predicate>predicate, NULL, True, found, offsets)
+                counts_to_starts(offsets, m)
             return offset_array, found.to_array(_int64)
         starts = <int64_t *>allocate((m + 1) * sizeof(int64_t))
         if starts == NULL:
             raise MemoryError
         with nogil:
             order = order_queries(queries, m, state.g.dims, True, state.box)
-            _query_in_order(store, state, queries, m, <Predicate>predicate, order, found, starts)
+            _answer(store, state, queries, m, <Predicate>predicate, order, True, found, starts)
+            counts_to_starts(starts, m)
         id_array = _empty(found.used // <Py_ssize_t>sizeof(int64_t), _int64)
         ids = <uint64_t *>data_of(id_array)
         with nogil:
@@ -287,22 +331,6 @@ def query(Store store not None, TreeState state not None, boxes, int predicate):
         PyBuffer_Release(&view)
 
 
-cdef int _query_in_order(Store store, TreeState state, const double *queries, int64_t m, Predicate predicate,
-                         const uint64_t *order, Arena found, int64_t *offsets) except -1 nogil:
-    """Answers the queries in an order (NULL: as they stand); offsets[i] is where the i-th one answered starts."""
-    cdef Walk walk
-    cdef int64_t i
-    open_walk(&walk, store, state, predicate)
-    try:
-        for i in range(m):
-            offsets[i] = found.used // <Py_ssize_t>sizeof(int64_t)
-            _collect(&walk, store, state, queries + 2 * state.g.dims * (order[i] if order != NULL else i), found)
-        offsets[m] = found.used // <Py_ssize_t>sizeof(int64_t)
-    finally:
-        close_walk(&walk)
-    return 0
-
-
 def query_one(Store store not None, TreeState state not None, box, int predicate):
     """Ids of the records that qualify for one query box, float64 (2 * dims,): (n,) int64.
 
@@ -310,12 +338,12 @@ def query_one(Store store not None, TreeState state not None, box, int predicate
     """
     cdef Py_buffer view
     cdef Arena found = Arena()
-    cdef int64_t offsets[2]
+    cdef int64_t hits
     _require_predicate(predicate)
     _borrow_box(box, &view, state)
     try:
         with nogil:
-            _query_in_order(store, state, <const double *>view.buf, 1, <Predicate>predicate, NULL, found, offsets)
+            _answer(store, state, <const double *>view.buf, 1, <Predicate>predicate, NULL, True, found, &hits)
         return found.to_array(_int64)
     finally:
         PyBuffer_Release(&view)
@@ -339,33 +367,28 @@ def count(Store store not None, TreeState state not None, boxes, int predicate):
     cdef const double *queries = <const double *>view.buf
     cdef uint64_t *order = NULL
     cdef Arena scratch = Arena()
+    cdef Arena counted = Arena()
+    cdef int64_t *counts
     cdef int64_t *out
+    cdef int64_t i
     try:
         _require_predicate(predicate)
-        counts = _empty(m, _int64)
-        out = <int64_t *>data_of(counts)
+        out_array = _empty(m, _int64)
+        out = <int64_t *>data_of(out_array)
         with nogil:
-            if m >= LEAST_ORDERED:
+            if m < LEAST_ORDERED:
+                _answer(store, state, queries, m, <Predicate>predicate, NULL, False, scratch, out)
+            else:
+                counted.need(m * sizeof(int64_t))
+                counts = <int64_t *>counted.data
                 order = order_queries(queries, m, state.g.dims, True, state.box)
-            _count_in_order(store, state, queries, m, <Predicate>predicate, order, scratch, out)
-        return counts
+                _answer(store, state, queries, m, <Predicate>predicate, order, False, scratch, counts)
+                for i in range(m):
+                    out[order[i]] = counts[i]
+        return out_array
     finally:
         release(order)
         PyBuffer_Release(&view)
-
-
-cdef int _count_in_order(Store store, TreeState state, const double *queries, int64_t m, Predicate predicate,
-                         const uint64_t *order, Arena scratch, int64_t *counts) except -1 nogil:
-    cdef Walk walk
-    cdef int64_t i, q
-    open_walk(&walk, store, state, predicate)
-    try:
-        for i in range(m):
-            q = order[i] if order != NULL else i
-            counts[q] = _tally(&walk, store, state, queries + 2 * state.g.dims * q, scratch)
-    finally:
-        close_walk(&walk)
-    return 0
 
 
 def holds(Store store not None, TreeState state not None, long long id, box):
@@ -388,21 +411,21 @@ cdef int _find(Store store, TreeState state, int64_t id, const double *box) exce
     """1 when the record is there, 0 when it isn't. The pages that may hold it contain its box."""
     cdef Walk walk
     cdef Bucket *leaf
-    cdef bint inside
+    cdef NodeID node = 0
+    cdef bint inside = False
     cdef double other[2 * MAX_DIMS]
     cdef uint32_t i
     open_walk(&walk, store, state, Predicate.CONTAINS)
     try:
         start_walk(&walk, state, box)
-        while True:
-            next_leaf(&walk, store, state, &leaf, &inside)
-            if leaf == NULL:
-                return 0
+        while next_leaf(&walk, store, state, &node, &inside):
+            leaf = resolve_bucket(store, state, node, 0)
             for i in range(leaf.count):
                 if <int64_t>refs(&state.g, leaf)[i] == id:
                     get_box(&state.g, leaf, i, other)
                     if boxes_equal(other, box, state.g.dims):
                         return 1
+        return 0
     finally:
         close_walk(&walk)
 
@@ -419,16 +442,15 @@ def items(Store store not None, TreeState state not None):
 cdef int _collect_items(Store store, TreeState state, Arena ids, Arena boxes) except -1 nogil:
     cdef Walk walk
     cdef Bucket *leaf
-    cdef bint inside
+    cdef NodeID node = 0
+    cdef bint inside = False
     cdef Py_ssize_t box_bytes = 2 * state.g.dims * sizeof(double)
     cdef uint32_t i
     open_walk(&walk, store, state, Predicate.INTERSECTS)
     try:
         start_walk(&walk, state, NULL)
-        while True:
-            next_leaf(&walk, store, state, &leaf, &inside)
-            if leaf == NULL:
-                return 0
+        while next_leaf(&walk, store, state, &node, &inside):
+            leaf = resolve_bucket(store, state, node, 0)
             ids.need(<Py_ssize_t>leaf.count * sizeof(uint64_t))
             boxes.need(leaf.count * box_bytes)
             memcpy(ids.data + ids.used, refs(&state.g, leaf), leaf.count * sizeof(uint64_t))
@@ -436,5 +458,6 @@ cdef int _collect_items(Store store, TreeState state, Arena ids, Arena boxes) ex
             for i in range(leaf.count):
                 get_box(&state.g, leaf, i, <double *>(boxes.data + boxes.used))
                 boxes.used += box_bytes
+        return 0
     finally:
         close_walk(&walk)

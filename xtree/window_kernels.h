@@ -13,6 +13,9 @@
  * An entry lies inside the window when the test holds with first and second exchanged, so a directory page that was
  * tested for "intersects" tells in the same pass which subtrees need no more tests.
  *
+ * The axis `lead` is tested first and for all entries, the others only where it leaves something to do. Entries of a
+ * packed page stand in the order of one axis, so that with that axis in the lead most of a page is done.
+ *
  * Columns of one kind stand `stride` doubles apart, and a stride is a multiple of 8, so whole vectors may be loaded
  * behind `count`. Results are written compressed and in order; the vector forms write up to 8 words behind the last
  * result, for which the caller leaves room.
@@ -40,6 +43,7 @@ typedef struct {
     int64_t stride;
     const double *most;
     const double *least;
+    int lead;
 } xt_test;
 
 /* Writes the refs of the entries that pass; returns how many. */
@@ -49,7 +53,26 @@ typedef int64_t (*xt_select)(const xt_test *t, int dims, int64_t count, const ui
 typedef void (*xt_divide)(const xt_test *t, int dims, int64_t count, const uint64_t *refs, uint64_t *crossing,
                           int64_t *crossing_count, uint64_t *inside, int64_t *inside_count);
 
+/* The entries from the first to behind the last that pass on the leading axis; begins at a multiple of 8. */
+typedef void (*xt_span)(const xt_test *t, int64_t count, int64_t *from, int64_t *to);
+
+XT_INLINE int xt_next_axis(int axis, int dims) { return axis + 1 == dims ? 0 : axis + 1; }
+
 /* ---- portable ---- */
+
+static void xt_span_portable(const xt_test *t, int64_t count, int64_t *from, int64_t *to) {
+    const double *first = t->first + t->lead * t->stride, *second = t->second + t->lead * t->stride;
+    double most = t->most[t->lead], least = t->least[t->lead];
+    int64_t begin = count, end = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if ((first[i] <= most) & (second[i] >= least)) {
+            begin = begin < i ? begin : i;
+            end = i + 1;
+        }
+    }
+    *from = end ? begin & ~(int64_t)7 : 0;
+    *to = end;
+}
 
 XT_INLINE int xt_passes(const double *first, const double *second, const xt_test *t, int dims, int64_t i) {
     int pass = 1;
@@ -90,8 +113,8 @@ static void xt_divide_portable(const xt_test *t, int dims, int64_t count, const 
 /* The entries that there are of the next 64, as bits. */
 XT_INLINE uint64_t xt_lanes(int64_t left) { return left >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << left) - 1; }
 
-/* Both vector forms look at 64 entries at a time. The last axis is tested without branches: a packed leaf is sorted
- * along it, so that few vectors are left, and only those are tested on the other axes. */
+/* Both vector forms look at 64 entries at a time: at all of them on the leading axis, without branches, then at the
+ * vectors that are left. */
 
 /* ---- AVX-512: eight entries a vector, hits packed by the compress instruction in a register (to memory it is
  * microcoded on some processors) ---- */
@@ -104,11 +127,21 @@ XT_INLINE XT_TARGET("avx512f") __mmask8 xt_test8(const double *first, const doub
                                    _mm512_set1_pd(t->least[axis]), _CMP_GE_OQ);
 }
 
-XT_INLINE XT_TARGET("avx512f") uint64_t xt_last_axis8(const xt_test *t, int dims, int64_t base, int64_t count) {
+XT_INLINE XT_TARGET("avx512f") uint64_t xt_lead8(const xt_test *t, int64_t base, int64_t count) {
     uint64_t live = 0;
     for (int64_t i = base; i < count && i < base + 64; i += 8)
-        live |= (uint64_t)xt_test8(t->first, t->second, t, dims - 1, i, 0xFF) << (i - base);
+        live |= (uint64_t)xt_test8(t->first, t->second, t, t->lead, i, 0xFF) << (i - base);
     return live & xt_lanes(count - base);
+}
+
+static XT_TARGET("avx512f") void xt_span_avx512(const xt_test *t, int64_t count, int64_t *from, int64_t *to) {
+    *from = *to = 0;
+    for (int64_t base = 0; base < count; base += 64) {
+        uint64_t live = xt_lead8(t, base, count);
+        if (!live) continue;
+        if (*to == 0) *from = base + (__builtin_ctzll(live) & ~7);
+        *to = base + 64 - __builtin_clzll(live);
+    }
 }
 
 XT_INLINE XT_TARGET("avx512f") int64_t xt_pack8(__mmask8 mask, const uint64_t *refs, uint64_t *out) {
@@ -121,12 +154,15 @@ XT_INLINE XT_TARGET("avx512f") int64_t xt_select8(const xt_test *test, int dims,
     const xt_test t = *test;
     int64_t n = 0;
     for (int64_t base = 0; base < count; base += 64) {
-        uint64_t live = xt_last_axis8(&t, dims, base, count);
+        uint64_t live = xt_lead8(&t, base, count);
         while (live) {
             int lane = __builtin_ctzll(live) & ~7;
             __mmask8 pass = (__mmask8)(live >> lane);
             live &= ~((uint64_t)0xFF << lane);
-            for (int a = 0; a < dims - 1 && pass; a++) pass = xt_test8(t.first, t.second, &t, a, base + lane, pass);
+            for (int k = 1, a = t.lead; k < dims && pass; k++) {
+                a = xt_next_axis(a, dims);
+                pass = xt_test8(t.first, t.second, &t, a, base + lane, pass);
+            }
             n += xt_pack8(pass, refs + base + lane, hits + n);
         }
     }
@@ -144,16 +180,19 @@ XT_INLINE XT_TARGET("avx512f") void xt_divide8(const xt_test *test, int dims, in
     const xt_test t = *test;
     int64_t n = 0, m = 0;
     for (int64_t base = 0; base < count; base += 64) {
-        uint64_t live = xt_last_axis8(&t, dims, base, count);
+        uint64_t live = xt_lead8(&t, base, count);
         while (live) {
             int lane = __builtin_ctzll(live) & ~7;
             __mmask8 pass = (__mmask8)(live >> lane), whole;
             live &= ~((uint64_t)0xFF << lane);
-            for (int a = 0; a < dims - 1 && pass; a++) pass = xt_test8(t.first, t.second, &t, a, base + lane, pass);
+            for (int k = 1, a = t.lead; k < dims && pass; k++) {
+                a = xt_next_axis(a, dims);
+                pass = xt_test8(t.first, t.second, &t, a, base + lane, pass);
+            }
             whole = pass;
             for (int a = 0; a < dims && whole; a++) whole = xt_test8(t.second, t.first, &t, a, base + lane, whole);
             n += xt_pack8(pass & ~whole, refs + base + lane, crossing + n);
-            m += xt_pack8(whole, refs + base + lane, inside + m);
+            if (whole) m += xt_pack8(whole, refs + base + lane, inside + m);
         }
     }
     *crossing_count = n;
@@ -200,11 +239,21 @@ XT_INLINE XT_TARGET("avx2") unsigned xt_test4(const double *first, const double 
     return (unsigned)_mm256_movemask_pd(_mm256_and_pd(below, above));
 }
 
-XT_INLINE XT_TARGET("avx2") uint64_t xt_last_axis4(const xt_test *t, int dims, int64_t base, int64_t count) {
+XT_INLINE XT_TARGET("avx2") uint64_t xt_lead4(const xt_test *t, int64_t base, int64_t count) {
     uint64_t live = 0;
     for (int64_t i = base; i < count && i < base + 64; i += 4)
-        live |= (uint64_t)xt_test4(t->first, t->second, t, dims - 1, i) << (i - base);
+        live |= (uint64_t)xt_test4(t->first, t->second, t, t->lead, i) << (i - base);
     return live & xt_lanes(count - base);
+}
+
+static XT_TARGET("avx2") void xt_span_avx2(const xt_test *t, int64_t count, int64_t *from, int64_t *to) {
+    *from = *to = 0;
+    for (int64_t base = 0; base < count; base += 64) {
+        uint64_t live = xt_lead4(t, base, count);
+        if (!live) continue;
+        if (*to == 0) *from = base + (__builtin_ctzll(live) & ~7);
+        *to = base + 64 - __builtin_clzll(live);
+    }
 }
 
 XT_INLINE XT_TARGET("avx2,popcnt") int64_t xt_pack4(unsigned mask, const uint64_t *refs, uint64_t *out) {
@@ -219,12 +268,15 @@ XT_INLINE XT_TARGET("avx2,popcnt") int64_t xt_select4(const xt_test *test, int d
     const xt_test t = *test;
     int64_t n = 0;
     for (int64_t base = 0; base < count; base += 64) {
-        uint64_t live = xt_last_axis4(&t, dims, base, count);
+        uint64_t live = xt_lead4(&t, base, count);
         while (live) {
             int lane = __builtin_ctzll(live) & ~3;
             unsigned pass = (unsigned)(live >> lane) & 0xF;
             live &= ~((uint64_t)0xF << lane);
-            for (int a = 0; a < dims - 1 && pass; a++) pass &= xt_test4(t.first, t.second, &t, a, base + lane);
+            for (int k = 1, a = t.lead; k < dims && pass; k++) {
+                a = xt_next_axis(a, dims);
+                pass &= xt_test4(t.first, t.second, &t, a, base + lane);
+            }
             n += xt_pack4(pass, refs + base + lane, hits + n);
         }
     }
@@ -242,16 +294,19 @@ XT_INLINE XT_TARGET("avx2,popcnt") void xt_divide4(const xt_test *test, int dims
     const xt_test t = *test;
     int64_t n = 0, m = 0;
     for (int64_t base = 0; base < count; base += 64) {
-        uint64_t live = xt_last_axis4(&t, dims, base, count);
+        uint64_t live = xt_lead4(&t, base, count);
         while (live) {
             int lane = __builtin_ctzll(live) & ~3;
             unsigned pass = (unsigned)(live >> lane) & 0xF, whole;
             live &= ~((uint64_t)0xF << lane);
-            for (int a = 0; a < dims - 1 && pass; a++) pass &= xt_test4(t.first, t.second, &t, a, base + lane);
+            for (int k = 1, a = t.lead; k < dims && pass; k++) {
+                a = xt_next_axis(a, dims);
+                pass &= xt_test4(t.first, t.second, &t, a, base + lane);
+            }
             whole = pass;
             for (int a = 0; a < dims && whole; a++) whole &= xt_test4(t.second, t.first, &t, a, base + lane);
             n += xt_pack4(pass & ~whole, refs + base + lane, crossing + n);
-            m += xt_pack4(whole, refs + base + lane, inside + m);
+            if (whole) m += xt_pack4(whole, refs + base + lane, inside + m);
         }
     }
     *crossing_count = n;
@@ -276,6 +331,8 @@ static int xt_has_avx2(void) { return __builtin_cpu_supports("avx2") && __builti
 #define xt_select_avx2 xt_select_portable
 #define xt_divide_avx512 xt_divide_portable
 #define xt_divide_avx2 xt_divide_portable
+#define xt_span_avx512 xt_span_portable
+#define xt_span_avx2 xt_span_portable
 static int xt_has_avx512(void) { return 0; }
 static int xt_has_avx2(void) { return 0; }
 
