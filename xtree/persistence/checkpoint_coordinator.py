@@ -8,6 +8,7 @@ handles signals in the main thread only, so nothing interrupts the leader betwee
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from xtree.persistence import checkpoint as checkpoints
 from xtree.persistence.catalog import Catalog, encode_changes
 from xtree.persistence.commit_queue import CommitQueue, Request
 from xtree.persistence.crash_points import reach
+from xtree.persistence.frame import frame_bytes
 from xtree.persistence.journal import Journal
 from xtree.persistence.platform_fs import SyncFailedError
 
@@ -184,7 +186,6 @@ class Coordinator:
         journal, store = self.journal, self.store
         epochs = list(range(self.following_epoch, self.following_epoch + len(requests)))
         journal.raise_ceiling(epochs[-1])
-        writer = journal.open_log(self.durable_epoch)
         merged: dict[str, Any] = {}
         for request in requests:
             merged.update(request.changes[0])
@@ -199,9 +200,23 @@ class Coordinator:
             payload_bytes += size
         if journal.data_files.manifest_needed:
             journal.save_manifest()
-        writer.reserve(writer.frame_bytes_for(group.delta_count, len(group.changes), payload_bytes))
+        self._make_room(frame_bytes(group.delta_count, len(group.changes), payload_bytes))
         reach("commit.prepared")
         return group
+
+    def _make_room(self, size: int) -> None:
+        """Room in the log for a frame; on a full disk it comes from checkpoints, which let the older logs go."""
+        journal = self.journal
+        try:
+            journal.open_log(self.durable_epoch).reserve(size)
+        except SyncFailedError:
+            raise
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not journal.manifest.logs:
+                raise
+            for _ in range(journal.config.checkpoints_kept):
+                self._take_checkpoint()
+            journal.open_log(self.durable_epoch).reserve(size)
 
     def _write_group(self, group: Group) -> None:
         """Write, sync, publish. From the first byte appended there is no way back."""
