@@ -58,7 +58,7 @@ def births(epoch, n, page_bytes=4096):
 def append(log, epoch, n=2, catalog=b"catalog", durable=None, sync=True):
     deltas, payloads = births(epoch, n)
     durable = epoch - 1 if durable is None else durable
-    log.reserve(log.frame_bytes_for(n, len(catalog), sum(map(len, payloads))))
+    log.reserve(frames.frame_bytes(n, len(catalog), sum(map(len, payloads))))
     size = log.append(epoch, epoch, durable, [deltas.tobytes()], catalog, 1, payloads, n)
     if sync:
         log.sync()
@@ -143,7 +143,7 @@ def test_any_sequence_of_groups_is_read_back(tmp_path_factory, groups):
     for epoch, (n, catalog, payload_bytes, sync) in enumerate(groups, 1):
         deltas = births(epoch, n)[0].tobytes()
         payload = bytes([epoch]) * payload_bytes
-        log.reserve(log.frame_bytes_for(n, len(catalog), payload_bytes))
+        log.reserve(frames.frame_bytes(n, len(catalog), payload_bytes))
         log.append(epoch, epoch, 0, [deltas], catalog, 1, [payload], n)
         written.append((epoch, deltas, catalog, payload))
         if sync:

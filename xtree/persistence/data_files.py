@@ -224,14 +224,6 @@ class DataFiles:
         """The window of each file number."""
         return {number: window for window, number in enumerate(self.file_of_window)}
 
-    def file_number(self, window: int) -> int:
-        """The number of the file behind a window."""
-        return self.file_of_window[window]
-
-    def window_of(self, number: int) -> int:
-        """The window of a file. Raises KeyError."""
-        return self.windows_by_number()[number]
-
     def path_of(self, window: int) -> str:
         """The path of the file behind a window, for messages."""
         data_file = self._files.get(window)

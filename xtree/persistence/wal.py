@@ -153,10 +153,6 @@ class LogWriter:
         self.sync()
         reach("wal.linked")
 
-    def frame_bytes_for(self, delta_count: int, catalog_bytes: int, payload_bytes: int) -> int:
-        """The length of a frame with these parts."""
-        return frame_bytes(delta_count, catalog_bytes, payload_bytes)
-
     def reserve(self, n: int) -> None:
         """Make sure that appending a frame of `n` bytes can't fail for lack of space. Raises OSError.
 
@@ -214,11 +210,6 @@ class LogWriter:
     def bytes_since_start(self) -> int:
         """Bytes of frames in this log, the gaps before boundaries included."""
         return self.end_offset - HEADER_BYTES
-
-    @property
-    def filled_bytes(self) -> int:
-        """Bytes of filled ground that are left for frames."""
-        return max(0, self._ground.end - self._next_offset())
 
     @property
     def end(self) -> LogLink:
