@@ -179,6 +179,7 @@ cdef void set_test(WindowTest *test, const Geometry *g, Bucket *b, const double 
     test.stride = stride(g, b)
     test.most = most
     test.least = least
+    test.lead = 0
 
 
 cdef int raise_empty_directory(NodeID node) except -1 with gil:
