@@ -26,10 +26,12 @@ def query(ids: np.ndarray, boxes: np.ndarray, window: np.ndarray, predicate: str
 
 
 def distances(boxes: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """Euclidean distances from a point (d,) to boxes (n, 2*d)."""
+    """Euclidean distances from a point (d,) to boxes (n, 2*d), scaled so that squares neither vanish nor overflow."""
     dims = boxes.shape[1] // 2
     gaps = np.maximum(np.maximum(boxes[:, :dims] - point, point - boxes[:, dims:]), 0.0)
-    return np.sqrt((gaps * gaps).sum(axis=1))
+    largest = gaps.max(axis=1)
+    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)[:, None]
+    return scale[:, 0] * np.sqrt(((gaps / scale) ** 2).sum(axis=1))
 
 
 def nearest(
@@ -72,7 +74,7 @@ def assert_same(tree, ids: np.ndarray, boxes: np.ndarray, windows: np.ndarray) -
     for predicate in ("intersects", "within", "contains"):
         expected = [query(ids, boxes, window, predicate) for window in windows]
         offsets, found = tree.query(windows, predicate, output="csr")
-        assert [sorted(found[a:b].tolist()) for a, b in zip(offsets[:-1], offsets[1:], strict=True)] == expected
+        assert [sorted(hits.tolist()) for hits in np.split(found, offsets[1:-1])] == expected
         assert tree.count(windows, predicate).tolist() == [len(hits) for hits in expected]
         for window, hits in list(zip(windows, expected, strict=True))[:3]:
             assert sorted(tree.query(window, predicate).tolist()) == hits

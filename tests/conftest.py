@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import xtree
-from xtree.persistence.runtime import open_store
 from xtree.persistence.memory_store import MemoryStore
-
+from xtree.persistence.runtime import open_store
 
 MEMORY_FILE_SYSTEM = "/dev/shm"
 

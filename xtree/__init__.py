@@ -1,0 +1,54 @@
+"""xtree: a spatial index for boxes and points, in memory or crash-safe on disk.
+
+>>> import xtree
+>>> tree = xtree.XTree(dims=2)
+>>> tree.insert(7, (0.0, 0.0, 2.0, 1.0))
+>>> tree.query((1.0, 0.5, 3.0, 3.0)).tolist()
+[7]
+
+`xtree.open(path, dims=2)` gives the same tree in a directory that survives crashes, `xtree.Runtime(path)` many of them.
+"""
+
+from xtree.errors import (
+    CapacityError,
+    ClosedError,
+    CorruptionError,
+    DimensionError,
+    FormatVersionError,
+    InvalidBoxError,
+    LockedError,
+    ReadOnlyError,
+    StoreFailedError,
+    TransactionError,
+    XTreeError,
+)
+from xtree.persistence.config import Config
+from xtree.runtime import Runtime, open
+from xtree.snapshot import Snapshot
+from xtree.transaction import RuntimeTransaction, Transaction, TransactionTree
+from xtree.tree import XTree
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CapacityError",
+    "ClosedError",
+    "Config",
+    "CorruptionError",
+    "DimensionError",
+    "FormatVersionError",
+    "InvalidBoxError",
+    "LockedError",
+    "ReadOnlyError",
+    "Runtime",
+    "RuntimeTransaction",
+    "Snapshot",
+    "StoreFailedError",
+    "Transaction",
+    "TransactionError",
+    "TransactionTree",
+    "XTree",
+    "XTreeError",
+    "__version__",
+    "open",
+]

@@ -10,7 +10,17 @@ from typing import Any
 
 from xtree.errors import DimensionError
 
-__all__ = ["MAX_DIMS", "as_dims", "as_distance", "as_name", "as_neighbours", "as_output", "as_path", "as_predicate", "as_timeout"]
+__all__ = [
+    "MAX_DIMS",
+    "as_dims",
+    "as_distance",
+    "as_name",
+    "as_neighbours",
+    "as_output",
+    "as_path",
+    "as_predicate",
+    "as_timeout",
+]
 
 MAX_DIMS = 64
 OUTPUTS = ("pairs", "csr")
@@ -41,7 +51,7 @@ def as_output(output: Any) -> str:
 
 
 def as_neighbours(k: Any) -> int:
-    """How many neighbours, at most what fits int64. Raises ValueError below 1, TypeError for anything but an integer."""
+    """How many neighbours, cut to what int64 holds. Raises ValueError below 1, TypeError for no integer."""
     value = _integer(k, "k")
     if value < 1:
         raise ValueError(f"k must be at least 1, not {value}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from xtree import bulk
 from xtree.arguments import as_dims, as_name
@@ -25,7 +26,7 @@ class Forest:
 
     def __init__(self, store: Store, config: Config | None) -> None:
         self.store = store
-        self._parameters = (config or Config()).tree_parameters()
+        self._parameters: dict[str, Any] = dict((config or Config()).tree_parameters())
         self._guard = threading.Lock()
         self._locks: dict[str, WriterLock] = {}
         self._holding: dict[int, int] = {}

@@ -60,7 +60,7 @@ class Reader:
         windows = query_boxes(boxes, self._dims)
         if windows.ndim == 1:
             if as_output(output) == "csr":
-                raise DimensionError(f"output='csr' is for many boxes, (m, {len(windows)}); got one of shape {windows.shape}")
+                raise DimensionError(f"output='csr' is for many boxes: expected (m, {2 * self._dims}), got one box")
             return self._read(search.query_one, windows, number)
         form = as_output(output)
         offsets, ids = self._read(search.query, windows, number)

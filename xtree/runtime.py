@@ -76,7 +76,7 @@ class Runtime:
         return self._handle(self._forest.find_or_make(name, dims), False)
 
     def drop(self, name: str) -> None:
-        """Removes a tree with all its records, in one commit; its handles then raise ClosedError, snapshots go on.
+        """Removes a tree with its records, in one commit; its handles then raise ClosedError, its snapshots go on.
 
         Waits for a transaction of another thread. Raises KeyError when there is no such tree, TransactionError inside a
         transaction on it, ReadOnlyError, ClosedError, and what a commit raises.
@@ -103,7 +103,7 @@ class Runtime:
         self._store.checkpoint()
 
     def check(self) -> None:
-        """Verifies the store and every tree in it; reads every page. Raises CorruptionError at the first thing wrong."""
+        """Verifies the store and every tree in it; reads every page. Raises CorruptionError at the first flaw."""
         with self._store.call():
             self._store.check()
         for name in self.trees():

@@ -54,7 +54,7 @@ class Snapshot(Reader):
 
     def __repr__(self) -> str:
         pin = self._pin
-        if pin is None or self._tree.closed:
+        if pin is None or self._tree._closed or pin.store.state in ("closed", "forked"):
             return f"<Snapshot of {self._tree!r}, closed>"
         return f"<Snapshot of {self._tree!r} at epoch {pin.epoch}: {self._state.count} records>"
 
@@ -73,5 +73,6 @@ class Snapshot(Reader):
         pin = self._pin
         if pin is None:
             raise ClosedError("the snapshot is closed")
-        self._tree._require_open()
+        if self._tree._closed:
+            raise ClosedError("the snapshot's tree is closed")
         return pin

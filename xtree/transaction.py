@@ -77,7 +77,7 @@ class RuntimeTransaction(WriteScope):
 
 
 class TransactionTree(Writer):
-    """One tree inside a RuntimeTransaction: every reading and writing method, with the transaction's own writes seen."""
+    """One tree inside a RuntimeTransaction: every reading and writing method; it sees the transaction's own writes."""
 
     __slots__ = ("_dims", "_name", "_transaction")
 

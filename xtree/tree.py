@@ -16,7 +16,8 @@ from xtree.display import as_html, as_line
 from xtree.errors import ClosedError, DimensionError
 from xtree.forest import Forest
 from xtree.persistence.config import Config
-from xtree.persistence.store import MemoryStore, Published
+from xtree.persistence.memory_store import MemoryStore
+from xtree.persistence.store import Published, Store
 from xtree.roots import state_of
 from xtree.snapshot import Snapshot
 from xtree.transaction import Transaction
@@ -41,6 +42,14 @@ class XTree(Writer):
 
     dims: number of dimensions, 1 to 64. config: an `xtree.Config`, whose tree parameters it takes.
     """
+
+    _forest: Forest
+    _store: Store
+    _lock: WriterLock
+    _runtime: Runtime | None
+    _owner: bool  # closing it closes the store
+    _closed: bool
+    _seen: tuple[Published, TreeState] | None  # the last epoch that was read, and the tree's state at it
 
     def __init__(self, dims: int, config: Config | None = None) -> None:
         forest = Forest(MemoryStore(), config)
@@ -158,14 +167,14 @@ class XTree(Writer):
         raise TypeError("an XTree can't be pickled or copied; pass its path, or its items()")
 
     def _attach(self, forest: Forest, lock: WriterLock, runtime: Runtime | None, owner: bool) -> None:
-        """Fills the handle in. owner: whether closing it closes the store."""
+        """Fills the handle in."""
         self._forest = forest
         self._store = forest.store
         self._lock = lock
         self._runtime = runtime
         self._owner = owner
         self._closed = False
-        self._seen: tuple[Published, TreeState] | None = None
+        self._seen = None
         with self._store.read() as published:
             self._dims = self._state_at(published).dims
 

@@ -13,7 +13,7 @@ from xtree import bulk, insertion, removal, search
 from xtree.conversion import many_ids, one_id, stored_box, stored_boxes
 from xtree.errors import DimensionError
 from xtree.persistence.disk_reserve import spending_reserve
-from xtree.persistence.store import WriteSet
+from xtree.persistence.write_set import WriteSet
 from xtree.reading import Reader
 from xtree.tree_state import TreeState
 

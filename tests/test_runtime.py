@@ -1,0 +1,381 @@
+"""Runtime and open: modes, several trees in one directory, commits over all of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import brute
+import numpy as np
+import pytest
+
+import xtree
+
+UNIT = [0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    """A runtime with the trees "cities" (2-D) and "roads" (3-D)."""
+    with xtree.Runtime(tmp_path / "shard") as made:
+        made.tree("roads", dims=3)
+        made.tree("cities", dims=2)
+        yield made
+        if not made.closed:
+            made.check()
+
+
+def test_a_tree_asked_for_twice_is_the_same_object(runtime):
+    roads = runtime.tree("roads")
+    assert runtime.tree("roads", dims=3) is roads
+    assert roads.dims == 3 and roads.name == "roads" and roads.runtime is runtime
+    assert runtime.trees() == ["cities", "roads"]
+    assert "shard" in repr(runtime) and "trees=2" in repr(runtime)
+
+
+def test_trees_keep_apart_and_come_back(tmp_path, random):
+    path = tmp_path / "shard"
+    names = [f"tree {i:02} é" for i in range(40)]
+    boxes = {name: brute.random_boxes(random, 20 + i, 1 + i % 5) for i, name in enumerate(names)}
+    with xtree.Runtime(path) as runtime:
+        for name in names:
+            runtime.tree(name, dims=boxes[name].shape[1] // 2).insert_many(np.arange(len(boxes[name])), boxes[name])
+    with xtree.Runtime(path, mode="r") as runtime:
+        assert runtime.trees() == sorted(names)
+        for name in names:
+            brute.assert_same(runtime.tree(name), np.arange(len(boxes[name])), boxes[name], boxes[name][:3])
+        runtime.check()
+
+
+def test_a_missing_tree_needs_dims_and_another_number_is_refused(runtime):
+    with pytest.raises(ValueError, match="no tree 'rivers'"):
+        runtime.tree("rivers")
+    with pytest.raises(xtree.DimensionError, match="has 3 dims, not 2"):
+        runtime.tree("roads", dims=2)
+    for name in (5, None, b"roads"):
+        with pytest.raises(TypeError, match="name must be a str"):
+            runtime.tree(name, dims=2)
+    for name in ("", "x" * 2000, "\ud800"):
+        with pytest.raises(ValueError):
+            runtime.tree(name, dims=2)
+    assert runtime.trees() == ["cities", "roads"]
+
+
+def test_one_transaction_commits_over_several_trees(runtime):
+    roads, cities = runtime.tree("roads"), runtime.tree("cities")
+    cities.insert(7, UNIT)
+    before = runtime.stats()["epoch"]
+    with runtime.transaction(trees=["roads", "cities"]) as tx:
+        tx.tree("roads").insert(1, [0, 0, 0])
+        assert tx.tree("cities").delete(7, UNIT)
+        assert len(tx.tree("roads")) == 1 and len(tx.tree("cities")) == 0
+        assert len(roads) == 0 and len(cities) == 1
+    assert len(roads) == 1 and len(cities) == 0
+    assert runtime.stats()["epoch"] == before + 1
+
+
+def test_an_exception_aborts_the_changes_of_all_trees(runtime):
+    with pytest.raises(KeyError), runtime.transaction(trees=["roads", "cities"]) as tx:
+        tx.tree("roads").insert(1, [0, 0, 0])
+        tx.tree("cities").insert(1, [0, 0])
+        raise KeyError
+    assert len(runtime.tree("roads")) == 0 and len(runtime.tree("cities")) == 0
+    assert tx.status == "aborted" and "aborted" in repr(tx)
+    with pytest.raises(xtree.TransactionError):
+        tx.tree("roads")
+
+
+def test_a_tree_not_listed_is_added_when_nobody_writes_to_it(runtime):
+    with runtime.transaction() as tx:
+        runtime.tree("rivers", dims=1).insert(1, [0.0])  # a commit after the transaction began
+        tx.tree("cities").insert(1, UNIT)
+        tx.tree("rivers").insert(2, [1.0])
+        assert len(tx.tree("rivers")) == 2
+    assert len(runtime.tree("rivers")) == 2 and len(runtime.tree("cities")) == 1
+
+
+def test_a_tree_not_listed_is_never_waited_for(runtime):
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold():
+        with runtime.tree("roads").transaction() as tx:
+            tx.insert(1, [0, 0, 0])
+            inside.set()
+            go_on.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert inside.wait(30)
+    with runtime.transaction(trees=["cities"]) as tx:
+        with pytest.raises(xtree.TransactionError, match="could last for ever"):
+            tx.tree("roads")
+        with pytest.raises(xtree.TransactionError, match="could last for ever"):
+            runtime.tree("roads").insert(1, [0, 0, 0])
+        tx.tree("cities").insert(1, UNIT)
+    go_on.set()
+    thread.join()
+    assert len(runtime.tree("cities")) == 1 and len(runtime.tree("roads")) == 1
+
+
+def test_transactions_over_the_same_trees_in_any_order_do_not_deadlock(runtime):
+    def work(names, start):
+        for i in range(start, start + 15):
+            with runtime.transaction(trees=names) as tx:
+                tx.tree("roads").insert(i, [0, 0, 0])
+                tx.tree("cities").insert(i, [0, 0])
+
+    orders = [["roads", "cities"], ["cities", "roads"], ["cities", "roads", "cities"]]
+    threads = [threading.Thread(target=work, args=(names, 15 * i)) for i, names in enumerate(orders)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in ("roads", "cities"):
+        assert sorted(runtime.tree(name).items()[0].tolist()) == list(range(45))
+
+
+def test_missing_trees_of_a_transaction_are_key_errors(runtime):
+    with pytest.raises(KeyError, match="rivers"):
+        runtime.transaction(trees=["roads", "rivers"])
+    with runtime.transaction() as tx, pytest.raises(KeyError, match="rivers"):
+        tx.tree("rivers")
+    with pytest.raises(TypeError, match="list of names"):
+        runtime.transaction(trees="roads")
+
+
+def test_the_timeout_of_a_transaction_counts_for_all_its_trees(runtime):
+    errors: list = []
+
+    def wait():
+        try:
+            runtime.transaction(trees=["roads", "cities"], timeout=0.01).__enter__()
+        except TimeoutError as error:
+            errors.append(error)
+
+    with runtime.tree("roads").transaction():
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join()
+        runtime.tree("cities").insert(1, UNIT)  # the lock that was taken before is free again
+    assert len(errors) == 1
+
+
+def test_drop_removes_a_tree_and_ends_its_handles(runtime, random):
+    roads = runtime.tree("roads")
+    roads.bulk_load(np.arange(3000), random.random((3000, 3)))
+    runtime.drop("roads")
+    assert runtime.trees() == ["cities"] and roads.closed and "closed" in repr(roads)
+    for call in (lambda: roads.query([0] * 6), lambda: roads.insert(1, [0, 0, 0]), roads.snapshot, lambda: len(roads)):
+        with pytest.raises(xtree.ClosedError, match="dropped"):
+            call()
+    for name in ("roads", "never"):
+        with pytest.raises(KeyError, match=name):
+            runtime.drop(name)
+    again = runtime.tree("roads", dims=1)
+    again.insert(1, [0.5])
+    assert again is not roads and len(again) == 1
+    with pytest.raises(xtree.ClosedError, match="dropped"):
+        roads.insert(1, [0, 0, 0])
+    runtime.check()
+
+
+def test_drop_inside_a_transaction_on_the_tree_is_refused(runtime):
+    with runtime.tree("roads").transaction() as tx:
+        tx.insert(1, [0, 0, 0])
+        with pytest.raises(xtree.TransactionError):
+            runtime.drop("roads")
+        runtime.drop("cities")
+    assert len(runtime.tree("roads")) == 1 and runtime.trees() == ["roads"]
+
+
+def test_a_writer_that_waited_for_a_dropped_tree_gets_a_closed_error(runtime):
+    roads = runtime.tree("roads")
+    errors: list = []
+
+    def write():
+        try:
+            for i in range(100_000):
+                roads.insert(i, [0, 0, 0])
+        except xtree.ClosedError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    runtime.drop("roads")
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 3 and all("dropped" in error for error in errors)
+    assert runtime.trees() == ["cities"]
+
+
+def test_drop_returns_the_pages(tmp_path, random):
+    boxes = brute.random_boxes(random, 20000, 2)
+    with xtree.Runtime(tmp_path / "index") as runtime:
+        sizes = []
+        for _ in range(4):
+            runtime.tree("a", dims=2).bulk_load(np.arange(20000), boxes)
+            runtime.drop("a")
+            runtime.checkpoint()
+            sizes.append(sum(file.stat().st_size for file in Path(runtime.path).glob("data-*")))
+        assert sizes[-1] <= 2 * sizes[0]
+
+
+def test_closing_a_tree_of_a_runtime_closes_only_that_handle(runtime):
+    roads = runtime.tree("roads")
+    snapshot = roads.snapshot()
+    roads.close()
+    for call in (lambda: len(roads), lambda: roads.insert(1, [0, 0, 0]), lambda: len(snapshot)):
+        with pytest.raises(xtree.ClosedError, match="closed"):
+            call()
+    again = runtime.tree("roads")
+    assert again is not roads
+    again.insert(1, [0, 0, 0])
+    assert len(again) == 1
+
+
+def test_a_closed_runtime_raises_closed_errors(runtime):
+    roads = runtime.tree("roads")
+    runtime.close()
+    runtime.close()
+    calls = [runtime.trees, lambda: runtime.tree("roads"), lambda: runtime.drop("roads"), runtime.stats,
+             runtime.checkpoint,
+             runtime.__enter__, lambda: runtime.transaction(trees=["roads"]), lambda: runtime.transaction().__enter__(),
+             lambda: len(roads), lambda: roads.insert(1, [0, 0, 0]), runtime.check]  # fmt: skip
+    for call in calls:
+        with pytest.raises(xtree.ClosedError):
+            call()
+    assert runtime.closed and "closed" in repr(runtime)
+
+
+def test_a_runtime_and_an_open_tree_exclude_each_other(tmp_path):
+    path = tmp_path / "index"
+    with xtree.open(path, dims=2) as tree:
+        assert isinstance(tree.runtime, xtree.Runtime) and tree.name == "default"
+        for mode in ("a", "r", "r+"):
+            with pytest.raises(xtree.LockedError):
+                xtree.Runtime(path, mode=mode)
+            with pytest.raises(xtree.LockedError):
+                xtree.open(path, mode=mode, timeout=0.01)
+    with xtree.Runtime(path) as runtime:
+        assert runtime.trees() == ["default"]
+        with pytest.raises(OSError, match="in use by process"):
+            xtree.open(path)
+
+
+def test_two_readers_may_share_a_directory(tmp_path):
+    path = tmp_path / "index"
+    xtree.XTree.from_boxes([UNIT], path=path).close()
+    with xtree.open(path, mode="r") as one, xtree.open(path, mode="r") as other:
+        assert len(one) == len(other) == 1
+        with pytest.raises(xtree.LockedError):
+            xtree.open(path)
+
+
+def test_modes_are_those_of_files(tmp_path):
+    path = tmp_path / "index"
+    for mode in ("r", "r+"):
+        with pytest.raises(FileNotFoundError):
+            xtree.open(path, dims=2, mode=mode)
+        with pytest.raises(FileNotFoundError):
+            xtree.Runtime(path, mode=mode)
+    with xtree.open(path, dims=2, mode="x") as tree:
+        tree.insert(1, UNIT)
+    for call in (lambda: xtree.open(path, mode="x"), lambda: xtree.open(path, dims=2, mode="x"),
+                 lambda: xtree.Runtime(path, mode="x"), lambda: xtree.XTree.from_boxes([UNIT], path=path)):  # fmt: skip
+        with pytest.raises(FileExistsError):
+            call()
+    for mode in ("r", "r+", "a"):
+        with xtree.open(os.fspath(path), mode=mode) as tree:
+            assert len(tree) == 1 and tree.dims == 2
+    for mode in ("w", "", None, "rb"):
+        with pytest.raises(ValueError, match="mode must be"):
+            xtree.open(path, mode=mode)
+
+
+def test_a_new_path_without_dims_makes_nothing(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for path in (tmp_path / "new", empty):
+        for mode in ("a", "x"):
+            with pytest.raises(ValueError, match="give dims="):
+                xtree.open(path, mode=mode)
+    for dims in (0, 65, 2.5):
+        with pytest.raises((ValueError, TypeError)):
+            xtree.open(tmp_path / "new", dims=dims)
+    with pytest.raises(TypeError, match="xtree.Config"):
+        xtree.open(tmp_path / "new", dims=2, config={})
+    assert sorted(os.listdir(tmp_path)) == ["empty"] and os.listdir(empty) == []
+
+
+def test_other_dims_than_stored_are_refused_and_the_index_is_free_again(tmp_path):
+    path = tmp_path / "index"
+    xtree.open(path, dims=3).close()
+    with pytest.raises(xtree.DimensionError, match="has 3 dims, not 2"):
+        xtree.open(path, dims=2)
+    with xtree.open(path, dims=3) as tree:
+        assert tree.dims == 3
+
+
+def test_a_runtime_without_the_default_tree_opens_only_with_dims(tmp_path):
+    path = tmp_path / "index"
+    with xtree.Runtime(path) as runtime:
+        runtime.tree("roads", dims=3)
+    with pytest.raises(ValueError, match="give dims="):
+        xtree.open(path)
+    with xtree.open(path, dims=2) as tree:
+        assert tree.dims == 2 and tree.runtime.trees() == ["default", "roads"]
+
+
+@pytest.mark.parametrize("durability", ["strict", "eventual", "fast", "", 1])
+def test_only_the_durability_that_works_is_accepted(tmp_path, durability):
+    with pytest.raises(ValueError, match="'balanced'"):
+        xtree.open(tmp_path / "index", dims=2, durability=durability)
+    with pytest.raises(ValueError, match="'balanced'"):
+        xtree.Runtime(tmp_path / "index", durability=durability)
+    assert not (tmp_path / "index").exists()
+    xtree.open(tmp_path / "index", dims=2, durability="balanced").close()
+
+
+def test_parameters_of_a_tree_are_stored_with_it(tmp_path):
+    path = tmp_path / "index"
+    with xtree.open(path, dims=2, config=xtree.Config(page_bytes=16384)) as tree:
+        tree.bulk_load(np.arange(500), np.zeros((500, 4)))
+        nodes = tree.stats()["nodes"]
+    with xtree.open(path) as tree:
+        tree.bulk_load([500], [UNIT])
+        assert tree.stats()["nodes"] == nodes
+
+
+def test_a_directory_that_is_no_index_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for mode in ("a", "x", "r", "r+"):
+        with pytest.raises(xtree.CorruptionError):
+            xtree.open(tmp_path, dims=2, mode=mode)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    with pytest.raises(OSError, match="not a directory"):
+        xtree.open(tmp_path / "notes.txt", dims=2)
+    for path in (5.0, None, ["x"]):
+        with pytest.raises(TypeError):
+            xtree.open(path, dims=2)
+
+
+def test_another_process_is_told_who_holds_the_index(tmp_path):
+    path = tmp_path / "index"
+    with xtree.open(path, dims=2):
+        program = "import sys, xtree\ntry: xtree.open(sys.argv[1])\nexcept xtree.LockedError as error: print(error)"
+        done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+        assert str(os.getpid()) in done.stdout and done.stderr == ""
+
+
+def test_stats_of_a_runtime_are_figures(runtime):
+    stats = runtime.stats()
+    assert stats["epoch"] >= 2 and {"object_table", "allocator", "recovery"} <= set(stats)
+
+
+def test_the_version_is_that_of_the_package():
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{xtree.__version__}"\n' in text
