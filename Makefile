@@ -73,5 +73,5 @@ $(CHECKED)/installed: BIN := $(CHECKED)/bin
 $(CHECKED)/installed: $(COMPILED) $(shell find xtree tools -name '*.py')
 	test -d $(CHECKED) || $(PYTHON) -m venv $(CHECKED)
 	$(PIP) install $(BUILD_REQUIREMENTS)
-	XTREE_DEBUG=1 $(PIP) install --no-build-isolation --force-reinstall '.[test]'
+	XTREE_DEBUG=1 $(PIP) install --no-build-isolation '.[test]'
 	@touch $@
