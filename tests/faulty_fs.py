@@ -12,7 +12,7 @@ WRITES = ("pwrite", "pwritev", "write_zeros", "truncate", "reserve", "sync")
 
 
 class FaultyFileSystem(FileSystem):
-    """`judge(call, path)` is asked before every changing call; what it returns, unless None, is the errno to fail with."""
+    """`judge(call, path)` is asked before every changing call; a number that it returns is the errno to fail with."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -12,8 +12,8 @@ from walking import commit, pages
 from xtree.bucket import describe, entry_limits, size_class_of
 from xtree.errors import CorruptionError
 from xtree.insertion import insert
-from xtree.persistence.runtime import open_store
 from xtree.persistence.memory_store import MemoryStore
+from xtree.persistence.runtime import open_store
 from xtree.removal import delete
 from xtree.tree_state import TreeState
 

@@ -71,7 +71,7 @@ def width_of(given):
     """The array that `given` is, and its width: (converted, 2*dims). Raises DimensionError when it tells no width."""
     boxes = numbers_of(given)
     if boxes.ndim not in (1, 2) or boxes.shape[boxes.ndim - 1] == 0:
-        raise DimensionError(f"boxes of shape {boxes.shape} don't tell their dimension, expected (n, 2*dims); give dims=")
+        raise DimensionError(f"boxes of shape {boxes.shape} don't tell their dimension; give dims=")
     return boxes, boxes.shape[boxes.ndim - 1]
 
 
@@ -112,7 +112,7 @@ cdef object widened(const double *points, Py_ssize_t rows, int dims, bint one):
     boxes = empty(2 * dims) if one else empty((rows, 2 * dims))
     PyObject_GetBuffer(boxes, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
     box = <double *>view.buf
-    for row in range(rows):
+    for _ in range(rows):
         memcpy(box, points, dims * sizeof(double))
         memcpy(box + dims, points, dims * sizeof(double))
         points += dims
@@ -238,7 +238,7 @@ cdef object from_sequence(tuple items):
     if i == n:
         return out
     if i > 0:
-        raise DimensionError(f"got {i} numbers and then a {type(items[i]).__name__}; expected numbers, or rows of numbers")
+        raise DimensionError(f"got {i} numbers and then a {type(items[i]).__name__}; expected numbers, or rows")
     return from_rows(items)
 
 

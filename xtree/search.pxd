@@ -48,7 +48,7 @@ cdef struct FoundLeaf:
 cdef enum:
     PIPELINE = 16                   # places, at least TAKEN
     ASKED = 3                       # leaves found since: its row is at hand, its page is asked for
-    LOOKED = 7                      # its leading axis is at hand, the rest of the entries that passed there is asked for
+    LOOKED = 7                      # its leading axis is at hand, the rest of the entries that passed it is asked for
     TAKEN = 11                      # its records go to the results
 
 

@@ -50,8 +50,8 @@ cdef class WriterLock:
                 raise TransactionError(f"this thread is in a transaction on tree {self.name!r} already: use that one, "
                                        "or end it first")
             if not wait:
-                raise TransactionError(f"tree {self.name!r} is being written by another thread, and waiting for it inside a "
-                                       "transaction could last for ever: name all trees in Runtime.transaction(trees=[...])")
+                raise TransactionError(f"tree {self.name!r} is being written by another thread, and waiting for it inside "
+                                       "a transaction could last for ever: name all in Runtime.transaction(trees=[...])")
             if not self.lock.acquire(True, left_until(deadline)):
                 raise TimeoutError(f"tree {self.name!r} is still being written by another transaction")
         try:
@@ -87,7 +87,7 @@ cdef class WriteScope:
     """Some trees' writer locks and a write set, from __enter__ to __exit__: commits there, aborts on an exception.
 
     locks: WriterLocks of the trees to change, each once, in the order of their names. handle: something whose
-    `_require_open()` raises once the scope may not go on, or None. timeout: seconds to wait for the locks, None for ever.
+    `_require_open()` raises once the scope may not go on, or None. timeout: seconds to wait for locks, None for ever.
     """
 
     cdef object store
