@@ -107,7 +107,6 @@ cdef object boxes_of(object given, int dims, bint stored):
 cdef object widened(const double *points, Py_ssize_t rows, int dims, bint one):
     """Points as boxes without extent."""
     cdef Py_buffer view
-    cdef Py_ssize_t row
     cdef double *box
     boxes = empty(2 * dims) if one else empty((rows, 2 * dims))
     PyObject_GetBuffer(boxes, &view, PyBUF_STRIDES | PyBUF_WRITABLE)

@@ -50,8 +50,8 @@ cdef class WriterLock:
                 raise TransactionError(f"this thread is in a transaction on tree {self.name!r} already: use that one, "
                                        "or end it first")
             if not wait:
-                raise TransactionError(f"tree {self.name!r} is being written by another thread, and waiting for it inside "
-                                       "a transaction could last for ever: name all in Runtime.transaction(trees=[...])")
+                raise TransactionError(f"tree {self.name!r} is being written by another thread, and waiting inside a "
+                                       "transaction could last for ever: use Runtime.transaction(trees=[...])")
             if not self.lock.acquire(True, left_until(deadline)):
                 raise TimeoutError(f"tree {self.name!r} is still being written by another transaction")
         try:
