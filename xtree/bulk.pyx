@@ -31,7 +31,6 @@ cdef enum:
     INDEX_BITS = 32                 # of a word of `order`
     MOST_TILED_DIMS = 3             # above, medians
     SAMPLE = 256                    # records that tell how far a page's records spread
-    FINE_RUN = 32                   # records of one sort key that needn't be told apart at a cut
     REPORTS = 100                   # calls of `progress` during one load, about
 
 cdef uint64_t INDEX_MASK = (<uint64_t>1 << INDEX_BITS) - 1
@@ -203,7 +202,7 @@ cdef class PackedBuild:
                 self.settle(self.first_record(level, first + (last - first) * part // parts), start, end, axis)
 
     cdef void settle(self, uint64_t position, uint64_t first, uint64_t last, int axis) noexcept nogil:
-        """Sorts finer around a cut, while many records on both sides of it share a sort key.
+        """Sorts finer around a cut, while records on both sides of it share a sort key, so that the cut is exact.
 
         A sort key has so many bits for the range at hand; where an outlier stretches the range, nearly all records
         have the same.
@@ -217,7 +216,7 @@ cdef class PackedBuild:
             end = position + 1
             while end < last and self.order[end] >> INDEX_BITS == key:
                 end += 1
-            if end - start <= FINE_RUN or end - start == last - first or not self.sort_centres(start, end, axis):
+            if end - start == last - first or not self.sort_centres(start, end, axis):
                 return
             first, last = start, end
             key = self.order[position] >> INDEX_BITS
