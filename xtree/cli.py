@@ -59,6 +59,11 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(plain(value)))
 
 
+def _size(count: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1_000_000 else f"{count / 1e3:,.0f} kB"
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(xtree.__version__, prog_name="xtree")
 def main() -> None:
@@ -93,7 +98,7 @@ def build(source: Path, path: Path, append: bool, points: bool, tree: str, json_
         return
     click.echo(
         f"{path}: {result['loaded']:,} records loaded in {result['load_seconds']:.2f} s, {result['records']:,} in all, "
-        f"{result['dims']} dimensions, {result['bytes'] / 1e6:.1f} MB"
+        f"{result['dims']} dimensions, {_size(result['bytes'])}"
     )
 
 
@@ -186,7 +191,7 @@ def info(path: Path, json_output: bool) -> None:
     if json_output:
         _print_json(found)
         return
-    click.echo(f"{path}: {len(found['trees'])} tree(s), {len(found['files'])} files, {found['bytes'] / 1e6:.2f} MB")
+    click.echo(f"{path}: {len(found['trees'])} tree(s), {len(found['files'])} files, {_size(found['bytes'])}")
     for name, tree in found["trees"].items():
         click.echo(f"  {name}: {tree['records']:,} records in {tree['dims']} dimensions, bounds {tree['bounds']}")
         click.echo(f"    height {tree['height']}, {tree['nodes']:,} pages, {tree['supernodes']:,} supernodes")
