@@ -11,6 +11,8 @@ from loading import load, sizes_at_the_limits
 from xtree import query_order, search
 from xtree.bucket import describe
 from xtree.errors import CorruptionError
+from xtree.nearest import nearest
+from xtree.persistence import memory
 from xtree.persistence.memory_store import MemoryStore
 from xtree.tree_state import TreeState
 
@@ -193,3 +195,32 @@ def test_queries_of_any_extent_have_a_place_in_the_order(random):
     assert sorted(order.tolist()) == list(range(500))
     order = query_order.hilbert_order(np.zeros((500, 2)), 1, np.array([3.0, 3.0]))
     assert order.tolist() == list(range(500))
+
+
+def test_a_failed_allocation_is_a_memory_error_and_the_next_answer_is_right(random):
+    store = MemoryStore()
+    boxes = brute.random_boxes(random, 30_000, 2, side=0.01)
+    _, state = load(store, boxes)
+    windows, place = brute.random_boxes(random, 100, 2, side=0.2), random.random((100, 2))
+    reads = {
+        "query": lambda: search.query(store, state, windows, 0)[1],
+        "query_one": lambda: search.query_one(store, state, windows[0], 0),
+        "count": lambda: search.count(store, state, windows, 0),
+        "holds": lambda: search.holds(store, state, 5, boxes[5]),
+        "items": lambda: search.items(store, state)[1],
+        "nearest": lambda: nearest(store, state, place, 10)[1],
+    }
+    for name, read in reads.items():
+        right = read()
+        failures = 0
+        for n in range(1, 60):
+            memory.fail_allocation(n)
+            try:
+                answer = read()
+            except MemoryError:
+                failures += 1
+            else:
+                assert np.array_equal(answer, right), name
+            finally:
+                memory.fail_allocation(0)
+        assert failures >= 1, name
