@@ -348,6 +348,7 @@ def interrupt_loop(step, rounds: int) -> int:
 
     def handle(*_):
         if armed[0]:
+            armed[0] = False  # a second one would land in the handling of the first, below
             raise Interrupt
 
     armed = [False]
@@ -362,7 +363,6 @@ def interrupt_loop(step, rounds: int) -> int:
                 step()
                 armed[0] = False
             except Interrupt:
-                armed[0] = False
                 interrupted += 1
     finally:
         armed[0] = False
