@@ -11,6 +11,7 @@ import pytest
 from pages import SMALL, put, texts_of
 
 from xtree.errors import ClosedError, LockedError, ReadOnlyError
+from xtree.persistence.crash_points import set_hook
 from xtree.persistence.runtime import open_store
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -122,6 +123,33 @@ def test_the_parents_death_frees_the_lock_though_a_child_lives(path):
         store = open_store(path, config=SMALL)
         assert texts_of(store) == {"a": "1", "b": "2"}
         store.close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_child_forked_while_the_index_is_being_opened_does_not_hold_its_lock(tmp_path):
+    children = []
+
+    def fork(name):
+        set_hook(None)
+        children.append(os.fork())
+        if children[-1] == 0:
+            signal.pause()
+            os._exit(0)
+
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        set_hook(fork)
+        open_store(tmp_path / "index", config=SMALL)
+        os.write(writer, children[0].to_bytes(8, "little"))
+        os.kill(os.getpid(), signal.SIGKILL)
+    child = int.from_bytes(os.read(reader, 8), "little")
+    os.close(reader)
+    os.close(writer)
+    os.waitpid(parent, 0)
+    try:
+        open_store(tmp_path / "index", config=SMALL).close()
     finally:
         os.kill(child, signal.SIGKILL)
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
@@ -201,6 +202,19 @@ class File:
         return True
 
 
+_locks: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _close_locks_in_child() -> None:
+    """After a fork, also one in the middle of an open: a child that lives on must not hold its parent's locks."""
+    for lock in list(_locks):
+        lock.close_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks_in_child)
+
+
 class Lock:
     """A held lock on a directory. The kernel lets go of it when the process ends, however it ends."""
 
@@ -209,6 +223,7 @@ class Lock:
         self.shared = shared
         self._fd = fd
         self._pid = os.getpid()
+        _locks.add(self)
 
     def release(self) -> None:
         """Let go of the lock. Releasing twice does nothing; in a forked child only the descriptor is closed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import uuid
@@ -68,7 +69,8 @@ def open_store(
     read_only = mode == "r"
     _require_mode(directory, mode, exists(directory, fs))
     if not fs.exists(directory):
-        fs.mkdir(directory)
+        with contextlib.suppress(FileExistsError):  # made by another process in this moment
+            fs.mkdir(directory)
         fs.sync_directory(os.path.dirname(directory))
     lock = fs.lock(os.path.join(directory, filenames.LOCK), shared=read_only, timeout=timeout)
     try:
