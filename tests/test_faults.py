@@ -10,6 +10,7 @@ from faulty_fs import FaultyFileSystem
 from pages import SMALL, put, texts_of
 
 from xtree.errors import StoreFailedError
+from xtree.persistence.data_files import DataFiles
 from xtree.persistence.runtime import open_store
 
 
@@ -165,3 +166,47 @@ def put_until_it_fails(path, fs: FaultyFileSystem, n: int) -> list[dict[str, str
     except OSError:
         failed = True
     return [texts] if failed or fs.calls >= n else None
+
+
+@pytest.mark.parametrize("ending", [".xd", "index"])
+def test_a_failed_sync_of_a_new_data_file_or_its_name_poisons(store, fs, tmp_path, ending):
+    write_set = store.begin()
+    fs.fail("sync", ending)
+    with pytest.raises(OSError):
+        write_set.add_page(200, 5, b"x")
+    write_set.abort()
+    assert store.state == "poisoned"
+    with pytest.raises(StoreFailedError):
+        store.checkpoint()
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "1"}
+
+
+def test_no_memory_for_a_new_windows_slots_leaves_an_index_that_closes_cleanly(store, monkeypatch, tmp_path):
+    original = DataFiles.new_window
+
+    def fail_once(self, size_class):
+        original(self, size_class)
+        monkeypatch.undo()
+        raise MemoryError("none for the slots")
+
+    monkeypatch.setattr(DataFiles, "new_window", fail_once)
+    write_set = store.begin()
+    with pytest.raises(MemoryError):
+        write_set.add_page(200, 5, b"x")
+    write_set.abort()
+    put(store, {"b": "2"}, size_class=5)
+    store.check()
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "1", "b": "2"}
+
+
+def test_a_directory_made_by_another_process_in_the_same_moment_is_opened(tmp_path):
+    class Rival(FaultyFileSystem):
+        def mkdir(self, path):
+            super().mkdir(path)
+            super().mkdir(path)
+
+    store = open_store(tmp_path / "new", config=SMALL, fs=Rival())
+    put(store, {"a": "1"})
+    store.close()

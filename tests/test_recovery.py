@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pages import SMALL, after, history, put, random_changes, run_and_die, texts_of, write_steps
+from pages import KIND, SMALL, after, history, put, random_changes, run_and_die, texts_of, write_steps
 
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence import filenames
+from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.crash_points import CRASH_POINTS, set_hook
 from xtree.persistence.frame import LOG_MAGIC
 from xtree.persistence.manifest import Manifest
@@ -345,3 +346,18 @@ def test_log_garbage_is_bounded_by_checkpoints(tmp_path):
     assert texts_of(store) == texts
     store.close()
     assert LOG_MAGIC == b"XTREELOG"
+
+
+def test_pages_made_and_removed_until_their_tags_wrap_are_logged_once(tmp_path):
+    path = tmp_path / "index"
+
+    def churn(store, acknowledge):
+        write_set = store.begin()
+        for _ in range(600):
+            write_set.remove_page(write_set.add_page(KIND, 0, b"gone"))
+        node = write_set.add_page(KIND, 0, b"kept")
+        write_set.commit({"a": CatalogEntry("a", "text", node, b"")})
+        os._exit(42)
+
+    run_and_die(str(path), churn, "nowhere", 1)
+    assert reopened(path)[0] == {"a": "kept"}

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 
 import pytest
-from pages import KIND, SMALL, texts_of
+from faulty_fs import FaultyFileSystem
+from pages import KIND, SMALL, put, texts_of
 
 from xtree.persistence.catalog import CatalogEntry
+from xtree.persistence.crash_points import set_hook
+from xtree.persistence.data_files import DataFiles
+from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.runtime import open_store
 
@@ -94,3 +99,79 @@ def test_the_leader_thread_is_gone_after_close(tmp_path):
     store.begin().abort()
     store.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "xtree-leader"]
+
+
+def test_an_interrupt_during_the_flush_of_large_pages_is_passed_on_after_it(tmp_path):
+    fs = FaultyFileSystem()
+    store = open_store(tmp_path / "index", config=SMALL, fs=fs)
+    put(store, {"large": "1"}, size_class=4)
+
+    def interrupt_main(call: str, path: str) -> None:
+        if call == "sync" and path.endswith(".xd"):
+            fs.heal()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    fs.judge = interrupt_main
+    with pytest.raises(KeyboardInterrupt):
+        put(store, {"large": "2"}, size_class=4)
+    assert store.state == "open"
+    assert texts_of(store) == {"large": "1"}
+    put(store, {"large": "3"}, size_class=4)
+    store.checkpoint()
+    store.check()
+    store.close()
+
+
+def test_an_interrupt_while_the_allocator_is_rebuilt_leaves_the_index_writable(tmp_path, monkeypatch):
+    store = open_store(tmp_path / "index", config=SMALL)
+    put(store, {"a": "1"})
+    store.close()
+    original = DurableStore._occupy_live_slots
+
+    def interrupted(self):
+        original(self)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DurableStore, "_occupy_live_slots", interrupted)
+    store = open_store(tmp_path / "index", config=SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        store.begin()
+    put(store, {"a": "2"})
+    store.check()
+    store.close()
+    store = open_store(tmp_path / "index", config=SMALL)
+    assert texts_of(store) == {"a": "2"}
+    store.close()
+
+
+@pytest.mark.parametrize("moment", ["data.created", "data.header_synced", "added"])
+def test_an_interrupt_while_a_data_file_is_made_leaves_the_index_writable(tmp_path, monkeypatch, moment):
+    store = open_store(tmp_path / "index", config=SMALL)
+    put(store, {"a": "1"})
+    original = DataFiles._add
+
+    def interrupted(self, data_file):
+        original(self, data_file)
+        raise KeyboardInterrupt
+
+    def hook(name):
+        if name == moment:
+            raise KeyboardInterrupt
+
+    if moment == "added":
+        monkeypatch.setattr(DataFiles, "_add", interrupted)
+    else:
+        set_hook(hook)
+    with pytest.raises(KeyboardInterrupt):
+        put(store, {"large": "1"}, size_class=5)
+    set_hook(None)
+    monkeypatch.undo()
+    put(store, {"large": "2"}, size_class=5)
+    store.checkpoint()
+    store.check()
+    store.close()
+    store = open_store(tmp_path / "index", config=SMALL)
+    assert store.recovery.clean
+    assert texts_of(store) == {"a": "1", "large": "2"}
+    store.close()

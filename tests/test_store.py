@@ -185,3 +185,42 @@ def test_content_that_does_not_fit_is_refused(store):
     with pytest.raises(ValueError, match="no such page"):
         write_set.add_page(KIND, 9, b"")
     write_set.abort()
+
+
+def test_a_handle_reused_until_its_tag_comes_again_is_its_new_owners(store):
+    earlier = store.begin()
+    node = earlier.add_page(KIND, 0, b"earlier")
+    earlier.remove_page(node)
+    later = store.begin()
+    while (again := later.add_page(KIND, 0, b"later")) != node:
+        later.remove_page(again)
+    assert len(earlier) == 0
+    earlier.abort()
+    later.commit({"a": CatalogEntry("a", "text", again, b"")})
+    assert texts_of(store) == {"a": "later"}
+
+
+def test_check_finds_nothing_wrong_beside_writers(store):
+    ended = threading.Event()
+
+    def write(name):
+        for i in range(300):
+            write_set = store.begin()
+            for _ in range(20):
+                write_set.add_page(KIND, 0, b"x")
+            write_set.abort()
+            put(store, {f"{name} {i % 30}": str(i)})
+
+    def write_all():
+        threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        ended.set()
+
+    writing = threading.Thread(target=write_all)
+    writing.start()
+    while not ended.is_set():
+        store.check()
+    writing.join()

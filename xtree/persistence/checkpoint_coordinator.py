@@ -74,6 +74,7 @@ class Coordinator:
         self._queue = CommitQueue()
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
+        journal.data_files.report_failed_sync = self.poison
 
     # Called by users' threads.
 
@@ -97,6 +98,10 @@ class Coordinator:
         finally:
             assert self._thread is not None
             self._thread.join()
+
+    def leads_here(self) -> bool:
+        """Whether the calling thread is the leader."""
+        return threading.current_thread() is self._thread
 
     def poison(self, error: BaseException) -> None:
         """Refuses every later write: something that must reach the disk may not have."""

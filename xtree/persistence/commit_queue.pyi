@@ -1,6 +1,11 @@
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from xtree.persistence.write_set import WriteSet
+
+T = TypeVar("T")
+
+def uninterrupted(function: Callable[..., T], *arguments: Any) -> T: ...
 
 class Request:
     def __init__(self, what: str, write_set: WriteSet | None = None, changes: Any = None) -> None: ...

@@ -6,15 +6,56 @@ inside the wait, where it is kept and raised once the outcome is known.
 
 import queue
 import threading
+from _thread import start_new_thread
 
 cimport cython
+
+
+cdef object wait_for(object lock):
+    """Waits for a lock; returns the exception of a signal that arrived meanwhile."""
+    interrupt = None
+    while True:
+        try:
+            lock.acquire()
+            return interrupt
+        except BaseException as arrived:
+            interrupt = arrived
+
+
+def uninterrupted(function, *arguments):
+    """function(*arguments), in a thread where no signal handler runs; an interrupt is raised once it has ended."""
+    request = Request("call")
+
+    def run():
+        try:
+            result = function(*arguments)
+        except BaseException as error:  # handed to the thread that asked
+            request.finish(error=error)
+        else:
+            request.finish(result=result)
+
+    try:
+        start_new_thread(run, ())
+    except RuntimeError:                # the interpreter is about to end, or there are too many
+        run()
+    return outcome_of(request)
+
+
+cdef object outcome_of(Request request):
+    """Waits until a request is finished; returns its result or raises its error, or an interrupt."""
+    interrupt = wait_for(request.done)
+    if interrupt is not None:
+        raise interrupt from request.error
+    if request.error is not None:
+        raise request.error
+    return request.result
 
 
 @cython.final
 cdef class Request:
     """Something for the leader to do, and its outcome. The leader calls finish() exactly once.
 
-    what: "commit", "checkpoint" or "close"; write_set, changes: of a commit.
+    what: "commit", "checkpoint", "close" or "call"; write_set, changes: of a commit.
     """
 
     cdef readonly str what
@@ -49,21 +90,10 @@ cdef class CommitQueue:
 
     def submit(self, Request request):
         """Queues a request, waits for its outcome, and returns its result or raises its error."""
-        interrupt = None
         if request.write_set is not None:
             request.write_set._queue()
         self.queue.put(request)
-        while True:
-            try:
-                request.done.acquire()
-                break
-            except BaseException as arrived:
-                interrupt = arrived
-        if interrupt is not None:
-            raise interrupt from request.error
-        if request.error is not None:
-            raise request.error
-        return request.result
+        return outcome_of(request)
 
     def take(self):
         """The next request; waits for one."""

@@ -73,6 +73,7 @@ class DataFiles:
     ) -> None:
         self.windows = windows
         self.manifest_needed = False  # a file was made that no durable manifest lists
+        self.report_failed_sync: Callable[[BaseException], None] = lambda error: None
         self.file_of_window: list[int] = []  # number of the file behind each window; IN_MEMORY for none
         self._fs = fs
         self._directory = os.fspath(directory)
@@ -147,13 +148,14 @@ class DataFiles:
             self._fs.sync_directory(self._directory)
             reach("data.header_synced")
             window = self._add(DataFile(file, number, size_class, first, first))
-        except BaseException as error:
+            self.manifest_needed = True
+        except (OSError, MemoryError) as error:
             file.close()
-            if isinstance(error, (OSError, MemoryError)):
-                with contextlib.suppress(OSError):
-                    self._fs.unlink(path)
+            with contextlib.suppress(OSError):
+                self._fs.unlink(path)
+            if isinstance(error, SyncFailedError):
+                self.report_failed_sync(error)
             raise
-        self.manifest_needed = True
         return window, FIRST_SLOT, first, limit
 
     def extend(self, window: int, wanted_bytes: int) -> int:
@@ -217,8 +219,9 @@ class DataFiles:
 
     def attached_ends(self) -> Iterator[tuple[int, int]]:
         """(window, bytes that may be touched) of each window, anonymous ones too."""
-        for window, number in enumerate(list(self.file_of_window)):
-            yield window, self.windows.bytes_of(window) if number == IN_MEMORY else self._files[window].bytes
+        for window in range(len(self.file_of_window)):
+            data_file = self._files.get(window)
+            yield window, self.windows.bytes_of(window) if data_file is None else data_file.bytes
 
     def windows_by_number(self) -> dict[int, int]:
         """The window of each file number."""
@@ -278,7 +281,8 @@ class DataFiles:
     def _add(self, data_file: DataFile) -> int:
         with self._lock:
             window: int = self.windows.add_file(data_file.file, self._config.window_bytes)
-            assert window == len(self.file_of_window)
+            # An interrupt between these lines leaves a window that nobody uses.
+            self.file_of_window.extend([IN_MEMORY] * (window - len(self.file_of_window)))
             self.file_of_window.append(data_file.number)
             self._files[window] = data_file
         return window
@@ -295,8 +299,9 @@ class DataFiles:
                 if not SYNC_COVERS_MAPPINGS:
                     self._flush(window, data_file)
                 data_file.file.sync()
-            except BaseException:
+            except BaseException as error:
                 data_file.sync_failed = True
+                self.report_failed_sync(error)
                 raise
             data_file.synced_bytes = size
         return True

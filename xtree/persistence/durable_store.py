@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from xtree.errors import CorruptionError, StoreFailedError
+from xtree.errors import StoreFailedError
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.checkpoint_coordinator import Coordinator
+from xtree.persistence.commit_queue import uninterrupted
 from xtree.persistence.delta import deltas_of, touched_windows
 from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.mvcc import Epochs
@@ -62,14 +63,20 @@ class DurableStore(Store):
             self.require_writable()
             self._coordinator.submit_checkpoint()
 
+    def close(self) -> None:
+        if self._coordinator.leads_here():  # in a finalizer that garbage collection ran; it can't wait for itself
+            threading.Thread(target=super().close, name="xtree-closer").start()
+        else:
+            super().close()
+
+    close.__doc__ = Store.close.__doc__
+
     def check(self) -> None:
         """Verifies table, allocator, their agreement, and every live page's CRC. Raises CorruptionError."""
-        with self.call():
+        with self.read() as published:
             super().check()
-            if self._allocator_ready:
-                self._check_slots()
             self._learn_file_ends()
-            self.verify_pages()
+            self.verify_pages(published.epoch)
 
     def stats(self) -> dict[str, Any]:
         """Counters of the whole substrate, as nested dicts."""
@@ -95,6 +102,7 @@ class DurableStore(Store):
             with self._rebuilding:
                 if not self._allocator_ready:
                     self._journal.remove_unlisted_data()
+                    self._use_allocator(SegmentAllocator(self._journal.data_files))  # an interrupt may have come before
                     for window, size_class, usable, limit in self._journal.data_files.attached():
                         self.allocator.attach(window, size_class, HEADER_BYTES, usable, limit)
                     self._occupy_live_slots()
@@ -112,7 +120,7 @@ class DurableStore(Store):
         flushed = touched_windows(write_set, largest_payload + 1)
         if flushed:
             with self._coordinator.poisoning_failed_syncs():
-                data_files.sync(flushed)
+                uninterrupted(data_files.sync, flushed)
         return self._coordinator.submit_commit(write_set, changes, largest_payload)
 
     def _learn_file_ends(self) -> None:
@@ -127,14 +135,8 @@ class DurableStore(Store):
         return self._journal.data_files.path_of(window)
 
     def _check_slots(self) -> None:
-        used = self.allocator.slots_used
-        held = self.table.stats()
-        expected = held["live"] + held["reserved"] + held["retired"]
-        if used != expected:
-            raise CorruptionError(f"{self.path}: {used} slots are in use, expected {expected} by the rows")
-
-    def _after_fork(self) -> None:
-        self._lock.close_in_child()
+        if self._allocator_ready:
+            super()._check_slots()
 
     def _shut_down(self, failed: bool) -> None:
         try:

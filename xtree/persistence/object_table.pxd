@@ -13,6 +13,7 @@ free -> reserved -> live -> retired -> free; a handle's tag moves once a life, a
                                                                    with a pin
     row.crc, .next      seal, the lists (lock)                     lock, or with a pin  plain, ordered by word
     row.claimed         writers (compare-exchange), reserve        writers              seq_cst
+    row.made_at         the write set that reserved the row        the same one         plain
 """
 
 cimport cython
@@ -47,7 +48,7 @@ cdef struct Row:
     uint32_t crc                    # of the page, known when it is sealed
     uint32_t reserved
     uint64_t claimed                # 1 while a write set is going to retire the page; no second one may
-    uint64_t spare
+    uint64_t made_at                # while reserved: its place in the list of the write set that made it
 
 
 cdef inline int state_of(uint64_t word) noexcept nogil:

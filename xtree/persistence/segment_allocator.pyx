@@ -307,10 +307,10 @@ cdef class SegmentAllocator:
         return e != NULL and not _is_free(e, slot)
 
     def top_bytes(self, uint32_t window):
-        """Bytes of a window up to the end of its highest slot in use: what a trimmed file keeps."""
+        """Bytes of a window up to the end of its highest slot in use, 0 when it isn't attached: what a file keeps."""
         cdef Extent *e
         if window >= MAX_WINDOWS or self.extent_of_window[window] == 0:
-            raise ValueError(f"window {window} isn't attached")
+            return 0
         e = &self.extents[self.extent_of_window[window] - 1]
         return e.first_offset + _top(e) * class_bytes(e.size_class)
 

@@ -12,11 +12,13 @@ Keep NodeIDs, not pointers.
     usable[w]         open, before the store is shared        any thread              plain
     table, allocator  whoever holds `lock`                    see their headers
 
-`lock` is never awaited while holding the GIL, and may be held while asking for it; so the two can't deadlock.
+`lock` is never awaited while holding the GIL, and may be held while asking for it; so the two can't deadlock. Where
+Python code runs under it, hold_lock notes the thread: garbage collection may abort a forgotten write set there, which
+then can't wait for the lock and is put on the list `abandoned` instead.
 """
 
 cimport cython
-from cpython.pythread cimport WAIT_LOCK, PyThread_acquire_lock, PyThread_type_lock
+from cpython.pythread cimport WAIT_LOCK, PyThread_acquire_lock, PyThread_release_lock, PyThread_type_lock
 from libc.stdint cimport uint32_t, uint64_t
 
 from xtree.persistence.atomics cimport load_acquire, load_relaxed
@@ -32,6 +34,9 @@ cdef enum:                          # Store.status
     POISONED = 2
     CLOSED = 3
     FORKED = 4
+
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident() noexcept
 
 # Tells every store how to judge pages of a kind. Called once at import by the structure that owns the kind.
 cdef int register_kind(int kind, PageVerifier verifier) except -1
@@ -59,6 +64,8 @@ cdef class Store:
     cdef readonly object path       # of the directory, None in memory
     cdef readonly bint read_only
     cdef PyThread_type_lock lock
+    cdef uint64_t lock_holder       # the thread that runs Python code under the lock, 0 when none does
+    cdef list abandoned             # write sets whose pages are still to be given back
     cdef uint64_t *usable           # per window of a reopened file: where it ended; 0 for windows made since
     cdef int status                 # OPEN ... FORKED
     cdef Py_ssize_t calls           # running now
@@ -74,6 +81,18 @@ cdef class Store:
     cdef void leave(self) noexcept
     # Gives an unused slot and handle back; the lock is held.
     cdef int give_back(self, NodeID node) except -1 nogil
+
+
+cdef inline void hold_lock(Store store) noexcept nogil:
+    """Waits for the store's lock, to run Python code under it."""
+    lock_without_gil(store.lock)
+    store.lock_holder = PyThread_get_thread_ident()
+
+
+cdef inline void drop_lock(Store store) noexcept nogil:
+    """Gives back what hold_lock took."""
+    store.lock_holder = 0
+    PyThread_release_lock(store.lock)
 
 
 cdef inline char *resolve(Store store, NodeID node) except NULL nogil:

@@ -35,7 +35,6 @@ def _forked():
     cdef Store store
     for store in list(_stores):
         store.status = FORKED
-        store._after_fork()
 
 
 if hasattr(os, "register_at_fork"):
@@ -138,6 +137,7 @@ cdef class Store:
         self.status = OPEN
         self.idle = threading.Event()
         self.write_sets = weakref.WeakSet()
+        self.abandoned = []
         self.lock = PyThread_allocate_lock()
         self.usable = <uint64_t *>allocate_zeroed(MAX_WINDOWS, sizeof(uint64_t))
         if self.lock == NULL or self.usable == NULL:
@@ -198,9 +198,14 @@ cdef class Store:
         """A new WriteSet on the current epoch. Raises ClosedError, ReadOnlyError, StoreFailedError."""
         from xtree.persistence.write_set import WriteSet  # which is built on this module
 
-        self.require_writable()
-        self._before_write()
-        return WriteSet(self)
+        self.enter()
+        try:
+            self.require_writable()
+            self._before_write()
+            self._give_back_abandoned()
+            return WriteSet(self)
+        finally:
+            self.leave()
 
     def require_writable(self):
         """Raises ClosedError, ReadOnlyError or StoreFailedError unless the store takes writes."""
@@ -230,15 +235,13 @@ cdef class Store:
             raise
         for write_set in list(self.write_sets):
             write_set.abort()
+        self._give_back_abandoned()
         self._shut_down(failed)
 
     # What a durable store does differently.
 
     def _before_write(self):
         """Makes the allocator ready."""
-
-    def _after_fork(self):
-        """Lets go of what the parent owns."""
 
     def _failure(self):
         """Why the store is poisoned."""
@@ -298,11 +301,11 @@ cdef class Store:
     def _snapshot_rows(self, uint64_t epoch, list file_of_window):
         """The rows visible at an epoch, as a checkpoint stores them."""
         with nogil:
-            lock_without_gil(self.lock)
+            hold_lock(self)
         try:
             return self.table.snapshot(epoch, file_of_window)
         finally:
-            PyThread_release_lock(self.lock)
+            drop_lock(self)
 
     def _occupy_live_slots(self):
         """Tells the allocator, which knows its files but no slot in use yet, which slots the live rows have."""
@@ -317,6 +320,15 @@ cdef class Store:
                         self.allocator.occupy(class_of(row.word), row.address)
             finally:
                 PyThread_release_lock(self.lock)
+
+    def _use_allocator(self, SegmentAllocator allocator):
+        """Begins to allocate from another allocator, while nobody is writing."""
+        self.allocator = allocator
+
+    def _give_back_abandoned(self):
+        """Gives back the pages of write sets that were aborted where nothing could wait for the lock."""
+        while self.abandoned:
+            self.abandoned.pop()._give_back()
 
     cdef int give_back(self, NodeID node) except -1 nogil:
         cdef uint64_t address = self.table.row(handle_of(node)).address
@@ -412,8 +424,11 @@ cdef class Store:
         finally:
             self.leave()
 
-    def verify_pages(self):
-        """Verifies every live page anew, touched before or not; returns how many. Raises CorruptionError."""
+    def verify_pages(self, uint64_t epoch):
+        """Verifies every live page anew, touched before or not, that was born up to an epoch, which is pinned.
+
+        Returns how many. Raises CorruptionError.
+        """
         cdef uint64_t handle
         cdef Row *row
         cdef uint64_t word
@@ -425,7 +440,7 @@ cdef class Store:
         for handle in range(1, self.table.high_water):
             row = self.table.row(handle)
             word = load_acquire(&row.word)
-            if state_of(word) != STATE_LIVE:
+            if state_of(word) != STATE_LIVE or load_acquire(&row.birth) > epoch:
                 continue
             node = make_node_id(handle, word & WORD_TAG)
             with nogil:
@@ -448,4 +463,19 @@ cdef class Store:
 
     def check(self):
         """Verifies table, allocator and their agreement. Raises CorruptionError."""
-        self.table.check()
+        with nogil:
+            hold_lock(self)
+        try:
+            self.table.check()
+            self._check_slots()
+        finally:
+            drop_lock(self)
+
+    def _check_slots(self):
+        """Every slot in use belongs to a row, and the other way round. The lock is held."""
+        self.allocator.check()
+        held = self.table.stats()
+        expected = held["live"] + held["reserved"] + held["retired"]
+        if self.allocator.slots_used != expected:
+            raise CorruptionError(f"{self._where()}: {self.allocator.slots_used} slots are in use, "
+                                  f"expected {expected} by the rows")

@@ -15,7 +15,7 @@ from xtree.persistence.store cimport Published, Store
 cdef class WriteSet:
 
     cdef readonly Store store
-    cdef NodeID *made               # in the order of their reservation; those since given back are told by their row
+    cdef NodeID *made               # in the order of their reservation; 0 for those since given back
     cdef Py_ssize_t made_count, made_room
     cdef NodeID *retired            # published pages that this transaction replaces or removes
     cdef Py_ssize_t retired_count, retired_room
@@ -38,5 +38,6 @@ cdef class WriteSet:
     cdef char *take(self, int kind, int size_class, NodeID *node) except NULL nogil
     cdef int grow(self, NodeID **list_, Py_ssize_t *room, Py_ssize_t count) except -1 nogil
     cdef int seal_all(self) except -1 nogil
+    cdef int give_all_back(self) except -1 nogil
     cdef int require_open(self) except -1
     cdef void release_pin(self) noexcept

@@ -12,7 +12,9 @@ from xtree.persistence.node_id cimport handle_of, tag_of
 from xtree.persistence.object_table cimport STATE_RESERVED, WORD_TAG, Row, class_of, state_of
 from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, SIZE_CLASSES, PagePrefix, class_bytes
 from xtree.persistence.page_checksum cimport page_crc
-from xtree.persistence.store cimport CLOSED, FORKED, Store, lock_without_gil, resolve
+from xtree.persistence.store cimport (
+    CLOSED, FORKED, PyThread_get_thread_ident, Store, drop_lock, hold_lock, lock_without_gil, resolve,
+)
 
 from xtree.errors import CorruptionError, TransactionError
 
@@ -78,7 +80,7 @@ cdef class WriteSet:
         cdef bint placed = False
         cdef char *page
         self.grow(&self.made, &self.made_room, self.made_count)
-        lock_without_gil(self.store.lock)
+        hold_lock(self.store)
         try:
             self.store.allocator.allocate(size_class, &address)
             try:
@@ -88,7 +90,8 @@ cdef class WriteSet:
                 if not placed:
                     self.store.allocator.free(address)
         finally:
-            PyThread_release_lock(self.store.lock)
+            drop_lock(self.store)
+        self.store.table.row(handle_of(node[0])).made_at = self.made_count
         self.made[self.made_count] = node[0]
         self.made_count += 1
         self.bytes_made += class_bytes(size_class)
@@ -130,6 +133,7 @@ cdef class WriteSet:
         if self.made_here(node):
             row = self.store.table.row(handle_of(node))
             self.bytes_made -= class_bytes(class_of(row.word))
+            self.made[row.made_at] = 0              # a later life of the handle may have this tag again
             lock_without_gil(self.store.lock)
             try:
                 self.store.give_back(node)
@@ -241,20 +245,31 @@ cdef class WriteSet:
             self._undo()
 
     def _undo(self):
-        cdef Py_ssize_t i
         self.status = "aborted"
-        if self.store.status < FORKED:
+        if self.store.lock_holder == PyThread_get_thread_ident():   # garbage collection, in the middle of take()
+            self.store.abandoned.append(self)
+        elif self.store.status < FORKED:
             with nogil:
-                lock_without_gil(self.store.lock)
-                try:
-                    for i in range(self.retired_count):
-                        store_seq(&self.store.table.row(handle_of(self.retired[i])).claimed, 0)
-                    for i in range(self.made_count):
-                        if self.made_here(self.made[i]):
-                            self.store.give_back(self.made[i])
-                finally:
-                    PyThread_release_lock(self.store.lock)
+                self.give_all_back()
         self.release_pin()
+
+    def _give_back(self):
+        """Gives back what a write set has that was aborted where it couldn't."""
+        with nogil:
+            self.give_all_back()
+
+    cdef int give_all_back(self) except -1 nogil:
+        cdef Py_ssize_t i
+        lock_without_gil(self.store.lock)
+        try:
+            for i in range(self.retired_count):
+                store_seq(&self.store.table.row(handle_of(self.retired[i])).claimed, 0)
+            for i in range(self.made_count):
+                if self.made_here(self.made[i]):
+                    self.store.give_back(self.made[i])
+        finally:
+            PyThread_release_lock(self.store.lock)
+        return 0
 
     # For those who carry it out.
 
