@@ -41,6 +41,7 @@ MODULES = [
     "xtree.inspection",
     "xtree.conversion",
     "xtree.write_scope",
+    "xtree.view",
 ]
 
 DIRECTIVES = {

@@ -37,8 +37,8 @@ LAYERS = [
      "xtree.subtree_choice"},
     # 8 face: what people touch
     {"xtree", "xtree.arguments", "xtree.conversion", "xtree.tree", "xtree.reading", "xtree.writing",
-     "xtree.transaction", "xtree.write_scope", "xtree.snapshot", "xtree.runtime", "xtree.forest", "xtree.roots",
-     "xtree.display", "xtree.cli", "xtree.data", "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
+     "xtree.transaction", "xtree.write_scope", "xtree.view", "xtree.snapshot", "xtree.runtime", "xtree.forest",
+     "xtree.roots", "xtree.display", "xtree.cli", "xtree.data", "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
      "xtree.tools", "xtree.tools.build", "xtree.tools.check", "xtree.tools.describe", "xtree.tools.tables"},
 ]
 LAYER_OF = {

@@ -27,6 +27,7 @@ cdef object FLOAT64 = np.dtype(np.float64)
 cdef object INT64 = np.dtype(np.int64)
 cdef object empty = np.empty
 cdef object asarray = np.asarray
+cdef object ndarray = np.ndarray
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 
@@ -73,6 +74,48 @@ def width_of(given):
     if boxes.ndim not in (1, 2) or boxes.shape[boxes.ndim - 1] == 0:
         raise DimensionError(f"boxes of shape {boxes.shape} don't tell their dimension; give dims=")
     return boxes, boxes.shape[boxes.ndim - 1]
+
+
+cdef bint read_plain_box(object given, int dims, double *box) except -1:
+    cdef Py_ssize_t i, n
+    if type(given) is tuple:
+        n = len(<tuple>given)
+        if n != 2 * dims and n != dims:
+            return False
+        for i in range(n):
+            if not read_plain_number((<tuple>given)[i], box + i):
+                return False
+    elif type(given) is list:
+        n = len(<list>given)
+        if n != 2 * dims and n != dims:
+            return False
+        for i in range(n):
+            if not read_plain_number((<list>given)[i], box + i):
+                return False
+    elif type(given) is ndarray:
+        n = read_plain_array(given, dims, box)
+        if n == 0:
+            return False
+    else:
+        return False
+    if n == dims:
+        memcpy(box + dims, box, dims * sizeof(double))
+    return first_invalid(box, 1, dims, False) < 0
+
+
+cdef Py_ssize_t read_plain_array(object array, int dims, double *box) except -1:
+    """Copies a 1-D float64 array of a fitting length; returns the length, 0 for any other array."""
+    cdef Py_buffer view
+    cdef Py_ssize_t i, n = 0
+    if array.dtype is not FLOAT64:
+        return 0
+    PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
+    if view.ndim == 1 and view.shape[0] in (dims, 2 * dims):
+        n = view.shape[0]
+        for i in range(n):
+            memcpy(box + i, <const char *>view.buf + i * view.strides[0], sizeof(double))
+    PyBuffer_Release(&view)
+    return n
 
 
 cdef object boxes_of(object given, int dims, bint stored):
@@ -276,6 +319,11 @@ cdef tuple row_items(given, Py_ssize_t row):
 
 cdef bint read_number(object item, double *out) except -1:
     """Reads one number; False when the item is a row of numbers instead."""
+    return read_plain_number(item, out) or read_rare_number(item, out)
+
+
+cdef inline bint read_plain_number(object item, double *out) except -1:
+    """Reads a float or a small int; False for anything else."""
     cdef int overflow = 0
     cdef long long whole
     if PyFloat_Check(item):
@@ -286,7 +334,7 @@ cdef bint read_number(object item, double *out) except -1:
         if overflow == 0 and -SAFE_INTEGER <= whole <= SAFE_INTEGER:
             out[0] = <double>whole
             return True
-    return read_rare_number(item, out)
+    return False
 
 
 cdef bint read_rare_number(object item, double *out) except -1:

@@ -15,14 +15,12 @@ from xtree.conversion import finite_points, one_id, query_boxes
 from xtree.errors import DimensionError
 from xtree.persistence.store import Store
 from xtree.tree_state import TreeState
+from xtree.view import TreeView
 
 __all__ = ["Reader"]
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-INTERSECTS = as_predicate("intersects")
-
 
 class Reader:
     """The reading methods, over one state of one tree.
@@ -34,6 +32,7 @@ class Reader:
     __slots__ = ()
 
     _dims: int
+    _view: TreeView | None = None  # of a reader that always reads the current epoch
 
     @abstractmethod
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -56,7 +55,11 @@ class Reader:
         Raises InvalidBoxError for NaN or min > max, DimensionError for another shape, TypeError for anything but real
         numbers, ValueError for an unknown predicate or output, ClosedError.
         """
-        number = INTERSECTS if predicate == "intersects" else as_predicate(predicate)
+        if self._view is not None and output == "pairs":
+            found = self._view.query_plain(boxes, predicate)
+            if found is not None:
+                return found
+        number = as_predicate(predicate)
         windows = query_boxes(boxes, self._dims)
         if windows.ndim == 1:
             if as_output(output) == "csr":
@@ -74,7 +77,7 @@ class Reader:
         number = as_predicate(predicate)
         windows = query_boxes(boxes, self._dims)
         if windows.ndim == 1:
-            return int(self._read(search.count, windows.reshape(1, -1), number)[0])
+            return int(self._read(search.count, windows, number)[0])
         return self._read(search.count, windows, number)
 
     def nearest(

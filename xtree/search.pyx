@@ -337,16 +337,20 @@ def query_one(Store store not None, TreeState state not None, box, int predicate
     Raises CorruptionError, MemoryError.
     """
     cdef Py_buffer view
-    cdef Arena found = Arena()
-    cdef int64_t hits
     _require_predicate(predicate)
     _borrow_box(box, &view, state)
     try:
-        with nogil:
-            _answer(store, state, <const double *>view.buf, 1, <Predicate>predicate, NULL, True, found, &hits)
-        return found.to_array(_int64)
+        return ids_of_one(store, state, <const double *>view.buf, <Predicate>predicate)
     finally:
         PyBuffer_Release(&view)
+
+
+cdef object ids_of_one(Store store, TreeState state, const double *box, Predicate predicate):
+    cdef Arena found = Arena()
+    cdef int64_t hits
+    with nogil:
+        _answer(store, state, box, 1, predicate, NULL, True, found, &hits)
+    return found.to_array(_int64)
 
 
 cdef int _borrow_box(object box, Py_buffer *view, TreeState state) except -1:

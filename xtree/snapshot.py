@@ -54,7 +54,7 @@ class Snapshot(Reader):
 
     def __repr__(self) -> str:
         pin = self._pin
-        if pin is None or self._tree._closed or pin.store.state in ("closed", "forked"):
+        if pin is None or self._tree._view.handle_is_closed or pin.store.state in ("closed", "forked"):
             return f"<Snapshot of {self._tree!r}, closed>"
         return f"<Snapshot of {self._tree!r} at epoch {pin.epoch}: {self._state.count} records>"
 
@@ -73,6 +73,6 @@ class Snapshot(Reader):
         pin = self._pin
         if pin is None:
             raise ClosedError("the snapshot is closed")
-        if self._tree._closed:
+        if self._tree._view.handle_is_closed:
             raise ClosedError("the snapshot's tree is closed")
         return pin

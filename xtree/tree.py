@@ -13,15 +13,15 @@ from numpy.typing import ArrayLike
 from xtree.arguments import as_dims, as_timeout
 from xtree.conversion import stored_boxes, width_of
 from xtree.display import as_html, as_line
-from xtree.errors import ClosedError, DimensionError
+from xtree.errors import DimensionError
 from xtree.forest import Forest
 from xtree.persistence.config import Config
 from xtree.persistence.memory_store import MemoryStore
-from xtree.persistence.store import Published, Store
+from xtree.persistence.store import Store
 from xtree.roots import state_of
 from xtree.snapshot import Snapshot
 from xtree.transaction import Transaction
-from xtree.tree_state import TreeState
+from xtree.view import TreeView
 from xtree.write_scope import WriterLock, WriteScope
 from xtree.writing import Progress, Writer, matching_ids
 
@@ -46,10 +46,9 @@ class XTree(Writer):
     _forest: Forest
     _store: Store
     _lock: WriterLock
+    _view: TreeView
     _runtime: Runtime | None
     _owner: bool  # closing it closes the store
-    _closed: bool
-    _seen: tuple[Published, TreeState] | None  # the last epoch that was read, and the tree's state at it
 
     def __init__(self, dims: int, config: Config | None = None) -> None:
         forest = Forest(MemoryStore(), config)
@@ -106,7 +105,7 @@ class XTree(Writer):
     @property
     def closed(self) -> bool:
         """Whether the tree can't be used any more: closed, dropped, or inherited through a fork."""
-        return self._closed or self._lock.dropped or self._store.state in ("closed", "forked")
+        return self._view.is_closed
 
     def transaction(self, timeout: float | None = None) -> Transaction:
         """A transaction, to be used in a with statement, where it takes the tree's writer lock.
@@ -119,7 +118,7 @@ class XTree(Writer):
     def snapshot(self) -> Snapshot:
         """The tree as it is now, for as long as the snapshot is open. Raises ClosedError."""
         pin = self._store.pin()
-        return Snapshot(self, pin, self._state_at(pin.published))
+        return Snapshot(self, pin, self._view.state_at(pin.published))
 
     def check(self) -> None:
         """Verifies the whole tree: containment, exact bounds, reachability, levels, counts, checksums.
@@ -143,8 +142,7 @@ class XTree(Writer):
 
         A tree opened by itself closes its index; one of a Runtime only itself. Idempotent.
         """
-        self._closed = True
-        self._seen = None
+        self._view.close()
         if self._owner:
             (self._store if self._runtime is None else self._runtime).close()
 
@@ -173,16 +171,11 @@ class XTree(Writer):
         self._lock = lock
         self._runtime = runtime
         self._owner = owner
-        self._closed = False
-        self._seen = None
-        with self._store.read() as published:
-            self._dims = self._state_at(published).dims
+        self._view = TreeView(forest.store, lock)
+        self._dims = self._view.dims
 
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        with self._store.read() as published:
-            seen = self._seen
-            state = seen[1] if seen is not None and seen[0] is published else self._state_at(published)
-            return function(self._store, state, *arguments)
+        return self._view.run(function, *arguments)
 
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
         with WriteScope(self._store, (self._lock,), self) as scope:
@@ -191,24 +184,9 @@ class XTree(Writer):
     def _epoch(self) -> int:
         return self._store.published.epoch
 
-    def _state_at(self, published: Published) -> TreeState:
-        """The tree's state at an epoch that is pinned. Raises ClosedError."""
-        self._require_open()
-        entry = published.catalog.get(self._lock.name)
-        if entry is None:
-            raise ClosedError(f"tree {self._lock.name!r} was dropped")
-        state = state_of(entry)
-        self._seen = (published, state)
-        if self._closed:  # meanwhile, by another thread
-            self._seen = None
-        return state
-
     def _require_open(self) -> None:
         """Raises ClosedError."""
-        if self._closed:
-            raise ClosedError(f"tree {self._lock.name!r} is closed")
-        if self._lock.dropped:
-            raise ClosedError(f"tree {self._lock.name!r} was dropped")
+        self._view.require_open()
 
     def _summary(self) -> dict[str, Any]:
         """What is known without reading a page; never raises."""

@@ -1,0 +1,6 @@
+"""Conversion: what other compiled modules use of it."""
+
+
+# Reads one box or point in a form that needs no conversion: a tuple or list of floats and small ints, or a 1-D float64
+# array. False, with nothing raised, for any other form and for a box that isn't valid: the long way says what is wrong.
+cdef bint read_plain_box(object given, int dims, double *box) except -1

@@ -1,0 +1,116 @@
+"""View: the way from a tree's handle to its state at the current epoch. It is compiled to be short."""
+
+cimport cython
+
+from xtree.bucket cimport MAX_DIMS
+from xtree.conversion cimport read_plain_box
+from xtree.persistence.store cimport Published, Store
+from xtree.search cimport CONTAINS, INTERSECTS, WITHIN, Predicate, ids_of_one
+from xtree.tree_state cimport TreeState
+
+from xtree.errors import ClosedError
+from xtree.roots import state_of
+
+
+@cython.final
+cdef class TreeView:
+    """One tree of a store, read at whatever epoch is the current one when a call begins. Any thread may use it."""
+
+    cdef readonly Store store
+    cdef readonly int dims
+    cdef object lock                # the tree's WriterLock, which says whether it was dropped
+    cdef bint closed
+    cdef tuple seen                 # the last epoch that was read, and the tree's state at it: (Published, TreeState)
+
+    def __init__(self, Store store not None, lock not None):
+        self.store = store
+        self.lock = lock
+        self.seen = (None, None)
+        self.run(self._note_dims)
+
+    def run(self, function, *arguments):
+        """function(store, state, *arguments), with the state pinned meanwhile. Raises ClosedError."""
+        cdef int slot = -1
+        cdef TreeState state = self.begin(&slot)
+        try:
+            return function(self.store, state, *arguments)
+        finally:
+            self.end(slot)
+
+    def query_plain(self, box, predicate):
+        """The ids of what fulfils a predicate with one box, given in a form that needs no conversion; else None."""
+        cdef double bounds[2 * MAX_DIMS]
+        cdef Predicate which
+        cdef int slot = -1
+        cdef TreeState state
+        if predicate == "intersects":
+            which = INTERSECTS
+        elif predicate == "within":
+            which = WITHIN
+        elif predicate == "contains":
+            which = CONTAINS
+        else:
+            return None
+        if not read_plain_box(box, self.dims, bounds):
+            return None
+        state = self.begin(&slot)
+        try:
+            return ids_of_one(self.store, state, bounds, which)
+        finally:
+            self.end(slot)
+
+    def state_at(self, Published published not None):
+        """The tree's state at an epoch that is pinned. Raises ClosedError."""
+        self.require_open()
+        entry = published.catalog.get(self.lock.name)
+        if entry is None:
+            raise ClosedError(f"tree {self.lock.name!r} was dropped")
+        state = state_of(entry)
+        self.seen = (published, state)
+        if self.closed:             # meanwhile, by another thread
+            self.seen = (None, None)
+        return state
+
+    def require_open(self):
+        """Raises ClosedError when the handle was closed or its tree dropped."""
+        if self.closed:
+            raise ClosedError(f"tree {self.lock.name!r} is closed")
+        if self.lock.dropped:
+            raise ClosedError(f"tree {self.lock.name!r} was dropped")
+
+    def close(self):
+        """Refuses calls from now on; those running finish. Idempotent."""
+        self.closed = True
+        self.seen = (None, None)
+
+    @property
+    def is_closed(self):
+        """Whether calls are refused, whatever the reason."""
+        return self.closed or self.lock.dropped or self.store.state in ("closed", "forked")
+
+    @property
+    def handle_is_closed(self):
+        """Whether close() was called."""
+        return self.closed
+
+    cdef TreeState begin(self, int *slot):
+        """Marks a call in flight, pins the current epoch, and gives the tree's state at it."""
+        cdef Published published
+        self.store.enter()
+        try:
+            slot[0] = self.store.epochs.pin()
+            published = self.store.published
+            if self.seen[0] is published:
+                return <TreeState>self.seen[1]
+            return self.state_at(published)
+        except BaseException:
+            self.end(slot[0])
+            raise
+
+    cdef void end(self, int slot) noexcept:
+        if slot >= 0:
+            self.store.epochs.unpin(slot)
+        self.store.leave()
+
+    def _note_dims(self, store, TreeState state):
+        self.dims = state.g.dims
