@@ -86,6 +86,8 @@ def rows(ids: np.ndarray, boxes: np.ndarray) -> list[tuple]:
 def main(path: str, seed: int, first: int) -> None:
     import xtree
 
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     with xtree.Runtime(path) as runtime:
         for name, dims in TREES.items():
             runtime.tree(name, dims=dims)
