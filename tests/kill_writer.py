@@ -1,4 +1,4 @@
-"""The writer that test_kill.py kills: step after step through the public API, each reported once it has returned.
+"""The writer that test_kill.py kills: says that it is ready, then step after step, each reported once it has returned.
 
     python kill_writer.py DIRECTORY SEED FIRST_STEP
 

@@ -23,8 +23,9 @@ def run_until_killed(path: Path, seed: int, first: int, rng: random.Random, want
     writer = subprocess.Popen(
         [sys.executable, str(WRITER), str(path), str(seed), str(first)], stdout=subprocess.PIPE, text=True
     )
+    assert writer.stdout.readline() == "ready\n"        # it is about to open the index
     reports = [writer.stdout.readline() for _ in range(wanted)]
-    time.sleep(rng.uniform(0.0, 0.01 if wanted else 0.6))
+    time.sleep(rng.uniform(0.0, 0.01 if wanted else 0.2))
     writer.kill()
     reports += writer.stdout.readlines()
     killed = writer.wait() < 0 or sys.platform == "win32"
