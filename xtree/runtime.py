@@ -141,7 +141,7 @@ class Runtime:
             handle = self._handles.get(lock)
             if handle is None or handle.closed:
                 handle = XTree.__new__(XTree)
-                handle._attach(self._forest, lock, self, owner)
+                handle._attach(self._store, lock, self, owner)
                 self._handles[lock] = handle
             return handle
 

@@ -28,7 +28,7 @@ class Transaction(WriteScope, Writer):
     """
 
     def __init__(self, tree: XTree, timeout: float | None) -> None:
-        super().__init__(tree._forest.store, (tree._lock,), tree, timeout)
+        super().__init__(tree._store, (tree._lock,), tree._view, timeout)
         self._tree = tree
         self._name = tree.name
         self._dims = tree._dims

@@ -43,7 +43,6 @@ class XTree(Writer):
     dims: number of dimensions, 1 to 64. config: an `xtree.Config`, whose tree parameters it takes.
     """
 
-    _forest: Forest
     _store: Store
     _lock: WriterLock
     _view: TreeView
@@ -52,7 +51,7 @@ class XTree(Writer):
 
     def __init__(self, dims: int, config: Config | None = None) -> None:
         forest = Forest(MemoryStore(), config)
-        self._attach(forest, forest.find_or_make(DEFAULT_NAME, as_dims(dims)), None, True)
+        self._attach(forest.store, forest.find_or_make(DEFAULT_NAME, as_dims(dims)), None, True)
 
     @classmethod
     def from_boxes(
@@ -67,7 +66,8 @@ class XTree(Writer):
         """A packed tree of these boxes, in memory, or in a new durable index at `path`.
 
         boxes: (n, 2*d); with dims= also points (n, d), or zero boxes of any shape. ids: (n,) integers, 0 .. n-1 when
-        not given. progress: called with (done, total) now and then. Input is checked before anything is made.
+        not given. progress: called with (done, total) now and then. Input is checked before anything is made; when
+        the load itself fails, the index at `path` stays, empty.
 
         Raises what `insert_many` does, and FileExistsError when there is an index at `path`.
         """
@@ -147,7 +147,7 @@ class XTree(Writer):
             (self._store if self._runtime is None else self._runtime).close()
 
     def __enter__(self) -> XTree:
-        self._require_open()
+        self._view.require_open()
         return self
 
     def __exit__(
@@ -164,29 +164,24 @@ class XTree(Writer):
     def __reduce__(self) -> NoReturn:
         raise TypeError("an XTree can't be pickled or copied; pass its path, or its items()")
 
-    def _attach(self, forest: Forest, lock: WriterLock, runtime: Runtime | None, owner: bool) -> None:
+    def _attach(self, store: Store, lock: WriterLock, runtime: Runtime | None, owner: bool) -> None:
         """Fills the handle in."""
-        self._forest = forest
-        self._store = forest.store
+        self._store = store
         self._lock = lock
         self._runtime = runtime
         self._owner = owner
-        self._view = TreeView(forest.store, lock)
+        self._view = TreeView(store, lock)
         self._dims = self._view.dims
 
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._view.run(function, *arguments)
 
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        with WriteScope(self._store, (self._lock,), self) as scope:
+        with WriteScope(self._store, (self._lock,), self._view) as scope:
             return scope.write(self._lock.name, function, *arguments)
 
     def _epoch(self) -> int:
         return self._store.published.epoch
-
-    def _require_open(self) -> None:
-        """Raises ClosedError."""
-        self._view.require_open()
 
     def _summary(self) -> dict[str, Any]:
         """What is known without reading a page; never raises."""

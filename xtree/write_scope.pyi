@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.store import Store
+from xtree.view import TreeView
 
 Scope = TypeVar("Scope", bound="WriteScope")
 
@@ -15,7 +16,7 @@ class WriterLock:
 
 class WriteScope:
     def __init__(
-        self, store: Store, locks: tuple[WriterLock, ...], handle: Any = None, timeout: float | None = None
+        self, store: Store, locks: tuple[WriterLock, ...], handle: TreeView | None = None, timeout: float | None = None
     ) -> None: ...
     @property
     def status(self) -> str: ...

@@ -87,7 +87,7 @@ cdef class WriteScope:
     """Some trees' writer locks and a write set, from __enter__ to __exit__: commits there, aborts on an exception.
 
     locks: WriterLocks of the trees to change, each once, in the order of their names. handle: something whose
-    `_require_open()` raises once the scope may not go on, or None. timeout: seconds to wait for locks, None for ever.
+    `require_open()` raises once the scope may not go on, or None. timeout: seconds to wait for locks, None for ever.
     """
 
     cdef object store
@@ -189,7 +189,7 @@ cdef class WriteScope:
             lock.take(deadline, wait)
             self.held.append(lock)
         if self.handle is not None:
-            self.handle._require_open()
+            self.handle.require_open()
         self.write_set = self.store.begin()
         for lock in self.locks:
             self.add(lock, self.write_set.base.catalog)
@@ -238,7 +238,7 @@ cdef class WriteScope:
         if self.doom is not None:
             raise TransactionError(f"the transaction has failed and can only be aborted: {self.doom!r}") from self.doom
         if self.handle is not None:
-            self.handle._require_open()
+            self.handle.require_open()
         return 0
 
     cdef int finish(self, bint commit, bint must_be_open) except -1:
@@ -275,7 +275,7 @@ cdef class WriteScope:
         if self.doom is not None:
             raise TransactionError(f"the transaction has failed and was aborted: {self.doom!r}") from self.doom
         if self.handle is not None:
-            self.handle._require_open()
+            self.handle.require_open()
         self.store.require_writable()
         changes = dict(self.changes)
         for name, state in self.states.items():
