@@ -379,3 +379,73 @@ def test_stats_of_a_runtime_are_figures(runtime):
 def test_the_version_is_that_of_the_package():
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert f'\nversion = "{xtree.__version__}"\n' in text
+
+
+def test_everything_at_once_ends_in_a_clean_close(tmp_path, random):
+    """Threads do whatever can be done, until the runtime is closed under them; what was committed is whole."""
+    names = ["a", "b", "c"]
+    config = xtree.Config(checkpoint_log_bytes=256 << 10, window_bytes=1 << 20, wal_fill_bytes=64 << 10)
+    runtime = xtree.Runtime(tmp_path / "index", config=config)
+    enough = threading.Semaphore(0)
+    odd: list = []
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        try:
+            while True:
+                act(runtime, str(rng.choice(names)), int(rng.integers(8)), rng)
+                enough.release()
+        except xtree.ClosedError:
+            if not runtime.closed:
+                odd.append("closed early")
+        except BaseException as error:
+            odd.append(error)
+
+    threads = [threading.Thread(target=work, args=(int(seed),)) for seed in random.integers(0, 2**32, 5)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        assert enough.acquire(timeout=60)
+    runtime.close()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert odd == []
+    with xtree.Runtime(tmp_path / "index") as runtime:
+        runtime.check()
+        assert set(runtime.trees()) <= set(names)
+
+
+def act(runtime: xtree.Runtime, name: str, choice: int, rng: np.random.Generator) -> None:
+    """One thing that a thread may do; only ClosedError of the runtime comes out."""
+    try:
+        tree = runtime.tree(name, dims=2)
+        if choice == 0:
+            tree.insert_many(np.arange(40), rng.random((40, 2)))
+        elif choice == 1:
+            with tree.snapshot() as snapshot:
+                assert len(snapshot) == len(snapshot.items()[0]) == snapshot.count([-1, -1, 2, 2])
+                snapshot.check()
+        elif choice == 2:
+            with tree.transaction(timeout=0.01) as tx:
+                tx.insert(1, rng.random(2))
+                tx.delete_many(*tx.items())
+                tx.bulk_load(np.arange(30), rng.random((30, 2)))
+        elif choice == 3:
+            with runtime.transaction(trees=["b", "a"]) as tx:
+                tx.tree("a").insert(1, [0.5, 0.5])
+                tx.tree(name).insert(2, [0.5, 0.5])
+        elif choice == 4:
+            ids, boxes = tree.items()
+            tree.delete_many(ids[::2], boxes[::2])
+        elif choice == 5 and rng.random() < 0.2:
+            runtime.drop(name)
+        elif choice == 6 and rng.random() < 0.2:
+            runtime.checkpoint()
+        else:
+            assert tree.nearest([0.5, 0.5], k=3).shape <= (3,)
+    except (TimeoutError, KeyError, xtree.TransactionError) as error:
+        assert error.args  # a tree was busy or gone, as another thread had it
+    except xtree.ClosedError:
+        if runtime.closed:
+            raise
