@@ -132,12 +132,35 @@ def test_numbers_that_float64_cannot_hold_are_refused(tree, take_many, box):
             refuse()
 
 
-NO_INTEGERS = [True, np.True_, 1.0, np.float32(1), "1", None, 1j, decimal.Decimal(1), [1], np.array([1, 2])]
+def test_a_list_says_where_its_bad_number_is(tree, take_many):
+    for bad, error in ((2**53 + 1, xtree.InvalidBoxError), (np.int64(2**53 + 1), ValueError), (None, TypeError)):
+        with pytest.raises(error, match="at row 1, column 2"):
+            take_many([1, 2], [UNIT, [0, 0, bad, 2**54]])
+        with pytest.raises(error, match="at index 3"):
+            tree.query((0, 0, 1, bad))
+    for boxes, name in ((None, "NoneType"), ({1, 2}, "set"), ("0011", "str"), (np.array(UNIT, object), "objects")):
+        with pytest.raises(TypeError, match=name):
+            take_many([1], boxes)
+
+
+def test_a_masked_value_is_no_value(tree, take_many):
+    masked = np.ma.array([UNIT, UNIT], mask=[[0] * 4, [0, 0, 1, 0]])
+    for boxes in (masked, list(masked), [UNIT, [0, 0, np.ma.masked, 1]]):
+        with pytest.raises(xtree.InvalidBoxError, match="masked"):
+            take_many([1, 2], boxes)
+    with pytest.raises(ValueError, match="index 1 is masked"):
+        take_many(np.ma.array([1, 2], mask=[0, 1]), GOOD[:2])
+    assert tree.query(np.ma.array(UNIT)).tolist() == [1]
+
+
+NO_INTEGERS = [
+    True, np.True_, 1.0, np.float32(1), "1", None, 1j, decimal.Decimal(1), [1], np.array([1, 2]), np.array(1.0),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("id", NO_INTEGERS)
 def test_ids_that_are_no_integers_are_type_errors(tree, take_many, id):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="ids must be integers, got a "):
         tree.insert(id, UNIT)
     with pytest.raises(TypeError):
         tree.delete(id, UNIT)
@@ -189,7 +212,7 @@ def test_nearest_refuses_what_makes_no_sense(tree):
     for k in (0, -1, -(10**30)):
         with pytest.raises(ValueError, match="k must be at least 1"):
             tree.nearest([0, 0], k=k)
-    for k in (1.0, True, "1", None):
+    for k in (1.0, True, "1", None, np.array([1, 2])):
         with pytest.raises(TypeError, match="k must be an integer"):
             tree.nearest([0, 0], k=k)
     for point in ([NAN, 0], [0, INF], [[0, 0], [0, -INF]]):
@@ -201,9 +224,10 @@ def test_nearest_refuses_what_makes_no_sense(tree):
     for distance in (-1, NAN, -INF):
         with pytest.raises(ValueError, match="max_distance"):
             tree.nearest([0, 0], max_distance=distance)
-    for distance in ("1", True, [1.0, 2.0]):
-        with pytest.raises(TypeError):
+    for distance in ("1", True, [1.0, 2.0], np.array([1.0, 2.0])):
+        with pytest.raises(TypeError, match="max_distance must be a number"):
             tree.nearest([0, 0], max_distance=distance)
+    assert len(tree.nearest([0, 0], k=2, max_distance=10**400)) == 2
 
 
 def test_dims_are_1_to_64():
@@ -213,6 +237,8 @@ def test_dims_are_1_to_64():
     for dims in (2.0, "2", True, None, [2]):
         with pytest.raises(TypeError, match="dims must be an integer"):
             xtree.XTree(dims=dims)
+    with pytest.raises(TypeError, match=r"config must be an xtree\.Config, not dict"):
+        xtree.XTree(dims=2, config={"page_bytes": 8192})
 
 
 def test_from_boxes_refuses_what_tells_no_dims(tmp_path):
@@ -252,6 +278,7 @@ def writes(tree):
     return [
         lambda: tree.insert(1, UNIT), lambda: tree.insert_many([1], [UNIT]), lambda: tree.bulk_load([1], [UNIT]),
         lambda: tree.delete(1, UNIT), lambda: tree.delete_many([1], [UNIT]), lambda: tree.update(1, UNIT, UNIT),
+        lambda: tree.insert_many([], []), lambda: tree.bulk_load([], []), lambda: tree.delete_many([], []),
     ]  # fmt: skip
 
 

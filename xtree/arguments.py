@@ -9,9 +9,11 @@ import sys
 from typing import Any
 
 from xtree.errors import DimensionError
+from xtree.persistence.config import Config
 
 __all__ = [
     "MAX_DIMS",
+    "as_config",
     "as_dims",
     "as_distance",
     "as_name",
@@ -25,6 +27,15 @@ __all__ = [
 MAX_DIMS = 64
 OUTPUTS = ("pairs", "csr")
 PREDICATES = {"intersects": 0, "within": 1, "contains": 2}
+
+
+def as_config(config: Any) -> Config:
+    """Settings; None means those that are usual. Raises TypeError for anything but a Config."""
+    if config is None:
+        return Config()
+    if not isinstance(config, Config):
+        raise TypeError(f"config must be an xtree.Config, not {type(config).__name__}")
+    return config
 
 
 def as_dims(dims: Any) -> int:
@@ -98,10 +109,18 @@ def as_path(path: Any) -> str:
 def _integer(value: Any, what: str) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
-    return operator.index(value)
+    try:
+        return operator.index(value)
+    except TypeError:  # an array
+        raise TypeError(f"{what} must be an integer, not {type(value).__name__}") from None
 
 
 def _real(value: Any, what: str) -> float:
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"{what} must be a number, not {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except TypeError:  # an array
+        raise TypeError(f"{what} must be a number, not {type(value).__name__}") from None
+    except OverflowError:  # an integer that is farther than any float
+        return math.inf if value > 0 else -math.inf

@@ -216,18 +216,51 @@ cdef object numbers_of(object given):
         return from_sequence(<tuple>given)
     if isinstance(given, list):
         return from_sequence(tuple(given))
-    return from_array(asarray(given))
+    array = array_of(given, InvalidBoxError)
+    require_real(array, given)
+    return from_array(array)
+
+
+cdef object array_of(object given, error):
+    """An array-like as an array. Raises `error` where a mask hides a value: it is none."""
+    if type(given) is not ndarray and isinstance(given, ndarray) and np.ma.is_masked(given):
+        place = tuple(int(i) for i in np.argwhere(np.ma.getmaskarray(given))[0])
+        raise error(f"the value{place_in(place)} is masked")
+    return asarray(given)
+
+
+cdef int require_real(array, given) except -1:
+    """Raises TypeError, with a name for what was given, unless the array is one of real numbers."""
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"boxes and points are made of real numbers, got {called(array, given)}")
+    return 0
+
+
+cdef object called(array, given):
+    """What was given, and became this array, for a message."""
+    if array.ndim == 0 and not isinstance(given, ndarray):
+        return f"a {type(given).__name__}"
+    return "an array of objects" if array.dtype.kind == "O" else f"an array of {array.dtype}"
+
+
+cdef str place_in(tuple place):
+    """Where in an array, for a message."""
+    if len(place) == 1:
+        return cell(-1, place[0])
+    return cell(place[0], place[1]) if len(place) == 2 else ""
+
+
+cdef str cell(Py_ssize_t row, Py_ssize_t column):
+    return f" at index {column}" if row < 0 else f" at row {row}, column {column}"
 
 
 cdef object from_array(array):
-    kind = array.dtype.kind
-    if kind == "f":
+    """An array of real numbers as float64, C-contiguous. Raises InvalidBoxError for what float64 can't hold."""
+    if array.dtype.kind == "f":
         if array.dtype.itemsize <= 8:
             return plain(array, FLOAT64)
         return exact_floats(array)
-    if kind == "i" or kind == "u":
-        return exact_integers(array)
-    raise TypeError(f"boxes and points are made of real numbers, got {'objects' if kind == 'O' else array.dtype}")
+    return exact_integers(array)
 
 
 cdef object plain(array, dtype):
@@ -261,8 +294,7 @@ cdef object exact_floats(array):
 cdef int require_exact(array, exact) except -1:
     if not exact.all():
         place = tuple(int(i) for i in np.argwhere(~exact)[0])
-        where = f" at {list(place)}" if place else ""
-        raise InvalidBoxError(f"invalid box: {array[place]}{where} has no exact value in float64")
+        raise InvalidBoxError(f"invalid box: {array[place]}{place_in(place)} has no exact value in float64")
     return 0
 
 
@@ -273,7 +305,7 @@ cdef object from_sequence(tuple items):
     out = empty(n)
     PyObject_GetBuffer(out, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
     try:
-        while i < n and read_number(items[i], <double *>view.buf + i):
+        while i < n and read_number(items[i], <double *>view.buf + i, -1, i):
             i += 1
     finally:
         PyBuffer_Release(&view)
@@ -300,7 +332,7 @@ cdef object from_rows(tuple rows):
             if len(items) != width:
                 raise DimensionError(f"row {row} has {len(items)} numbers, row 0 has {width}")
             for i in range(width):
-                if not read_number(items[i], cell):
+                if not read_number(items[i], cell, row, i):
                     raise DimensionError(f"row {row} holds a {type(items[i]).__name__}, expected numbers")
                 cell += 1
     finally:
@@ -311,15 +343,16 @@ cdef object from_rows(tuple rows):
 cdef tuple row_items(given, Py_ssize_t row):
     if isinstance(given, (list, tuple)):
         return tuple(given)
-    array = from_array(asarray(given))
+    array = array_of(given, InvalidBoxError)
+    require_real(array, given)
     if array.ndim != 1:
         raise DimensionError(f"row {row} has shape {array.shape}, expected a row of numbers")
     return tuple(array.tolist())
 
 
-cdef bint read_number(object item, double *out) except -1:
-    """Reads one number; False when the item is a row of numbers instead."""
-    return read_plain_number(item, out) or read_rare_number(item, out)
+cdef bint read_number(object item, double *out, Py_ssize_t row, Py_ssize_t column) except -1:
+    """Reads one number; False when the item is a row of numbers instead. A negative row: it is in none."""
+    return read_plain_number(item, out) or read_rare_number(item, out, row, column)
 
 
 cdef inline bint read_plain_number(object item, double *out) except -1:
@@ -337,7 +370,7 @@ cdef inline bint read_plain_number(object item, double *out) except -1:
     return False
 
 
-cdef bint read_rare_number(object item, double *out) except -1:
+cdef bint read_rare_number(object item, double *out, Py_ssize_t row, Py_ssize_t column) except -1:
     if isinstance(item, (list, tuple)):
         return False
     if isinstance(item, int) and not isinstance(item, bool):
@@ -346,15 +379,22 @@ cdef bint read_rare_number(object item, double *out) except -1:
         except OverflowError:
             value = INFINITY
         if value != item:
-            raise InvalidBoxError(f"invalid box: the integer {shown(item)} has no exact value in float64")
+            raise InvalidBoxError(f"invalid box: the integer {shown(item)}{cell(row, column)} has no exact value in "
+                                  "float64")
         out[0] = value
         return True
-    array = asarray(item)
+    array = array_of(item, InvalidBoxError)
     if array.ndim > 0:
         return False
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"boxes and points are made of real numbers, got a {type(item).__name__}")
-    out[0] = from_array(array).item()
+        raise TypeError(f"boxes and points are made of real numbers, got a {type(item).__name__}{cell(row, column)}")
+    if array.dtype.kind != "f":
+        return read_rare_number(array.item(), out, row, column)
+    with np.errstate(over="ignore", under="ignore"):
+        value = array.astype(FLOAT64).item()
+    if value != item and value == value:
+        raise InvalidBoxError(f"invalid box: {item}{cell(row, column)} has no exact value in float64")
+    out[0] = value
     return True
 
 
@@ -377,7 +417,7 @@ def one_id(given):
 
 
 def many_ids(given):
-    """Ids as (n,) int64. Raises TypeError, OverflowError, DimensionError."""
+    """Ids as (n,) int64. Raises TypeError, OverflowError, DimensionError, ValueError for a masked one."""
     cdef Py_buffer view
     cdef Py_ssize_t i
     cdef tuple items
@@ -391,10 +431,10 @@ def many_ids(given):
         finally:
             PyBuffer_Release(&view)
         return out
-    array = asarray(given)
+    array = array_of(given, ValueError)
     kind = array.dtype.kind
     if kind not in "iu" and not (kind == "f" and array.shape == (0,)):
-        raise TypeError(f"ids must be integers, got {'objects' if kind == 'O' else array.dtype}")
+        raise TypeError(f"ids must be integers, got {called(array, given)}")
     if array.ndim != 1:
         raise DimensionError(f"got ids of shape {array.shape}, expected (n,)")
     if kind == "u" and array.dtype.itemsize == 8 and array.size and int(array.max()) > INT64_MAX:
@@ -409,7 +449,10 @@ cdef int64_t whole_number(object given, Py_ssize_t index) except? -1:
     if not PyLong_CheckExact(given):
         if isinstance(given, (bool, np.bool_)) or not hasattr(given, "__index__"):
             raise TypeError(f"ids must be integers, got a {type(given).__name__}{place_of(index)}")
-        given = operator.index(given)
+        try:
+            given = operator.index(given)
+        except TypeError:           # of an array with more than one value, or with other values
+            raise TypeError(f"ids must be integers, got a {type(given).__name__}{place_of(index)}") from None
     value = PyLong_AsLongLongAndOverflow(given, &overflow)
     if overflow:
         raise OverflowError(f"id {shown(given)}{place_of(index)} is outside int64 ({INT64_MIN} .. {INT64_MAX})")

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from xtree import bulk
-from xtree.arguments import as_dims, as_name
+from xtree.arguments import as_config, as_dims, as_name
 from xtree.errors import DimensionError
 from xtree.persistence.config import Config
 from xtree.persistence.store import Store
@@ -26,7 +26,7 @@ class Forest:
 
     def __init__(self, store: Store, config: Config | None) -> None:
         self.store = store
-        self._parameters: dict[str, Any] = dict((config or Config()).tree_parameters())
+        self._parameters: dict[str, Any] = dict(as_config(config).tree_parameters())
         self._guard = threading.Lock()
         self._locks: dict[str, WriterLock] = {}
         self._holding: dict[int, int] = {}
@@ -57,7 +57,7 @@ class Forest:
             if entry is None:
                 self._forget(name)
                 if wanted is None:
-                    raise ValueError(f"there is no tree {name!r}; give dims= to make it")
+                    raise ValueError(self._missing(name))
                 self._make(name, wanted)
             elif wanted is not None and state_of(entry).dims != wanted:
                 raise DimensionError(f"tree {name!r} has {state_of(entry).dims} dims, not {wanted}")
@@ -71,6 +71,11 @@ class Forest:
             scope.set_entry(lock.name, None)
             scope.commit()
             self._forget(lock.name)
+
+    def _missing(self, name: str) -> str:
+        names = self.names()
+        others = f", only {', '.join(map(repr, names[:10]))}{', …' if len(names) > 10 else ''}" if names else ""
+        return f"there is no tree {name!r}{others}" + ("" if self.store.read_only else "; give dims= to make it")
 
     def _make(self, name: str, dims: int) -> None:
         with WriteScope(self.store, ()) as scope:

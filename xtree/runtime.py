@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, NoReturn
 
-from xtree.arguments import as_dims, as_name, as_path, as_timeout
+from xtree.arguments import as_config, as_dims, as_name, as_path, as_timeout
 from xtree.forest import Forest
 from xtree.persistence.config import Config
 from xtree.persistence.durable_store import DurableStore
@@ -180,7 +180,5 @@ def _mode(mode: str) -> str:
 
 def _settings(config: Config | None, durability: str | None) -> Config:
     """The config, with the durability put in. Raises ValueError for one that there isn't."""
-    if config is not None and not isinstance(config, Config):
-        raise TypeError(f"config must be an xtree.Config, not {type(config).__name__}")
-    settings = config or Config()
+    settings = as_config(config)
     return settings if durability is None else dataclasses.replace(settings, durability=durability)

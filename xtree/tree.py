@@ -65,9 +65,9 @@ class XTree(Writer):
     ) -> XTree:
         """A packed tree of these boxes, in memory, or in a new durable index at `path`.
 
-        boxes: (n, 2*d); with dims= also points (n, d), or zero boxes of any shape. ids: (n,) integers, 0 .. n-1 when
-        not given. progress: called with (done, total) now and then. Input is checked before anything is made; when
-        the load itself fails, the index at `path` stays, empty.
+        boxes: (n, 2*d); with dims= also points (n, d), or []. ids: (n,) integers, 0 .. n-1 when not given. progress:
+        called with (done, total) now and then. Input is checked before anything is made; when the load itself fails,
+        the index at `path` stays, empty.
 
         Raises what `insert_many` does, and FileExistsError when there is an index at `path`.
         """

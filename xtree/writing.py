@@ -50,9 +50,7 @@ class Writer(Reader):
 
         Raises what `insert` does, and ValueError when the lengths differ.
         """
-        numbers, rows = _records(ids, boxes, self._dims)
-        if len(numbers):
-            self._write(insertion.insert, numbers, rows)
+        self._write(insertion.insert, *_records(ids, boxes, self._dims))
 
     def bulk_load(self, ids: ArrayLike, boxes: ArrayLike, progress: Progress | None = None) -> None:
         """Builds a packed tree of these records and those that are there already: much faster than inserting many.
@@ -63,8 +61,7 @@ class Writer(Reader):
         numbers, rows = _records(ids, boxes, self._dims)
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable, not {type(progress).__name__}")
-        if len(numbers):
-            self._write(_rebuild, numbers, rows, progress)
+        self._write(_rebuild, numbers, rows, progress)
 
     def delete(self, id: int, box: ArrayLike) -> bool:
         """Removes one copy of a record; False when there is none. Raises what `insert` does."""
@@ -72,8 +69,7 @@ class Writer(Reader):
 
     def delete_many(self, ids: ArrayLike, boxes: ArrayLike) -> int:
         """Removes as many copies of each record as are listed; returns how many. Raises what `insert_many` does."""
-        numbers, rows = _records(ids, boxes, self._dims)
-        return int(self._write(_delete, numbers, rows)) if len(numbers) else 0
+        return int(self._write(_delete, *_records(ids, boxes, self._dims)))
 
     def update(self, id: int, old_box: ArrayLike, new_box: ArrayLike) -> bool:
         """Gives one copy of a record another box; False, and nothing inserted, when there is none.
@@ -110,6 +106,8 @@ def _replace(write_set: WriteSet, state: TreeState, ids: Ids, old: Floats, new: 
 
 
 def _rebuild(write_set: WriteSet, state: TreeState, ids: Ids, boxes: Floats, progress: Progress | None) -> None:
+    if not len(ids):
+        return
     if state.count:
         present, present_boxes = search.items(write_set.store, state)
         ids = np.concatenate((present, ids))
