@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import xtree
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,3 +43,15 @@ def test_the_quick_start_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert sorted(said[0].strip("[]").split()) == ["1", "3"]
     assert said[1].strip("[]").split() == ["3", "2"]
     assert said[2].startswith("3 ")
+
+
+def test_the_other_lines_of_the_readme_run(tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"More of it:\s+```python\n(.*?)```", readme, re.DOTALL)
+    corners = np.arange(20.0).reshape(10, 2)
+    boxes = np.hstack([corners, corners + 1])
+    names = {"xtree": xtree, "boxes": boxes, "windows": boxes, "box": boxes[0]}
+    names |= {"old_box": boxes[7], "new_box": boxes[8]}
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.group(1), "README.md", "exec"), names)
+    assert (7, boxes[8]) in names["tree"]
