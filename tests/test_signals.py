@@ -177,3 +177,24 @@ def test_an_interrupt_while_a_data_file_is_made_leaves_the_index_writable(tmp_pa
     assert store.recovery.clean
     assert texts_of(store) == {"a": "1", "large": "2"}
     store.close()
+
+
+def test_an_interrupt_while_the_leader_starts_leaves_one_leader_and_no_commit_waiting(tmp_path, monkeypatch):
+    store = open_store(tmp_path / "index", config=SMALL)
+    original = threading.Thread.start
+    started = []
+
+    def interrupting(thread):
+        original(thread)
+        if thread.name == "xtree-leader":
+            started.append(thread)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        put(store, {"a": "1"})
+    put(store, {"a": "2"})
+    assert len(started) == 1
+    assert texts_of(store) == {"a": "2"}
+    store.close()
+    assert not started[0].is_alive()

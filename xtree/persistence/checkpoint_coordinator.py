@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from xtree.errors import StoreFailedError
 from xtree.persistence import checkpoint as checkpoints
 from xtree.persistence.catalog import Catalog, encode_changes
-from xtree.persistence.commit_queue import CommitQueue, Request
+from xtree.persistence.commit_queue import CommitQueue, Request, uninterrupted
 from xtree.persistence.crash_points import reach
 from xtree.persistence.frame import frame_bytes
 from xtree.persistence.journal import Journal
@@ -128,10 +128,15 @@ class Coordinator:
         return not self.journal.manifest.logs and self.store.published.epoch == self.journal.checkpoint_epoch
 
     def _ensure_leader(self) -> None:
+        if self._thread is None:
+            uninterrupted(self._start_leader)
+
+    def _start_leader(self) -> None:
         with self._start:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._lead, name="xtree-leader", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._lead, name="xtree-leader", daemon=True)
+                thread.start()
+                self._thread = thread
 
     # The leader.
 
