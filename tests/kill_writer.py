@@ -12,6 +12,7 @@ import numpy as np
 
 TREES = {"flat": 2, "deep": 3}          # name: dims
 KINDS = ("insert", "insert_many", "delete_many", "both", "update", "bulk", "aborted", "checkpoint")
+MODES = ("strict", "balanced", "eventual")
 SHARES = (0.2, 0.3, 0.2, 0.12, 0.08, 0.02, 0.04, 0.04)
 
 
@@ -88,7 +89,7 @@ def main(path: str, seed: int, first: int) -> None:
 
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    with xtree.Runtime(path) as runtime:
+    with xtree.Runtime(path, durability=MODES[first % len(MODES)]) as runtime:
         for name, dims in TREES.items():
             runtime.tree(name, dims=dims)
         number = first

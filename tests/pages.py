@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections.abc import Callable
 
 from xtree.persistence import crash_points
 from xtree.persistence.catalog import CatalogEntry
+from xtree.persistence.clock import Clock
 from xtree.persistence.config import Config
 from xtree.persistence.runtime import open_store
 
@@ -24,7 +26,28 @@ SMALL = Config(
     reserve_bytes=0,
 )
 
+MODES = ("strict", "balanced", "eventual")
+
 Texts = dict[str, str]
+
+
+class SteppingClock(Clock):
+    """Time that goes on by a step with every look at it, and never while somebody waits."""
+
+    def __init__(self, step: float) -> None:
+        self.time, self.step = 0.0, step
+
+    def now(self):
+        self.time += self.step
+        return self.time
+
+    def get(self, items, timeout):
+        return items.get()
+
+
+def small(mode: str, **fields) -> Config:
+    """SMALL in another durability mode."""
+    return dataclasses.replace(SMALL, durability=mode, **fields)
 
 
 def put(store, texts: dict[str, str | None], size_class: int = 0) -> int:
@@ -84,11 +107,18 @@ def history(seed: int, steps: int) -> list[Texts]:
 
 
 def run_and_die(
-    path: str, work: Callable[[object, Callable[[int], None]], None], point: str | None, nth: int
+    path: str,
+    work: Callable[[object, Callable[[int], None]], None],
+    point: str | None,
+    nth: int,
+    config: Config = SMALL,
+    clock: Clock | None = None,
+    acknowledged: list[int] | None = None,
 ) -> tuple[int, bool]:
     """In a child process: opens the store at `path` and works until a crash point is reached for the n-th time.
 
-    There the process ends at once. point None: any point counts. Returns (last acknowledged step or -1, crashed).
+    There the process ends at once. point None: any point counts. Returns (last acknowledged step or -1, crashed), and
+    puts all acknowledged steps into a list that is given.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -106,7 +136,7 @@ def run_and_die(
                         os._exit(42)
 
             crash_points.set_hook(hook)
-            store = open_store(path, config=SMALL)
+            store = open_store(path, config=config, clock=clock)
             work(store, lambda step: os.write(writer, step.to_bytes(4, "little")))
             store.close()
             status = 0
@@ -118,5 +148,7 @@ def run_and_die(
     _, result = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(result)
     assert code in (0, 42), f"the child ended with {code}"
-    last = int.from_bytes(said[-4:], "little") if said else -1
-    return last, code == 42
+    steps = [int.from_bytes(said[at : at + 4], "little") for at in range(0, len(said), 4)]
+    if acknowledged is not None:
+        acknowledged += steps
+    return steps[-1] if steps else -1, code == 42

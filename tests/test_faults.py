@@ -7,7 +7,7 @@ import os
 
 import pytest
 from faulty_fs import FaultyFileSystem
-from pages import SMALL, put, texts_of
+from pages import MODES, SMALL, SteppingClock, put, small, texts_of
 
 from xtree.errors import StoreFailedError
 from xtree.persistence.data_files import DataFiles
@@ -115,14 +115,15 @@ def test_a_checkpoint_that_fails_loses_nothing(store, fs, tmp_path, call, ending
     assert reopened_texts(tmp_path / "index") == {"a": "1", "b": "after"}
 
 
-def test_an_error_at_any_call_is_clean_or_poisons_and_never_loses_a_commit(tmp_path):
+@pytest.mark.parametrize("mode", MODES)
+def test_an_error_at_any_call_is_clean_or_poisons_and_never_loses_a_commit(tmp_path, mode):
     n = 0
     outcomes = set()
     while True:
         n += 1
         path = tmp_path / f"{n}"
         fs = FaultyFileSystem()
-        texts = put_until_it_fails(path, fs, n)
+        texts = put_until_it_fails(path, fs, n, mode)
         if texts is None:
             break
         outcomes.add(len(texts))
@@ -132,20 +133,20 @@ def test_an_error_at_any_call_is_clean_or_poisons_and_never_loses_a_commit(tmp_p
     assert len(outcomes) == 2
 
 
-def put_until_it_fails(path, fs: FaultyFileSystem, n: int) -> list[dict[str, str]] | None:
+def put_until_it_fails(path, fs: FaultyFileSystem, n: int, mode: str) -> list[dict[str, str]] | None:
     """A short life of an index whose n-th call fails; which texts may be there afterwards, None when nothing failed."""
     texts: dict[str, str] = {}
     fs.fail_nth(n)
     failed = False
     try:
-        store = open_store(path, config=SMALL, fs=fs)
+        store = open_store(path, config=small(mode), fs=fs, clock=SteppingClock(0.02))
     except OSError:
         return [{}]
     for i in range(12):
         change = {f"n{i % 5}": f"text {i}"}
         try:
             put(store, change, size_class=(0, 0, 3, 1)[i % 4])
-        except OSError:
+        except (OSError, StoreFailedError):
             failed = True
             assert store.state in ("open", "poisoned")
             if store.state == "poisoned":
@@ -157,13 +158,13 @@ def put_until_it_fails(path, fs: FaultyFileSystem, n: int) -> list[dict[str, str
         if i == 6:
             try:
                 store.checkpoint()
-            except OSError:
+            except (OSError, StoreFailedError):
                 failed = True
                 if store.state == "poisoned":
                     break
     try:
         store.close()
-    except OSError:
+    except (OSError, StoreFailedError):
         failed = True
     return [texts] if failed or fs.calls >= n else None
 

@@ -13,7 +13,7 @@ PERSISTENCE = "xtree.persistence."
 LAYERS = [
     # 0 vocabulary: ids, sizes, names, errors, memory
     {"xtree.errors", "persistence.node_id", "persistence.page", "persistence.config", "persistence.filenames",
-     "persistence.crash_points", "persistence.atomics", "persistence.memory", "persistence"},
+     "persistence.crash_points", "persistence.clock", "persistence.atomics", "persistence.memory", "persistence"},
     # 1 the machine: files, checksums, geometry
     {"persistence.platform_fs", "persistence.disk_reserve", "persistence.page_checksum", "xtree.box", "xtree.kernels",
      "xtree.radix"},

@@ -330,14 +330,25 @@ def test_a_runtime_without_the_default_tree_opens_only_with_dims(tmp_path):
         assert tree.dims == 2 and tree.runtime.trees() == ["default", "roads"]
 
 
-@pytest.mark.parametrize("durability", ["strict", "eventual", "fast", "", 1])
-def test_only_the_durability_that_works_is_accepted(tmp_path, durability):
-    with pytest.raises(ValueError, match="'balanced'"):
+@pytest.mark.parametrize("durability", ["fast", "Strict", "", 1])
+def test_a_durability_that_does_not_exist_is_refused_and_the_three_are_named(tmp_path, durability):
+    three = "'strict' or 'balanced' or 'eventual'"
+    with pytest.raises(ValueError, match=three):
         xtree.open(tmp_path / "index", dims=2, durability=durability)
-    with pytest.raises(ValueError, match="'balanced'"):
+    with pytest.raises(ValueError, match=three):
         xtree.Runtime(tmp_path / "index", durability=durability)
     assert not (tmp_path / "index").exists()
-    xtree.open(tmp_path / "index", dims=2, durability="balanced").close()
+
+
+def test_an_index_changes_its_durability_at_any_open(tmp_path):
+    path = tmp_path / "index"
+    for i, durability in enumerate(["eventual", "strict", "balanced", None, "strict", "eventual"]):
+        with xtree.open(path, dims=2, durability=durability) as tree:
+            assert tree.runtime.stats()["durability"] == (durability or "balanced")
+            tree.insert(i, (i, i, i + 1, i + 1))
+            assert len(tree) == i + 1
+    with xtree.Runtime(path, mode="r", durability="strict") as runtime:
+        assert sorted(runtime.tree("default").items()[0].tolist()) == list(range(6))
 
 
 def test_parameters_of_a_tree_are_stored_with_it(tmp_path):

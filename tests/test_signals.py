@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from faulty_fs import FaultyFileSystem
-from pages import KIND, SMALL, put, texts_of
+from pages import KIND, MODES, SMALL, put, small, texts_of
 
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.crash_points import set_hook
@@ -56,21 +56,21 @@ def commit_under_fire(store, texts: dict[str, str], name: str, text: str, delay_
     return arrived
 
 
-@pytest.mark.parametrize("kind", ["memory", "durable"])
+@pytest.mark.parametrize("kind", ["memory", *MODES])
 def test_thousands_of_interrupts_tear_no_commit(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", [].append)  # some land in callbacks of the garbage collector
     global under_fire
     seed = random.randrange(2**32)
     print("seed", seed)
     rng = random.Random(seed)
-    store = MemoryStore() if kind == "memory" else open_store(tmp_path / "index", config=SMALL)
+    store = MemoryStore() if kind == "memory" else open_store(tmp_path / "index", config=small(kind))
     texts: dict[str, str] = {}
     arrived = 0
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for i in range(SIGNALS):
             name = f"n{rng.randrange(6)}"
-            longest = 300e-6 if kind == "durable" else 30e-6
+            longest = 30e-6 if kind == "memory" else 300e-6
             try:
                 arrived += commit_under_fire(store, texts, name, f"{name} {i}", rng.uniform(1e-6, longest))
             except KeyboardInterrupt:  # between two statements of the test itself: the outcome can't be known
@@ -88,7 +88,7 @@ def test_thousands_of_interrupts_tear_no_commit(kind, tmp_path, monkeypatch):
     assert stats["reserved"] == 0
     store.check()
     store.close()
-    if kind == "durable":
+    if kind != "memory":
         store = open_store(tmp_path / "index", config=SMALL)
         assert texts_of(store) == texts
         store.close()

@@ -27,8 +27,9 @@ MODES = ("r", "r+", "a", "x")
 class Runtime:
     """One durable directory with any number of named trees, which can change together in one commit.
 
-    path: the directory. mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. durability:
-    "balanced", the mode there is: a commit returns once it is on the disk. config: an `xtree.Config`. timeout: seconds
+    path: the directory. mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. durability: what
+    a commit outlives once it has returned: with "balanced" (the default) and "strict" the process's death and a power
+    loss, with "eventual" the process's death; any open may choose another. config: an `xtree.Config`. timeout: seconds
     to wait for another process's lock.
 
     Raises FileNotFoundError, FileExistsError, LockedError while another handle is open, CorruptionError,

@@ -1,6 +1,6 @@
 """The coordinator: one thread, the leader, carries every commit and every checkpoint to disk.
 
-The two methods that matter read top to bottom: `_write_group` (write, sync, publish)
+The two methods that matter read top to bottom: `_write_group` (write, sync, publish, in each durability mode)
 and `checkpoint` (close the log, copy, sync data, write the checkpoint, manifest, superblock, collect garbage). Python
 handles signals in the main thread only, so nothing interrupts the leader between two of these steps.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from xtree.errors import StoreFailedError
 from xtree.persistence import checkpoint as checkpoints
 from xtree.persistence.catalog import Catalog, encode_changes
+from xtree.persistence.clock import Clock
 from xtree.persistence.commit_queue import CommitQueue, Request, uninterrupted
 from xtree.persistence.crash_points import reach
 from xtree.persistence.frame import frame_bytes
@@ -64,14 +65,17 @@ class Counters:
 class Coordinator:
     """Owns the journal while the store is open for writing. submit_* may be called from any thread."""
 
-    def __init__(self, store: DurableStore, journal: Journal, following_epoch: int) -> None:
+    def __init__(self, store: DurableStore, journal: Journal, following_epoch: int, clock: Clock) -> None:
         self.store = store
         self.journal = journal
         self.following_epoch = following_epoch
         self.durable_epoch = store.published.epoch
         self.counters = Counters()
         self.failure: BaseException | None = None
-        self._queue = CommitQueue()
+        self._clock = clock
+        self._queue = CommitQueue(clock)
+        self._next_group_at = clock.now()  # when the window of the group before has passed
+        self._sync_at: float | None = None  # when the frames that wait for a sync must get it; None: there are none
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
         journal.data_files.report_failed_sync = self.poison
@@ -115,6 +119,7 @@ class Coordinator:
         writer = self.journal.log
         return {
             **vars(self.counters),
+            "waiting": self._queue.waiting,
             "durable_epoch": self.durable_epoch,
             "checkpoint_epoch": self.journal.checkpoint_epoch,
             "log_bytes": 0 if writer is None else writer.bytes_since_start,
@@ -143,16 +148,36 @@ class Coordinator:
     def _lead(self) -> None:
         closing = False
         while not closing:
-            requests = [self._queue.take(), *self._queue.take_ready()]
+            requests = self._gather()
             group = [request for request in requests if request.what == "commit"]
             if group:
                 self._commit(group)
+            if self._sync_at is not None and self._clock.now() >= self._sync_at:
+                self._sync_in_background()
             for request in requests:
                 if request.what == "checkpoint":
                     self._answer(request, self.checkpoint)
                 elif request.what == "close":
                     closing = True
                     self._answer(request, self._finish)
+
+    def _gather(self) -> list[Request]:
+        """What is queued, as soon as there is something, but commits alone not before their window has begun.
+
+        Comes back with nothing when the sync of what was written before is due.
+        """
+        requests = self._queue.take(self._seconds_until(self._sync_at))
+        if self.journal.config.group_window_ms and self.journal.config.durability != "eventual":
+            while requests and all(request.what == "commit" for request in requests):
+                wait = self._seconds_until(self._next_group_at)
+                if not wait:
+                    self._next_group_at = self._clock.now() + self.journal.config.group_window_ms / 1000
+                    break
+                requests += self._queue.take(wait)
+        return requests
+
+    def _seconds_until(self, moment: float | None) -> float | None:
+        return None if moment is None else max(0.0, moment - self._clock.now())
 
     def _answer(self, request: Request, action: Callable[[], None]) -> None:
         try:
@@ -229,10 +254,15 @@ class Coordinator:
             journal.open_log(self.durable_epoch).reserve(size)
 
     def _write_group(self, group: Group) -> None:
-        """Write, sync, publish. From the first byte appended there is no way back."""
+        """Write, sync, publish. From the first byte appended there is no way back.
+
+        What the frame carries no payload of has been flushed before: everything in strict, large pages in balanced.
+        """
+        mode = self.journal.config.durability
         writer = self.journal.log
         assert writer is not None
-        self.following_epoch = group.epochs[-1] + 1
+        last_epoch = group.epochs[-1]
+        self.following_epoch = last_epoch + 1
         reach("commit.before_append")
         size = writer.append(
             group.epochs[0],
@@ -245,14 +275,45 @@ class Coordinator:
             group.delta_count,
         )
         reach("commit.appended")
-        writer.sync()
-        reach("commit.synced")
-        self.durable_epoch = group.epochs[-1]
+        if mode != "eventual":
+            writer.sync()
+            reach("commit.synced")
+            self.counters.wal_syncs += 1
+        if mode == "strict":
+            self.journal.publish_superblock(sync=True, epoch=last_epoch, durable_epoch=last_epoch)
+            reach("commit.superblock_synced")
+        if mode != "eventual":
+            self.durable_epoch = last_epoch
+        elif self._sync_at is None:
+            self._sync_at = self._clock.now() + self.journal.config.sync_interval_ms / 1000
         committed = [(request.write_set, epoch) for request, epoch in zip(group.requests, group.epochs, strict=True)]
         self.store._publish(committed, group.catalog)
         reach("commit.published")
-        self.counters.wal_syncs += 1
         self.counters.wal_bytes += size
+
+    def _sync_in_background(self) -> None:
+        """Eventual: what commits have written gets to the disk, and then the superblock says so."""
+        self._sync_at = None
+        if self.failure is not None:
+            return
+        try:
+            self._sync_log()
+            self.journal.publish_superblock(sync=False, epoch=self.durable_epoch, durable_epoch=self.durable_epoch)
+            reach("sync.superblock_written")
+            self.store.reclaim(self.durable_epoch, RECLAIM_LIMIT)
+        except Exception as error:  # nobody waits for it: the next commit says so
+            self.poison(error)
+
+    def _sync_log(self) -> None:
+        """Every commit so far is on the disk when this returns."""
+        self._sync_at = None
+        writer = self.journal.log
+        if writer is not None and not writer.synced:
+            reach("sync.before_sync")
+            writer.sync()
+            reach("sync.synced")
+            self.counters.wal_syncs += 1
+            self.durable_epoch = writer.last_epoch
 
     def _tidy_up(self, group: Group) -> None:
         """After the callers have gone on: reclaim, and a checkpoint when the log has grown long."""
@@ -281,6 +342,7 @@ class Coordinator:
     def _take_checkpoint(self) -> None:
         started = time.perf_counter()
         journal, store = self.journal, self.store
+        self._sync_log()
         journal.close_log()
         epoch = store.published.epoch
         rows = store._snapshot_rows(epoch, journal.data_files.file_of_window)
@@ -302,7 +364,7 @@ class Coordinator:
         reach("checkpoint.written")
         journal.keep(entry)
         reach("checkpoint.manifest_saved")
-        journal.superblock.publish(sync=True, epoch=epoch, durable_epoch=epoch)
+        journal.publish_superblock(sync=True, epoch=epoch, durable_epoch=epoch)
         reach("checkpoint.superblock_synced")
         journal.remove_unlisted()
         reach("checkpoint.garbage_removed")

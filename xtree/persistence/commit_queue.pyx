@@ -84,24 +84,34 @@ cdef class CommitQueue:
     """Requests on their way to the leader, first in, first out."""
 
     cdef object queue
+    cdef object clock
+    cdef readonly Py_ssize_t waiting    # threads in submit
 
-    def __init__(self):
+    def __init__(self, clock):
         self.queue = queue.SimpleQueue()
+        self.clock = clock
 
     def submit(self, Request request):
         """Queues a request, waits for its outcome, and returns its result or raises its error."""
         if request.write_set is not None:
             request.write_set._queue()
+        self.waiting += 1
         self.queue.put(request)
-        return outcome_of(request)
+        try:
+            return outcome_of(request)
+        finally:
+            self.waiting -= 1
 
-    def take(self):
-        """The next request; waits for one."""
-        return self.queue.get()
+    def wake(self):
+        """Ends a wait in `take`: there may be something to do that is no request."""
+        self.queue.put(None)
 
-    def take_ready(self):
-        """The requests that are queued now, without waiting."""
-        ready = []
+    def take(self, timeout=None):
+        """The requests that are queued now; when there are none, waits up to `timeout` seconds for one, or for wake().
+
+        None as timeout waits for ever. May return an empty list before the time has passed.
+        """
+        ready = [self.clock.get(self.queue, timeout)]
         while not self.queue.empty():
             ready.append(self.queue.get())
-        return ready
+        return [request for request in ready if request is not None]

@@ -13,7 +13,7 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
-DURABILITY_MODES = ("balanced",)
+DURABILITY_MODES = ("strict", "balanced", "eventual")
 PAGE_BYTES = tuple(4 * KIB << size_class for size_class in range(7))
 MAX_WINDOW_BYTES = 1 << 40
 LEAST_SHARE = 0.01
@@ -37,7 +37,11 @@ class Config:
 
     Taken anew at every open:
 
-    - `durability`: when a commit counts as done; "balanced" is the mode there is: once its log frame is synced.
+    - `durability`: when a commit counts as done. "balanced": once its log frame is on the disk; "strict": once its
+      pages, its frame and a superblock that names it are; "eventual": once the operating system has its frame.
+    - `sync_interval_ms`: with "eventual", how long a written frame waits at most for the sync of the log to begin.
+    - `group_window_ms`: the least time from one group of commits to the next, which then share a sync; a commit that
+      comes alone never waits with 0. Without effect with "eventual".
     - `data_file_first_bytes`: disk space reserved when a data file is made.
     - `max_payload_in_wal`: a page above this size is written to its data file instead of the log, in bytes.
     - `bulk_payload_limit`: a transaction with more bytes of new pages than this writes all of them there.
@@ -54,6 +58,8 @@ class Config:
     TREE: ClassVar[tuple[str, ...]] = ("page_bytes", "max_overlap", "min_fanout", "min_fill", "leaf_fill")
 
     durability: str = "balanced"
+    sync_interval_ms: int = 100
+    group_window_ms: float = 0.0
     window_bytes: int = GIB
     data_file_first_bytes: int = 64 * KIB
     max_payload_in_wal: int = 64 * KIB
@@ -73,6 +79,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.durability not in DURABILITY_MODES:
             raise ValueError(f"durability must be {_listed(DURABILITY_MODES)}, not {self.durability!r}")
+        self._whole("sync_interval_ms", 1, 3_600_000)
+        self._number("group_window_ms", 0.0, 60_000.0)
         self._whole("window_bytes", MIB, MAX_WINDOW_BYTES, multiple=MIB)
         self._whole("data_file_first_bytes", 4 * KIB, self.window_bytes, multiple=4 * KIB)
         self._whole("max_payload_in_wal", 0, GIB)
@@ -87,10 +95,10 @@ class Config:
             self._whole("page_bytes", PAGE_BYTES[0], PAGE_BYTES[-1])
             if self.page_bytes not in PAGE_BYTES:
                 raise ValueError(f"page_bytes must be None or one of {_listed(PAGE_BYTES)}, not {self.page_bytes}")
-        self._share("max_overlap", 0.0, 1.0)
-        self._share("min_fanout", LEAST_SHARE, 0.5)
-        self._share("min_fill", LEAST_SHARE, 0.5)
-        self._share("leaf_fill", 2 * self.min_fill, 1.0)  # else bulk load couldn't even out its last two pages
+        self._number("max_overlap", 0.0, 1.0)
+        self._number("min_fanout", LEAST_SHARE, 0.5)
+        self._number("min_fill", LEAST_SHARE, 0.5)
+        self._number("leaf_fill", 2 * self.min_fill, 1.0)  # else bulk load couldn't even out its last two pages
 
     def to_stored(self) -> dict[str, int]:
         """The fields that are fixed at creation, as they go into the manifest."""
@@ -117,7 +125,7 @@ class Config:
             raise ValueError(f"{name} must be a multiple of {multiple}, not {value}")
         object.__setattr__(self, name, value)
 
-    def _share(self, name: str, least: float, most: float) -> None:
+    def _number(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)
         if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
             raise TypeError(f"{name} must be a number, not {value!r}")

@@ -42,7 +42,12 @@ CRASH_POINTS: tuple[str, ...] = (
     "commit.before_append",
     "commit.appended",
     "commit.synced",
+    "commit.superblock_synced",
     "commit.published",
+    # the sync behind eventual commits
+    "sync.before_sync",
+    "sync.synced",
+    "sync.superblock_written",
     # a checkpoint, and the end of a clean close
     "checkpoint.copied",
     "checkpoint.data_synced",

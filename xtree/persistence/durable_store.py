@@ -8,7 +8,9 @@ from typing import Any
 from xtree.errors import StoreFailedError
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.checkpoint_coordinator import Coordinator
+from xtree.persistence.clock import Clock
 from xtree.persistence.commit_queue import uninterrupted
+from xtree.persistence.config import PAGE_BYTES
 from xtree.persistence.delta import deltas_of, touched_windows
 from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.mvcc import Epochs
@@ -22,7 +24,7 @@ from xtree.persistence.write_set import WriteSet
 class DurableStore(Store):
     """The store of one directory. Made by persistence.runtime.open_store, which holds the directory's lock."""
 
-    def __init__(self, recovered: Recovered, lock: Lock, read_only: bool) -> None:
+    def __init__(self, recovered: Recovered, lock: Lock, read_only: bool, clock: Clock) -> None:
         journal = recovered.journal
         self.recovery = recovered.report
         self._journal = journal
@@ -40,7 +42,7 @@ class DurableStore(Store):
             read_only,
         )
         self._learn_file_ends()
-        self._coordinator = Coordinator(self, journal, recovered.following_epoch)
+        self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock)
         if recovered.needs_checkpoint and not read_only:
             self._coordinator.end_recovery()
 
@@ -110,11 +112,9 @@ class DurableStore(Store):
 
     def _commit(self, write_set: WriteSet, changes: dict[str, CatalogEntry | None]) -> int:
         """Flushes what the log won't carry, in the caller's thread, and queues the rest."""
-        config, data_files = self._journal.config, self._journal.data_files
+        data_files = self._journal.data_files
         write_set._seal()
-        largest_payload = config.max_payload_in_wal
-        if write_set.bytes_made > config.bulk_payload_limit:
-            largest_payload = 0
+        largest_payload = self._largest_payload(write_set.bytes_made)
         for window in touched_windows(write_set):
             data_files.mark_dirty(window)
         flushed = touched_windows(write_set, largest_payload + 1)
@@ -122,6 +122,12 @@ class DurableStore(Store):
             with self._coordinator.poisoning_failed_syncs():
                 uninterrupted(data_files.sync, flushed)
         return self._coordinator.submit_commit(write_set, changes, largest_payload)
+
+    def _largest_payload(self, bytes_made: int) -> int:
+        """The size of the largest page that the log carries, of a transaction with so many bytes of new pages."""
+        if self.config.durability == "strict" or bytes_made > self.config.bulk_payload_limit:
+            return 0
+        return PAGE_BYTES[-1] if self.config.durability == "eventual" else int(self.config.max_payload_in_wal)
 
     def _learn_file_ends(self) -> None:
         """How far rows may reach: the files that were there at the open may have grown since."""

@@ -90,10 +90,14 @@ class Journal:
             raise
         self.manifest = manifest
 
+    def publish_superblock(self, sync: bool, **epochs: int) -> None:
+        """Writes these epochs, and the mode in force, to the superblock."""
+        self.superblock.publish(sync=sync, mode=self.config.durability, **epochs)
+
     def raise_ceiling(self, epoch: int) -> None:
         """Makes sure that the superblock reserves `epoch`: durably, before the epoch is handed out."""
         if epoch >= self.superblock.value.epoch_ceiling:
-            self.superblock.publish(sync=True, epoch_ceiling=epoch + self.config.epoch_stride)
+            self.publish_superblock(sync=True, epoch_ceiling=epoch + self.config.epoch_stride)
 
     def open_log(self, durable_through: int) -> LogWriter:
         """The open log; if there is none, one is made, listed in the durable manifest and linked to its predecessor."""
@@ -108,6 +112,7 @@ class Journal:
                 self.config.wal_fill_bytes,
                 self.config.wal_fill_limit_bytes,
                 self.config.reserve_bytes // 2,
+                self.config.durability,
             )
             try:
                 self.save_manifest(logs=(*self.manifest.logs, LogEntry(number=number, closed=None)))
@@ -126,7 +131,7 @@ class Journal:
         self.manifest = dataclasses.replace(self.manifest, logs=logs)
 
     def close_log(self) -> None:
-        """Ends the open log between two groups: what it holds is synced and its end is known from here on."""
+        """Ends the open log between two groups, once it is synced: its end is known from here on."""
         if self.log is None:
             return
         log, self.log = self.log, None

@@ -27,7 +27,7 @@ from xtree.persistence.config import Config
 from xtree.persistence.crash_points import reach
 from xtree.persistence.data_files import IN_MEMORY, DataFiles
 from xtree.persistence.file_header import HEADER_BYTES
-from xtree.persistence.frame import LogLink
+from xtree.persistence.frame import Frame, LogLink
 from xtree.persistence.journal import FileNumbers, Journal, closed_log
 from xtree.persistence.manifest import LogEntry, Manifest
 from xtree.persistence.mmap_windows import Windows
@@ -36,7 +36,7 @@ from xtree.persistence.page_checksum import page_crc
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.replay import LIVE, Replay, require_places
 from xtree.persistence.scan import scan_directory
-from xtree.persistence.superblock import MODES, SuperblockFile
+from xtree.persistence.superblock import COPIES, MODES, SuperblockFile
 from xtree.persistence.wal_reader import LogReader, find_later_link, read_log
 
 
@@ -71,6 +71,27 @@ class Recovered:
     following_epoch: int
     needs_checkpoint: bool
     report: RecoveryReport
+
+
+class Exposure:
+    """Which groups of the open log are commits, by the mode that each frame carries.
+
+    A frame is the commit point of its group except in `strict`, where the superblock is: it names the last epoch. When
+    one of its copies can't be read, that one may have named the group that follows the other copy's epoch, which is
+    then a commit as well; a later one can't be, since a copy is only overwritten once the other is on the disk.
+    """
+
+    def __init__(self, superblock: SuperblockFile) -> None:
+        self._epoch = superblock.value.epoch
+        self._unreadable = COPIES - superblock.copies_readable
+
+    def __call__(self, frame: Frame) -> bool:
+        if frame.mode != MODES["strict"] or frame.last_epoch <= self._epoch:
+            return True
+        if self._unreadable:
+            self._unreadable -= 1
+            return True
+        return False
 
 
 def recover(fs: FileSystem, directory: str, config: Config, writable: bool) -> Recovered:
@@ -218,8 +239,11 @@ def _replay_log(
     """One log; returns how the chain ends now, and the log's entry, if it is part of the chain."""
     path = os.path.join(journal.directory, filenames.log_name(entry.number))
     recorded_end = None if entry.closed is None else entry.closed.end_offset
+    admits = Exposure(journal.superblock) if entry.closed is None else None  # up to a recorded end all was exposed
     try:
-        reader = read_log(journal.fs, path, journal.manifest.uuid, entry.number, recorded_end=recorded_end)
+        reader = read_log(
+            journal.fs, path, journal.manifest.uuid, entry.number, recorded_end=recorded_end, admits=admits
+        )
     except FileNotFoundError:
         raise CorruptionError(f"{path}: the manifest lists this log; it isn't there") from None
     with contextlib.closing(reader):
@@ -229,10 +253,6 @@ def _replay_log(
                     f"{path}: at offset {HEADER_BYTES}: expected a link to {before}, found {reader.link}"
                 )
             for frame in reader:
-                if frame.mode != MODES["balanced"]:
-                    raise FormatVersionError(
-                        f"{path}: at offset {frame.offset}: expected mode {MODES['balanced']}, found {frame.mode}"
-                    )
                 replay.apply(frame)
                 reach("recovery.frame_applied")
         if entry.closed is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from xtree.errors import CorruptionError
 from xtree.persistence import filenames
+from xtree.persistence.clock import Clock
 from xtree.persistence.config import Config
 from xtree.persistence.crash_points import reach
 from xtree.persistence.durable_store import DurableStore
@@ -54,6 +55,7 @@ def open_store(
     config: Config | None = None,
     timeout: float | None = 0,
     fs: FileSystem | None = None,
+    clock: Clock | None = None,
 ) -> DurableStore:
     """Opens, or makes, the store in a directory.
 
@@ -78,16 +80,18 @@ def open_store(
         _require_mode(directory, mode, born)
         if not born:
             _create(fs, directory, config)
-        return _open_locked(fs, directory, config, lock, read_only)
+        return _open_locked(fs, directory, config, lock, read_only, clock or Clock())
     except BaseException:
         lock.release()
         raise
 
 
-def _open_locked(fs: FileSystem, directory: str, config: Config, lock: Any, read_only: bool) -> DurableStore:
+def _open_locked(
+    fs: FileSystem, directory: str, config: Config, lock: Any, read_only: bool, clock: Clock
+) -> DurableStore:
     recovered = recover(fs, directory, config, writable=not read_only)
     try:
-        return DurableStore(recovered, lock, read_only)
+        return DurableStore(recovered, lock, read_only, clock)
     except BaseException:
         recovered.journal.data_files.windows.unmap_all()
         recovered.journal.close()
@@ -110,5 +114,6 @@ def _create(fs: FileSystem, directory: str, config: Config) -> None:
     reach("create.before_manifest")
     Manifest(uuid=identity, config=config.to_stored()).save(fs, directory)
     reach("create.manifest_saved")
-    SuperblockFile.create(fs, directory, Superblock(identity, epoch_ceiling=config.epoch_stride)).close()
+    first = Superblock(identity, epoch_ceiling=config.epoch_stride, mode=config.durability)
+    SuperblockFile.create(fs, directory, first).close()
     reach("create.superblock_synced")

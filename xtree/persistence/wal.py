@@ -49,15 +49,24 @@ from xtree.persistence.frame import (
 from xtree.persistence.platform_fs import Buffer, File, FileSystem, Path, SyncFailedError
 from xtree.persistence.superblock import MODES
 
-MODE_BALANCED = MODES["balanced"]
 _PADDING = [bytes(n) for n in range(ALIGNMENT)]
 
 
 class Ground:
-    """The space of a log file that its next frames will take: given by the disk before, and reading as zeros."""
+    """The space of a log file that its next frames will take: given by the disk before, and reading as zeros.
+
+    With `filled` the zeros are on the disk.
+    """
 
     def __init__(
-        self, fs: FileSystem, directory: Path, file: File, fill_bytes: int, fill_limit_bytes: int, keep_free: int
+        self,
+        fs: FileSystem,
+        directory: Path,
+        file: File,
+        fill_bytes: int,
+        fill_limit_bytes: int,
+        keep_free: int,
+        filled: bool,
     ) -> None:
         self.end = HEADER_BYTES
         self._fs = fs
@@ -66,6 +75,7 @@ class Ground:
         self._fill_bytes = fill_bytes
         self._fill_limit_bytes = fill_limit_bytes
         self._keep_free = keep_free
+        self._filled = filled
 
     def cover(self, used: int, end: int) -> None:
         """Give a file whose first `used` bytes hold something ground up to `end`, and more ahead. Raises OSError."""
@@ -90,15 +100,20 @@ class Ground:
 
     def _fill(self, start: int, end: int) -> None:
         require_space(self._fs, self._directory, end - start, self._keep_free)
-        self._file.fill(start, end)
-        self._file.sync()
+        if self._filled:
+            self._file.fill(start, end)
+            self._file.sync()
+        else:
+            self._file.reserve(end)
         self.end = end
 
 
 class LogWriter:
     """Appends frames to one new log. For one thread at a time."""
 
-    def __init__(self, file: File, uuid: bytes, number: int, link: LogLink, header: bytes, ground: Ground) -> None:
+    def __init__(
+        self, file: File, uuid: bytes, number: int, link: LogLink, header: bytes, ground: Ground, mode: str
+    ) -> None:
         self.number = number
         self.path = file.path
         self.last_epoch = link.last_epoch
@@ -109,6 +124,7 @@ class LogWriter:
         self._uuid = uuid
         self._synced_end = HEADER_BYTES
         self._ground = ground
+        self._mode = MODES[mode]
 
     @classmethod
     def create(
@@ -121,11 +137,13 @@ class LogWriter:
         fill_bytes: int,
         fill_limit_bytes: int = 8 << 20,
         keep_free: int = 0,
+        mode: str = "balanced",
     ) -> LogWriter:
         """Make a log file: header and zeros, synced, its name too. Raises OSError, leaving no file behind.
 
         The first `fill_bytes` are filled with zeros now, then twice as many each time, up to `fill_limit_bytes`. The
-        log doesn't grow into the last `keep_free` bytes of the disk.
+        log doesn't grow into the last `keep_free` bytes of the disk. `mode` is the durability mode of its frames; in
+        "eventual", where no commit waits for a sync, ground is given as disk space without zeros and without a sync.
         """
         path = os.path.join(directory, log_name(number))
         header = pack_header(LOG_MAGIC, LOG_FORMAT, uuid, LOG_BODY.pack(number))
@@ -133,8 +151,10 @@ class LogWriter:
         try:
             reach("wal.created")
             file.pwrite(header, 0)
-            ground = Ground(fs, directory, file, fill_bytes, fill_limit_bytes, keep_free)
+            ground = Ground(fs, directory, file, fill_bytes, fill_limit_bytes, keep_free, mode != "eventual")
             ground.cover(HEADER_BYTES, 2 * SECTOR_BYTES)
+            if mode == "eventual":
+                file.sync()
             fs.sync_directory(directory)
             reach("wal.filled")
         except BaseException as error:
@@ -143,7 +163,7 @@ class LogWriter:
                 with contextlib.suppress(OSError):
                     fs.unlink(path)
             raise
-        return cls(file, uuid, number, link, header, ground)
+        return cls(file, uuid, number, link, header, ground, mode)
 
     def write_link(self, durable_through: int) -> None:
         """Write and sync the first frame, once the manifest that lists this log is durable."""
@@ -202,6 +222,11 @@ class LogWriter:
         self._synced_end = self.end_offset
         reach("wal.synced")
 
+    @property
+    def synced(self) -> bool:
+        """Whether every appended frame is on the disk."""
+        return self._synced_end == self.end_offset
+
     def close(self) -> None:
         """Close the descriptor; nothing is written."""
         self._file.close()
@@ -217,7 +242,7 @@ class LogWriter:
         return LogLink(self.number, self.last_epoch, self.end_offset, self.last_crc)
 
     def _next_offset(self) -> int:
-        return aligned(self.end_offset, SECTOR_BYTES) if self._synced_end == self.end_offset else self.end_offset
+        return aligned(self.end_offset, SECTOR_BYTES) if self.synced else self.end_offset
 
     def _append(
         self,
@@ -245,7 +270,7 @@ class LogWriter:
             offset,
             self.last_crc,
             kind,
-            MODE_BALANCED,
+            self._mode,
             FRAME_FORMAT,
             first_epoch,
             last_epoch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from crc32c import crc32c
@@ -31,17 +31,22 @@ from xtree.persistence.platform_fs import File, FileSystem, Path
 
 CHUNK_BYTES = 4 << 20
 
+Admits = Callable[[Frame], bool]
+
 
 class LogReader:
     """The verified group frames of a log, in order, until the chain ends.
 
     `link` is what the first frame says about the log before; None when there is no valid first frame, and then there
     are no others either. When iteration has ended, `stopped_because` says why: nothing but zeros follow ("zeros"),
-    the file ended ("end of file"), the recorded end was reached ("recorded end"), or what stands there is no frame of
-    this chain ("no frame", "unlinked", "bad length", "bad CRC").
+    the file ended ("end of file"), the recorded end was reached ("recorded end"), what stands there is no frame of
+    this chain ("no frame", "unlinked", "bad length", "bad CRC"), or it is one that `admits`, asked about each group in
+    order, turned down ("not exposed").
     """
 
-    def __init__(self, file: File, uuid: bytes, number: int, recorded_end: int | None = None) -> None:
+    def __init__(
+        self, file: File, uuid: bytes, number: int, recorded_end: int | None = None, admits: Admits | None = None
+    ) -> None:
         self.path = file.path
         self.uuid = uuid
         self.number = number
@@ -49,6 +54,7 @@ class LogReader:
         self.stopped_because = ""
         self._file = file
         self._recorded_end = recorded_end
+        self._admits = admits
         self._chunk = memoryview(b"")
         self._chunk_at = 0
         header = file.pread(HEADER_BYTES, 0)
@@ -111,6 +117,9 @@ class LogReader:
                 f"{self.path}: at offset {frame.offset}: expected a frame of kind {kind} and epochs after "
                 f"{self.last_epoch}, found kind {frame.kind}, epoch {frame.first_epoch}"
             )
+        if kind == FRAME_GROUP and self._admits is not None and not self._admits(frame):
+            self.stopped_because = "not exposed"
+            return None
         self.end_offset = frame.end_offset
         self.last_crc = frame.crc
         self.last_epoch = frame.last_epoch
@@ -153,15 +162,16 @@ def read_log(
     number: int,
     expected_link: LogLink | None = None,
     recorded_end: int | None = None,
+    admits: Admits | None = None,
 ) -> LogReader:
-    """Open a log to read it; with `recorded_end` no further than that offset.
+    """Open a log to read it; with `recorded_end` no further than that offset, with `admits` up to what it turns down.
 
     Raises CorruptionError when the header page is damaged or another log's, or the link isn't the expected one;
     FormatVersionError; OSError.
     """
     file = fs.open(path, "r")
     try:
-        reader = LogReader(file, uuid, number, recorded_end)
+        reader = LogReader(file, uuid, number, recorded_end, admits)
         if reader.link is not None and expected_link is not None and reader.link != expected_link:
             raise CorruptionError(
                 f"{reader.path}: at offset {HEADER_BYTES}: expected a link to {expected_link}, found {reader.link}"

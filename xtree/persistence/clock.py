@@ -1,0 +1,22 @@
+"""The clock: time as the coordinator measures it. A test may put one in its place that it moves by hand."""
+
+from __future__ import annotations
+
+import queue
+import time
+from typing import Any
+
+
+class Clock:
+    """The system's monotonic clock."""
+
+    def now(self) -> float:
+        """Seconds that only grow."""
+        return time.monotonic()
+
+    def get(self, items: queue.SimpleQueue[Any], timeout: float | None) -> Any:
+        """The next item of a queue; None when `timeout` seconds pass before there is one. None waits for ever."""
+        try:
+            return items.get(timeout=timeout)
+        except queue.Empty:
+            return None
