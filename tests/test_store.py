@@ -156,6 +156,21 @@ def test_close_waits_for_calls_in_flight(store):
     assert store.state == "closed"
 
 
+def test_close_from_inside_a_call_lets_that_call_end_first(store):
+    put(store, {"a": "1"})
+    with store.read() as published:
+        store.close()
+        closer = next(thread for thread in threading.enumerate() if thread.name == "xtree-closer")
+        with pytest.raises(ClosedError):
+            store.begin()
+        assert closer.is_alive()
+        assert published.catalog.get("a") is not None
+    closer.join()
+    assert store.state == "closed"
+    if store.path is not None:
+        open_store(store.path, config=SMALL).close()
+
+
 def test_close_aborts_open_write_sets(store):
     write_set = store.begin()
     write_set.add_page(KIND, 0, b"x")

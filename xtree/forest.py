@@ -67,8 +67,8 @@ class Forest:
         """Removes a tree and retires its pages, in one commit. Raises KeyError, ReadOnlyError, TransactionError."""
         lock = self.lock_of(name)
         with WriteScope(self.store, (lock,)) as scope, self._guard:
-            scope.write(lock.name, bulk.clear)
-            scope.set_entry(lock.name, None)
+            scope._write_tree(lock.name, bulk.clear)
+            scope._set_entry(lock.name, None)
             scope.commit()
             self._forget(lock.name)
 
@@ -79,7 +79,7 @@ class Forest:
 
     def _make(self, name: str, dims: int) -> None:
         with WriteScope(self.store, ()) as scope:
-            scope.set_entry(name, entry_of(name, TreeState.create(dims, **self._parameters)))
+            scope._set_entry(name, entry_of(name, TreeState.create(dims, **self._parameters)))
 
     def _lock_of(self, name: str) -> WriterLock:
         with self.store.read() as published:

@@ -34,13 +34,13 @@ class Transaction(WriteScope, Writer):
         self._dims = tree._dims
 
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self.read(self._name, function, *arguments)
+        return self._read_tree(self._name, function, *arguments)
 
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self.write(self._name, function, *arguments)
+        return self._write_tree(self._name, function, *arguments)
 
     def _epoch(self) -> int:
-        return self.base_epoch
+        return self._base_epoch
 
     def __repr__(self) -> str:
         return f"<Transaction on {self._tree!r}, {self.status}>"
@@ -66,7 +66,7 @@ class RuntimeTransaction(WriteScope):
         One that wasn't listed is added if no other thread is writing to it. Raises TransactionError when one is,
         KeyError when there is no such tree.
         """
-        self.touch(self._runtime._forest.lock_of(name))
+        self._touch(self._runtime._forest.lock_of(name))
         return TransactionTree(self, name)
 
     def __repr__(self) -> str:
@@ -92,13 +92,13 @@ class TransactionTree(Writer):
         return self._name
 
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self._transaction.read(self._name, function, *arguments)
+        return self._transaction._read_tree(self._name, function, *arguments)
 
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self._transaction.write(self._name, function, *arguments)
+        return self._transaction._write_tree(self._name, function, *arguments)
 
     def _epoch(self) -> int:
-        return self._transaction.base_epoch
+        return self._transaction._base_epoch
 
     def __repr__(self) -> str:
         return f"<tree {self._name!r} in {self._transaction!r}>"

@@ -178,7 +178,7 @@ class XTree(Writer):
 
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
         with WriteScope(self._store, (self._lock,), self._view) as scope:
-            return scope.write(self._lock.name, function, *arguments)
+            return scope._write_tree(self._lock.name, function, *arguments)
 
     def _epoch(self) -> int:
         return self._store.published.epoch

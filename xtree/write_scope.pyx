@@ -144,20 +144,20 @@ cdef class WriteScope:
         self.finish(True, True)
 
     @property
-    def base_epoch(self):
+    def _base_epoch(self):
         """The epoch that this transaction builds on. Raises TransactionError unless it is open."""
         self.require_usable()
         return self.write_set.base.epoch
 
-    def read(self, str name not None, function, *arguments):
+    def _read_tree(self, str name not None, function, *arguments):
         """function(store, state, *arguments) on a tree as this scope has changed it."""
         return self.run(False, name, function, arguments)
 
-    def write(self, str name not None, function, *arguments):
+    def _write_tree(self, str name not None, function, *arguments):
         """function(write_set, state, *arguments), which changes a tree. Whatever it raises dooms the scope."""
         return self.run(True, name, function, arguments)
 
-    def touch(self, WriterLock lock not None):
+    def _touch(self, WriterLock lock not None):
         """Adds a tree, if that is possible without waiting. Raises TransactionError, KeyError."""
         self.enter_turn()
         try:
@@ -171,7 +171,7 @@ cdef class WriteScope:
         finally:
             self.leave_turn()
 
-    def set_entry(self, str name not None, entry):
+    def _set_entry(self, str name not None, entry):
         """Makes a tree (its first entry), or drops one (None, its pages retired before), with the commit."""
         self.require_usable()
         self.states.pop(name, None)

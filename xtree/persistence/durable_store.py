@@ -65,14 +65,6 @@ class DurableStore(Store):
             self.require_writable()
             self._coordinator.submit_checkpoint()
 
-    def close(self) -> None:
-        if self._coordinator.leads_here():  # in a finalizer that garbage collection ran; it can't wait for itself
-            threading.Thread(target=super().close, name="xtree-closer").start()
-        else:
-            super().close()
-
-    close.__doc__ = Store.close.__doc__
-
     def check(self) -> None:
         """Verifies table, allocator, their agreement, and every live page's CRC. Raises CorruptionError."""
         with self.read() as published:
@@ -98,6 +90,10 @@ class DurableStore(Store):
         return deltas_of(write_set, epoch, largest_payload, payload_base, self._journal.data_files.file_of_window)
 
     # What Store asks for.
+
+    def _waits_for_itself(self) -> bool:
+        # The leader comes here in a finalizer that garbage collection runs.
+        return super()._waits_for_itself() or self._coordinator.leads_here()
 
     def _before_write(self) -> None:
         if not self._allocator_ready:

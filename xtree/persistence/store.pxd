@@ -69,6 +69,8 @@ cdef class Store:
     cdef uint64_t *usable           # per window of a reopened file: where it ended; 0 for windows made since
     cdef int status                 # OPEN ... FORKED
     cdef Py_ssize_t calls           # running now
+    cdef unsigned long *callers     # the threads that they run in
+    cdef Py_ssize_t callers_room
     cdef object idle                # set when the last running call has ended, once the store is closing
     cdef object write_sets          # those still open
     cdef object __weakref__

@@ -11,7 +11,7 @@ from cpython.pythread cimport (
 )
 from libc.string cimport memset
 
-from xtree.persistence.memory cimport allocate_zeroed, release
+from xtree.persistence.memory cimport allocate_zeroed, reallocate, release
 from xtree.persistence.mmap_windows cimport MAX_WINDOWS, offset_of, window_of
 from xtree.persistence.node_id cimport make_node_id, tag_of
 from xtree.persistence.object_table cimport (
@@ -136,6 +136,7 @@ cdef class Store:
         self.usable = NULL
         self.status = OPEN
         self.idle = threading.Event()
+        self.callers = NULL
         self.write_sets = weakref.WeakSet()
         self.abandoned = []
         self.lock = PyThread_allocate_lock()
@@ -147,6 +148,7 @@ cdef class Store:
         if self.lock != NULL:
             PyThread_free_lock(self.lock)
         release(self.usable)
+        release(self.callers)
 
     def _set_up(self, ObjectTable table, Epochs epochs, Windows windows, SegmentAllocator allocator,
                 uint64_t epoch, catalog, path, bint read_only):
@@ -164,15 +166,37 @@ cdef class Store:
     # Calls in flight, and the end of them.
 
     cdef int enter(self) except -1:
+        cdef unsigned long *larger
         if self.status >= CLOSED:
             raise ClosedError(self._why_closed())
+        if self.calls == self.callers_room:
+            larger = <unsigned long *>reallocate(self.callers, (2 * self.calls + 8) * sizeof(unsigned long))
+            if larger == NULL:
+                raise MemoryError("no memory for one more call")
+            self.callers = larger
+            self.callers_room = 2 * self.calls + 8
+        self.callers[self.calls] = PyThread_get_thread_ident()
         self.calls += 1
         return 0
 
     cdef void leave(self) noexcept:
+        cdef Py_ssize_t i = self.calls - 1
+        cdef unsigned long me = PyThread_get_thread_ident()
+        while i > 0 and self.callers[i] != me:
+            i -= 1
         self.calls -= 1
+        self.callers[i] = self.callers[self.calls]
         if self.calls == 0 and self.status >= CLOSED:
             self.idle.set()
+
+    def _waits_for_itself(self):
+        """Whether the calling thread is inside a call, which close() would wait for."""
+        cdef Py_ssize_t i
+        cdef unsigned long me = PyThread_get_thread_ident()
+        for i in range(self.calls):
+            if self.callers[i] == me:
+                return True
+        return False
 
     def _why_closed(self):
         where = "" if self.path is None else f" {self.path}"
@@ -222,17 +246,28 @@ cdef class Store:
         return ("open", "poisoned", "closed", "forked")[self.status - OPEN]
 
     def close(self):
-        """Refuses new calls, waits for those running, aborts open write sets, lets go of everything. Idempotent."""
+        """Refuses new calls, waits for those running, aborts open write sets, lets go of everything. Idempotent.
+
+        From inside one of its own calls (a signal handler, a callback) it returns at once, and the rest is done as
+        soon as that call has ended.
+        """
         if self.status >= CLOSED:
             return
         failed = self.status == POISONED
         self.status = CLOSED
         try:
-            while self.calls > 0:
-                self.idle.wait()
+            if self._waits_for_itself():
+                threading.Thread(target=self._finish_closing, args=(failed,), name="xtree-closer").start()
+            else:
+                self._finish_closing(failed)
         except BaseException:
-            self.status = POISONED if failed else OPEN
+            if self.calls > 0:          # interrupted while it waited
+                self.status = POISONED if failed else OPEN
             raise
+
+    def _finish_closing(self, failed):
+        while self.calls > 0:
+            self.idle.wait()
         for write_set in list(self.write_sets):
             write_set.abort()
         self._give_back_abandoned()
