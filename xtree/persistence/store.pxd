@@ -9,6 +9,7 @@ Keep NodeIDs, not pointers.
     field             written by                              read by                 order
     published         the publisher, with the GIL             any thread              the GIL
     status, calls     open, close, fork; every call           any thread              the GIL
+    callers           every call; close reads                 any thread              the GIL
     usable[w]         open, before the store is shared        any thread              plain
     table, allocator  whoever holds `lock`                    see their headers
 
