@@ -12,6 +12,7 @@ free -> reserved -> live -> retired -> free; a handle's tag moves once a life, a
     row.birth, .retire  reserve, publish, retire (lock)            under the lock, or   release / acquire
                                                                    with a pin
     row.crc, .next      seal, the lists (lock)                     lock, or with a pin  plain, ordered by word
+    row.log_number      the leader, when it logs the page; reserve leader               plain
     row.claimed         writers (compare-exchange), reserve        writers              seq_cst
     row.made_at         the write set that reserved the row        the same one         plain
 """
@@ -46,7 +47,7 @@ cdef struct Row:
     uint64_t retire                 # 2**64 - 1 until it is retired
     uint64_t next                   # handle behind this one in the free list or the retired list, 0 at its end
     uint32_t crc                    # of the page, known when it is sealed
-    uint32_t reserved
+    uint32_t log_number             # the log that the page can be rebuilt from, 0: none, it was flushed
     uint64_t claimed                # 1 while a write set is going to retire the page; no second one may
     uint64_t made_at                # while reserved: its place in the list of the write set that made it
 

@@ -168,6 +168,7 @@ cdef class ObjectTable:
         store_relaxed(&row.address, address)
         row.next = 0
         row.crc = 0
+        row.log_number = 0
         store_relaxed(&row.claimed, 0)
         store_release(&row.word, _word(STATE_RESERVED, tag, kind, size_class) | WORD_VERIFIED)
         if handle == self.high_water:
