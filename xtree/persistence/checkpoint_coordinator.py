@@ -8,6 +8,7 @@ handles signals in the main thread only, so nothing interrupts the leader betwee
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import logging
 import threading
@@ -20,11 +21,12 @@ from xtree.errors import StoreFailedError
 from xtree.persistence import checkpoint as checkpoints
 from xtree.persistence.catalog import Catalog, encode_changes
 from xtree.persistence.clock import Clock
-from xtree.persistence.commit_queue import CommitQueue, Request, uninterrupted
+from xtree.persistence.commit_queue import CommitQueue, Request, carry, outcome_of, uninterrupted
 from xtree.persistence.crash_points import reach
 from xtree.persistence.frame import frame_bytes
 from xtree.persistence.journal import Journal
 from xtree.persistence.platform_fs import SyncFailedError
+from xtree.persistence.wal import PlannedFrame
 
 if TYPE_CHECKING:
     from xtree.persistence.durable_store import DurableStore
@@ -41,11 +43,15 @@ class Group:
     requests: list[Request]
     epochs: list[int]
     catalog: Catalog
+    changes: bytes
+    change_count: int
     deltas: list[bytearray] = field(default_factory=list)
     delta_count: int = 0
-    payloads: list[memoryview] = field(default_factory=list)
-    changes: bytes = b""
-    change_count: int = 0
+    payloads: list[Any] = field(default_factory=list)
+    payload_bytes: int = 0
+    bytes: int = 0
+    frame: PlannedFrame | None = None
+    started: float = field(default_factory=time.perf_counter)
 
 
 @dataclass
@@ -78,14 +84,21 @@ class Coordinator:
         self._sync_at: float | None = None  # when the frames that wait for a sync must get it; None: there are none
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
+        self._turn = threading.Lock()  # held by who writes to the journal: the leader, or a thread that commits alone
+        self._carries_alone = journal.config.durability != "strict" and not journal.config.group_window_ms
         journal.data_files.report_failed_sync = self.poison
 
     # Called by users' threads.
 
-    def submit_commit(self, write_set: Any, changes: dict[str, Any], largest_payload: int) -> int:
-        """Queues a sealed write set and waits for its outcome; returns its epoch."""
+    def submit_commit(
+        self, write_set: Any, changes: dict[str, Any], largest_payload: int, on_queued: Callable[[], None] | None
+    ) -> int:
+        """Commits a sealed write set and returns its epoch: in this thread when it is alone, else through the queue."""
+        request = Request("commit", write_set, changes, largest_payload, on_queued)
         self._ensure_leader()
-        return self._queue.submit(Request("commit", write_set, (changes, largest_payload)))
+        if self._carries_alone and not self._queue.waiting and carry(self, self._queue, request):
+            return int(outcome_of(request))
+        return int(self._queue.submit(request))
 
     def submit_checkpoint(self) -> None:
         """Has the leader take a checkpoint and waits for it."""
@@ -119,7 +132,7 @@ class Coordinator:
         writer = self.journal.log
         return {
             **vars(self.counters),
-            "waiting": self._queue.waiting,
+            "waiting": self._queue.waiting + self._queue.carried,
             "durable_epoch": self.durable_epoch,
             "checkpoint_epoch": self.journal.checkpoint_epoch,
             "log_bytes": 0 if writer is None else writer.bytes_since_start,
@@ -149,17 +162,20 @@ class Coordinator:
         closing = False
         while not closing:
             requests = self._gather()
-            group = [request for request in requests if request.what == "commit"]
-            if group:
-                self._commit(group)
-            if self._sync_at is not None and self._clock.now() >= self._sync_at:
-                self._sync_in_background()
-            for request in requests:
-                if request.what == "checkpoint":
-                    self._answer(request, self.checkpoint)
-                elif request.what == "close":
-                    closing = True
-                    self._answer(request, self._finish)
+            with self._turn:
+                requests += self._queue.take_now()
+                group = [request for request in requests if request.what == "commit"]
+                if group:
+                    self._commit(group)
+                if self._sync_at is not None and self._clock.now() >= self._sync_at:
+                    self._sync_in_background()
+                self._checkpoint_if_due()
+                for request in requests:
+                    if request.what == "checkpoint":
+                        self._answer(request, self.checkpoint)
+                    elif request.what == "close":
+                        closing = True
+                        self._answer(request, self._finish)
 
     def _gather(self) -> list[Request]:
         """What is queued, as soon as there is something, but commits alone not before their window has begun.
@@ -190,73 +206,99 @@ class Coordinator:
             request.finish()
 
     def _commit(self, requests: list[Request]) -> None:
-        started = time.perf_counter()
+        """Carries commits in the order of the queue, together if that works, else one by one."""
         try:
-            if self.failure is not None:
-                raise StoreFailedError(f"{self.store.path} failed earlier: {self.failure}")
-            with self.poisoning_failed_syncs():
-                group = self._prepare(requests)
-        except BaseException as error:  # nothing was appended: the whole group is undone
+            group = self._prepare(requests)
+        except BaseException as error:  # nothing was appended: what can't go together may go alone
+            if len(requests) > 1 and self.failure is None:
+                for request in requests:
+                    self._commit([request])
+                return
             for request in requests:
                 request.write_set._end("aborted")
-                request.finish(error=error)
+                request.finish(error=error if len(requests) == 1 else _copy_of(error))
             return
         try:
             self._write_group(group)
         except BaseException as error:  # past the point of no return: the outcome is on disk, and unknown
-            self.poison(error)
-            for request in requests:
-                request.write_set._end("failed")
-                request.finish(error=error)
-            return
-        self.counters.commits += len(requests)
-        self.counters.groups += 1
-        self.counters.commit_seconds += time.perf_counter() - started
-        for request, epoch in zip(requests, group.epochs, strict=True):
-            request.finish(result=epoch)
-        self._tidy_up(group)
+            self._fail(group, error)
+        else:
+            self._finish_group(group)
+
+    def _plan(self, request: Request) -> Group | None:
+        """A group of one commit that a user's thread may write; None when there is something for the leader to do."""
+        writer = self.journal.log
+        if (
+            writer is None
+            or self.failure is not None
+            or self.journal.data_files.manifest_needed
+            or self.following_epoch >= self.journal.superblock.value.epoch_ceiling
+            or not request.write_set.founded
+        ):
+            return None
+        group = self._group_of([request], writer.number)
+        return group if writer.has_room(group.bytes) else None
 
     def _prepare(self, requests: list[Request]) -> Group:
         """Everything that may fail cleanly: epochs, files, room in the log, the frame's parts."""
-        journal, store = self.journal, self.store
-        epochs = list(range(self.following_epoch, self.following_epoch + len(requests)))
-        journal.raise_ceiling(epochs[-1])
-        merged: dict[str, Any] = {}
+        if self.failure is not None:
+            raise StoreFailedError(f"{self.store.path} failed earlier: {self.failure}")
         for request in requests:
-            merged.update(request.changes[0])
-        group = Group(requests, epochs, store.published.catalog.with_changes(merged))
-        group.changes, group.change_count = encode_changes(merged), len(merged)
-        payload_bytes = 0
-        for request, epoch in zip(requests, epochs, strict=True):
-            deltas, count, payloads, size = store.deltas_of(request.write_set, epoch, request.changes[1], payload_bytes)
-            group.deltas.append(deltas)
-            group.delta_count += count
-            group.payloads.extend(payloads)
-            payload_bytes += size
-        if journal.data_files.manifest_needed:
-            journal.save_manifest()
-        self._make_room(frame_bytes(group.delta_count, len(group.changes), payload_bytes))
+            request.write_set.require_foundation()
+        journal = self.journal
+        with self.poisoning_failed_syncs():
+            journal.raise_ceiling(self.following_epoch + len(requests) - 1)
+            if journal.data_files.manifest_needed:
+                journal.save_manifest()
+            group = self._group_of(requests, journal.open_log(self.durable_epoch).number)
+            try:
+                journal.open_log(self.durable_epoch).reserve(group.bytes)
+            except SyncFailedError:
+                raise
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not journal.manifest.logs:
+                    raise
+                self._make_room()
+                group = self._group_of(requests, journal.open_log(self.durable_epoch).number)
+                journal.open_log(self.durable_epoch).reserve(group.bytes)
         reach("commit.prepared")
         return group
 
-    def _make_room(self, size: int) -> None:
-        """Room in the log for a frame; on a full disk it comes from checkpoints, which let the older logs go."""
-        journal = self.journal
-        try:
-            journal.open_log(self.durable_epoch).reserve(size)
-        except SyncFailedError:
-            raise
-        except OSError as error:
-            if error.errno != errno.ENOSPC or not journal.manifest.logs:
-                raise
-            for _ in range(journal.config.checkpoints_kept):
-                self._take_checkpoint()
-            journal.open_log(self.durable_epoch).reserve(size)
+    def _make_room(self) -> None:
+        """On a full disk the room for the log comes from checkpoints, which let older logs go."""
+        for _ in range(self.journal.config.checkpoints_kept):
+            self._take_checkpoint()
+
+    def _group_of(self, requests: list[Request], log_number: int) -> Group:
+        """The parts of a frame for the log of a number; changes nothing."""
+        store = self.store
+        first = self.following_epoch
+        changes: dict[str, Any] = requests[0].changes
+        for request in requests[1:]:
+            changes = {**changes, **request.changes}
+        group = Group(
+            requests,
+            list(range(first, first + len(requests))),
+            store.published.catalog.with_changes(changes),
+            encode_changes(changes),
+            len(changes),
+        )
+        for request, epoch in zip(requests, group.epochs):
+            deltas, count, payloads, size = store.deltas_of(
+                request.write_set, epoch, request.largest_payload, group.payload_bytes, log_number
+            )
+            group.deltas.append(deltas)
+            group.delta_count += count
+            group.payloads += payloads
+            group.payload_bytes += size
+        group.bytes = frame_bytes(group.delta_count, len(group.changes), group.payload_bytes)
+        return group
 
     def _write_group(self, group: Group) -> None:
         """Write, sync, publish. From the first byte appended there is no way back.
 
-        What the frame carries no payload of has been flushed before: everything in strict, large pages in balanced.
+        What the frame carries no payload of has been flushed before: everything in strict, large pages in balanced. It
+        may be begun again after an interrupt: every step then does again what it did, or nothing.
         """
         mode = self.journal.config.durability
         writer = self.journal.log
@@ -264,21 +306,22 @@ class Coordinator:
         last_epoch = group.epochs[-1]
         self.following_epoch = last_epoch + 1
         reach("commit.before_append")
-        size = writer.append(
-            group.epochs[0],
-            group.epochs[-1],
-            self.durable_epoch,
-            group.deltas,
-            group.changes,
-            group.change_count,
-            group.payloads,
-            group.delta_count,
-        )
+        if group.frame is None:
+            group.frame = writer.frame_of(
+                group.epochs[0],
+                last_epoch,
+                self.durable_epoch,
+                group.deltas,
+                group.changes,
+                group.change_count,
+                group.payloads,
+                group.delta_count,
+            )
+        writer.write(group.frame)
         reach("commit.appended")
         if mode != "eventual":
             writer.sync()
             reach("commit.synced")
-            self.counters.wal_syncs += 1
         if mode == "strict":
             self.journal.publish_superblock(sync=True, epoch=last_epoch, durable_epoch=last_epoch)
             reach("commit.superblock_synced")
@@ -286,10 +329,30 @@ class Coordinator:
             self.durable_epoch = last_epoch
         elif self._sync_at is None:
             self._sync_at = self._clock.now() + self.journal.config.sync_interval_ms / 1000
-        committed = [(request.write_set, epoch) for request, epoch in zip(group.requests, group.epochs, strict=True)]
-        self.store._publish(committed, group.catalog)
+        if group.requests[0].write_set.status == "queued":
+            self.store._publish([(request.write_set, epoch) for request, epoch in zip(group.requests, group.epochs)],
+                                group.catalog)
         reach("commit.published")
-        self.counters.wal_bytes += size
+
+    def _finish_group(self, group: Group) -> None:
+        """After the publication: the callers go on, and what the commit has left is tidied up."""
+        counters = self.counters
+        counters.commits += len(group.requests)
+        counters.groups += 1
+        counters.wal_bytes += group.bytes
+        counters.wal_syncs += self.journal.config.durability != "eventual"
+        counters.commit_seconds += time.perf_counter() - group.started
+        for request, epoch in zip(group.requests, group.epochs):
+            request.finish(result=epoch)
+        self._tidy_up(group)
+
+    def _fail(self, group: Group, error: BaseException) -> None:
+        """After the point of no return: what is on the disk isn't known, and nothing more is written."""
+        self.poison(error)
+        for request in group.requests:
+            if request.write_set.status == "queued":
+                request.write_set._end("failed")
+                request.finish(error=error if len(group.requests) == 1 else _copy_of(error))
 
     def _sync_in_background(self) -> None:
         """Eventual: what commits have written gets to the disk, and then the superblock says so."""
@@ -316,15 +379,21 @@ class Coordinator:
             self.durable_epoch = writer.last_epoch
 
     def _tidy_up(self, group: Group) -> None:
-        """After the callers have gone on: reclaim, and a checkpoint when the log has grown long."""
-        try:
-            self.store.reclaim(self.durable_epoch, RECLAIM_LIMIT + 2 * group.delta_count)
-            writer = self.journal.log
-            if writer is not None and writer.bytes_since_start >= self.journal.config.checkpoint_log_bytes:
+        """After the callers have gone on: pages that nobody sees any more are freed."""
+        self.store.reclaim(self.durable_epoch, RECLAIM_LIMIT + 2 * group.delta_count)
+
+    @property
+    def _checkpoint_due(self) -> bool:
+        writer = self.journal.log
+        return writer is not None and writer.bytes_since_start >= self.journal.config.checkpoint_log_bytes
+
+    def _checkpoint_if_due(self) -> None:
+        if self._checkpoint_due and self.failure is None:
+            try:
                 self.checkpoint()
-        except Exception as error:  # no commit depends on it; the log keeps growing until a checkpoint succeeds
-            self.counters.checkpoint_failures += 1
-            log.warning("xtree: checkpoint of %s failed: %s", self.store.path, error)
+            except Exception as error:  # no commit depends on it; the log keeps growing until a checkpoint succeeds
+                self.counters.checkpoint_failures += 1
+                log.warning("xtree: checkpoint of %s failed: %s", self.store.path, error)
 
     # Checkpoints.
 
@@ -396,3 +465,13 @@ class Coordinator:
         except SyncFailedError as error:
             self.poison(error)
             raise
+
+
+def _copy_of(error: BaseException) -> BaseException:
+    """An exception of its own for one of several threads that one error concerns."""
+    try:
+        twin = copy.copy(error)
+    except Exception:  # one that can't be copied
+        twin = StoreFailedError(str(error))
+    twin.__cause__ = error
+    return twin

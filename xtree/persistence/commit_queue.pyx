@@ -41,7 +41,7 @@ def uninterrupted(function, *arguments):
     return outcome_of(request)
 
 
-cdef object outcome_of(Request request):
+cpdef object outcome_of(Request request):
     """Waits until a request is finished; returns its result or raises its error, or an interrupt."""
     interrupt = wait_for(request.done)
     if interrupt is not None:
@@ -55,20 +55,25 @@ cdef object outcome_of(Request request):
 cdef class Request:
     """Something for the leader to do, and its outcome. The leader calls finish() exactly once.
 
-    what: "commit", "checkpoint", "close" or "call"; write_set, changes: of a commit.
+    what: "commit", "close" or "call"; changes: catalog entries of a commit, or what is to be called. on_queued: called
+    by the thread that submits it, once it has its place in the queue.
     """
 
     cdef readonly str what
     cdef readonly object write_set
     cdef readonly object changes
+    cdef readonly Py_ssize_t largest_payload    # of a commit: larger pages have been flushed
+    cdef readonly object on_queued
     cdef object done                # a lock, held until the outcome is known
     cdef object result
     cdef object error
 
-    def __init__(self, str what, write_set=None, changes=None):
+    def __init__(self, str what, write_set=None, changes=None, Py_ssize_t largest_payload=0, on_queued=None):
         self.what = what
         self.write_set = write_set
         self.changes = changes
+        self.largest_payload = largest_payload
+        self.on_queued = on_queued
         self.done = threading.Lock()
         self.done.acquire()
 
@@ -79,6 +84,66 @@ cdef class Request:
         self.done.release()
 
 
+def carry(coordinator, CommitQueue queue, Request request):
+    """Carries a commit to disk in the calling thread, if nothing stands in the way; returns whether it did.
+
+    The coordinator's turn is held meanwhile. `_plan` makes everything ready, has changed nothing when it raises, and
+    returns None when the commit is for the leader. From there an interrupt waits until the group is finished:
+    `_write_group` may be begun again, since it writes the same bytes to the same place.
+    """
+    turn = coordinator._turn
+    interrupt = None
+    if not turn.acquire(False):
+        return False
+    try:
+        group = coordinator._plan(request)
+        if group is None:
+            return False
+        queue.carried = 1
+        request.write_set._queue()
+        if request.on_queued is not None:
+            request.on_queued()
+        awaited = coordinator._sync_at is not None
+        while True:
+            try:
+                coordinator._write_group(group)
+                break
+            except BaseException as arrived:
+                if hides_failure(arrived):
+                    fail(coordinator, group, arrived)
+                    return True
+                interrupt = arrived
+        if not awaited and coordinator._sync_at is not None or coordinator._checkpoint_due:
+            queue.wake()
+        coordinator._finish_group(group)
+    finally:
+        queue.carried = 0
+        turn.release()
+    if interrupt is not None:
+        raise interrupt
+    return True
+
+
+cdef bint hides_failure(object arrived):
+    """Whether it is an error, or an interrupt that arrived while one was on its way, which is then its context."""
+    while arrived is not None:
+        if isinstance(arrived, Exception):
+            return True
+        arrived = arrived.__context__
+    return False
+
+
+cdef int fail(object coordinator, object group, object error) except -1:
+    """Poisons, whatever arrives meanwhile."""
+    while True:
+        try:
+            coordinator._fail(group, error)
+            return 0
+        except BaseException as arrived:
+            if isinstance(arrived, Exception):
+                raise
+
+
 @cython.final
 cdef class CommitQueue:
     """Requests on their way to the leader, first in, first out."""
@@ -86,6 +151,7 @@ cdef class CommitQueue:
     cdef object queue
     cdef object clock
     cdef readonly Py_ssize_t waiting    # threads in submit
+    cdef readonly Py_ssize_t carried    # commits that their own thread carries to disk
 
     def __init__(self, clock):
         self.queue = queue.SimpleQueue()
@@ -98,6 +164,8 @@ cdef class CommitQueue:
         self.waiting += 1
         self.queue.put(request)
         try:
+            if request.on_queued is not None:
+                request.on_queued()
             return outcome_of(request)
         finally:
             self.waiting -= 1
@@ -106,12 +174,18 @@ cdef class CommitQueue:
         """Ends a wait in `take`: there may be something to do that is no request."""
         self.queue.put(None)
 
+    def take_now(self):
+        """The requests that are queued now."""
+        ready = []
+        while not self.queue.empty():
+            ready.append(self.queue.get())
+        return [request for request in ready if request is not None]
+
     def take(self, timeout=None):
         """The requests that are queued now; when there are none, waits up to `timeout` seconds for one, or for wake().
 
         None as timeout waits for ever. May return an empty list before the time has passed.
         """
-        ready = [self.clock.get(self.queue, timeout)]
-        while not self.queue.empty():
-            ready.append(self.queue.get())
-        return [request for request in ready if request is not None]
+        first = self.clock.get(self.queue, timeout)
+        ready = self.take_now()
+        return ready if first is None else [first, *ready]

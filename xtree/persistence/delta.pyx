@@ -1,13 +1,16 @@
-"""Deltas: what the write-ahead log records of a write set, 64 bytes a page made or retired."""
+"""Deltas: what the write-ahead log records of a write set, 64 bytes a page made or removed, and the pages."""
 
 from cpython.buffer cimport PyBUF_READ
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
 
 from xtree.persistence.mmap_windows cimport offset_of, window_of
 from xtree.persistence.node_id cimport NodeID, handle_of
 from xtree.persistence.object_table cimport Row, class_of, kind_of
 from xtree.persistence.page cimport class_bytes
+from xtree.persistence.store cimport resolve
 from xtree.persistence.write_set cimport WriteSet
 
 cdef enum:                          # as stored: docs/format.md. Never renumber.
@@ -15,6 +18,11 @@ cdef enum:                          # as stored: docs/format.md. Never renumber.
     RETIRE = 2
     PAYLOAD_NONE = 0
     PAYLOAD_WHOLE = 1
+    PAYLOAD_RANGES = 2
+
+cdef enum:
+    IDENTITY_WORDS = 2              # magic, CRC and NodeID of a page: the delta says them
+    STRIDE = 16                     # words that are compared at once
 
 
 cdef struct Delta:
@@ -31,10 +39,15 @@ cdef struct Delta:
     uint64_t payload_offset
     uint32_t payload_bytes
     uint32_t base_crc
-    uint64_t reserved
+    uint64_t replaces
 
 
-assert sizeof(Delta) == 64
+cdef struct Range:                  # followed by the words
+    uint16_t first_word
+    uint16_t word_count
+
+
+assert sizeof(Delta) == 64 and sizeof(Range) == 4
 
 
 def touched_windows(WriteSet ws, uint64_t smallest_page=0):
@@ -43,36 +56,41 @@ def touched_windows(WriteSet ws, uint64_t smallest_page=0):
     cdef Row *row
     found = set()
     for i in range(ws.made_count):
-        if ws.made_here(ws.made[i]):
-            row = ws.store.table.row(handle_of(ws.made[i]))
+        if ws.made[i].node:
+            row = ws.store.table.row(handle_of(ws.made[i].node))
             if class_bytes(class_of(row.word)) >= smallest_page:
                 found.add(window_of(row.address))
     return found
 
 
-def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t payload_base, list file_numbers):
-    """What the log records of this write set: (deltas as bytes, their number, payload views, payload bytes).
+def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t payload_base, list file_numbers,
+              uint32_t log_number):
+    """What the log of a number records of this write set: (deltas as bytes, their number, payloads, payload bytes).
 
-    Pages of more than `largest_payload` bytes carry no payload: they have been flushed. Payload offsets count
-    from the start of the frame's payload section, where `payload_base` bytes are taken already.
+    Payloads are buffers that follow one another. Pages of more than `largest_payload` bytes have none: they have been
+    flushed. A page that replaces one which this log holds is logged as the words that differ, if they are few.
+    Payload offsets count from the start of the frame's payload section, where `payload_base` bytes are taken already.
     """
-    cdef Py_ssize_t i, count = 0
+    cdef Py_ssize_t i, count = 0, found
     cdef uint64_t size, start = payload_base
     cdef Row *row
+    cdef Row *base
     cdef Delta *delta
-    cdef NodeID node
+    cdef const char *page
+    cdef const char *before
     deltas = bytearray((ws.made_count + ws.retired_count) * sizeof(Delta))
     cdef char *out = deltas
-    payloads = []
+    cdef bytearray ranges = bytearray()
+    cdef Py_ssize_t ranges_used = 0
+    whole = []
     for i in range(ws.made_count):
-        node = ws.made[i]
-        if not ws.made_here(node):
+        if ws.made[i].node == 0:
             continue
-        row = ws.store.table.row(handle_of(node))
+        row = ws.store.table.row(handle_of(ws.made[i].node))
         size = class_bytes(class_of(row.word))
         delta = <Delta *>out + count
         count += 1
-        delta.node_id = node
+        delta.node_id = ws.made[i].node
         delta.epoch = epoch
         delta.op = BIRTH
         delta.kind = kind_of(row.word)
@@ -81,12 +99,40 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
         delta.offset = offset_of(row.address)
         delta.page_crc = row.crc
         delta.page_bytes = size
-        if size <= largest_payload:
-            delta.payload_form = PAYLOAD_WHOLE
-            delta.payload_offset = payload_base
-            delta.payload_bytes = size
-            payload_base += size
-            payloads.append(PyMemoryView_FromMemory(ws.store.windows.pointer(row.address), size, PyBUF_READ))
+        delta.replaces = ws.made[i].replaces
+        row.log_number = 0
+        if size > largest_payload:
+            continue
+        row.log_number = log_number
+        with nogil:
+            page = resolve(ws.store, ws.made[i].node)
+        if delta.replaces:
+            base = ws.store.table.row(handle_of(delta.replaces))
+            if base.log_number == log_number and class_of(base.word) == delta.size_class:
+                with nogil:
+                    before = resolve(ws.store, delta.replaces)
+                if len(ranges) < ranges_used + <Py_ssize_t>size:
+                    PyByteArray_Resize(ranges, 2 * len(ranges) + size)
+                found = changed_ranges(before, page, size, PyByteArray_AS_STRING(ranges) + ranges_used, size // 2)
+                if found >= 0:
+                    delta.payload_form = PAYLOAD_RANGES
+                    delta.payload_offset = ranges_used
+                    delta.payload_bytes = found
+                    delta.base_crc = base.crc
+                    ranges_used += found
+                    continue
+        delta.payload_form = PAYLOAD_WHOLE
+        delta.payload_offset = payload_base
+        delta.payload_bytes = size
+        payload_base += size
+        whole.append(PyMemoryView_FromMemory(<char *>page, size, PyBUF_READ))
+    if ranges_used:
+        for i in range(count):
+            if (<Delta *>out + i).payload_form == PAYLOAD_RANGES:
+                (<Delta *>out + i).payload_offset += payload_base
+        del ranges[ranges_used:]
+        payload_base += ranges_used
+        whole.append(ranges)
     for i in range(ws.retired_count):
         row = ws.store.table.row(handle_of(ws.retired[i]))
         delta = <Delta *>out + count
@@ -96,5 +142,33 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
         delta.op = RETIRE
         delta.kind = kind_of(row.word)
         delta.size_class = class_of(row.word)
-    del deltas[count * sizeof(Delta):]
-    return deltas, count, payloads, payload_base - start
+    if <Py_ssize_t>(count * sizeof(Delta)) < len(deltas):
+        del deltas[count * sizeof(Delta):]
+    return deltas, count, whole, payload_base - start
+
+
+cdef Py_ssize_t changed_ranges(const char *before, const char *after, uint64_t size, char *out,
+                               Py_ssize_t room) noexcept nogil:
+    """Writes the words in which two pages differ, but for those of their identity; returns how many bytes, -1 when
+    there is no room for them."""
+    cdef const uint64_t *a = <const uint64_t *>before
+    cdef const uint64_t *b = <const uint64_t *>after
+    cdef uint64_t words = size // sizeof(uint64_t), i = IDENTITY_WORDS, first
+    cdef Py_ssize_t used = 0, length
+    while i < words:
+        if a[i] == b[i]:
+            i += 1
+            while i % STRIDE == 0 and i + STRIDE <= words and memcmp(a + i, b + i, STRIDE * sizeof(uint64_t)) == 0:
+                i += STRIDE
+            continue
+        first = i
+        while i < words and a[i] != b[i]:
+            i += 1
+        length = (i - first) * sizeof(uint64_t)
+        if used + <Py_ssize_t>sizeof(Range) + length > room:
+            return -1
+        (<Range *>(out + used)).first_word = <uint16_t>first
+        (<Range *>(out + used)).word_count = <uint16_t>(i - first)
+        memcpy(out + used + sizeof(Range), b + first, length)
+        used += sizeof(Range) + length
+    return used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from xtree.errors import StoreFailedError
@@ -84,10 +85,11 @@ class DurableStore(Store):
         }
 
     def deltas_of(
-        self, write_set: WriteSet, epoch: int, largest_payload: int, payload_base: int
-    ) -> tuple[bytearray, int, list[memoryview], int]:
+        self, write_set: WriteSet, epoch: int, largest_payload: int, payload_base: int, log_number: int
+    ) -> tuple[bytearray, int, list[Any], int]:
         """What the log records of a write set (persistence.delta)."""
-        return deltas_of(write_set, epoch, largest_payload, payload_base, self._journal.data_files.file_of_window)
+        files = self._journal.data_files.file_of_window
+        return deltas_of(write_set, epoch, largest_payload, payload_base, files, log_number)
 
     # What Store asks for.
 
@@ -106,7 +108,9 @@ class DurableStore(Store):
                     self._occupy_live_slots()
                     self._allocator_ready = True
 
-    def _commit(self, write_set: WriteSet, changes: dict[str, CatalogEntry | None]) -> int:
+    def _commit(
+        self, write_set: WriteSet, changes: dict[str, CatalogEntry | None], on_queued: Callable[[], None] | None
+    ) -> int:
         """Flushes what the log won't carry, in the caller's thread, and queues the rest."""
         data_files = self._journal.data_files
         write_set._seal()
@@ -117,7 +121,7 @@ class DurableStore(Store):
         if flushed:
             with self._coordinator.poisoning_failed_syncs():
                 uninterrupted(data_files.sync, flushed)
-        return self._coordinator.submit_commit(write_set, changes, largest_payload)
+        return self._coordinator.submit_commit(write_set, changes, largest_payload, on_queued)
 
     def _largest_payload(self, bytes_made: int) -> int:
         """The size of the largest page that the log carries, of a transaction with so many bytes of new pages."""

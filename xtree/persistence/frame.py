@@ -160,7 +160,7 @@ class Frame:
         bad |= (epoch < self.first_epoch) | (epoch > self.last_epoch)
         placed = op != OP_RETIRE
         whole = form == PAYLOAD_WHOLE
-        bad |= (form != PAYLOAD_NONE) & ~(whole & placed)
+        bad |= (form > PAYLOAD_RANGES) | (form != PAYLOAD_NONE) & ~placed
         bad |= placed & (deltas["page_bytes"] != (SMALLEST_PAGE << size_class.astype(np.uint32)))
         end = self.payloads.nbytes
         start, size = deltas["payload_offset"], deltas["payload_bytes"]

@@ -24,7 +24,7 @@ class MemoryStore(Store):
         self._set_up(ObjectTable(), Epochs(), windows, allocator, 0, Catalog(), None, False)
         self._commit_lock = threading.Lock()
 
-    def _commit(self, WriteSet write_set, dict changes):
+    def _commit(self, WriteSet write_set, dict changes, on_queued):
         with self._commit_lock:
             return publish_in_memory(self, write_set, changes)
 

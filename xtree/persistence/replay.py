@@ -46,12 +46,27 @@ class Replay:
         if frame.first_epoch <= self.epoch:
             raise CorruptionError(f"{where}: expected an epoch after {self.epoch}, found {frame.first_epoch}")
         deltas = frame.deltas
-        births = deltas[deltas["op"] == OP_BIRTH]
-        retirements = deltas[deltas["op"] == OP_RETIRE]
-        if len(births) + len(retirements) != len(deltas):
-            raise CorruptionError(f"{where}: expected births and retirements of pages, found another op")
-        self._bear(births, frame.payloads, where)
-        self._retire(retirements, where)
+        for k in range(len(deltas)):
+            one = deltas[k : k + 1]
+            if one["op"][0] == OP_RETIRE:
+                self._retire(one, where)
+                continue
+            base = self.images.get(int(one["reserved"][0]))
+            if one["reserved"][0]:
+                gone = one.copy()
+                gone["node_id"] = one["reserved"]
+                self._retire(gone, where)
+            self._bear(one, frame.payloads, where)
+            if one["payload_form"][0] == 2:
+                image = bytearray(base)
+                at, end = int(one["payload_offset"][0]), int(one["payload_offset"][0] + one["payload_bytes"][0])
+                while at < end:
+                    first, count = np.frombuffer(frame.payloads[at : at + 4], "<u2").tolist()
+                    image[8 * first : 8 * (first + count)] = frame.payloads[at + 4 : at + 4 + 8 * count]
+                    at += 4 + 8 * count
+                image[4:8] = int(one["page_crc"][0]).to_bytes(4, "little")
+                image[8:16] = int(one["node_id"][0]).to_bytes(8, "little")
+                self.images[int(one["node_id"][0])] = bytes(image)
         self.catalog = self.catalog.with_changes(decode_changes(frame.catalog, frame.path, frame.catalog_offset))
         self.epoch = frame.last_epoch
         self.frames += 1

@@ -286,8 +286,8 @@ cdef class Store:
         """The end of close."""
         self.windows.unmap_all()
 
-    def _commit(self, write_set, dict changes):
-        """Makes a write set and its catalog changes the next epoch; returns the epoch."""
+    def _commit(self, write_set, dict changes, on_queued):
+        """Makes a write set and its catalog changes the next epoch; returns the epoch. on_queued: WriteSet.commit."""
         raise TypeError(f"{type(self).__name__} has no way to commit")
 
     def _poison(self):

@@ -19,6 +19,7 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from crc32c import crc32c
 
@@ -108,6 +109,17 @@ class Ground:
         self.end = end
 
 
+@dataclass(frozen=True)
+class PlannedFrame:
+    """A frame and its place in the log."""
+
+    parts: list[Buffer]
+    offset: int
+    end_offset: int
+    crc: int
+    last_epoch: int
+
+
 class LogWriter:
     """Appends frames to one new log. For one thread at a time."""
 
@@ -169,7 +181,7 @@ class LogWriter:
         """Write and sync the first frame, once the manifest that lists this log is durable."""
         epoch = self._link.last_epoch
         payload = self._link.encode()
-        self._append(FRAME_LINK, epoch, epoch, durable_through, 0, [], b"", 0, [payload], LINK_BYTES)
+        self.write(self._plan(FRAME_LINK, epoch, epoch, durable_through, 0, [], b"", 0, [payload], LINK_BYTES))
         self.sync()
         reach("wal.linked")
 
@@ -180,6 +192,10 @@ class LogWriter:
         the most that is filled at a time gets disk space.
         """
         self._ground.cover(self.end_offset, self._next_offset() + n)
+
+    def has_room(self, n: int) -> bool:
+        """Whether a frame of `n` bytes fits the ground that is given."""
+        return self._next_offset() + n <= self._ground.end
 
     def append(
         self,
@@ -197,11 +213,27 @@ class LogWriter:
         `deltas` and `payloads` are buffers whose contents follow one another. After an OSError nothing more may be
         appended: part of the frame may be there.
         """
+        frame = self.frame_of(
+            first_epoch, last_epoch, durable_through, deltas, catalog, catalog_count, payloads, delta_count
+        )
+        self.write(frame)
+        return frame.end_offset - frame.offset
+
+    def frame_of(
+        self,
+        first_epoch: int,
+        last_epoch: int,
+        durable_through: int,
+        deltas: Sequence[Buffer],
+        catalog: bytes,
+        catalog_count: int,
+        payloads: Sequence[Buffer],
+        delta_count: int,
+    ) -> PlannedFrame:
+        """The frame that `append` would write, for `write`."""
         if _bytes_of(deltas) != DELTA_BYTES * delta_count:
             raise ValueError(f"{delta_count} deltas have {DELTA_BYTES} bytes each, not {_bytes_of(deltas)} in all")
-        payload_bytes = _bytes_of(payloads)
-        reach("wal.before_append")
-        length = self._append(
+        return self._plan(
             FRAME_GROUP,
             first_epoch,
             last_epoch,
@@ -211,10 +243,17 @@ class LogWriter:
             catalog,
             catalog_count,
             payloads,
-            payload_bytes,
+            _bytes_of(payloads),
         )
+
+    def write(self, frame: PlannedFrame) -> None:
+        """Write a frame that was planned for this place. Doing it again, before the next one, does the same again."""
+        reach("wal.before_append")
+        self._file.pwritev(frame.parts, frame.offset)
+        self.end_offset = frame.end_offset
+        self.last_crc = frame.crc
+        self.last_epoch = frame.last_epoch
         reach("wal.appended")
-        return length
 
     def sync(self) -> None:
         """Return when every appended frame is on the disk. After an OSError, never call it again."""
@@ -244,7 +283,7 @@ class LogWriter:
     def _next_offset(self) -> int:
         return aligned(self.end_offset, SECTOR_BYTES) if self.synced else self.end_offset
 
-    def _append(
+    def _plan(
         self,
         kind: int,
         first_epoch: int,
@@ -256,7 +295,7 @@ class LogWriter:
         catalog_count: int,
         payloads: Sequence[Buffer],
         payload_bytes: int,
-    ) -> int:
+    ) -> PlannedFrame:
         length = frame_bytes(delta_count, len(catalog), payload_bytes)
         offset = self._next_offset()
         header = bytearray(FRAME_HEADER_BYTES)
@@ -283,15 +322,14 @@ class LogWriter:
             time.time_ns(),
         )
         parts = [header, *deltas, catalog, _PADDING[-len(catalog) % 8], *payloads, _PADDING[-payload_bytes % 8]]
+        if length <= SECTOR_BYTES:
+            parts = [bytearray().join(parts)]
+            header = parts[0]
         crc = 0
         for part in parts:
             crc = crc32c(part, crc)
         CRC.pack_into(header, FRAME_CRC_OFFSET, crc)
-        self._file.pwritev(parts, offset)
-        self.end_offset = offset + length
-        self.last_crc = crc
-        self.last_epoch = last_epoch
-        return length
+        return PlannedFrame(parts, offset, offset + length, crc, last_epoch)
 
 
 def _bytes_of(buffers: Sequence[Buffer]) -> int:

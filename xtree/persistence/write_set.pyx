@@ -57,16 +57,17 @@ cdef class WriteSet:
         if row == NULL:
             return False
         word = load_relaxed(&row.word)
-        return state_of(word) == STATE_RESERVED and (word & WORD_TAG) == tag_of(node)
+        return (state_of(word) == STATE_RESERVED and (word & WORD_TAG) == tag_of(node)
+                and row.made_at < <uint64_t>self.made_count and self.made[row.made_at].node == node)
 
-    cdef int grow(self, NodeID **list_, Py_ssize_t *room, Py_ssize_t count) except -1 nogil:
-        """Makes room for one more id."""
-        cdef NodeID *larger
+    cdef int grow(self, void **list_, Py_ssize_t *room, Py_ssize_t count, size_t size) except -1 nogil:
+        """Makes room for one more entry of a list, of `size` bytes."""
+        cdef void *larger
         cdef Py_ssize_t wanted
         if count < room[0]:
             return 0
         wanted = 2 * count + 32
-        larger = <NodeID *>reallocate(list_[0], wanted * sizeof(NodeID))
+        larger = reallocate(list_[0], wanted * size)
         if larger == NULL:
             with gil:
                 raise MemoryError("no memory for a transaction's page list")
@@ -79,7 +80,7 @@ cdef class WriteSet:
         cdef uint64_t address = 0
         cdef bint placed = False
         cdef char *page
-        self.grow(&self.made, &self.made_room, self.made_count)
+        self.grow(<void **>&self.made, &self.made_room, self.made_count, sizeof(Made))
         hold_lock(self.store)
         try:
             self.store.allocator.allocate(size_class, &address)
@@ -92,7 +93,8 @@ cdef class WriteSet:
         finally:
             drop_lock(self.store)
         self.store.table.row(handle_of(node[0])).made_at = self.made_count
-        self.made[self.made_count] = node[0]
+        self.made[self.made_count].node = node[0]
+        self.made[self.made_count].replaces = 0
         self.made_count += 1
         self.bytes_made += class_bytes(size_class)
         page = self.store.windows.pointer(address)
@@ -122,18 +124,23 @@ cdef class WriteSet:
             return resolve(self.store, old)
         page = resolve(self.store, old)
         prefix = <const PagePrefix *>page
-        self.claim(old)
         copy = self.take(prefix.kind, prefix.size_class, node)
+        self.claim(old)
+        self.made[self.made_count - 1].replaces = old
         memcpy(copy, page, class_bytes(prefix.size_class))
         (<PagePrefix *>copy).node_id = node[0]
         return copy
 
     cdef int retire(self, NodeID node) except -1 nogil:
         cdef Row *row
+        cdef Made *made
         if self.made_here(node):
             row = self.store.table.row(handle_of(node))
+            made = &self.made[row.made_at]
+            if made.replaces:
+                self.remember_retired(made.replaces)
+            made.node = made.replaces = 0           # a later life of the handle may have this tag again
             self.bytes_made -= class_bytes(class_of(row.word))
-            self.made[row.made_at] = 0              # a later life of the handle may have this tag again
             lock_without_gil(self.store.lock)
             try:
                 self.store.give_back(node)
@@ -141,16 +148,21 @@ cdef class WriteSet:
                 PyThread_release_lock(self.store.lock)
             return 0
         resolve(self.store, node)
-        return self.claim(node)
+        self.grow(<void **>&self.retired, &self.retired_room, self.retired_count, sizeof(NodeID))
+        self.claim(node)
+        return self.remember_retired(node)
+
+    cdef int remember_retired(self, NodeID node) except -1 nogil:
+        self.grow(<void **>&self.retired, &self.retired_room, self.retired_count, sizeof(NodeID))
+        self.retired[self.retired_count] = node
+        self.retired_count += 1
+        return 0
 
     cdef int claim(self, NodeID node) except -1 nogil:
-        """Puts a published page on the list of those to retire, where it can only be once: it has one parent."""
-        self.grow(&self.retired, &self.retired_room, self.retired_count)
+        """Says that this write set retires a page, which only one can: a page has one parent."""
         if not compare_exchange(&self.store.table.row(handle_of(node)).claimed, 0, 1):
             with gil:
                 raise CorruptionError(f"{self.store._where()}: node {node:#x} is reached twice")
-        self.retired[self.retired_count] = node
-        self.retired_count += 1
         return 0
 
     cdef int seal_all(self) except -1 nogil:
@@ -159,11 +171,11 @@ cdef class WriteSet:
         cdef char *page
         cdef uint32_t crc
         for i in range(self.made_count):
-            if self.made_here(self.made[i]):
-                page = resolve(self.store, self.made[i])
+            if self.made[i].node:
+                page = resolve(self.store, self.made[i].node)
                 crc = page_crc(page, class_bytes((<PagePrefix *>page).size_class))
                 (<PagePrefix *>page).crc = crc
-                self.store.table.seal(self.made[i], crc)
+                self.store.table.seal(self.made[i].node, crc)
         return 0
 
     # Pages for structures written in Python; compiled ones use the cdef methods.
@@ -212,7 +224,7 @@ cdef class WriteSet:
         """Pages made and not given back."""
         cdef Py_ssize_t i, n = 0
         for i in range(self.made_count):
-            n += self.made_here(self.made[i])
+            n += self.made[i].node != 0
         return n
 
     @property
@@ -220,18 +232,48 @@ cdef class WriteSet:
         """Whether there is anything to commit but catalog entries."""
         return self.made_count > 0 or self.retired_count > 0
 
-    def commit(self, dict changes):
+    def depend_on(self, WriteSet before):
+        """Builds on the pages of a write set that is queued. Does nothing when it has ended well meanwhile."""
+        self.require_open()
+        if before.status == "queued" and before is not self:
+            if self.depends is None:
+                self.depends = []
+            self.depends.append(before)
+            before.dependants += 1
+
+    def require_foundation(self):
+        """Raises TransactionError when a write set that this one builds on has failed."""
+        cdef WriteSet before
+        if self.depends is not None:
+            for before in self.depends:
+                if before.status != "queued" and before.status != "committed":
+                    raise TransactionError("the transaction builds on one that failed, and was aborted")
+
+    @property
+    def founded(self):
+        """Whether all that it builds on is published."""
+        cdef WriteSet before
+        if self.depends is not None:
+            for before in self.depends:
+                if before.status != "committed":
+                    return False
+        return True
+
+    def commit(self, dict changes, on_queued=None):
         """Makes the pages, and the catalog changes {name: CatalogEntry or None}, visible as one epoch; returns it.
 
-        Returns when the store's durability promise holds. Raises TransactionError for a write set that has ended,
-        OSError or MemoryError with everything undone, or StoreFailedError when the outcome is unknown. A
-        KeyboardInterrupt that arrives meanwhile is raised after the outcome is known; `status` tells it.
+        Returns when the store's durability promise holds. on_queued: called, if the store has a queue, once this write
+        set has its place in it: from then on another one may build on it. Raises TransactionError for a write set that
+        has ended or builds on one that failed, OSError or MemoryError with everything undone, or StoreFailedError when
+        the outcome is unknown. A KeyboardInterrupt that arrives meanwhile is raised after the outcome is known;
+        `status` tells it.
         """
         self.require_open()
         self.store.enter()
         try:
             self.store.require_writable()
-            return self.store._commit(self, changes)
+            self.require_foundation()
+            return self.store._commit(self, changes, on_queued)
         finally:
             if self.status == "open":
                 self._undo()
@@ -246,17 +288,38 @@ cdef class WriteSet:
 
     def _undo(self):
         self.status = "aborted"
+        self.release_pin()
+        self.give_back_pages()
+
+    cdef int give_back_pages(self) except -1:
+        """Gives the pages back as soon as nothing builds on them, and where it can't wait for the lock, later."""
+        self.held_back = self.dependants > 0
+        if self.held_back:
+            return 0
         if self.store.lock_holder == PyThread_get_thread_ident():   # garbage collection, in the middle of take()
             self.store.abandoned.append(self)
-        elif self.store.status < FORKED:
+            return 0
+        if self.store.status < FORKED:
             with nogil:
                 self.give_all_back()
-        self.release_pin()
+        self._let_foundation_go()
+        return 0
 
     def _give_back(self):
         """Gives back what a write set has that was aborted where it couldn't."""
         with nogil:
             self.give_all_back()
+        self._let_foundation_go()
+
+    def _let_foundation_go(self):
+        """The end: what this one builds on needn't be kept for it any more."""
+        cdef WriteSet before
+        depends, self.depends = self.depends, None
+        if depends is not None:
+            for before in depends:
+                before.dependants -= 1
+                if before.dependants == 0 and before.held_back:
+                    before.give_back_pages()
 
     cdef int give_all_back(self) except -1 nogil:
         cdef Py_ssize_t i
@@ -265,8 +328,10 @@ cdef class WriteSet:
             for i in range(self.retired_count):
                 store_seq(&self.store.table.row(handle_of(self.retired[i])).claimed, 0)
             for i in range(self.made_count):
-                if self.made_here(self.made[i]):
-                    self.store.give_back(self.made[i])
+                if self.made[i].replaces:
+                    store_seq(&self.store.table.row(handle_of(self.made[i].replaces)).claimed, 0)
+                if self.made[i].node:
+                    self.store.give_back(self.made[i].node)
         finally:
             PyThread_release_lock(self.store.lock)
         return 0
@@ -289,8 +354,10 @@ cdef class WriteSet:
         with nogil:
             lock_without_gil(self.store.lock)
             for i in range(self.made_count):
-                if self.made_here(self.made[i]):
-                    self.store.table.publish(self.made[i], epoch)
+                if self.made[i].node:
+                    self.store.table.publish(self.made[i].node, epoch)
+                    if self.made[i].replaces:
+                        self.store.table.retire(self.made[i].replaces, epoch)
             for i in range(self.retired_count):
                 self.store.table.retire(self.retired[i], epoch)
             PyThread_release_lock(self.store.lock)
@@ -299,6 +366,8 @@ cdef class WriteSet:
         """Ends a queued write set: "committed", "aborted", or "failed" when its outcome is unknown."""
         if status == "aborted":
             self._undo()
-        else:
-            self.release_pin()
+            return
         self.status = status
+        self.release_pin()
+        if status == "committed":
+            self._let_foundation_go()
