@@ -1,8 +1,8 @@
 """Writing: one tree's writer lock, and the scope of a transaction from `with` to its end.
 
 Invariants
-  1. A writer lock is held from before a scope's write set begins until its outcome is known, so what a scope changes is
-     the last committed state of the tree.
+  1. A writer lock is held from before a scope's write set begins until it is queued, so what a scope changes is the
+     last state of the tree that was queued. It depends on that one: when that fails, it does too.
   2. Whatever arrives in between, a KeyboardInterrupt too, leaves no lock behind. That is why this file is compiled: no
      signal handler runs between two statements of a compiled function, only inside the Python code that it calls, and
      from there an interrupt comes as an exception, which is handled here.
@@ -33,6 +33,7 @@ cdef class WriterLock:
 
     cdef readonly str name
     cdef public bint dropped        # the tree is gone for good
+    cdef object tip                 # (write set, entry) of the last change that was queued; None: ask the catalog
     cdef dict holding
     cdef object lock
     cdef object holder              # the thread that took it
@@ -76,6 +77,18 @@ cdef class WriterLock:
         return 0
 
 
+cdef object entry_to_change(WriterLock lock, store, write_set):
+    """The entry of a tree that a write set is going to change, whose lock is held: queued, or else published."""
+    if lock.tip is not None:
+        before, entry = lock.tip
+        if before.status == "queued":
+            write_set.depend_on(before)
+            return entry
+        lock.tip = None
+    # Not the write set's base, which may be older: nobody but the lock's holder retires this tree's pages.
+    return store.published.catalog.get(lock.name)
+
+
 cdef double left_until(object deadline) except? -1.0:
     """Seconds until a deadline, as Lock.acquire takes them: -1 is for ever."""
     if deadline is None:
@@ -101,6 +114,7 @@ cdef class WriteScope:
     cdef dict states                # name -> TreeState as this scope has changed it
     cdef dict roots                 # name -> root that the state had at first
     cdef dict changes               # name -> entry or None: trees made and dropped
+    cdef dict queued_changes        # name -> entry: all that is committed
     cdef readonly str status        # "new", "open", "committed", "aborted", "failed": the outcome is unknown
     cdef object doom                # the error that doomed it
     cdef object __weakref__
@@ -166,8 +180,7 @@ cdef class WriteScope:
                 return
             lock.take(None, False)
             self.held.append(lock)
-            # Not the base's state, which may be older: nobody but the lock's holder retires this tree's pages.
-            self.add(lock, self.store.published.catalog)
+            self.add(lock)
         finally:
             self.leave_turn()
 
@@ -182,6 +195,7 @@ cdef class WriteScope:
         cdef WriterLock lock
         self.store.require_writable()
         deadline = None if self.timeout is None else monotonic() + self.timeout
+        self.store.wait_for_room(self.timeout)
         wait = True
         for lock in self.locks:
             if not self.held:
@@ -192,12 +206,12 @@ cdef class WriteScope:
             self.handle.require_open()
         self.write_set = self.store.begin()
         for lock in self.locks:
-            self.add(lock, self.write_set.base.catalog)
+            self.add(lock)
         self.status = "open"
         return 0
 
-    cdef int add(self, WriterLock lock, catalog) except -1:
-        entry = catalog.get(lock.name)
+    cdef int add(self, WriterLock lock) except -1:
+        entry = entry_to_change(lock, self.store, self.write_set)
         if entry is None:
             raise KeyError(lock.name)
         self.states[lock.name] = state_of(entry).copy()
@@ -282,11 +296,20 @@ cdef class WriteScope:
             if state.root != self.roots[name]:
                 changes[name] = entry_of(name, state)
         if changes:
-            self.write_set.commit(changes)
+            self.queued_changes = changes
+            self.write_set.commit(changes, None if self.changes else self.let_others_begin)
         else:
             self.write_set.abort()
             self.status = "committed"
         return 0
+
+    def let_others_begin(self):
+        """Called once the changes are queued: gives the locks back, and leaves the next holders what they build on."""
+        cdef WriterLock lock
+        for lock in self.held:
+            if lock.name in self.queued_changes:
+                lock.tip = (self.write_set, self.queued_changes[lock.name])
+        self.give_locks_back()
 
     cdef int let_go(self, str outcome) except -1:
         """The end: the write set closed, the outcome noted, the locks given back."""
@@ -303,6 +326,7 @@ cdef class WriteScope:
             self.doom = None
             self.states = {}
             self.changes = {}
+            self.queued_changes = None
             self.give_locks_back()
         return 0
 

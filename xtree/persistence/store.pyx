@@ -275,6 +275,9 @@ cdef class Store:
 
     # What a durable store does differently.
 
+    def wait_for_room(self, timeout):
+        """Waits, up to `timeout` seconds, as long as too much that was written waits to be tidied up."""
+
     def _before_write(self):
         """Makes the allocator ready."""
 
