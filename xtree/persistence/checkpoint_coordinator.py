@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("xtree")
 
+NO_TURN = contextlib.nullcontext()
 RECLAIM_LIMIT = 4096  # pages freed after one group at most, beyond twice what it retired
 
 
@@ -85,6 +86,7 @@ class Coordinator:
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
         self._turn = threading.Lock()  # held by who writes to the journal: the leader, or a thread that commits alone
+        self._waits_for_turn = journal.config.durability == "eventual"
         self._carries_alone = journal.config.durability != "strict" and not journal.config.group_window_ms
         journal.data_files.report_failed_sync = self.poison
 
@@ -162,13 +164,13 @@ class Coordinator:
         closing = False
         while not closing:
             requests = self._gather()
+            if self._sync_at is not None and self._clock.now() >= self._sync_at:
+                self._sync_in_background()
             with self._turn:
                 requests += self._queue.take_now()
                 group = [request for request in requests if request.what == "commit"]
                 if group:
                     self._commit(group)
-                if self._sync_at is not None and self._clock.now() >= self._sync_at:
-                    self._sync_in_background()
                 self._checkpoint_if_due()
                 for request in requests:
                     if request.what == "checkpoint":
@@ -355,28 +357,34 @@ class Coordinator:
                 request.finish(error=error if len(group.requests) == 1 else _copy_of(error))
 
     def _sync_in_background(self) -> None:
-        """Eventual: what commits have written gets to the disk, and then the superblock says so."""
-        self._sync_at = None
+        """Eventual: what commits have written gets to the disk, and then the superblock says so.
+
+        The sync doesn't take the turn: other threads go on committing. Only the leader changes the log they append to.
+        """
         if self.failure is not None:
+            self._sync_at = None
             return
         try:
-            self._sync_log()
+            self._sync_log(self._turn)
             self.journal.publish_superblock(sync=False, epoch=self.durable_epoch, durable_epoch=self.durable_epoch)
             reach("sync.superblock_written")
             self.store.reclaim(self.durable_epoch, RECLAIM_LIMIT)
         except Exception as error:  # nobody waits for it: the next commit says so
             self.poison(error)
 
-    def _sync_log(self) -> None:
-        """Every commit so far is on the disk when this returns."""
-        self._sync_at = None
-        writer = self.journal.log
-        if writer is not None and not writer.synced:
-            reach("sync.before_sync")
-            writer.sync()
-            reach("sync.synced")
-            self.counters.wal_syncs += 1
-            self.durable_epoch = writer.last_epoch
+    def _sync_log(self, turn: contextlib.AbstractContextManager[Any] = NO_TURN) -> None:
+        """Every commit so far is on the disk when this returns. turn: to be taken, unless it is held."""
+        with turn:
+            self._sync_at = None
+            writer = self.journal.log
+            if writer is None or writer.synced:
+                return
+            last_epoch, end = writer.last_epoch, writer.begin_sync()
+        reach("sync.before_sync")
+        writer.finish_sync(end)
+        reach("sync.synced")
+        self.counters.wal_syncs += 1
+        self.durable_epoch = last_epoch
 
     def _tidy_up(self, group: Group) -> None:
         """After the callers have gone on: pages that nobody sees any more are freed."""

@@ -87,13 +87,13 @@ cdef class Request:
 def carry(coordinator, CommitQueue queue, Request request):
     """Carries a commit to disk in the calling thread, if nothing stands in the way; returns whether it did.
 
-    The coordinator's turn is held meanwhile. `_plan` makes everything ready, has changed nothing when it raises, and
+    The coordinator's turn is held meanwhile; it is waited for only where no turn includes a sync. `_plan` makes everything ready, has changed nothing when it raises, and
     returns None when the commit is for the leader. From there an interrupt waits until the group is finished:
     `_write_group` may be begun again, since it writes the same bytes to the same place.
     """
     turn = coordinator._turn
     interrupt = None
-    if not turn.acquire(False):
+    if not turn.acquire(coordinator._waits_for_turn):
         return False
     try:
         group = coordinator._plan(request)

@@ -135,6 +135,7 @@ class LogWriter:
         self._file = file
         self._uuid = uuid
         self._synced_end = HEADER_BYTES
+        self._boundary = HEADER_BYTES  # the end when the last sync began: the next frame doesn't share its sector
         self._ground = ground
         self._mode = MODES[mode]
 
@@ -257,8 +258,17 @@ class LogWriter:
 
     def sync(self) -> None:
         """Return when every appended frame is on the disk. After an OSError, never call it again."""
+        self.finish_sync(self.begin_sync())
+
+    def begin_sync(self) -> int:
+        """Note how far a sync will reach: a frame appended from now on, even during it, begins in its own sector."""
+        self._boundary = self.end_offset
+        return self.end_offset
+
+    def finish_sync(self, end: int) -> None:
+        """Return when every frame before `end`, which begin_sync gave, is on the disk; see `sync`."""
         self._file.sync()
-        self._synced_end = self.end_offset
+        self._synced_end = end
         reach("wal.synced")
 
     @property
@@ -281,7 +291,7 @@ class LogWriter:
         return LogLink(self.number, self.last_epoch, self.end_offset, self.last_crc)
 
     def _next_offset(self) -> int:
-        return aligned(self.end_offset, SECTOR_BYTES) if self.synced else self.end_offset
+        return aligned(self.end_offset, SECTOR_BYTES) if self.end_offset == self._boundary else self.end_offset
 
     def _plan(
         self,
