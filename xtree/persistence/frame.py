@@ -55,7 +55,7 @@ DELTA = np.dtype(
         ("payload_offset", "<u8"),
         ("payload_bytes", "<u4"),
         ("base_crc", "<u4"),
-        ("reserved", "<u8"),
+        ("replaces", "<u8"),
     ]
 )
 assert DELTA.itemsize == DELTA_BYTES

@@ -13,7 +13,7 @@ from xtree.persistence.catalog import Catalog, decode_changes
 from xtree.persistence.checkpoint import ROW
 from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.filenames import SIZE_CLASSES
-from xtree.persistence.frame import OP_BIRTH, OP_RETIRE, PAYLOAD_WHOLE, Frame
+from xtree.persistence.frame import OP_RETIRE, PAYLOAD_WHOLE, Frame
 
 FREE, LIVE = 0, 2  # states of a stored row
 EPOCH_INFINITE = 2**64 - 1
@@ -51,10 +51,10 @@ class Replay:
             if one["op"][0] == OP_RETIRE:
                 self._retire(one, where)
                 continue
-            base = self.images.get(int(one["reserved"][0]))
-            if one["reserved"][0]:
+            base = self.images.get(int(one["replaces"][0]))
+            if one["replaces"][0]:
                 gone = one.copy()
-                gone["node_id"] = one["reserved"]
+                gone["node_id"] = one["replaces"]
                 self._retire(gone, where)
             self._bear(one, frame.payloads, where)
             if one["payload_form"][0] == 2:
