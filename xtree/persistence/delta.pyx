@@ -2,40 +2,14 @@
 
 from cpython.buffer cimport PyBUF_READ
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
+from xtree.persistence.frame_layout cimport OP_BIRTH, OP_RETIRE, PAYLOAD_WHOLE, Delta
 from xtree.persistence.mmap_windows cimport offset_of, window_of
 from xtree.persistence.node_id cimport NodeID, handle_of
 from xtree.persistence.object_table cimport Row, class_of, kind_of
 from xtree.persistence.page cimport class_bytes
 from xtree.persistence.write_set cimport WriteSet
-
-cdef enum:                          # as stored: docs/format.md. Never renumber.
-    BIRTH = 1
-    RETIRE = 2
-    PAYLOAD_NONE = 0
-    PAYLOAD_WHOLE = 1
-
-
-cdef struct Delta:
-    uint64_t node_id
-    uint64_t epoch
-    uint8_t op
-    uint8_t kind
-    uint8_t size_class
-    uint8_t payload_form
-    uint32_t file_number
-    uint64_t offset
-    uint32_t page_crc
-    uint32_t page_bytes
-    uint64_t payload_offset
-    uint32_t payload_bytes
-    uint32_t base_crc
-    uint64_t reserved
-
-
-assert sizeof(Delta) == 64
-
 
 def touched_windows(WriteSet ws, uint64_t smallest_page=0):
     """The windows that hold pages of at least so many bytes."""
@@ -74,7 +48,7 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
         count += 1
         delta.node_id = node
         delta.epoch = epoch
-        delta.op = BIRTH
+        delta.op = OP_BIRTH
         delta.kind = kind_of(row.word)
         delta.size_class = class_of(row.word)
         delta.file_number = file_numbers[window_of(row.address)]
@@ -93,7 +67,7 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
         count += 1
         delta.node_id = ws.retired[i]
         delta.epoch = epoch
-        delta.op = RETIRE
+        delta.op = OP_RETIRE
         delta.kind = kind_of(row.word)
         delta.size_class = class_of(row.word)
     del deltas[count * sizeof(Delta):]
