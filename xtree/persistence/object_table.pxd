@@ -4,7 +4,8 @@ One row (row.pxd) a handle, in slabs whose addresses never move, in up to 64 sha
 States go free -> reserved -> live -> retired -> free; a handle's tag moves once a life, at the reservation.
 
     field               written by                                 read by              order
-    slabs[i]            reserve, restore; once                     any thread           release / acquire
+    slabs[shard]        reserve, restore; once                     any thread           release / acquire
+    slabs[shard][i]     reserve, restore; once                     any thread           release / acquire
     marks[shard]        reserve (the shard's lock), restore        any thread           release / acquire
     high_water          reserve, restore                           any thread           acq_rel add / acquire
     active              reserve (compare-exchange), restore        any thread           seq_cst / acquire
@@ -27,8 +28,7 @@ from xtree.persistence.row cimport (
 cdef enum:
     SLAB_BITS = 16                  # rows a slab: 4 MiB of address space, touched as it is used
     SLAB_ROWS = 65536
-    SHARD_SLAB_BITS = 14            # 2**30 rows a shard, 2**36 in all: 256 TiB of the smallest pages
-    MAX_SLABS = 16384
+    MAX_SLABS = 16384               # 2**30 rows a shard, 2**36 in all: 256 TiB of the smallest pages
 
 
 cdef struct Shard:                  # two cache lines
@@ -41,7 +41,7 @@ cdef struct Shard:                  # two cache lines
 
 @cython.final
 cdef class ObjectTable:
-    cdef uint64_t *slabs            # Row * of each slab of each shard, 0 until it is used; touched as it is used
+    cdef uint64_t slabs[MAX_SHARDS]  # of each shard in use: Row *[MAX_SLABS], each 0 until it is used
     cdef Shard *shards
     cdef uint64_t marks[MAX_SHARDS]  # of each shard: every slot given out is below it
     cdef uint64_t high_water        # one more than the handles given out: no walk meets as many pages
@@ -53,7 +53,7 @@ cdef class ObjectTable:
         cdef uint64_t shard = shard_of(handle), slot = slot_of(handle)
         if slot - 1 >= load_acquire(&self.marks[shard]) - 1:    # slot 0 is above every mark then
             return NULL
-        return <Row *>load_acquire(&self.slabs[shard << SHARD_SLAB_BITS | slot >> SLAB_BITS]) + (slot & (SLAB_ROWS - 1))
+        return <Row *>load_acquire(&(<uint64_t *>self.slabs[shard])[slot >> SLAB_BITS]) + (slot & (SLAB_ROWS - 1))
 
     # The handle given out behind this one, shard by shard; 0 behind the last, and the first of all behind 0.
     cdef uint64_t next_handle(self, uint64_t handle) noexcept nogil

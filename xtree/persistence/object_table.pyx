@@ -21,7 +21,7 @@ from xtree.persistence.atomics cimport (
     compare_exchange, fetch_add, load_acquire, load_relaxed, spin_lock, spin_unlock, store_relaxed, store_release,
 )
 from xtree.persistence.file_places cimport FilePlaces
-from xtree.persistence.memory cimport allocate, allocate_lines, allocate_zeroed, release, release_lines
+from xtree.persistence.memory cimport allocate, allocate_lines, allocate_zeroed, prefault, release, release_lines
 from xtree.persistence.mmap_windows cimport offset_of, window_of
 from xtree.persistence.node_id cimport (
     MAX_SHARDS, NodeID, handle_of, make_handle, make_node_id, next_tag, shard_of, slot_of, tag_of,
@@ -52,7 +52,6 @@ cdef enum:
 STATE_NAMES = ("free", "reserved", "live", "retired")
 ROW_BYTES = sizeof(StoredRow)
 assert ROW_BYTES == 48 and sizeof(Row) == 64 and sizeof(Shard) == LINES_A_SHARD * 64
-assert MAX_SLABS == 1 << SHARD_SLAB_BITS
 
 
 cdef inline bint _is(const Row *row, NodeID node, int state) noexcept nogil:
@@ -81,15 +80,20 @@ cdef int _bad_row(uint64_t handle, const char *why) except -1 with gil:
 
 cdef inline Row *_row_at(ObjectTable t, uint64_t handle) noexcept nogil:
     cdef uint64_t slot = slot_of(handle)
-    return (<Row *>load_relaxed(&t.slabs[shard_of(handle) << SHARD_SLAB_BITS | slot >> SLAB_BITS])
-            + (slot & (SLAB_ROWS - 1)))
+    return <Row *>(<uint64_t *>t.slabs[shard_of(handle)])[slot >> SLAB_BITS] + (slot & (SLAB_ROWS - 1))
 
 
 # Makes sure that the slab of a slot exists. False when there is no memory for it.
 cdef inline bint _make_slab(ObjectTable t, uint64_t shard, uint64_t slot) noexcept nogil:
-    cdef uint64_t *place = &t.slabs[shard << SHARD_SLAB_BITS | slot >> SLAB_BITS]
+    cdef uint64_t *place = <uint64_t *>t.slabs[shard]
     cdef void *slab
-    if load_relaxed(place) == 0:
+    if place == NULL:
+        place = <uint64_t *>allocate_zeroed(MAX_SLABS, sizeof(uint64_t))
+        if place == NULL:
+            return False
+        store_release(&t.slabs[shard], <uint64_t>place)
+    place += slot >> SLAB_BITS
+    if place[0] == 0:
         slab = allocate_lines(SLAB_ROWS)
         if slab == NULL:
             return False
@@ -210,9 +214,9 @@ cdef class ObjectTable:
     def __cinit__(self, uint64_t shard_rows=DEFAULT_SHARD_ROWS, uint64_t max_shards=MAX_SHARDS,
                   uint64_t slabs_per_shard=MAX_SLABS):
         cdef uint64_t shard
-        self.slabs = NULL
         self.shards = NULL
         for shard in range(MAX_SHARDS):
+            self.slabs[shard] = 0
             self.marks[shard] = 1
         self.high_water = 1
         self.active = 1
@@ -222,21 +226,22 @@ cdef class ObjectTable:
         self.max_shards = max_shards
         self.shard_slots = slabs_per_shard << SLAB_BITS
         self.shard_rows = shard_rows
-        self.slabs = <uint64_t *>allocate_zeroed(MAX_SHARDS << SHARD_SLAB_BITS, sizeof(uint64_t))
         self.shards = <Shard *>allocate_lines(MAX_SHARDS * LINES_A_SHARD)
-        if self.slabs == NULL or self.shards == NULL:
-            raise MemoryError("no memory for the object table's directory")
+        if self.shards == NULL:
+            raise MemoryError("no memory for the object table's shards")
 
     def __dealloc__(self):
         cdef uint64_t shard, slab
-        if self.slabs != NULL:
-            for shard in range(self.active):
-                for slab in range(shard << SHARD_SLAB_BITS, (shard + 1) << SHARD_SLAB_BITS):
-                    if self.slabs[slab] == 0:
+        cdef uint64_t *slabs
+        for shard in range(MAX_SHARDS):
+            slabs = <uint64_t *>self.slabs[shard]
+            if slabs != NULL:
+                for slab in range(MAX_SLABS):
+                    if slabs[slab] == 0:
                         break
-                    release_lines(<void *>self.slabs[slab])
+                    release_lines(<void *>slabs[slab])
+            release(slabs)
         release_lines(self.shards)
-        release(self.slabs)
 
     cdef uint64_t next_handle(self, uint64_t handle) noexcept nogil:
         cdef uint64_t shard = shard_of(handle), slot = slot_of(handle) + 1
@@ -609,6 +614,10 @@ cdef int _restore(ObjectTable t, FilePlaces places, uint64_t which, const Stored
     if load_row(stored, places, &blank) != NULL or blank.word:
         return _bad_row(make_handle(which, 0), "expected all of it to be zero")
     t.cover(which, count)
+    slot = 0
+    while slot + 1 < count:
+        prefault(_row_at(t, make_handle(which, slot)), min(count - slot, <uint64_t>SLAB_ROWS) * sizeof(Row))
+        slot += SLAB_ROWS
     for slot in range(1, count):
         row = _row_at(t, make_handle(which, slot))
         wrong = load_row(stored + slot, places, row)
