@@ -6,7 +6,7 @@ import dataclasses
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -30,7 +30,8 @@ class Runtime:
     path: the directory. mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. durability: what
     a commit outlives once it has returned: with "balanced" (the default) and "strict" the process's death and a power
     loss, with "eventual" the process's death; any open may choose another. config: an `xtree.Config`. timeout: seconds
-    to wait for another process's lock.
+    to wait for another process's lock. progress: called as progress(bytes read, bytes to read) while the state is read,
+    which takes time after a crash; what it raises ends the open, and nothing is lost.
 
     Raises FileNotFoundError, FileExistsError, LockedError while another handle is open, CorruptionError,
     FormatVersionError, OSError, ValueError for an unknown mode or durability. Any thread may use it. A context manager,
@@ -44,9 +45,12 @@ class Runtime:
         durability: str | None = None,
         config: Config | None = None,
         timeout: float | None = 0,
+        progress: Callable[[int, int], object] | None = None,
     ) -> None:
         settings = _settings(config, durability)
-        store = open_store(as_path(path), mode=_mode(mode), config=settings, timeout=as_timeout(timeout))
+        store = open_store(
+            as_path(path), mode=_mode(mode), config=settings, timeout=as_timeout(timeout), progress=progress
+        )
         self._store = store
         self._forest = Forest(store, settings)
         # Weak, so that the last handle forgotten closes an index that nobody closed.
@@ -154,6 +158,7 @@ def open(
     durability: str | None = None,
     timeout: float | None = 0,
     config: Config | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> XTree:
     """Opens the durable tree at `path`: the tree "default" of a Runtime of its own, `tree.runtime`.
 
@@ -165,7 +170,7 @@ def open(
     settings = _settings(config, durability)
     if wanted is None and _mode(mode) in ("a", "x") and not exists(path):
         raise ValueError(f"there is no index at {os.fsdecode(path)!r}; give dims= to make one")
-    runtime = Runtime(path, mode, None, settings, timeout)
+    runtime = Runtime(path, mode, None, settings, timeout, progress)
     try:
         return runtime._handle(runtime._forest.find_or_make(DEFAULT_NAME, wanted), True)
     except BaseException:

@@ -50,6 +50,8 @@ class Config:
       twice as much each time, up to the other.
     - `epoch_stride`: by how many epochs the ceiling in the superblock is raised at a time.
     - `checkpoints_kept`: how many checkpoints stay, with the logs that follow the oldest of them; at least 1.
+    - `shard_rows`: how many pages each part of the object table has, on average, before threads get one more part to
+      spread over; there are up to 64.
     - `reserve_bytes`: data files don't grow into so many last bytes of a disk, so that an index on a full disk can
       still be deleted from and checkpointed.
     """
@@ -69,6 +71,7 @@ class Config:
     wal_fill_limit_bytes: int = 8 * MIB
     epoch_stride: int = 1 << 20
     checkpoints_kept: int = 2
+    shard_rows: int = 1 << 20
     reserve_bytes: int = 4 * MIB
     page_bytes: int | None = None
     max_overlap: float = 0.2
@@ -90,6 +93,7 @@ class Config:
         self._whole("wal_fill_limit_bytes", self.wal_fill_bytes, GIB, multiple=4 * KIB)
         self._whole("epoch_stride", 1, 1 << 40)
         self._whole("checkpoints_kept", 1, 1000)
+        self._whole("shard_rows", 1, 1 << 30)
         self._whole("reserve_bytes", 0, 1 << 50)
         if self.page_bytes is not None:
             self._whole("page_bytes", PAGE_BYTES[0], PAGE_BYTES[-1])

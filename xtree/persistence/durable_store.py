@@ -46,6 +46,7 @@ class DurableStore(Store):
         self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock)
         if recovered.needs_checkpoint and not read_only:
             self._coordinator.end_recovery()
+            self.recovery.checkpointed = True
 
     @property
     def uuid(self) -> bytes:

@@ -16,7 +16,7 @@ from xtree.persistence.crash_points import reach
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.manifest import Manifest
 from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.recovery import holds_data, recover
+from xtree.persistence.recovery import Progress, holds_data, recover
 from xtree.persistence.superblock import Superblock, SuperblockFile
 
 MODES = ("r", "r+", "a", "x")
@@ -56,11 +56,13 @@ def open_store(
     timeout: float | None = 0,
     fs: FileSystem | None = None,
     clock: Clock | None = None,
+    progress: Progress | None = None,
 ) -> DurableStore:
     """Opens, or makes, the store in a directory.
 
     mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. timeout: seconds to wait for the
-    directory's lock, None for ever. Raises FileNotFoundError, FileExistsError, NotADirectoryError, LockedError,
+    directory's lock, None for ever. progress(bytes read, bytes to read) is called while the state is read; what it
+    raises ends the open. Raises FileNotFoundError, FileExistsError, NotADirectoryError, LockedError,
     CorruptionError, FormatVersionError, OSError, ValueError.
     """
     if mode not in MODES:
@@ -80,16 +82,22 @@ def open_store(
         _require_mode(directory, mode, born)
         if not born:
             _create(fs, directory, config)
-        return _open_locked(fs, directory, config, lock, read_only, clock or Clock())
+        return _open_locked(fs, directory, config, lock, read_only, clock or Clock(), progress)
     except BaseException:
         lock.release()
         raise
 
 
 def _open_locked(
-    fs: FileSystem, directory: str, config: Config, lock: Any, read_only: bool, clock: Clock
+    fs: FileSystem,
+    directory: str,
+    config: Config,
+    lock: Any,
+    read_only: bool,
+    clock: Clock,
+    progress: Progress | None,
 ) -> DurableStore:
-    recovered = recover(fs, directory, config, writable=not read_only)
+    recovered = recover(fs, directory, config, not read_only, progress)
     try:
         return DurableStore(recovered, lock, read_only, clock)
     except BaseException:

@@ -352,10 +352,12 @@ cdef class Store:
         with nogil:
             lock_without_gil(self.lock)
             try:
-                for handle in range(1, self.table.high_water):
+                handle = self.table.next_handle(0)
+                while handle:
                     row = self.table.row(handle)
                     if state_of(row.word) == STATE_LIVE and self.usable[window_of(row.address)]:
                         self.allocator.occupy(class_of(row.word), row.address)
+                    handle = self.table.next_handle(handle)
             finally:
                 PyThread_release_lock(self.lock)
 
@@ -475,12 +477,14 @@ cdef class Store:
         cdef Py_ssize_t verified = 0
         if self.path is None:
             return 0
-        for handle in range(1, self.table.high_water):
+        handle = self.table.next_handle(0)
+        while handle:
             row = self.table.row(handle)
             word = load_acquire(&row.word)
+            node = make_node_id(handle, word & WORD_TAG)
+            handle = self.table.next_handle(handle)
             if state_of(word) != STATE_LIVE or load_acquire(&row.birth) > epoch:
                 continue
-            node = make_node_id(handle, word & WORD_TAG)
             with nogil:
                 page = resolve(self, node)
                 self.verify(node, row, page)
