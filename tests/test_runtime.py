@@ -262,7 +262,7 @@ def test_a_runtime_and_an_open_tree_exclude_each_other(tmp_path):
                 xtree.open(path, mode=mode, timeout=0.01)
     with xtree.Runtime(path) as runtime:
         assert runtime.trees() == ["default"]
-        with pytest.raises(OSError, match="in use by process"):
+        with pytest.raises(OSError, match=f"in use by process {os.getpid()}, which is this one"):
             xtree.open(path)
 
 
