@@ -420,7 +420,7 @@ def test_a_power_loss_at_any_step_leaves_a_whole_backup_or_none(tmp_path, fails)
 
     def hook(point):
         losses.lose(point)
-        if fails and point == "superblock.synced":
+        if fails and point == "backup.superblock_synced":
             raise OSError(errno.EIO, "a failure with everything on the disk")
 
     set_hook(hook)
