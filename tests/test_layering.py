@@ -41,7 +41,8 @@ LAYERS = [
      "xtree.transaction", "xtree.write_scope", "xtree.view", "xtree.snapshot", "xtree.runtime", "xtree.forest",
      "xtree.roots", "xtree.structure", "xtree.prometheus", "xtree.display", "xtree.cli", "xtree.data",
      "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
-     "xtree.tools", "xtree.tools.build", "xtree.tools.check", "xtree.tools.describe", "xtree.tools.tables"},
+     "xtree.tools", "xtree.tools.backup", "xtree.tools.build", "xtree.tools.check", "xtree.tools.describe",
+     "xtree.tools.tables"},
 ]
 LAYER_OF = {
     (name if name.startswith("xtree") else "xtree." + name): number
