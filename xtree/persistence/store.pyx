@@ -114,9 +114,9 @@ cdef class Pin:
         self.slot = store.epochs.pin()
         self.published = store.published
 
-    def __dealloc__(self):
-        if self.slot >= 0:
-            self.store.epochs.unpin(self.slot)
+    def __del__(self):
+        # Not in __dealloc__: garbage collection has taken the store away by then.
+        self.release()
 
     @property
     def epoch(self):
