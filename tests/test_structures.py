@@ -287,3 +287,13 @@ def repair(runtime, step: int) -> None:
         if top == item(step):
             stack_of(runtime, stack).pop()
     assert step not in np.concatenate([runtime.tree(tree).items()[0] for tree in ("together", "alone")])
+
+
+def test_the_code_of_the_documentation_runs(runtime):
+    page = (Path(__file__).parent.parent / "docs" / "structures.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    names = {"xtree": xtree, "runtime": runtime, "box": [0, 0, 1, 1]}
+    exec(compile(code, "structures.md", "exec"), names)
+    assert names["log"].read(lambda store, log: store.read_page(log.root)[:8]) == b"one city"
+    assert len(runtime.tree("cities")) == 1
+    runtime.drop("log")
