@@ -68,7 +68,7 @@ def size_of(path: Path, pattern: str = "*") -> int:
     return sum(file.stat().st_size for file in path.glob(pattern))
 
 
-@pytest.mark.parametrize("n", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [60, 1000])
 def test_trees_by_the_thousand_are_made_changed_and_found_again(tmp_path, record_property, n):
     started = time.perf_counter()
     with xtree.Runtime(tmp_path / "index") as runtime:
@@ -95,7 +95,7 @@ def test_trees_by_the_thousand_are_made_changed_and_found_again(tmp_path, record
     assert written < 4 * n * 10_000  # a commit logs what it changes, not the catalog
 
 
-@pytest.mark.parametrize("n", [40, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [40, 1000])
 def test_trees_by_the_thousand_come_back_after_a_crash(tmp_path, n):
     command = [sys.executable, "-c", FILL, str(tmp_path / "index"), str(n), os.path.dirname(__file__)]
     subprocess.run(command, check=True)

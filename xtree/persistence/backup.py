@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +45,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Pages:
-    """The pages of one epoch: their rows as a checkpoint has them, and the NodeID of each row."""
+    """The pages of one epoch."""
 
-    rows: NDArray[np.void]
-    nodes: NDArray[np.uint64]
+    stored: Any  # their rows as checkpoint.write takes them
+    rows: NDArray[np.void]  # the same memory as an array, of which files and offsets are changed
+    nodes: NDArray[np.uint64]  # the NodeID of each row
 
 
 @dataclass
@@ -146,7 +147,7 @@ def _write(store: DurableStore, pin: Pin, fs: FileSystem, target: str, progress:
     # No log precedes it; but one that follows it must not be taken for the beginning of everything.
     before = LogLink(last_epoch=pin.epoch)
     checkpoints = tuple(
-        checkpoint.write(fs, target, number, identity, pin.epoch, pages.rows.view(np.uint8), catalog, entries, before)
+        checkpoint.write(fs, target, number, identity, pin.epoch, pages.stored, catalog, entries, before)
         for number in range(first, first + store.config.checkpoints_kept)  # as a clean close leaves them
     )
     reach("backup.checkpoints_written")
@@ -166,9 +167,10 @@ def _write(store: DurableStore, pin: Pin, fs: FileSystem, target: str, progress:
 
 def _pages_at(store: DurableStore, epoch: int) -> Pages:
     """The rows visible at an epoch that is pinned; their file numbers are those of windows."""
-    rows = np.frombuffer(store._snapshot_rows(epoch, list(range(len(store.windows)))), ROW)
+    stored = store._snapshot_rows(epoch, list(range(len(store.windows))))
+    rows = np.frombuffer(stored, ROW)
     handles = np.arange(len(rows), dtype=np.uint64)
-    return Pages(rows, handles << np.uint64(8) | rows["tag"])
+    return Pages(stored, rows, handles << np.uint64(8) | rows["tag"])
 
 
 def _place(rows: NDArray[np.void], window_bytes: int) -> list[NewFile]:

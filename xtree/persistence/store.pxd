@@ -10,6 +10,7 @@ Keep NodeIDs, not pointers.
     published         the publisher, with the GIL             any thread              the GIL
     status, calls     open, close, fork; every call           any thread              the GIL
     callers           every call; close reads                 any thread              the GIL
+    closing, closer   the thread that closes; fork            any thread              the GIL
     usable[w]         open, before the store is shared        any thread              plain
     *_failures        whoever holds `lock`                    stats                   plain
     table, allocator  whoever holds `lock`                    see their headers
