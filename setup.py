@@ -28,6 +28,7 @@ MODULES = [
     "xtree.persistence.delta",
     "xtree.persistence.frame_run",
     "xtree.persistence.replay",
+    "xtree.persistence.page_copy",
     "xtree.box",
     "xtree.bucket",
     "xtree.tree_state",

@@ -15,8 +15,8 @@ LAYERS = [
     {"xtree.errors", "persistence.node_id", "persistence.page", "persistence.config", "persistence.filenames",
      "persistence.crash_points", "persistence.clock", "persistence.atomics", "persistence.memory", "persistence"},
     # 1 the machine: files, checksums, geometry
-    {"persistence.platform_fs", "persistence.disk_reserve", "persistence.page_checksum", "xtree.box", "xtree.kernels",
-     "xtree.radix"},
+    {"persistence.platform_fs", "persistence.disk_reserve", "persistence.metrics", "persistence.page_checksum",
+     "xtree.box", "xtree.kernels", "xtree.radix"},
     # 2 space: which bytes of which file are mapped, used, free
     {"persistence.mmap_windows", "persistence.segment_allocator", "persistence.memory_growth"},
     # 3 names: NodeID to address, epochs, who is reading
@@ -31,7 +31,8 @@ LAYERS = [
      "persistence.journal", "persistence.commit_queue"},
     # 6 store: the whole substrate behind a few verbs, and named roots
     {"persistence.store", "persistence.write_set", "persistence.memory_store", "persistence.durable_store",
-     "persistence.delta", "persistence.runtime"},
+     "persistence.delta", "persistence.runtime", "persistence.page_copy",
+     "persistence.backup"},
     # 7 tree: X-tree pages and algorithms
     {"xtree.tree_state", "xtree.bucket", "xtree.split", "xtree.insertion", "xtree.removal", "xtree.search",
      "xtree.nearest", "xtree.bulk", "xtree.inspection", "xtree.arrays", "xtree.query_order",
@@ -39,8 +40,10 @@ LAYERS = [
     # 8 face: what people touch
     {"xtree", "xtree.arguments", "xtree.conversion", "xtree.tree", "xtree.reading", "xtree.writing",
      "xtree.transaction", "xtree.write_scope", "xtree.view", "xtree.snapshot", "xtree.runtime", "xtree.forest",
-     "xtree.roots", "xtree.display", "xtree.cli", "xtree.data", "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
-     "xtree.tools", "xtree.tools.build", "xtree.tools.check", "xtree.tools.describe", "xtree.tools.tables"},
+     "xtree.roots", "xtree.structure", "xtree.prometheus", "xtree.display", "xtree.cli", "xtree.data",
+     "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
+     "xtree.tools", "xtree.tools.backup", "xtree.tools.build", "xtree.tools.check", "xtree.tools.describe",
+     "xtree.tools.tables"},
 ]
 LAYER_OF = {
     (name if name.startswith("xtree") else "xtree." + name): number

@@ -1,4 +1,4 @@
-"""The command `xtree`: build, query, info, check and demo.
+"""The command `xtree`: build, query, info, check, backup and demo.
 
 Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usage or a request that can't be met.
 """
@@ -18,6 +18,7 @@ import click
 from tqdm import tqdm
 
 import xtree
+from xtree.tools.backup import backup_index
 from xtree.tools.build import build_index
 from xtree.tools.check import check_index
 from xtree.tools.describe import describe_index, plain
@@ -103,12 +104,12 @@ def build(source: Path, path: Path, append: bool, points: bool, tree: str, json_
 
 
 @contextmanager
-def _progress_bar(enabled: bool) -> Iterator[Callable[[int, int], None] | None]:
+def _progress_bar(enabled: bool, unit: str = " records") -> Iterator[Callable[[int, int], None] | None]:
     """Hands out progress(done, total), which moves a bar; None when it isn't wanted or stderr is no terminal."""
     if not (enabled and sys.stderr.isatty()):
         yield None
         return
-    with tqdm(unit=" records", unit_scale=True, leave=False) as bar:
+    with tqdm(unit=unit, unit_scale=True, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -221,6 +222,27 @@ def check(path: Path, json_output: bool) -> None:
         click.echo(f"{path}: {state} ({result['seconds']:.2f} s)")
     if not result["ok"]:
         sys.exit(FOUND)
+
+
+@main.command()
+@index_path
+@click.argument("target", type=click.Path(path_type=Path))
+@as_json
+@clear_errors
+def backup(path: Path, target: Path, json_output: bool) -> None:
+    """Copy the index PATH into the new directory TARGET; every page is verified on the way.
+
+    Opens PATH read-only, beside other readers. While a process has it open for writing it is locked: that process makes
+    backups itself, with Runtime.backup(), and goes on writing meanwhile. TARGET must be missing or an empty directory.
+
+    JSON keys: path, target, trees (names), bytes, seconds.
+    """
+    with _progress_bar(enabled=not json_output, unit="B") as progress:
+        result = backup_index(path, target, progress=progress)
+    if json_output:
+        _print_json(result)
+        return
+    click.echo(f"{target}: {len(result['trees'])} tree(s), {_size(result['bytes'])}, {result['seconds']:.2f} s")
 
 
 @main.command()

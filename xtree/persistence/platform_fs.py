@@ -248,6 +248,16 @@ class Lock:
             _unlock(self._fd)
         self.close_in_child()
 
+    def is_on(self, fd: int) -> bool:
+        """Whether this lock is held, and on the file behind a descriptor."""
+        held = self._fd
+        if held < 0:
+            return False
+        try:
+            return os.path.samestat(os.fstat(held), os.fstat(fd))
+        except OSError:  # released meanwhile by another thread
+            return False
+
     def close_in_child(self) -> None:
         """Close the descriptor without unlocking: after a fork the lock stays with the parent, for its whole life."""
         fd, self._fd = self._fd, -1
@@ -285,6 +295,10 @@ class FileSystem:
     def mkdir(self, path: Path) -> None:
         """Make a directory."""
         os.mkdir(path)
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove an empty directory."""
+        os.rmdir(path)
 
     def listdir(self, path: Path) -> list[str]:
         """The names in a directory, sorted."""
@@ -417,6 +431,9 @@ def _unlock(fd: int) -> None:
 
 def _owner(fd: int) -> str:
     """Who holds the lock, as far as the file says: a writer leaves its id there, readers leave nothing."""
+    for lock in list(_locks):
+        if lock.is_on(fd):
+            return f"process {os.getpid()}, which is this one: another handle {'reads' if lock.shared else 'holds'} it"
     try:
         os.lseek(fd, 0, os.SEEK_SET)
         pid = int(os.read(fd, 20))

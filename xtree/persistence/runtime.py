@@ -43,7 +43,7 @@ def exists(path: str | os.PathLike[str], fs: FileSystem | None = None) -> bool:
             if holds_data(fs, directory, names):
                 raise
     elif holds_data(fs, directory, names):
-        raise CorruptionError(f"{directory}: has data of an index, but no {filenames.SUPERBLOCK}")
+        raise CorruptionError(f"{directory}: has data of an index, but no {filenames.SUPERBLOCK}: half a backup?")
     if foreign:
         raise CorruptionError(f"{directory}: is no index and not empty; it holds {foreign[0]!r}")
     return False
