@@ -25,6 +25,7 @@ MODULES = [
     "xtree.persistence.memory_store",
     "xtree.persistence.commit_queue",
     "xtree.persistence.delta",
+    "xtree.persistence.probes",
     "xtree.box",
     "xtree.bucket",
     "xtree.tree_state",

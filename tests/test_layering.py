@@ -30,7 +30,7 @@ LAYERS = [
      "persistence.journal", "persistence.commit_queue"},
     # 6 store: the whole substrate behind a few verbs, and named roots
     {"persistence.store", "persistence.write_set", "persistence.memory_store", "persistence.durable_store",
-     "persistence.delta", "persistence.runtime"},
+     "persistence.delta", "persistence.runtime", "persistence.probes"},
     # 7 tree: X-tree pages and algorithms
     {"xtree.tree_state", "xtree.bucket", "xtree.split", "xtree.insertion", "xtree.removal", "xtree.search",
      "xtree.nearest", "xtree.bulk", "xtree.inspection", "xtree.arrays", "xtree.query_order",
@@ -39,7 +39,9 @@ LAYERS = [
     {"xtree", "xtree.arguments", "xtree.conversion", "xtree.tree", "xtree.reading", "xtree.writing",
      "xtree.transaction", "xtree.write_scope", "xtree.view", "xtree.snapshot", "xtree.runtime", "xtree.forest",
      "xtree.roots", "xtree.display", "xtree.cli", "xtree.data", "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
-     "xtree.tools", "xtree.tools.build", "xtree.tools.check", "xtree.tools.describe", "xtree.tools.tables"},
+     "xtree.tools", "xtree.tools.bench", "xtree.tools.bench_checkpoints", "xtree.tools.bench_child",
+     "xtree.tools.bench_commits", "xtree.tools.bench_memory", "xtree.tools.bench_peers", "xtree.tools.bench_recovery",
+     "xtree.tools.bench_report", "xtree.tools.bench_size", "xtree.tools.build", "xtree.tools.check", "xtree.tools.describe", "xtree.tools.tables"},
 ]
 LAYER_OF = {
     (name if name.startswith("xtree") else "xtree." + name): number
