@@ -75,28 +75,33 @@ def _say_and_wait(runtime: xtree.Runtime, records: int, found: int, commits: int
 
 def open_and_ask(path: str) -> None:
     """Opens, asks for a window, says how long both took; then counts everything and closes cleanly."""
-    before = _resources()
+    before = _resources(path)
     started = perf_counter()
     runtime = xtree.Runtime(path, mode="r+")
     tree = runtime.tree("t")
     answer = tree.query(WINDOW)
     seconds = perf_counter() - started
     tree.query(boxes_of(5, 1000))
-    during = _resources()
+    during = _resources(path)
     said = {"seconds": seconds, "hits": len(answer), "recovery": runtime.stats()["recovery"]}
     said |= {"records": len(tree), "counted": tree.count((-np.inf, -np.inf, np.inf, np.inf))}
     runtime.close()
     print(json.dumps({**said, "before": before, "open": during}), flush=True)
 
 
-def _resources() -> dict[str, Any]:
-    """Descriptors, mappings and resident bytes of this process, where the system tells them."""
+def _resources(path: str) -> dict[str, Any]:
+    """Descriptors, mappings of an index's files and all, resident bytes of this process; empty without /proc."""
     if not os.path.isdir("/proc/self/fd"):
         return {}
     with open("/proc/self/maps") as maps, open("/proc/self/statm") as memory:
-        mappings = sum(1 for _ in maps)
+        mappings = maps.read().splitlines()
         resident = int(memory.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return {"descriptors": len(os.listdir("/proc/self/fd")) - 1, "mappings": mappings, "resident": resident}
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")) - 1,
+        "mappings of files": sum(path in mapping for mapping in mappings),
+        "mappings": len(mappings),
+        "resident": resident,
+    }
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def _report_resources(report: Report, opened: list[dict[str, Any]]) -> None:
     if not opened[0]["open"]:
         report.skip("descriptors and mappings", "this system has no /proc")
         return
-    for what, unit, divisor in (("descriptors", "", 1), ("mappings", "", 1), ("resident", "MB", 1e6)):
+    counts = ("descriptors", "mappings of files", "mappings")
+    for what, unit, divisor in (*((count, "", 1.0) for count in counts), ("resident", "MB", 1e6)):
         taken = [(said["open"][what] - said["before"][what]) / divisor for said in opened]
         whole = [said["open"][what] / divisor for said in opened]
         note = f"the whole process: {max(whole):,.0f}"
