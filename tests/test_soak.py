@@ -121,8 +121,8 @@ def test_what_grows_from_round_to_round_is_found():
         return [Round(i, "balanced", False, left=dict.fromkeys(kinds, (10 + grows * i) << 20)) for i in range(20)]
 
     assert soak._growth(rounds(0)) == []
-    assert len(soak._growth(rounds(3))) == 4
-    assert soak._growth(rounds(3)[:6]) == []
+    assert len(soak._growth(rounds(30))) == 4
+    assert soak._growth(rounds(30)[:6]) == []
 
 
 def test_the_command_exits_with_1_when_something_is_wrong(tmp_path, monkeypatch, capsys):

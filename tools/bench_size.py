@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,9 @@ BATCH = 1000
 SMALL = 1000
 
 
-def allocated_bytes(directory: Path) -> int:
-    """Disk space behind all files of a directory; their sizes where the system doesn't tell it."""
-    return sum(getattr(file.stat(), "st_blocks", -(-file.stat().st_size // 512)) * 512 for file in directory.iterdir())
+def allocated_bytes(files: Iterable[Path]) -> int:
+    """Disk space behind files; their sizes where the system doesn't tell it."""
+    return sum(getattr(file.stat(), "st_blocks", -(-file.stat().st_size // 512)) * 512 for file in files)
 
 
 def measure_size(report: Report, scale: Scale, directory: Path) -> None:
@@ -45,5 +46,5 @@ def _measure(report: Report, path: Path, name: str, records: int, packed: bool) 
                 tree.insert_many(rows, boxes[rows])
     with xtree.open(path, mode="r") as tree:
         require(len(tree.items()[0]) == records, f"{name}: {len(tree)} records")
-    report.add("size", name, "bytes", [allocated_bytes(path) / records])
+    report.add("size", name, "bytes", [allocated_bytes(path.iterdir()) / records])
     shutil.rmtree(path)

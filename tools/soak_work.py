@@ -60,6 +60,12 @@ class Model:
         left, right = self.histories["left"][0], self.histories["right"][0]
         self.of_writer = [*([h] for h in self.histories["flat"]), self.histories["deep"], [left, right]]
 
+    def forget(self) -> None:
+        """Lets go of what was only kept to save time."""
+        for histories in self.histories.values():
+            for history in histories:
+                history.batch.cache_clear()
+
     def create(self, runtime: xtree.Runtime) -> None:
         """Puts every tree into its first state."""
         for tree, histories in self.histories.items():
@@ -88,7 +94,7 @@ class Model:
 class Work:
     """Threads at work on an open runtime. acknowledged: one int64 a writer, its last step that is committed.
 
-    calm: small changes only, and nobody keeps a snapshot.
+    calm: small changes only, and nobody reads.
     """
 
     def __init__(
@@ -117,8 +123,8 @@ class Work:
         self._spawn(self._fly_comets)
         if not self._calm:
             self._spawn(self._keep_snapshots)
-        for tree in TREES:
-            self._spawn(self._ask, tree)
+            for tree in TREES:
+                self._spawn(self._ask, tree)
         self._spawn(self._checkpoint)
 
     def run(self, seconds: float) -> None:
