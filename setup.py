@@ -29,6 +29,7 @@ MODULES = [
     "xtree.persistence.frame_run",
     "xtree.persistence.replay",
     "xtree.persistence.page_copy",
+    "xtree.persistence.probes",
     "xtree.box",
     "xtree.bucket",
     "xtree.tree_state",

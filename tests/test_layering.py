@@ -32,7 +32,7 @@ LAYERS = [
     # 6 store: the whole substrate behind a few verbs, and named roots
     {"persistence.store", "persistence.write_set", "persistence.memory_store", "persistence.durable_store",
      "persistence.delta", "persistence.runtime", "persistence.page_copy",
-     "persistence.backup"},
+     "persistence.backup", "persistence.probes"},
     # 7 tree: X-tree pages and algorithms
     {"xtree.tree_state", "xtree.bucket", "xtree.split", "xtree.insertion", "xtree.removal", "xtree.search",
      "xtree.nearest", "xtree.bulk", "xtree.inspection", "xtree.arrays", "xtree.query_order",
@@ -42,8 +42,11 @@ LAYERS = [
      "xtree.transaction", "xtree.write_scope", "xtree.view", "xtree.snapshot", "xtree.runtime", "xtree.forest",
      "xtree.roots", "xtree.structure", "xtree.prometheus", "xtree.display", "xtree.cli", "xtree.data",
      "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
-     "xtree.tools", "xtree.tools.backup", "xtree.tools.build", "xtree.tools.check", "xtree.tools.describe",
-     "xtree.tools.tables"},
+     "xtree.tools", "xtree.tools.backup", "xtree.tools.bench", "xtree.tools.bench_checkpoints",
+     "xtree.tools.bench_child", "xtree.tools.bench_commits", "xtree.tools.bench_memory", "xtree.tools.bench_peers",
+     "xtree.tools.bench_recovery", "xtree.tools.bench_report", "xtree.tools.bench_size", "xtree.tools.build",
+     "xtree.tools.check", "xtree.tools.describe", "xtree.tools.soak", "xtree.tools.soak_model",
+     "xtree.tools.soak_work", "xtree.tools.tables"},
 ]
 LAYER_OF = {
     (name if name.startswith("xtree") else "xtree." + name): number

@@ -1,4 +1,4 @@
-"""The command `xtree`: build, query, info, check, backup and demo.
+"""The command `xtree`: build, query, info, check, backup, demo and bench.
 
 Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usage or a request that can't be met.
 """
@@ -270,6 +270,34 @@ def demo(out: Path, boxes: int, json_output: bool) -> None:
         _print_json(result)
     if not result["ok"]:
         sys.exit(FOUND)
+
+
+@main.group()
+def bench() -> None:
+    """Measure xtree on this machine, beside other engines where they are installed."""
+
+
+@bench.command()
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON to this file.")
+@click.option("--quick", is_flag=True, help="Measure less, in under a minute.")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A directory on the disk to be measured; by default that of temporary files.",
+)
+@clear_errors
+def substrate(json_file: Path | None, quick: bool, directory: Path | None) -> None:
+    """What the store beneath the trees costs: lookups, slots, commits, checkpoints, recovery, opening, space.
+
+    JSON keys: benchmark, xtree, machine, scale, seconds, figures (section, name, unit, samples, median, least, most,
+    ratios to other figures of the same run, note), skipped (why, by name).
+    """
+    from xtree.tools.bench import FULL, QUICK, bench_substrate, write_json
+
+    result = bench_substrate(QUICK if quick else FULL, directory, click.echo)
+    if json_file is not None:
+        write_json(result, json_file)
 
 
 if __name__ == "__main__":
