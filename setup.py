@@ -20,6 +20,7 @@ MODULES = [
     "xtree.persistence.segment_allocator",
     "xtree.persistence.object_table",
     "xtree.persistence.mvcc",
+    "xtree.persistence.recycler",
     "xtree.persistence.store",
     "xtree.persistence.write_set",
     "xtree.persistence.memory_store",

@@ -20,10 +20,11 @@ LAYERS = [
     # 2 space: which bytes of which file are mapped, used, free
     {"persistence.mmap_windows", "persistence.segment_allocator", "persistence.memory_growth"},
     # 3 names: NodeID to address, epochs, who is reading
-    {"persistence.object_table", "persistence.mvcc"},
+    {"persistence.object_table", "persistence.mvcc", "persistence.recycler"},
     # 4 records on disk: one format each
     {"persistence.wal", "persistence.wal_reader", "persistence.checkpoint", "persistence.superblock",
      "persistence.manifest", "persistence.catalog", "persistence.data_files", "persistence.file_header",
+     "persistence.open_files",
      "persistence.frame"},
     # 5 order: when things happen and in which order
     {"persistence.checkpoint_coordinator", "persistence.recovery", "persistence.replay", "persistence.scan",

@@ -151,7 +151,8 @@ class Coordinator:
             requests = self._gather()
             group = [request for request in requests if request.what == "commit"]
             if group:
-                self._commit(group)
+                with self.store.in_flight():  # from the first pointer to a page until the last byte of it is written
+                    self._commit(group)
             if self._sync_at is not None and self._clock.now() >= self._sync_at:
                 self._sync_in_background()
             for request in requests:

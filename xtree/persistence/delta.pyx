@@ -54,7 +54,8 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
     """What the log records of this write set: (deltas as bytes, their number, payload views, payload bytes).
 
     Pages of more than `largest_payload` bytes carry no payload: they have been flushed. Payload offsets count
-    from the start of the frame's payload section, where `payload_base` bytes are taken already.
+    from the start of the frame's payload section, where `payload_base` bytes are taken already. The views are good as
+    long as the caller is in flight.
     """
     cdef Py_ssize_t i, count = 0
     cdef uint64_t size, start = payload_base
@@ -86,7 +87,7 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
             delta.payload_offset = payload_base
             delta.payload_bytes = size
             payload_base += size
-            payloads.append(PyMemoryView_FromMemory(ws.store.windows.pointer(row.address), size, PyBUF_READ))
+            payloads.append(PyMemoryView_FromMemory(ws.store.place(row.address), size, PyBUF_READ))
     for i in range(ws.retired_count):
         row = ws.store.table.row(handle_of(ws.retired[i]))
         delta = <Delta *>out + count

@@ -115,9 +115,9 @@ def recover(fs: FileSystem, directory: str, config: Config, writable: bool) -> R
         raise
     journal = Journal(fs, directory, config, manifest, superblock, data_files, numbers, last_log)
     try:
-        for entry in manifest.data_files:
-            data_files.attach(entry)
         report.clean = not manifest.logs
+        for entry in manifest.data_files:
+            data_files.attach(entry, extend=not report.clean)
         replay = _start(base, manifest, config, data_files)
         _replay_logs(journal, replay, report)
         _require_durable(replay.epoch, superblock, manifest)
