@@ -43,8 +43,8 @@ class Config:
     - `group_window_ms`: the least time from one group of commits to the next, which then share a sync; a commit that
       comes alone never waits with 0. Without effect with "eventual".
     - `data_file_first_bytes`: disk space reserved when a data file is made.
-    - `data_file_bytes`: the size from which a data file isn't grown any more, and a new one is made; a multiple of
-      4 KiB, at most `window_bytes`, which it is with None. Longer files stay as they are.
+    - `data_file_bytes`: the size from which a data file isn't grown any more, and a new one is made, but each has room
+      for a page; a multiple of 4 KiB, at most `window_bytes`, which it is with None. Longer files stay as they are.
     - `mapping_budget`: how many data files stay mapped. A target: while long calls use more of them, more are mapped.
     - `descriptor_budget`: how many data files stay open. A target too: one that waits for a sync stays open anyway.
     - `slow_reader_s`: the age, in seconds, from which stats() counts a snapshot, query or transaction as a slow reader.
@@ -93,7 +93,7 @@ class Config:
         self._whole("window_bytes", MIB, MAX_WINDOW_BYTES, multiple=MIB)
         self._whole("data_file_first_bytes", 4 * KIB, self.window_bytes, multiple=4 * KIB)
         if self.data_file_bytes is not None:
-            self._whole("data_file_bytes", MIB, self.window_bytes, multiple=4 * KIB)
+            self._whole("data_file_bytes", 64 * KIB, self.window_bytes, multiple=4 * KIB)
         self._whole("mapping_budget", 1, 65536)
         self._whole("descriptor_budget", 1, 65536)
         self._number("slow_reader_s", 0.0, 1e9)

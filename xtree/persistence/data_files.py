@@ -138,9 +138,9 @@ class DataFiles:
 
         It is on the disk, and its name, when this returns. Raises OSError, leaving nothing behind.
         """
-        limit = self._config.data_file_limit
-        first = max(self._config.data_file_first_bytes, FIRST_SLOT + LEAST_SLOTS * (SMALLEST_PAGE << size_class))
-        first = min(first, limit)
+        page = SMALLEST_PAGE << size_class
+        limit = max(self._config.data_file_limit, FIRST_SLOT + page)
+        first = min(max(self._config.data_file_first_bytes, FIRST_SLOT + LEAST_SLOTS * page), limit)
         self._require_space(first)
         number = self._take_number()
         path = os.path.join(self._directory, data_name(size_class, number))

@@ -42,7 +42,8 @@ class DurableStore(Store):
             journal.directory,
             read_only,
         )
-        self.windows.set_recycler(Recycler(self.windows, self.flights))
+        self._recycler = Recycler(self.windows, self.flights)
+        self.windows.set_recycler(self._recycler)
         self._learn_file_ends()
         self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock)
         if recovered.needs_checkpoint and not read_only:
@@ -99,8 +100,8 @@ class DurableStore(Store):
     # What Store asks for.
 
     def _waits_for_itself(self) -> bool:
-        # The leader comes here in a finalizer that garbage collection runs.
-        return super()._waits_for_itself() or self._coordinator.leads_here()
+        # The leader and the recycler come here in a finalizer that garbage collection runs.
+        return super()._waits_for_itself() or self._coordinator.leads_here() or self._recycler.is_here()
 
     def _before_write(self) -> None:
         if not self._allocator_ready:

@@ -6,9 +6,11 @@ A store has two of these: `epochs`, what commits publish, and `flights`, whose e
     current            advance: the publisher, with the     any thread               seq_cst
                        store's lock; of flights the recycler
     horizon            the reclaimer (store's lock)         pin_at                   seq_cst
-    slots[i].epoch     pin, renew: the slot's owner         the scan, stats          seq_cst; unpin stores with release
-    slots[i].owner     pin, by compare-exchange; unpin      pin, renew               seq_cst; unpin stores with release
-    slots[i].since_ns  pin, once it owns the slot           stats                    relaxed: a figure for people
+    slots[i].epoch     pin, by compare-exchange; renew,     pin, the scan, stats     seq_cst; unpin stores with release
+                       unpin: whoever has the slot
+    slots[i].owner     pin, unpin: whoever has the slot     renew, for its own       relaxed: only a thread's own slots
+                                                                                     matter to it
+    slots[i].since_ns  pin, unpin: whoever has the slot     stats                    relaxed: a figure for people
     blocks[b]          pin, by compare-exchange, once       any thread               seq_cst
     block_count        pin, by compare-exchange             any thread               seq_cst
     first_open         pin, unpin                           pin                      relaxed: only a hint
@@ -26,9 +28,9 @@ cdef enum:
 
 
 cdef struct PinSlot:                # one cache line, so that two readers never share one
-    uint64_t epoch                  # pinned epoch; 2**64 - 1 while nothing is pinned
+    uint64_t epoch                  # pinned epoch; 2**64 - 1 while the slot is free
     uint64_t owner                  # the thread that took it, 0 while it is free
-    uint64_t since_ns               # monotonic clock at the pin; 0 where pins aren't timed
+    uint64_t since_ns               # monotonic clock at the pin; 2**64 - 1 while it isn't known
     uint64_t spare[5]
 
 

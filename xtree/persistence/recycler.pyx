@@ -101,6 +101,10 @@ cdef class Recycler:
         """Whether there is a thread at present."""
         return bool(self.running)
 
+    def is_here(self):
+        """Whether the calling thread is the recycler's."""
+        return self.thread == PyThread_get_thread_ident()
+
     # The thread.
 
     def _run(self):

@@ -87,6 +87,8 @@ cdef class Store:
     # Begins and ends a call: enter gives the number of its flight, for leave. Raises ClosedError, MemoryError.
     cdef int enter(self) except -1
     cdef void leave(self, int flight) noexcept
+    # Ends the flight of a call that goes on without using pages: it is going to wait. Gives the number for leave.
+    cdef int land(self, int flight) noexcept
     # The byte at an address, its window mapped if need be; for whoever is in flight. Raises what mapping a file raises.
     cdef char *place(self, uint64_t address) except NULL nogil
     # The same for a page about to be written: its file knows that it will have to be synced.

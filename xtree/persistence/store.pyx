@@ -206,13 +206,18 @@ cdef class Store:
     cdef void leave(self, int flight) noexcept:
         cdef Py_ssize_t i = self.calls - 1
         cdef unsigned long me = PyThread_get_thread_ident()
-        self.flights.unpin(flight)
+        self.land(flight)
         while i > 0 and self.callers[i] != me:
             i -= 1
         self.calls -= 1
         self.callers[i] = self.callers[self.calls]
         if self.calls == 0 and self.status >= CLOSED:
             self.idle.set()
+
+    cdef int land(self, int flight) noexcept:
+        if flight >= 0:
+            self.flights.unpin(flight)
+        return -1
 
     def _waits_for_itself(self):
         """Whether the calling thread is inside a call, which close() would wait for."""

@@ -236,7 +236,7 @@ cdef class WriteSet:
         """
         cdef int flight
         self.require_open()
-        flight = self.store.enter()
+        flight = self.store.land(self.store.enter())
         try:
             self.store.require_writable()
             return self.store._commit(self, changes)
@@ -283,7 +283,7 @@ cdef class WriteSet:
 
     def _seal(self):
         """Finishes the pages: CRCs. Nothing changes them any more."""
-        with nogil:
+        with self.store.in_flight(), nogil:
             self.seal_all()
 
     def _queue(self):
