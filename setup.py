@@ -21,6 +21,7 @@ MODULES = [
     "xtree.persistence.file_places",
     "xtree.persistence.object_table",
     "xtree.persistence.mvcc",
+    "xtree.persistence.recycler",
     "xtree.persistence.store",
     "xtree.persistence.write_set",
     "xtree.persistence.memory_store",

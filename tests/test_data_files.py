@@ -220,8 +220,11 @@ def test_every_flipped_byte_of_a_header_is_noticed(files, tmp_path):
             file.flush()
             if i < 64 or i % 97 == 0:
                 again = make(tmp_path)
-                with pytest.raises(CorruptionError, match="at offset 0"):
-                    again.attach(entry)
+                window = again.attach(entry)
+                for use in (lambda: again.windows.map(window), lambda: again.read(3, 0, 1), again.verify_headers):
+                    with pytest.raises(CorruptionError, match="at offset 0"):
+                        use()
+                assert again.stats()["descriptors"]["open"] == 0
             file.seek(i)
             file.write(whole[i : i + 1])
 
@@ -234,16 +237,17 @@ def test_a_file_that_is_not_what_the_manifest_says_is_refused(files, tmp_path):
     os.replace(other, tmp_path / "aside")
     with pytest.raises(CorruptionError, match="found none"):
         again.attach(DataFileEntry(4, 0, 65536))
+    assert again.file_of_window == []
     os.link(path, other)
     with pytest.raises(CorruptionError, match="number, window bytes and size class"):
-        again.attach(DataFileEntry(4, 0, 65536))
+        again.windows.map(again.attach(DataFileEntry(4, 0, 65536)))
+    smaller = make(tmp_path, config=Config(window_bytes=MIB))
     with pytest.raises(CorruptionError, match="number, window bytes and size class"):
-        make(tmp_path, config=Config(window_bytes=MIB)).attach(DataFileEntry(3, 0, 65536))
+        smaller.windows.map(smaller.attach(DataFileEntry(3, 0, 65536)))
     with open(path, "r+b") as file:
         file.write(pack_header(module.MAGIC, 2, UUID, b""))
     with pytest.raises(FormatVersionError):
-        again.attach(DataFileEntry(3, 0, 65536))
-    assert again.file_of_window == []
+        again.windows.map(again.attach(DataFileEntry(3, 0, 65536)))
 
 
 def test_a_file_longer_than_its_window_is_corruption(files, tmp_path):
@@ -309,3 +313,219 @@ def test_stats_say_how_many_files_and_bytes_there_are(files):
     files.new_window(3)
     assert files.stats()["files"] == 3
     assert files.stats()["by_class"][0] == {"files": 2, "bytes": 128 << 10}
+
+
+class CountingFileSystem(FileSystem):
+    """Counts how often files are opened."""
+
+    def __init__(self):
+        self.opened = 0
+
+    def open(self, path, mode):
+        self.opened += 1
+        return super().open(path, mode)
+
+
+def test_files_that_are_attached_are_not_opened_before_their_first_use(files, tmp_path):
+    for _ in range(5):
+        files.new_window(0)
+    fs = CountingFileSystem()
+    again = make(tmp_path, fs)
+    windows = [again.attach(entry) for entry in files.entries()]
+    assert fs.opened == again.stats()["descriptors"]["open"] == 0
+    again.windows.map(windows[3])
+    again.windows.map(windows[3])
+    assert fs.opened == 1
+    assert again.read(3, 0, 8) == module.MAGIC
+    assert fs.opened == 2
+    again.windows.unmap_all()
+    again.close()
+
+
+def test_a_file_shorter_than_its_synced_size_is_corruption_where_nothing_may_extend_it(files, tmp_path):
+    files.new_window(0)
+    (entry,) = files.entries()
+    os.truncate(files.path_of(0), 65535)
+    for writable in (True, False):
+        with pytest.raises(CorruptionError, match="expected at least 65536 bytes, found 65535"):
+            make(tmp_path, writable=writable).attach(entry, extend=False)
+    assert os.path.getsize(files.path_of(0)) == 65535
+
+
+def test_no_more_descriptors_stay_open_than_the_budget_says(tmp_path):
+    files = make(tmp_path, config=Config(window_bytes=4 * MIB, reserve_bytes=0, descriptor_budget=2))
+    for _ in range(6):
+        files.new_window(0)
+    assert files.stats()["descriptors"] == {
+        "open": 2, "budget": 2, "kept": 0, "open_peak": 3, "opened": 6, "closed": 4,
+    }
+    files.read(3, 0, 1)
+    files.read(8, 0, 1)
+    files.read(3, 0, 1)
+    assert files.stats()["descriptors"]["opened"] == 7
+    files.close()
+    assert files.stats()["descriptors"]["open"] == 0
+    with pytest.raises(ValueError, match="is closed"):
+        files.read(3, 0, 1)
+
+
+def test_a_file_stays_open_from_its_first_write_to_the_sync_that_covers_it(tmp_path):
+    files = make(tmp_path, config=Config(window_bytes=4 * MIB, reserve_bytes=0, descriptor_budget=1))
+    windows = [files.new_window(0)[0] for _ in range(6)]
+    for window in windows[:4]:
+        files.mark_dirty(window)
+    assert files.stats()["descriptors"]["kept"] == 4
+    assert files.stats()["descriptors"]["open"] == 4
+    files.sync([windows[1]])
+    assert files.stats()["descriptors"]["open"] == 3
+    files.sync()
+    assert files.stats()["descriptors"]["kept"] == 0
+    assert files.stats()["descriptors"]["open"] == 1
+    files.close()
+
+
+def test_a_file_that_is_written_to_while_it_is_synced_stays_open(tmp_path, monkeypatch):
+    files = make(tmp_path, config=Config(window_bytes=4 * MIB, reserve_bytes=0, descriptor_budget=1))
+    window, other = files.new_window(0)[0], files.new_window(0)[0]
+    real = File.sync
+
+    def write_meanwhile(self):
+        real(self)
+        monkeypatch.undo()
+        files.mark_dirty(window)
+
+    files.mark_dirty(window)
+    monkeypatch.setattr(File, "sync", write_meanwhile)
+    files.sync()
+    files.windows.map(other)
+    assert files.stats()["descriptors"]["kept"] == 1
+    files.sync()
+    assert files.stats()["descriptors"]["kept"] == 0
+    files.windows.unmap_all()
+    files.close()
+
+
+def test_a_file_whose_sync_failed_stays_open_and_is_not_synced_again(tmp_path, monkeypatch):
+    files = make(tmp_path, config=Config(window_bytes=4 * MIB, reserve_bytes=0, descriptor_budget=1))
+    window = files.new_window(0)[0]
+
+    def fail(self):
+        raise SyncFailedError(errno.EIO, "Input/output error", self.path)
+
+    files.mark_dirty(window)
+    monkeypatch.setattr(File, "sync", fail)
+    with pytest.raises(SyncFailedError):
+        files.sync()
+    monkeypatch.undo()
+    assert files.stats()["descriptors"]["kept"] == 1
+    with pytest.raises(StoreFailedError):
+        files.sync()
+    files.close()
+
+
+def test_a_descriptor_in_use_is_not_closed_by_others(tmp_path):
+    files = make(tmp_path, config=Config(window_bytes=4 * MIB, reserve_bytes=0, descriptor_budget=1))
+    for _ in range(4):
+        files.new_window(0)
+    lazy = files._files[0].file
+    with lazy.opened() as file:
+        for number in (4, 5, 6):
+            files.read(number, 0, 1)
+        assert file.pread(8, 0) == module.MAGIC
+        with lazy.opened() as again:
+            assert again is file
+    assert files.stats()["descriptors"]["open"] == 1
+    files.close()
+
+
+def test_many_threads_use_few_descriptors(tmp_path):
+    files = make(tmp_path, config=Config(window_bytes=4 * MIB, reserve_bytes=0, descriptor_budget=2))
+    for _ in range(12):
+        files.new_window(0)
+    for number in range(3, 15):
+        files.write(number, 8192, bytes([number]) * 4096)
+    files.sync()
+    wrong = []
+
+    def read(start):
+        for i in range(400):
+            number = 3 + (start + 5 * i) % 12
+            if files.read(number, 8192, 4096) != bytes([number]) * 4096:
+                wrong.append(number)
+
+    threads = [threading.Thread(target=read, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    descriptors = files.stats()["descriptors"]
+    assert descriptors["open"] <= 2
+    assert descriptors["opened"] - descriptors["closed"] == descriptors["open"]
+    files.close()
+
+
+def test_when_the_system_has_no_descriptor_left_idle_ones_are_closed(tmp_path):
+    class Exhausted(FileSystem):
+        failing = False
+
+        def open(self, path, mode):
+            if self.failing and files.stats()["descriptors"]["open"]:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+            return super().open(path, mode)
+
+    fs = Exhausted()
+    files = make(tmp_path, fs, config=Config(window_bytes=4 * MIB, reserve_bytes=0, descriptor_budget=4))
+    for _ in range(6):
+        files.new_window(0)
+    fs.failing = True
+    assert files.read(3, 0, 8) == module.MAGIC
+    files.mark_dirty(0)
+    with pytest.raises(OSError, match="open files"):
+        files.read(8, 0, 8)
+    files.close()
+
+
+def test_files_that_wait_long_for_a_sync_are_synced_early_when_very_many_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_KEPT", 8)
+    files = make(tmp_path, config=Config(window_bytes=4 * MIB, reserve_bytes=0, descriptor_budget=1))
+    windows = [files.new_window(0)[0] for _ in range(10)]
+    for window in windows[:8]:
+        files.mark_dirty(window)
+    assert files.overdue() == set()
+    files.mark_dirty(windows[8])
+    assert files.overdue() == set(windows[:4])
+    files.write(3, 8192, b"x")
+    assert files.stats()["descriptors"]["kept"] == 5
+    files.close()
+
+
+def test_a_file_does_not_grow_beyond_the_configured_size(tmp_path):
+    config = Config(window_bytes=4 * MIB, data_file_bytes=MIB, reserve_bytes=0)
+    files = make(tmp_path, config=config)
+    allocator = SegmentAllocator(files)
+    for _ in range(600):
+        allocator.allocate_slot(0)
+    assert len(files.file_of_window) == 3
+    assert all(os.path.getsize(files.path_of(window)) <= MIB for window in range(3))
+    assert all(files.windows.bytes_of(window) == 4 * MIB for window in range(3))
+    files.sync()
+    entries = files.entries()
+    files.close()
+    small = make(tmp_path / "small", config=Config(data_file_bytes=64 << 10, reserve_bytes=0))
+    os.mkdir(tmp_path / "small")
+    assert small.new_window(6)[2:] == (FIRST_SLOT + (256 << 10), FIRST_SLOT + (256 << 10))
+    small.close()
+    longer = make(tmp_path)
+    for entry in entries:
+        longer.attach(entry)
+    assert longer.extend(0, 2 * MIB) == 2 * MIB
+    longer.sync()
+    entries = longer.entries()
+    longer.close()
+    shorter = make(tmp_path, config=config)
+    for entry in entries:
+        shorter.attach(entry)
+    assert [(usable, limit) for _, _, usable, limit in shorter.attached()][0] == (2 * MIB, 2 * MIB)
+    assert shorter.extend(0, 3 * MIB) == 2 * MIB
+    shorter.close()

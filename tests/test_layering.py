@@ -21,11 +21,11 @@ LAYERS = [
     {"persistence.mmap_windows", "persistence.segment_allocator", "persistence.memory_growth"},
     # 3 names: NodeID to address, epochs, who is reading
     {"persistence.object_table", "persistence.row", "persistence.file_places", "persistence.stored_row",
-     "persistence.mvcc"},
+     "persistence.mvcc", "persistence.recycler"},
     # 4 records on disk: one format each
     {"persistence.wal", "persistence.wal_reader", "persistence.checkpoint", "persistence.superblock",
      "persistence.manifest", "persistence.catalog", "persistence.data_files", "persistence.file_header",
-     "persistence.frame", "persistence.frame_layout", "persistence.frame_run"},
+     "persistence.frame", "persistence.open_files", "persistence.frame_layout", "persistence.frame_run"},
     # 5 order: when things happen and in which order
     {"persistence.checkpoint_coordinator", "persistence.recovery", "persistence.replay", "persistence.scan",
      "persistence.journal", "persistence.commit_queue"},

@@ -21,10 +21,15 @@ class Sparse:
     def __init__(self, file):
         self.file = file
         self.asked = 0
+        self.kept = 0
 
-    def fileno(self):
+    def keep(self):
+        self.kept += 1
+
+    @contextlib.contextmanager
+    def opened(self):
         self.asked += 1
-        return self.file.fileno()
+        yield self.file
 
 
 @pytest.fixture
@@ -161,6 +166,10 @@ def test_a_file_that_cannot_be_mapped_is_an_os_error_and_can_be_tried_again(tmp_
     class Closed:
         descriptor = -1
 
+        @contextlib.contextmanager
+        def opened(self):
+            yield self
+
         def fileno(self):
             return self.descriptor
 
@@ -221,11 +230,12 @@ def test_a_window_is_mapped_once_even_if_asking_for_the_descriptor_maps_it(spars
     class Reentrant:
         calls = 0
 
-        def fileno(self):
+        @contextlib.contextmanager
+        def opened(self):
             self.calls += 1
             if self.calls == 1:
                 windows.map(window)
-            return inner.fileno()
+            yield inner.file
 
     window = windows.add_file(Reentrant(), 1 << 20)
     windows.map(window)
@@ -233,7 +243,7 @@ def test_a_window_is_mapped_once_even_if_asking_for_the_descriptor_maps_it(spars
         assert len(mapping_of(inner.file.name)) == 1
 
 
-@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("nth", range(1, 7))
 def test_a_table_that_gets_no_memory_is_a_memory_error(nth):
     fail_allocation(nth)
     with pytest.raises(MemoryError):
@@ -250,3 +260,105 @@ def test_mapped_files_hold_no_descriptor_of_their_own(sparse):
     for file in files:
         windows.map(windows.add_file(file, 1 << 20))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def many(sparse):
+    """Six windows of files, all mapped, with a budget of two."""
+    windows = Windows()
+    windows.set_budget(2)
+    files = [sparse(f"data{i}") for i in range(6)]
+    for file in files:
+        windows.map(windows.add_file(file, PAGE))
+    return windows, files
+
+
+def test_those_longest_untouched_are_hidden_and_memory_never(many):
+    windows, _ = many
+    memory = windows.add_anonymous(PAGE)
+    assert windows.hide_windows(3) == [0, 1, 2]
+    windows.map(1)
+    assert [windows.is_hidden(window) for window in range(7)] == [True, False, True, False, False, False, False]
+    assert windows.hide_windows(100) == [0, 2, 3, 4, 5, 1]
+    assert windows.is_mapped(memory) and not windows.is_hidden(memory)
+
+
+@linux
+def test_a_hidden_window_that_is_used_again_keeps_its_mapping(many):
+    windows, files = many
+    before = [mapping_of(file.file.name) for file in files]
+    hidden = windows.hide_windows(6)
+    for window in (1, 2, 3):
+        windows.map(window)
+    assert windows.drop_hidden(hidden) == 3
+    assert [mapping_of(files[i].file.name) == before[i] for i in range(6)] == [False, True, True, True, False, False]
+    assert [windows.is_mapped(i) for i in range(6)] == [False, True, True, True, False, False]
+    stats = windows.stats()
+    assert (stats["mapped"], stats["mapped_peak"], stats["recycled"], stats["revived"]) == (3, 6, 3, 3)
+    assert (stats["over_budget"], stats["unmap_failures"], stats["reserved_bytes"]) == (4, 0, 3 * PAGE)
+
+
+def test_no_more_mappings_are_dropped_than_the_budget_asks_for(many):
+    windows, files = many
+    assert windows.drop_hidden(windows.hide_windows(6)) == 4
+    assert [windows.is_mapped(i) for i in range(6)] == [False, False, False, False, True, True]
+    windows.map(0)
+    assert (files[0].asked, files[4].asked) == (2, 1)
+    windows.map(4)
+    assert files[4].asked == 1
+
+
+def test_a_dropped_window_shows_what_was_written_to_it(sparse):
+    windows, file = Windows(), sparse()
+    window = windows.add_file(file, PAGE)
+    for i in range(5):
+        file.file.seek(0)
+        file.file.write(bytes([i]) * 8)
+        file.file.flush()
+        windows.map(window)
+        if sys.platform == "linux":
+            ((start, _, _),) = mapping_of(file.file.name)
+            assert ctypes.string_at(start, 8) == bytes([i]) * 8
+            ctypes.memset(start + 100, 0x50 + i, 4)
+        windows.set_budget(0)
+        assert windows.drop_hidden(windows.hide_windows(1)) == 1
+        if sys.platform == "linux":
+            file.file.seek(100)
+            assert file.file.read(4) == bytes([0x50 + i]) * 4
+
+
+def test_a_budget_that_is_passed_wakes_the_recycler_and_nothing_else_does(sparse):
+    class Recycler:
+        woken = stopped = 0
+
+        def wake(self):
+            self.woken += 1
+
+        def stop(self):
+            self.stopped += 1
+
+    windows, recycler = Windows(), Recycler()
+    windows.set_budget(2)
+    windows.set_recycler(recycler)
+    for i in range(2):
+        windows.map(windows.add_file(sparse(f"data{i}"), PAGE))
+    windows.add_anonymous(PAGE)
+    windows.map(1)
+    assert recycler.woken == 0
+    windows.map(windows.add_file(sparse("data3"), PAGE))
+    assert recycler.woken == 1
+    windows.map(0)
+    assert recycler.woken == 1
+    windows.unmap_all()
+    windows.unmap_all()
+    assert recycler.stopped == 1
+
+
+def test_a_window_is_flushed_by_its_mapping_even_when_it_is_hidden_or_gone(many):
+    windows, files = many
+    windows.hide_windows(6)
+    windows.flush(0, 0, PAGE)
+    assert windows.is_hidden(0)
+    windows.drop_hidden([1])
+    windows.flush(1, 0, PAGE)
+    assert windows.is_mapped(1) and files[1].asked == 2

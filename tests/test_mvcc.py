@@ -133,6 +133,78 @@ def test_statistics_tell_how_far_the_oldest_pin_lags():
     assert stats["oldest_pin_seconds"] >= 0
 
 
+def test_statistics_name_slow_readers_and_the_oldest_pins_epoch():
+    epochs = Epochs(slow_reader_s=0)
+    assert epochs.stats()["slow_pins"] == 0
+    assert epochs.stats()["oldest_pin_epoch"] is None and epochs.stats()["oldest_pin_seconds"] == 0
+    epochs.advance_to(4)
+    old = epochs.pin_epoch()
+    began = epochs.stats()["oldest_pin_seconds"]
+    while epochs.stats()["oldest_pin_seconds"] == began:  # the clock is a coarse one
+        pass
+    epochs.advance_to(9)
+    young = epochs.pin_epoch()
+    stats = epochs.stats()
+    assert stats["oldest_pin_epoch"] == 4 and stats["slow_pins"] >= 1 and stats["oldest_pin_seconds"] > began
+    epochs.release(old)
+    assert epochs.stats()["oldest_pin_epoch"] == 9
+    epochs.release(young)
+    patient = Epochs(slow_reader_s=3600)
+    patient.pin_epoch()
+    assert patient.stats()["slow_pins"] == 0
+
+
+def test_five_thousand_pins_from_many_threads_are_all_seen():
+    epochs = Epochs()
+    epochs.advance_to(1)
+    pins, lock = [], threading.Lock()
+    ready, go = threading.Barrier(51), threading.Event()
+
+    def pin_many():
+        mine = [epochs.pin_epoch() for _ in range(100)]
+        with lock:
+            pins.extend(mine)
+        ready.wait()
+        go.wait()
+        for slot in mine:
+            epochs.release(slot)
+
+    threads = [threading.Thread(target=pin_many) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    epochs.advance_to(100)
+    stats = epochs.stats()
+    assert (len(set(pins)), stats["pins"], stats["lag"]) == (5000, 5000, 99)
+    assert epochs.reclaimable() == 1
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert epochs.stats()["pins"] == 0 and epochs.reclaimable() == 100
+
+
+def test_only_the_sole_pin_of_a_thread_is_renewed():
+    epochs = Epochs(timed=False)
+    epochs.renew_own()
+    first = epochs.pin_epoch()
+    epochs.advance_to(3)
+    other = []
+    thread = threading.Thread(target=lambda: other.append(epochs.pin_epoch()))
+    thread.start()
+    thread.join()
+    epochs.advance_to(5)
+    epochs.renew_own()
+    assert (epochs.epoch_of(first), epochs.epoch_of(other[0])) == (5, 3)
+    second = epochs.pin_epoch()
+    epochs.advance_to(8)
+    epochs.renew_own()
+    assert (epochs.epoch_of(first), epochs.epoch_of(second)) == (5, 5)
+    epochs.release(second)
+    epochs.renew_own()
+    assert epochs.epoch_of(first) == 8
+    assert "oldest_pin_seconds" not in epochs.stats()
+
+
 @given(st.lists(st.one_of(st.just("pin"), st.just("advance"), st.integers(0, 30)), max_size=80))
 def test_the_horizon_is_the_least_pin_or_the_current_epoch(steps):
     epochs, current, pins = Epochs(), 0, []

@@ -4,7 +4,7 @@ import errno
 import random
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -269,8 +269,44 @@ def test_statistics_count_slots_and_runs_of_free_ones():
     addresses = [allocator.allocate_slot(0) for _ in range(200)]
     for i in (0, 1, 5, 63, 64, 100, 199):
         allocator.free_slot(addresses[i])
-    assert allocator.stats()[0] == {"windows": 1, "slots": 200, "used": 193, "bytes": 200 * 4096, "fragments": 5}
-    assert allocator.stats()[3] == {"windows": 0, "slots": 0, "used": 0, "bytes": 0, "fragments": 0}
+    assert allocator.stats()[0] == {
+        "windows": 1, "slots": 200, "used": 193, "free": 7, "bytes": 200 * 4096, "fill": 193 / 200, "free_runs": 5,
+        "longest_free_run": 2,
+    }
+    nothing = {"windows": 0, "slots": 0, "used": 0, "free": 0, "bytes": 0, "free_runs": 0, "longest_free_run": 0}
+    assert allocator.stats()[3] == {**nothing, "fill": 0.0}
+
+
+@given(st.sets(st.integers(0, 199)))
+def test_runs_of_free_slots_are_counted_across_words(free):
+    allocator = SegmentAllocator(FileGrowth())
+    allocator.attach(0, 0, 0, 200 * 4096, 200 * 4096)
+    for i in range(200):
+        allocator.allocate_slot(0)
+    for i in free:
+        allocator.free_slot(i * 4096)
+    line = "".join("f" if i in free else "u" for i in range(200))
+    runs = [len(run) for run in line.split("u") if run]
+    stats = allocator.stats()[0]
+    assert (stats["free_runs"], stats["longest_free_run"]) == (len(runs), max(runs, default=0))
+    assert (stats["free"], stats["fill"]) == (len(free), (200 - len(free)) / 200)
+
+
+def test_an_exercise_leaves_the_allocator_as_it_was():
+    growth = FileGrowth()
+    allocator = SegmentAllocator(growth)
+    kept = [allocator.allocate_slot(0) for _ in range(10)]
+    allocator.exercise(0, 5000)
+    assert allocator.stats()[0]["slots"] >= 5010
+    allocator.check()
+    assert allocator.slots_used == 10 and all(map(allocator.is_used, kept))
+    growth.full = True
+    with pytest.raises(OSError):
+        allocator.exercise(3, 10**6)
+    allocator.check()
+    assert allocator.slots_used == 10
+    with pytest.raises(ValueError, match="can't be allocated"):
+        allocator.exercise(9, 1)
 
 
 def test_memory_windows_double_and_hold_at_least_four_slots():

@@ -20,13 +20,16 @@ from xtree.bucket cimport Bucket, lower, refs, stride, upper
 from xtree.kernels cimport SAFE_LEAST, SAFE_MOST, distances, scaled_distance
 from xtree.persistence.atomics cimport load_acquire
 from xtree.persistence.memory cimport allocate, reallocate, release
-from xtree.persistence.store cimport Store
+from xtree.persistence.store cimport Store, breathe
 from xtree.query_order cimport LEAST_ORDERED, order_queries, restore_offsets, restore_words
 from xtree.tree_state cimport TreeState, resolve_bucket
 
 import numpy as np
 
 from xtree.errors import CorruptionError
+
+cdef enum:
+    A_BREATH = 64                   # points of a batch between two looks at the mappings
 
 cdef double NEARER = 1.0 - 2.0 ** -48
 
@@ -247,6 +250,7 @@ cdef int _search_all(Store store, TreeState state, const double *points, int64_t
     """Answers the points in an order (NULL: as they stand); starts[i] is where results of the i-th answered start."""
     cdef Search s
     cdef int64_t i
+    cdef uint64_t generation = 0
     s.dims = state.g.dims
     s.levels = state.levels
     s.max_distance = max_distance
@@ -259,6 +263,8 @@ cdef int _search_all(Store store, TreeState state, const double *points, int64_t
         raise_no_memory()
     try:
         for i in range(m):
+            if i and i % A_BREATH == 0:
+                breathe(store, &generation)
             starts[i] = ids.used // <Py_ssize_t>sizeof(int64_t)
             _search(&s, store, state, points + state.g.dims * (order[i] if order != NULL else i))
             _emit(&s, ids, found)

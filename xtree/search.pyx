@@ -17,7 +17,7 @@ from xtree.persistence.atomics cimport load_acquire, load_relaxed
 from xtree.persistence.memory cimport allocate, reallocate, release
 from xtree.persistence.node_id cimport NodeID, handle_of
 from xtree.persistence.object_table cimport Row
-from xtree.persistence.store cimport Store
+from xtree.persistence.store cimport Store, breathe
 from xtree.query_order cimport LEAST_ORDERED, counts_to_starts, order_queries, restore_offsets, restore_words
 from xtree.tree_state cimport TreeState, resolve_bucket
 
@@ -42,6 +42,7 @@ cdef enum:
     MOST_ORDERED_HITS = 1000        # a query: above, putting the results in order costs more than it saves
     MOST_EXPECTED = 1 << 28         # bytes of results: room asked for before the first is known
     SAMPLE = 64                     # queries that tell how large a batch's windows are
+    A_BREATH = 64                   # queries of a batch, or leaves of a scan, between two looks at the mappings
 
 cdef object _int64 = np.dtype(np.int64)
 cdef object _float64 = np.dtype(np.float64)
@@ -223,12 +224,17 @@ cdef int _answer(Store store, TreeState state, const double *queries, int64_t m,
     cdef Walk walk
     cdef FoundLeaf pipeline[PIPELINE]
     cdef FoundLeaf *leaf
-    cdef int64_t i, step
+    cdef int64_t i
     cdef int64_t leaves = 0
+    cdef uint64_t generation = 0
     open_walk(&walk, store, state, predicate)
     try:
         for i in range(m):
             counts[i] = 0
+            if i and i % A_BREATH == 0 and store.flights.current_epoch() != generation:
+                _drain_pipeline(store, state, predicate, pipeline, leaves, keep, found, counts)
+                leaves = 0
+                breathe(store, &generation)
             if order != NULL and i + QUERIES_AHEAD < m:
                 prefetch(queries + 2 * state.g.dims * order[i + QUERIES_AHEAD])
             start_walk(&walk, state, queries + 2 * state.g.dims * (order[i] if order != NULL else i))
@@ -240,10 +246,18 @@ cdef int _answer(Store store, TreeState state, const double *queries, int64_t m,
                 leaf.number = i
                 leaves += 1
                 _move_pipeline(store, state, predicate, pipeline, leaves, leaves, keep, found, counts)
-        for step in range(leaves + 1, leaves + TAKEN + 1):
-            _move_pipeline(store, state, predicate, pipeline, step, leaves, keep, found, counts)
+        _drain_pipeline(store, state, predicate, pipeline, leaves, keep, found, counts)
     finally:
         close_walk(&walk)
+    return 0
+
+
+cdef int _drain_pipeline(Store store, TreeState state, Predicate predicate, FoundLeaf *pipeline, int64_t leaves,
+                         bint keep, Arena found, int64_t *counts) except -1 nogil:
+    """Takes every leaf found so far; no pointer to a page is left."""
+    cdef int64_t step
+    for step in range(leaves + 1, leaves + TAKEN + 1):
+        _move_pipeline(store, state, predicate, pipeline, step, leaves, keep, found, counts)
     return 0
 
 
@@ -450,10 +464,13 @@ cdef int _collect_items(Store store, TreeState state, Arena ids, Arena boxes) ex
     cdef bint inside = False
     cdef Py_ssize_t box_bytes = 2 * state.g.dims * sizeof(double)
     cdef uint32_t i
+    cdef uint64_t generation = 0
     open_walk(&walk, store, state, Predicate.INTERSECTS)
     try:
         start_walk(&walk, state, NULL)
         while next_leaf(&walk, store, state, &node, &inside):
+            if walk.visits % A_BREATH == 0:
+                breathe(store, &generation)
             leaf = resolve_bucket(store, state, node, 0)
             ids.need(<Py_ssize_t>leaf.count * sizeof(uint64_t))
             boxes.need(leaf.count * box_bytes)

@@ -30,18 +30,18 @@ cdef class TreeView:
 
     def run(self, function, *arguments):
         """function(store, state, *arguments), with the state pinned meanwhile. Raises ClosedError."""
-        cdef int slot = -1
-        cdef TreeState state = self.begin(&slot)
+        cdef int flight, slot = -1
+        cdef TreeState state = self.begin(&flight, &slot)
         try:
             return function(self.store, state, *arguments)
         finally:
-            self.end(slot)
+            self.end(flight, slot)
 
     def query_plain(self, box, predicate):
         """The ids of what fulfils a predicate with one box, given in a form that needs no conversion; else None."""
         cdef double bounds[2 * MAX_DIMS]
         cdef Predicate which
-        cdef int slot = -1
+        cdef int flight, slot = -1
         cdef TreeState state
         if predicate == "intersects":
             which = INTERSECTS
@@ -53,11 +53,11 @@ cdef class TreeView:
             return None
         if not read_plain_box(box, self.dims, bounds):
             return None
-        state = self.begin(&slot)
+        state = self.begin(&flight, &slot)
         try:
             return ids_of_one(self.store, state, bounds, which)
         finally:
-            self.end(slot)
+            self.end(flight, slot)
 
     def state_at(self, Published published not None):
         """The tree's state at an epoch that is pinned. Raises ClosedError."""
@@ -93,10 +93,10 @@ cdef class TreeView:
         """Whether close() was called."""
         return self.closed
 
-    cdef TreeState begin(self, int *slot):
+    cdef TreeState begin(self, int *flight, int *slot):
         """Marks a call in flight, pins the current epoch, and gives the tree's state at it."""
         cdef Published published
-        self.store.enter()
+        flight[0] = self.store.enter()
         try:
             slot[0] = self.store.epochs.pin()
             published = self.store.published
@@ -104,13 +104,13 @@ cdef class TreeView:
                 return <TreeState>self.seen[1]
             return self.state_at(published)
         except BaseException:
-            self.end(slot[0])
+            self.end(flight[0], slot[0])
             raise
 
-    cdef void end(self, int slot) noexcept:
+    cdef void end(self, int flight, int slot) noexcept:
         if slot >= 0:
             self.store.epochs.unpin(slot)
-        self.store.leave()
+        self.store.leave(flight)
 
     def _note_dims(self, store, TreeState state):
         self.dims = state.g.dims

@@ -170,7 +170,8 @@ class Coordinator:
                 requests += self._queue.take_now()
                 group = [request for request in requests if request.what == "commit"]
                 if group:
-                    self._commit(group)
+                    with self.store.in_flight():  # from the first pointer to a page until the last byte of it is written
+                        self._commit(group)
                 self._checkpoint_if_due()
                 for request in requests:
                     if request.what == "checkpoint":

@@ -97,26 +97,27 @@ def carry(coordinator, CommitQueue queue, Request request):
     if not turn.acquire(coordinator._waits_for_turn):
         return False
     try:
-        group = coordinator._plan(request)
-        if group is None:
-            return False
-        queue.carried = 1
-        request.write_set._queue()
-        if request.on_queued is not None:
-            request.on_queued()
-        awaited = coordinator._sync_at is not None
-        while True:
-            try:
-                coordinator._write_group(group)
-                break
-            except BaseException as arrived:
-                if hides_failure(arrived):
-                    fail(coordinator, group, arrived)
-                    return True
-                interrupt = arrived
-        if not awaited and coordinator._sync_at is not None or coordinator._checkpoint_due:
-            queue.wake()
-        coordinator._finish_group(group)
+        with coordinator.store.in_flight():     # from the first pointer to a page until the last byte of it is written
+            group = coordinator._plan(request)
+            if group is None:
+                return False
+            queue.carried = 1
+            request.write_set._queue()
+            if request.on_queued is not None:
+                request.on_queued()
+            awaited = coordinator._sync_at is not None
+            while True:
+                try:
+                    coordinator._write_group(group)
+                    break
+                except BaseException as arrived:
+                    if hides_failure(arrived):
+                        fail(coordinator, group, arrived)
+                        return True
+                    interrupt = arrived
+            if not awaited and coordinator._sync_at is not None or coordinator._checkpoint_due:
+                queue.wake()
+            coordinator._finish_group(group)
     finally:
         queue.carried = 0
         turn.release()

@@ -43,6 +43,11 @@ class Config:
     - `group_window_ms`: the least time from one group of commits to the next, which then share a sync; a commit that
       comes alone never waits with 0. Without effect with "eventual".
     - `data_file_first_bytes`: disk space reserved when a data file is made.
+    - `data_file_bytes`: the size from which a data file isn't grown any more, and a new one is made, but each has room
+      for a page; a multiple of 4 KiB, at most `window_bytes`, which it is with None. Longer files stay as they are.
+    - `mapping_budget`: how many data files stay mapped. A target: while long calls use more of them, more are mapped.
+    - `descriptor_budget`: how many data files stay open. A target too: one that waits for a sync stays open anyway.
+    - `slow_reader_s`: the age, in seconds, from which stats() counts a snapshot, query or transaction as a slow reader.
     - `max_payload_in_wal`: a page above this size is written to its data file instead of the log, in bytes.
     - `bulk_payload_limit`: a transaction with more bytes of new pages than this writes all of them there.
     - `checkpoint_log_bytes`: the size of the log that forces a checkpoint.
@@ -64,6 +69,10 @@ class Config:
     group_window_ms: float = 0.0
     window_bytes: int = GIB
     data_file_first_bytes: int = 64 * KIB
+    data_file_bytes: int | None = None
+    mapping_budget: int = 64
+    descriptor_budget: int = 16
+    slow_reader_s: float = 60.0
     max_payload_in_wal: int = 64 * KIB
     bulk_payload_limit: int = 16 * MIB
     checkpoint_log_bytes: int = 96 * MIB
@@ -86,6 +95,11 @@ class Config:
         self._number("group_window_ms", 0.0, 60_000.0)
         self._whole("window_bytes", MIB, MAX_WINDOW_BYTES, multiple=MIB)
         self._whole("data_file_first_bytes", 4 * KIB, self.window_bytes, multiple=4 * KIB)
+        if self.data_file_bytes is not None:
+            self._whole("data_file_bytes", 64 * KIB, self.window_bytes, multiple=4 * KIB)
+        self._whole("mapping_budget", 1, 65536)
+        self._whole("descriptor_budget", 1, 65536)
+        self._number("slow_reader_s", 0.0, 1e9)
         self._whole("max_payload_in_wal", 0, GIB)
         self._whole("bulk_payload_limit", 0, GIB)
         self._whole("checkpoint_log_bytes", 64 * KIB, 1 << 40)
@@ -103,6 +117,11 @@ class Config:
         self._number("min_fanout", LEAST_SHARE, 0.5)
         self._number("min_fill", LEAST_SHARE, 0.5)
         self._number("leaf_fill", 2 * self.min_fill, 1.0)  # else bulk load couldn't even out its last two pages
+
+    @property
+    def data_file_limit(self) -> int:
+        """The size from which a data file isn't grown any more, in bytes."""
+        return self.window_bytes if self.data_file_bytes is None else min(self.data_file_bytes, self.window_bytes)
 
     def to_stored(self) -> dict[str, int]:
         """The fields that are fixed at creation, as they go into the manifest."""

@@ -4,8 +4,13 @@ The `growth` of a SegmentAllocator: it makes files and extends them, always with
 be mapped, and knows which have changed since their last sync. A file is in the durable manifest before a row in it
 commits (`manifest_needed` says that it isn't yet), and `entries` speaks only of sizes that have been synced.
 
+A file is opened at its first use, and its header is verified then. It stays open from the first write since its last
+sync (the first page given out in it, as far as that is known, the commit of one at the latest) to the sync that covers
+it; beyond that only so many files are open as Config.descriptor_budget says.
+
 Locks: `_lock` guards the tables and is held for moments. Each file has a lock that is held while it is synced, so that
-whoever asks for a sync that another thread has begun waits for its end. A failed sync is never repeated.
+whoever asks for a sync that another thread has begun waits for its end. A failed sync is never repeated. `extend` and
+`new_window` are called under the store's lock, which guards the sizes.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_head
 from xtree.persistence.filenames import data_name
 from xtree.persistence.manifest import DataFileEntry
 from xtree.persistence.mmap_windows import Windows
+from xtree.persistence.open_files import LazyFile, OpenFiles
 from xtree.persistence.platform_fs import SYNC_COVERS_MAPPINGS, Buffer, File, FileSystem, Path, SyncFailedError
 
 MAGIC = b"XTREEDAT"
@@ -35,12 +41,13 @@ FIRST_SLOT = HEADER_BYTES
 SMALLEST_PAGE = 4096
 LEAST_SLOTS = 4  # of a new file
 IN_MEMORY = 0  # the file number of anonymous memory
+LEAST_KEPT = 256  # files that may wait for a sync before a commit syncs some that it needn't
 
 
 class DataFile:
-    """One open data file and what is known of it."""
+    """One data file and what is known of it."""
 
-    def __init__(self, file: File, number: int, size_class: int, bytes_: int, synced_bytes: int) -> None:
+    def __init__(self, file: LazyFile, number: int, size_class: int, bytes_: int, synced_bytes: int) -> None:
         self.file = file
         self.number = number
         self.size_class = size_class
@@ -82,34 +89,32 @@ class DataFiles:
         self._writable = writable
         self._take_number = take_number
         self._files: dict[int, DataFile] = {}  # by window
+        self._open_files = OpenFiles(config.descriptor_budget)
         self._lock = threading.Lock()
+        windows.set_budget(config.mapping_budget)
 
     # Opening.
 
-    def attach(self, entry: DataFileEntry) -> int:
-        """Open a file that the manifest lists and return its window; make it as long as it was, if it isn't any more.
+    def attach(self, entry: DataFileEntry, extend: bool = True) -> int:
+        """Learn of a file that the manifest lists and return its window. The file isn't opened.
 
-        Raises CorruptionError when it is missing or not what the manifest says, FormatVersionError, OSError.
+        One that isn't as long as it was any more is made so, with `extend` and when it may be written to; without
+        `extend` that is corruption. Raises CorruptionError, also when it is missing or too long, OSError.
         """
         path = os.path.join(self._directory, data_name(entry.size_class, entry.number))
         try:
-            file = self._fs.open(path, "rw" if self._writable else "r")
+            found = self._fs.size(path)
         except FileNotFoundError:
             raise CorruptionError(f"{path}: expected a data file that the manifest lists, found none") from None
-        try:
-            self._verify_header(file, entry)
-            found = size = file.size()
-            if size > self._config.window_bytes:
-                raise CorruptionError(f"{path}: expected at most {self._config.window_bytes} bytes, found {size}")
-            if self._writable and size < entry.synced_bytes:
-                file.reserve(entry.synced_bytes)
-                size = entry.synced_bytes
-            data_file = DataFile(file, entry.number, entry.size_class, size, min(found, entry.synced_bytes))
-            data_file.changed = found < size
-            return self._add(data_file)
-        except BaseException:
-            file.close()
-            raise
+        if found > self._config.window_bytes:
+            raise CorruptionError(f"{path}: expected at most {self._config.window_bytes} bytes, found {found}")
+        if found < entry.synced_bytes and not extend:
+            raise CorruptionError(f"{path}: expected at least {entry.synced_bytes} bytes, found {found}")
+        file = self._lazy(path, entry.number, entry.size_class)
+        data_file = DataFile(file, entry.number, entry.size_class, found, min(found, entry.synced_bytes))
+        if self._writable and found < entry.synced_bytes:
+            self._lengthen(data_file, entry.synced_bytes)
+        return self._add(data_file)
 
     def in_memory(self, pages: Iterable[Buffer]) -> list[int]:
         """Put pages into anonymous memory, as the file IN_MEMORY, and return their offsets. For read-only opens."""
@@ -133,9 +138,9 @@ class DataFiles:
 
         It is on the disk, and its name, when this returns. Raises OSError, leaving nothing behind.
         """
-        limit = self._config.window_bytes
-        first = max(self._config.data_file_first_bytes, FIRST_SLOT + LEAST_SLOTS * (SMALLEST_PAGE << size_class))
-        first = min(first, limit)
+        page = SMALLEST_PAGE << size_class
+        limit = max(self._config.data_file_limit, FIRST_SLOT + page)
+        first = min(max(self._config.data_file_first_bytes, FIRST_SLOT + LEAST_SLOTS * page), limit)
         self._require_space(first)
         number = self._take_number()
         path = os.path.join(self._directory, data_name(size_class, number))
@@ -143,11 +148,13 @@ class DataFiles:
         try:
             reach("data.created")
             file.reserve(first)
-            file.pwrite(pack_header(MAGIC, FORMAT, self._uuid, BODY.pack(number, limit, size_class)), 0)
+            body = BODY.pack(number, self._config.window_bytes, size_class)
+            file.pwrite(pack_header(MAGIC, FORMAT, self._uuid, body), 0)
             file.sync()
             self._fs.sync_directory(self._directory)
             reach("data.header_synced")
-            window = self._add(DataFile(file, number, size_class, first, first))
+            lazy = self._lazy(path, number, size_class, file)
+            window = self._add(DataFile(lazy, number, size_class, first, first))
             self.manifest_needed = True
         except (OSError, MemoryError) as error:
             file.close()
@@ -161,12 +168,10 @@ class DataFiles:
     def extend(self, window: int, wanted_bytes: int) -> int:
         """Give a file disk space up to `wanted_bytes` from its beginning; returns how many it has. Raises OSError."""
         data_file = self._files[window]
-        wanted = min(wanted_bytes, self._config.window_bytes)
+        wanted = min(wanted_bytes, self._limit_of(data_file))
         if wanted > data_file.bytes:
             self._require_space(wanted - data_file.bytes)
-            data_file.file.reserve(wanted)
-            data_file.bytes = wanted
-            data_file.changed = True
+            self._lengthen(data_file, wanted)
             reach("data.extended")
         return data_file.bytes
 
@@ -174,23 +179,36 @@ class DataFiles:
 
     def read(self, number: int, offset: int, n: int) -> bytes:
         """Bytes of a file; fewer than asked for at its end."""
-        return self._file_of(number).file.pread(n, offset)
+        with self._file_of(number).file.opened() as file:
+            return file.pread(n, offset)
 
     def write(self, number: int, offset: int, data: Buffer) -> None:
         """Write bytes to a file, which becomes as long as that takes."""
         data_file = self._file_of(number)
         end = offset + memoryview(data).nbytes
         if end > data_file.bytes:
-            data_file.file.reserve(end)
-            data_file.bytes = end
-        data_file.file.pwrite(data, offset)
+            self._lengthen(data_file, end)
+        with data_file.file.opened() as file:
+            data_file.file.keep()
+            file.pwrite(data, offset)
         data_file.changed = True
+        if overdue := self.overdue():
+            self.sync(overdue)
 
     # Syncing.
 
     def mark_dirty(self, window: int) -> None:
-        """Say that pages of a window were written; before the sync that must cover them."""
-        self._files[window].changed = True
+        """Say that pages of a window were written; before the sync that must cover them. Raises OSError."""
+        data_file = self._files[window]
+        data_file.file.keep()
+        data_file.changed = True
+
+    def overdue(self) -> set[int]:
+        """Windows to sync earlier than need be: of the files that wait longest for it, when very many do."""
+        if self._open_files.kept_count <= max(LEAST_KEPT, self._config.descriptor_budget):
+            return set()
+        longest = set(self._open_files.kept[: LEAST_KEPT // 2])
+        return {window for window, data_file in list(self._files.items()) if data_file.file in longest}
 
     def sync(self, windows: Iterable[int] | None = None) -> list[int]:
         """Put all that was written to these windows (None: to any) on the disk; returns those that took a sync.
@@ -215,7 +233,7 @@ class DataFiles:
     def attached(self) -> Iterator[tuple[int, int, int, int]]:
         """(window, size class, usable bytes, bytes at most) of each file."""
         for window, data_file in list(self._files.items()):
-            yield window, data_file.size_class, data_file.bytes, self._config.window_bytes
+            yield window, data_file.size_class, data_file.bytes, self._limit_of(data_file)
 
     def attached_ends(self) -> Iterator[tuple[int, int]]:
         """(window, bytes that may be touched) of each window, anonymous ones too."""
@@ -236,8 +254,14 @@ class DataFiles:
         """The path of a file, for messages."""
         return self._file_of(number).file.path
 
+    def verify_headers(self) -> None:
+        """Read the header of every file anew. Raises CorruptionError, FormatVersionError, OSError."""
+        for data_file in list(self._files.values()):
+            with data_file.file.opened() as file:
+                self._verify_header(file, data_file.number, data_file.size_class)
+
     def stats(self) -> dict[str, Any]:
-        """Files and their bytes, in all and by size class."""
+        """Files and their bytes, in all and by size class, and the descriptors open for them."""
         by_class: dict[int, dict[str, int]] = {}
         for _, size_class, size, _ in self.attached():
             one = by_class.setdefault(size_class, {"files": 0, "bytes": 0})
@@ -247,6 +271,7 @@ class DataFiles:
             "files": sum(one["files"] for one in by_class.values()),
             "bytes": sum(one["bytes"] for one in by_class.values()),
             "by_class": by_class,
+            "descriptors": self._open_files.stats(),
         }
 
     # Closing.
@@ -269,14 +294,38 @@ class DataFiles:
         """Shorten files to what `trim` has left of them. No process may have them mapped beyond."""
         for window in windows:
             data_file = self._files[window]
-            data_file.file.truncate(data_file.synced_bytes)
+            with data_file.file.opened() as file:
+                file.truncate(data_file.synced_bytes)
             data_file.bytes = data_file.synced_bytes
         reach("data.truncated")
 
     def close(self) -> None:
         """Close every descriptor; nothing is written."""
-        for data_file in self._files.values():
-            data_file.file.close()
+        self._open_files.close()
+
+    def _lazy(self, path: str, number: int, size_class: int, file: File | None = None) -> LazyFile:
+        def open_() -> File:
+            opened = self._fs.open(path, "rw" if self._writable else "r")
+            try:
+                self._verify_header(opened, number, size_class)
+            except BaseException:
+                opened.close()
+                raise
+            return opened
+
+        return LazyFile(self._open_files, path, open_, file)
+
+    def _limit_of(self, data_file: DataFile) -> int:
+        """How long a file may get. One that is longer than those made now stays as it is."""
+        return max(data_file.bytes, self._config.data_file_limit)
+
+    def _lengthen(self, data_file: DataFile, n: int) -> None:
+        """Give a file disk space up to `n` bytes, which the next sync makes durable."""
+        with data_file.file.opened() as file:
+            data_file.file.keep()
+            file.reserve(n)
+        data_file.bytes = n
+        data_file.changed = True
 
     def _add(self, data_file: DataFile) -> int:
         with self._lock:
@@ -292,19 +341,30 @@ class DataFiles:
             if data_file.sync_failed:
                 raise StoreFailedError(f"{data_file.file.path}: an earlier sync of it failed")
             if not data_file.changed:
+                if data_file.file.kept:  # for a transaction that was undone, or says mark_dirty when it commits
+                    self._begin_sync(window, data_file)
+                    data_file.file.end_sync()
                 return False
-            data_file.changed = False  # pages written from here on count for the next sync
-            size = data_file.bytes
-            try:
-                if not SYNC_COVERS_MAPPINGS:
-                    self._flush(window, data_file)
-                data_file.file.sync()
-            except BaseException as error:
-                data_file.sync_failed = True
-                self.report_failed_sync(error)
-                raise
+            with data_file.file.opened() as file:
+                self._begin_sync(window, data_file)
+                size = data_file.bytes
+                try:
+                    if not SYNC_COVERS_MAPPINGS:
+                        self._flush(window, data_file)
+                    file.sync()
+                except BaseException as error:
+                    data_file.sync_failed = True
+                    self.report_failed_sync(error)
+                    raise
             data_file.synced_bytes = size
+            data_file.file.end_sync()
         return True
+
+    def _begin_sync(self, window: int, data_file: DataFile) -> None:
+        """Pages written from here on count for the next sync."""
+        data_file.file.begin_sync()
+        self.windows.expect_writes(window)
+        data_file.changed = False
 
     def _flush(self, window: int, data_file: DataFile) -> None:
         try:
@@ -315,9 +375,9 @@ class DataFiles:
     def _file_of(self, number: int) -> DataFile:
         return self._files[self.windows_by_number()[number]]
 
-    def _verify_header(self, file: File, entry: DataFileEntry) -> None:
+    def _verify_header(self, file: File, number: int, size_class: int) -> None:
         found = read_header(file, self._uuid)
-        expected = (entry.number, self._config.window_bytes, entry.size_class)
+        expected = (number, self._config.window_bytes, size_class)
         if found != expected:
             raise CorruptionError(
                 f"{file.path}: at offset 32: expected number, window bytes and size class {expected}, found {found}"

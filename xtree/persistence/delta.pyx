@@ -70,6 +70,7 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
     Payloads are buffers that follow one another. Pages of more than `largest_payload` bytes have none: they have been
     flushed. A page that replaces one which this log holds is logged as the words that differ, if they are few.
     Payload offsets count from the start of the frame's payload section, where `payload_base` bytes are taken already.
+    The views are good as long as the caller is in flight.
     """
     cdef Py_ssize_t i, count = 0, found
     cdef uint64_t size, start = payload_base

@@ -21,6 +21,7 @@ from xtree.persistence.metrics import Latency
 from xtree.persistence.mvcc import Epochs
 from xtree.persistence.platform_fs import Lock
 from xtree.persistence.recovery import Recovered
+from xtree.persistence.recycler import Recycler
 from xtree.persistence.segment_allocator import SegmentAllocator
 from xtree.persistence.store import Store
 from xtree.persistence.write_set import WriteSet
@@ -39,7 +40,7 @@ class DurableStore(Store):
         self._rebuilding = threading.Lock()
         self._set_up(
             recovered.table,
-            Epochs(),
+            Epochs(slow_reader_s=journal.config.slow_reader_s),
             journal.data_files.windows,
             SegmentAllocator(journal.data_files),
             recovered.epoch,
@@ -47,6 +48,8 @@ class DurableStore(Store):
             journal.directory,
             read_only,
         )
+        self._recycler = Recycler(self.windows, self.flights)
+        self.windows.set_recycler(self._recycler)
         self._learn_file_ends()
         self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock)
         if recovered.needs_checkpoint and not read_only:
@@ -77,9 +80,14 @@ class DurableStore(Store):
         write_backup(self, self._journal.fs, path, progress)
 
     def check(self) -> None:
-        """Verifies table, allocator, their agreement, and every live page's CRC. Raises CorruptionError."""
+        """Verifies table, allocator, their agreement, every data file's header and every live page's CRC.
+
+        Raises CorruptionError, FormatVersionError, OSError.
+        """
         with self.read() as published:
             super().check()
+            self._check_places()
+            self._journal.data_files.verify_headers()
             self._learn_file_ends()
             self.verify_pages(published.epoch)
 
@@ -107,19 +115,30 @@ class DurableStore(Store):
     # What Store asks for.
 
     def _waits_for_itself(self) -> bool:
-        # The leader comes here in a finalizer that garbage collection runs.
-        return super()._waits_for_itself() or self._coordinator.leads_here()
+        # The leader and the recycler come here in a finalizer that garbage collection runs.
+        return super()._waits_for_itself() or self._coordinator.leads_here() or self._recycler.is_here()
 
     def _before_write(self) -> None:
         if not self._allocator_ready:
             with self._rebuilding:
                 if not self._allocator_ready:
                     self._journal.remove_unlisted_data()
-                    self._use_allocator(SegmentAllocator(self._journal.data_files))  # an interrupt may have come before
-                    for window, size_class, usable, limit in self._journal.data_files.attached():
-                        self.allocator.attach(window, size_class, HEADER_BYTES, usable, limit)
-                    self._occupy_live_slots()
+                    self._use_allocator(self._rebuild_allocator())
                     self._allocator_ready = True
+
+    def _check_places(self) -> None:
+        """Before the first write: no two live rows overlap, and each has a slot of its class."""
+        with self._rebuilding:
+            if not self._allocator_ready:
+                self._rebuild_allocator()
+
+    def _rebuild_allocator(self) -> SegmentAllocator:
+        """An allocator of the files there are, with the slots of the live rows in use. Raises CorruptionError."""
+        allocator = SegmentAllocator(self._journal.data_files)
+        for window, size_class, usable, limit in self._journal.data_files.attached():
+            allocator.attach(window, size_class, HEADER_BYTES, max(usable, HEADER_BYTES), limit)
+        self._occupy_live_slots(allocator)
+        return allocator
 
     def _commit(
         self, write_set: WriteSet, changes: dict[str, CatalogEntry | None], on_queued: Callable[[], None] | None
@@ -131,7 +150,7 @@ class DurableStore(Store):
         largest_payload = self._largest_payload(write_set.bytes_made)
         for window in touched_windows(write_set):
             data_files.mark_dirty(window)
-        flushed = touched_windows(write_set, largest_payload + 1)
+        flushed = touched_windows(write_set, largest_payload + 1) | data_files.overdue()
         if flushed:
             with self._coordinator.poisoning_failed_syncs():
                 uninterrupted(data_files.sync, flushed)

@@ -1,14 +1,27 @@
 """Windows: large mappings of data files, or of anonymous memory, behind small logical ids.
 
-A page's address is one word, `window << 48 | offset`. A window's base never changes while it is mapped and a
-window is never unmapped while the store is open, so a pointer is one load and one addition.
+A page's address is one word, `window << 48 | offset`. `bases` is what a reader sees, so that a pointer is one load and
+one addition; `mappings` is what is mapped. Beyond the budget the recycler hides a window's base, waits until every call
+has ended that may hold a pointer, and drops the mapping unless somebody has shown it again meanwhile.
 
-    field        written by                            read by                   order
-    bases[w]     map_window (the lock held), once      any thread, no lock       release / acquire
+    field          written by                                    read by                     order
+    bases[w]       map_window, hide, unmap_all (with the GIL)    any thread, no lock         seq_cst / acquire
+    mappings[w]    map_window, drop, unmap_all (with the GIL)    the same, flush, dealloc    the GIL
+    bytes[w]       add_file, add_anonymous (with the GIL)        any thread                  plain: before the id is known
+    announced[w]   announce, expect_writes (with the GIL)        writers, no lock            release / acquire
+    touched[w]     map_window (with the GIL)                     hide, is_anonymous          plain; ANONYMOUS never changes
+    busy[w]        flush (with the GIL)                          hide, drop                  the GIL
+    counters       all of these (with the GIL)                   the same, stats             the GIL
+
+Whoever uses a pointer is in flight (Store.enter, Store.in_flight) from before the load of the base until the last use.
+Why that suffices: a flight stores its slot and then loads the generation; hiding stores the base, then the generation,
+and then scans the slots, all sequentially consistent. Were the store of either side still in its store buffer while its
+loads run, the scan could miss the flight and the flight the hidden base. So one of the two sees the other: the scan
+finds the flight and waits for it, or the flight finds the new generation, and with it every base hidden before.
 """
 
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 
 from xtree.persistence.atomics cimport load_acquire
 
@@ -31,18 +44,41 @@ cdef inline uint64_t offset_of(uint64_t address) noexcept nogil:
 
 @cython.final
 cdef class Windows:
-    cdef uint64_t *bases            # char * of each window, 0 while it isn't mapped
+    cdef uint64_t *bases            # char * of each window, 0 while it isn't mapped or is hidden
+    cdef uint64_t *mappings         # char * of each window, 0 while it isn't mapped
     cdef uint64_t *bytes            # how much address space each window reserves
+    cdef uint64_t *announced        # 1 once the file knows that it is being written to
+    cdef uint64_t *touched          # when each was last mapped or shown again; ANONYMOUS for memory
+    cdef uint32_t *busy             # who needs the mapping itself, not the base
     cdef readonly uint32_t count
-    cdef list files                 # per window: the object whose fileno() is mapped, None for anonymous memory
+    cdef list files                 # per window: the file that is mapped (docs: add_file), None for anonymous memory
     cdef readonly bint writable
+    cdef readonly object recycler   # told when there are more mappings of files than the budget; None: nobody
+    cdef readonly uint32_t budget, mapped_files, mapped_peak
+    cdef readonly uint64_t recycled, revived, over_budget, unmap_failures
+    cdef uint64_t tick
 
-    # Maps a window that isn't mapped yet; the GIL makes one of several threads do it. Raises OSError, ValueError.
-    cdef int map_window(self, uint32_t window) except -1
+    # Maps a window, or shows it again, and returns its base: what bases[w] may already be no more. With the GIL; several
+    # threads map it once. Raises OSError, ValueError, and what opening the file raises.
+    cdef char *map_window(self, uint32_t window) except NULL
+    # Tells a window's file that it is about to be written to. Raises what opening the file raises.
+    cdef int announce(self, uint32_t window) except -1
+    # For the recycler. Hides up to n windows of files, those longest untouched, and returns which.
+    cdef list hide(self, Py_ssize_t n)
+    # Unmaps those of the windows that are still hidden, in order, until the budget is kept; returns how many.
+    cdef int drop(self, list windows) except -1
     # Unmaps and forgets every window. Nothing may read through a pointer any more.
     cpdef int unmap_all(self) except -1
 
     cdef inline char *pointer(self, uint64_t address) noexcept nogil:
-        """The byte at an address; NULL when its window isn't mapped yet."""
+        """The byte at an address; NULL when its window isn't mapped, or hidden."""
         cdef char *base = <char *>load_acquire(&self.bases[address >> OFFSET_BITS])
         return NULL if base == NULL else base + (address & ((<uint64_t>1 << OFFSET_BITS) - 1))
+
+    cdef inline bint is_announced(self, uint32_t window) noexcept nogil:
+        """Whether the file behind a window knows that it is being written to."""
+        return load_acquire(&self.announced[window]) != 0
+
+    cdef inline bint is_anonymous(self, uint32_t window) noexcept nogil:
+        """Whether a window is of memory."""
+        return self.touched[window] == UINT64_MAX

@@ -1,12 +1,20 @@
-"""Epochs and pins: which state of the store each reader is looking at.
+"""Epochs and pins: which state of something each reader is looking at.
 
-    field            written by                           read by                          order
-    current          the publisher (store's lock)         any thread                       seq_cst
-    horizon          the reclaimer (store's lock)         pin                              seq_cst
-    slots[i].epoch   the thread that pinned slot i        the reclaimer's scan             seq_cst store, seq_cst load
-    slots[i].owner   pin and unpin, by compare-exchange   pin                              seq_cst
-    blocks[b]        pin, by compare-exchange, once       any thread                       seq_cst
-    first_open       pin, unpin                           pin                              relaxed: only a hint
+A store has two of these: `epochs`, what commits publish, and `flights`, whose epoch is the generation of the mappings.
+
+    field              written by                           read by                  order
+    current            advance: the publisher, with the     any thread               seq_cst
+                       store's lock; of flights the recycler
+    horizon            the reclaimer (store's lock)         pin_at                   seq_cst
+    slots[i].epoch     pin, by compare-exchange; renew,     pin, the scan, stats     seq_cst; unpin stores with release
+                       unpin: whoever has the slot
+    slots[i].owner     pin, unpin: whoever has the slot     renew, for its own       relaxed: only a thread's own slots
+                                                                                     matter to it
+    slots[i].since_ns  pin, unpin: whoever has the slot     stats                    relaxed: a figure for people
+    blocks[b]          pin, by compare-exchange, once       any thread               seq_cst
+    block_count        pin, by compare-exchange             any thread               seq_cst
+    first_open         pin, unpin                           pin                      relaxed: only a hint
+    timed, slow_ns     __cinit__                            pin, stats               plain: they never change
 
 Blocks of slots never move and are only freed with the object.
 """
@@ -20,9 +28,9 @@ cdef enum:
 
 
 cdef struct PinSlot:                # one cache line, so that two readers never share one
-    uint64_t epoch                  # pinned epoch; 2**64 - 1 while nothing is pinned
-    uint64_t owner                  # 1 while taken
-    uint64_t since_ns               # monotonic clock at the pin
+    uint64_t epoch                  # pinned epoch; 2**64 - 1 while the slot is free
+    uint64_t owner                  # the thread that took it, 0 while it is free
+    uint64_t since_ns               # monotonic clock at the pin; 2**64 - 1 while it isn't known
     uint64_t spare[5]
 
 
@@ -33,6 +41,8 @@ cdef class Epochs:
     cdef uint64_t *blocks           # PinSlot * of each block, 0 until it is used
     cdef uint64_t block_count
     cdef uint64_t first_open        # the block where the search for a slot begins
+    cdef bint timed                 # pins note when they began
+    cdef uint64_t slow_ns           # a pin older than this is a slow reader's
 
     # Pins the current epoch and returns the slot's number. Raises MemoryError, CapacityError.
     cdef int pin(self) except -1 nogil
@@ -40,6 +50,8 @@ cdef class Epochs:
     # above the current epoch.
     cdef int pin_at(self, uint64_t epoch) except -1 nogil
     cdef void unpin(self, int slot) noexcept nogil
+    # Moves the calling thread's pin to the current epoch, if it has exactly one: with two, the outer one may be in use.
+    cdef void renew(self) noexcept nogil
     cdef uint64_t pinned_epoch(self, int slot) noexcept nogil
     cdef uint64_t current_epoch(self) noexcept nogil
     # Moves the current epoch on; it never goes back.

@@ -1,9 +1,10 @@
 """Epochs and pins: readers say which epoch they look at, the reclaimer frees only what none of them can see.
 
-A reader takes a slot, stores the current epoch in it and looks whether the current epoch moved meanwhile; if so, it
+A reader takes a slot by putting the current epoch in it and looks whether the current epoch moved meanwhile; if so, it
 stores the new one. The reclaimer looks at the current epoch first and at the slots afterwards. All of these are
 sequentially consistent, so one of the two sees the other: either the scan finds the pin, or the reader found an epoch
-that is no older than the one the scan began with.
+that is no older than the one the scan began with. Weaker orders would let a reader's load pass its own store, and then
+neither might see the other. Only the end of a pin is a plain release: what was read under it comes before.
 
 A pin of an older epoch checks the horizon instead, which the reclaimer publishes between two scans: either the second
 scan finds the pin, or the pin finds the horizon and is refused when it is below.
@@ -17,6 +18,7 @@ from xtree.persistence.atomics cimport (
     load_relaxed,
     load_seq,
     store_relaxed,
+    store_release,
     store_seq,
 )
 from xtree.persistence.memory cimport allocate_lines, allocate_zeroed, release, release_lines
@@ -51,21 +53,27 @@ cdef inline PinSlot *_slot_at(Epochs e, int slot) noexcept nogil:
     return <PinSlot *>load_seq(&e.blocks[slot // SLOTS_PER_BLOCK]) + slot % SLOTS_PER_BLOCK
 
 
-# Takes a slot of the blocks [begin, end), preferring one that this thread is likely to have had before; -1: all taken.
-cdef int _take_slot_of(Epochs e, int begin, int end) noexcept nogil:
-    cdef unsigned int hint = <uint64_t>PyThread_get_thread_ident() * 0x9E3779B97F4A7C15ULL >> 56
-    cdef unsigned int i
-    cdef int block, slot
+# Takes a slot of the blocks [begin, end), preferring one that this thread is likely to have had before, with the epoch
+# it pins: one exchange for both. NULL: all are taken.
+cdef PinSlot *_take_slot_of(Epochs e, int begin, int end, uint64_t epoch, int *slot) noexcept nogil:
+    cdef uint64_t me = PyThread_get_thread_ident()
+    cdef unsigned int hint = me * 0x9E3779B97F4A7C15ULL >> 56
+    cdef unsigned int i, place
+    cdef int block
+    cdef PinSlot *slots
     cdef PinSlot *at
     for block in range(begin, end):
+        slots = <PinSlot *>load_seq(&e.blocks[block])
         for i in range(SLOTS_PER_BLOCK):
-            slot = block * SLOTS_PER_BLOCK + (hint + i) % SLOTS_PER_BLOCK
-            at = _slot_at(e, slot)
-            if load_relaxed(&at.owner) == 0 and compare_exchange(&at.owner, 0, 1):
-                return slot
+            place = (hint + i) % SLOTS_PER_BLOCK
+            at = slots + place
+            if load_relaxed(&at.epoch) == UINT64_MAX and compare_exchange(&at.epoch, UINT64_MAX, epoch):
+                store_relaxed(&at.owner, me)
+                slot[0] = block * SLOTS_PER_BLOCK + place
+                return at
         if load_relaxed(&e.first_open) == <uint64_t>block:
             store_relaxed(&e.first_open, block + 1)
-    return -1
+    return NULL
 
 
 # Adds the block with this number, unless another thread has done so meanwhile.
@@ -79,31 +87,48 @@ cdef int _add_block(Epochs e, int block) except -1 nogil:
         if slots == NULL:
             return _no_memory()
         for i in range(SLOTS_PER_BLOCK):
-            slots[i].epoch = UINT64_MAX
+            slots[i].epoch = slots[i].since_ns = UINT64_MAX
         if not compare_exchange(&e.blocks[block], 0, <uint64_t>slots):
             release_lines(slots)
     compare_exchange(&e.block_count, block, block + 1)
     return 0
 
 
-cdef int _take_slot(Epochs e) except -1 nogil:
-    cdef int blocks, slot
+cdef PinSlot *_take_slot(Epochs e, uint64_t epoch, int *slot) except NULL nogil:
+    cdef int blocks
+    cdef PinSlot *at
     while True:
         blocks = <int>load_seq(&e.block_count)
-        slot = _take_slot_of(e, <int>load_relaxed(&e.first_open), blocks)
-        if slot < 0 and blocks == MAX_BLOCKS:
-            slot = _take_slot_of(e, 0, blocks)      # the hint may have missed one
-        if slot >= 0:
-            store_relaxed(&_slot_at(e, slot).since_ns, xt_monotonic_ns())
-            return slot
+        at = _take_slot_of(e, <int>load_relaxed(&e.first_open), blocks, epoch, slot)
+        if at == NULL and blocks == MAX_BLOCKS:
+            at = _take_slot_of(e, 0, blocks, epoch, slot)       # the hint may have missed one
+        if at != NULL:
+            if e.timed:
+                store_relaxed(&at.since_ns, xt_monotonic_ns())
+            return at
         _add_block(e, blocks)
 
 
-cdef class Epochs:
-    """The current epoch and the pins of one store; begins at epoch 0."""
+# Has a slot that the calling thread owns, and where it has put `epoch`, name the current one.
+cdef inline void _settle(Epochs e, PinSlot *at, uint64_t epoch) noexcept nogil:
+    cdef uint64_t seen = load_seq(&e.current)
+    while seen != epoch:
+        epoch = seen
+        store_seq(&at.epoch, epoch)
+        seen = load_seq(&e.current)
 
-    def __cinit__(self):
+
+cdef class Epochs:
+    """The current epoch and the pins of one store; begins at epoch 0.
+
+    timed: pins note when they began, which costs a look at the clock. slow_reader_s: the age in seconds from which
+    stats() counts a pin as a slow reader's.
+    """
+
+    def __cinit__(self, bint timed=True, double slow_reader_s=60.0):
         self.blocks = NULL
+        self.timed = timed
+        self.slow_ns = <uint64_t>(slow_reader_s * 1e9)
         self.current = self.horizon = self.block_count = self.first_open = 0
         self.blocks = <uint64_t *>allocate_zeroed(MAX_BLOCKS, sizeof(uint64_t))
         if self.blocks == NULL:
@@ -117,20 +142,16 @@ cdef class Epochs:
         release(self.blocks)
 
     cdef int pin(self) except -1 nogil:
-        cdef int slot = _take_slot(self)
-        cdef PinSlot *at = _slot_at(self, slot)
-        cdef uint64_t epoch = load_seq(&self.current), seen
-        while True:
-            store_seq(&at.epoch, epoch)
-            seen = load_seq(&self.current)
-            if seen == epoch:
-                return slot
-            epoch = seen
+        cdef uint64_t epoch = load_seq(&self.current)
+        cdef int slot = 0
+        cdef PinSlot *at = _take_slot(self, epoch, &slot)
+        _settle(self, at, epoch)
+        return slot
 
     cdef int pin_at(self, uint64_t epoch) except -1 nogil:
-        cdef int slot = _take_slot(self)
+        cdef int slot = 0
         cdef uint64_t horizon, current
-        store_seq(&_slot_at(self, slot).epoch, epoch)
+        _take_slot(self, epoch, &slot)
         horizon = load_seq(&self.horizon)
         current = load_seq(&self.current)
         if not horizon <= epoch <= current:
@@ -140,11 +161,26 @@ cdef class Epochs:
 
     cdef void unpin(self, int slot) noexcept nogil:
         cdef PinSlot *at = _slot_at(self, slot)
-        c_assert(load_seq(&at.owner) == 1)
-        store_seq(&at.epoch, UINT64_MAX)
-        store_seq(&at.owner, 0)
+        c_assert(load_seq(&at.epoch) != UINT64_MAX)
+        store_relaxed(&at.owner, 0)
+        if self.timed:
+            store_relaxed(&at.since_ns, UINT64_MAX)
+        store_release(&at.epoch, UINT64_MAX)
         if load_relaxed(&self.first_open) > <uint64_t>(slot // SLOTS_PER_BLOCK):
             store_relaxed(&self.first_open, slot // SLOTS_PER_BLOCK)
+
+    cdef void renew(self) noexcept nogil:
+        cdef uint64_t me = PyThread_get_thread_ident()
+        cdef int slots = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
+        cdef int slot
+        cdef PinSlot *own = NULL
+        for slot in range(slots):
+            if load_relaxed(&_slot_at(self, slot).owner) == me:
+                if own != NULL:
+                    return
+                own = _slot_at(self, slot)
+        if own != NULL:
+            _settle(self, own, load_relaxed(&own.epoch))
 
     cdef uint64_t pinned_epoch(self, int slot) noexcept nogil:
         return load_seq(&_slot_at(self, slot).epoch)
@@ -208,17 +244,32 @@ cdef class Epochs:
         """The epoch up to which retired pages may be freed; earlier ones can't be pinned any more."""
         return self.reclaim_horizon()
 
+    def renew_own(self):
+        """Move the calling thread's pin to the current epoch, if it has exactly one."""
+        self.renew()
+
     def stats(self):
-        """Current epoch, horizon, pins, slots, epochs by which the oldest pin lags, and its age in seconds."""
-        cdef uint64_t slot, now = xt_monotonic_ns(), oldest_since = now, pins = 0
+        """Current epoch, horizon, pins, slots, epochs by which the oldest pin lags; and where pins are timed the age of
+        the one that began first, in seconds, its epoch (None without pins), and how many are slow readers'."""
+        cdef uint64_t slot, epoch, since, now = xt_monotonic_ns(), oldest_since = now, pins = 0, slow = 0
         cdef uint64_t slots = load_seq(&self.block_count) * SLOTS_PER_BLOCK
         cdef uint64_t current = self.current_epoch()
+        cdef uint64_t least = current
         cdef PinSlot *at
+        oldest_epoch = None
         for slot in range(slots):
             at = _slot_at(self, slot)
-            if load_seq(&at.epoch) != UINT64_MAX:
-                pins += 1
-                oldest_since = min(oldest_since, load_relaxed(&at.since_ns))
-        oldest = min(current, self.min_active())
-        return dict(current=current, horizon=load_seq(&self.horizon), pins=pins, slots=slots,
-                    lag=current - oldest, oldest_pin_seconds=(now - oldest_since) / 1e9)
+            epoch = load_seq(&at.epoch)
+            if epoch == UINT64_MAX:
+                continue
+            pins += 1
+            least = min(least, epoch)
+            since = load_relaxed(&at.since_ns)
+            if since <= oldest_since:
+                oldest_since, oldest_epoch = since, epoch
+            if now > since and now - since > self.slow_ns:
+                slow += 1
+        counted = dict(current=current, horizon=load_seq(&self.horizon), pins=pins, slots=slots, lag=current - least)
+        if self.timed:
+            counted.update(slow_pins=slow, oldest_pin_seconds=(now - oldest_since) / 1e9, oldest_pin_epoch=oldest_epoch)
+        return counted

@@ -1,12 +1,21 @@
 /* Mapping files and anonymous memory: the C half of what differs between operating systems.
  *
  * Every function returns 0 or the system's error code (errno; on Windows GetLastError).
+ *
+ * XT_SYNC_COVERS_UNMAPPED: whether a sync of a file covers what was written through a mapping that is gone. On Linux
+ * dirty pages belong to the file, mapped or not; elsewhere they are flushed while they are mapped.
  */
 #ifndef XTREE_PLATFORM_MAP_H
 #define XTREE_PLATFORM_MAP_H
 
 #include <stddef.h>
 #include <stdint.h>
+
+#if defined(__linux__)
+#define XT_SYNC_COVERS_UNMAPPED 1
+#else
+#define XT_SYNC_COVERS_UNMAPPED 0
+#endif
 
 #if defined(_WIN32)
 

@@ -144,8 +144,11 @@ def recover(
         raise
     journal = Journal(fs, directory, config, manifest, superblock, data_files, numbers, last_log)
     try:
-        files = {entry.number: (data_files.attach(entry), entry.size_class) for entry in manifest.data_files}
         report.clean = not manifest.logs
+        files = {
+            entry.number: (data_files.attach(entry, extend=not report.clean), entry.size_class)
+            for entry in manifest.data_files
+        }
         report.watch(progress, _bytes_to_read(fs, directory, manifest, base))
         replay = _start(base, config, files, report)
         del base  # and the mapping of its file

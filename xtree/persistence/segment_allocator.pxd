@@ -1,7 +1,13 @@
 """Slots of seven size classes in windows: which bytes of which window are used, which are free.
 
 A segment is 64 slots of one class: one word of the window's bitmap. Two summary levels above it make finding a
-free slot O(1). The store's lock guards every method; nothing here is read without it.
+free slot O(1).
+
+    field                          written by                         read by            order
+    everything of the allocator    whoever holds the store's lock     the same           the lock
+    and its extents
+
+Nothing here is read without the lock, so that the whole is thread-safe and needs no atomics.
 """
 
 cimport cython

@@ -92,14 +92,31 @@ cdef uint64_t _top(const Extent *e) noexcept nogil:
     return 0
 
 
-# How many runs of free slots there are.
-cdef uint64_t _free_runs(const Extent *e) noexcept nogil:
-    cdef uint64_t i, word, runs = 0, before = 0
-    for i in range(_words(e.slots)):
-        word = e.free_words[i]
-        runs += xt_count_bits(word & ~(word << 1 | before))
-        before = word >> 63
+# How many runs of free slots there are, and how long the longest is.
+cdef uint64_t _free_runs(const Extent *e, uint64_t *longest) noexcept nogil:
+    cdef uint64_t slot = 0, start, runs = 0
+    longest[0] = 0
+    while slot < e.slots:
+        if not _is_free(e, slot):
+            slot = _next_of(e, slot, True)
+            continue
+        start = slot
+        slot = _next_of(e, slot, False)
+        runs += 1
+        longest[0] = max(longest[0], slot - start)
     return runs
+
+
+# The first slot from `slot` on that is free, or used; `slots` when there is none.
+cdef uint64_t _next_of(const Extent *e, uint64_t slot, bint free) noexcept nogil:
+    cdef uint64_t word
+    while slot < e.slots:
+        word = e.free_words[slot >> 6]
+        word = (word if free else ~word) >> (slot & 63)
+        if word:
+            return min(slot + xt_lowest_bit(word), e.slots)
+        slot = (slot | 63) + 1
+    return e.slots
 
 
 # Errors, raised from code without the GIL.
@@ -191,7 +208,11 @@ cdef Extent *_find(SegmentAllocator a, uint64_t address, uint64_t *slot) noexcep
 
 
 cdef class SegmentAllocator:
-    """The slots of one store. The store's lock guards every method, stats() too."""
+    """The slots of one store.
+
+    Not thread-safe by itself: the store's lock guards every method, stats() and check() too, and makes it so. What
+    `growth` is asked for happens under that lock.
+    """
 
     def __cinit__(self, growth):
         self.extents = NULL
@@ -320,19 +341,52 @@ cdef class SegmentAllocator:
         return sum([self.extents[i].used for i in range(self.extent_count)])
 
     def stats(self):
-        """For each size class: windows, slots, slots used, bytes of its slots, runs of free slots."""
+        """For each size class: windows, slots, how many are used and free, the bytes of all its slots, the share that
+        is used (0.0 without slots), the number of runs of free slots and the length of the longest, in slots."""
         cdef uint32_t i
+        cdef uint64_t longest = 0
         cdef Extent *e
-        result = {c: dict(windows=0, slots=0, used=0, bytes=0, fragments=0) for c in range(SIZE_CLASSES)}
+        result = {
+            c: dict(windows=0, slots=0, used=0, free=0, bytes=0, fill=0.0, free_runs=0, longest_free_run=0)
+            for c in range(SIZE_CLASSES)
+        }
         for i in range(self.extent_count):
             e = &self.extents[i]
             of_class = result[e.size_class]
             of_class["windows"] += 1
             of_class["slots"] += e.slots
             of_class["used"] += e.used
+            of_class["free"] += e.slots - e.used
             of_class["bytes"] += e.slots * class_bytes(e.size_class)
-            of_class["fragments"] += _free_runs(e)
+            of_class["free_runs"] += _free_runs(e, &longest)
+            of_class["longest_free_run"] = max(of_class["longest_free_run"], longest)
+            of_class["fill"] = of_class["used"] / of_class["slots"] if of_class["slots"] else 0.0
         return result
+
+    def exercise(self, int size_class, Py_ssize_t n):
+        """Allocate n slots and free them, in the order in which they were given.
+
+        For benchmarks, without the cost of n calls. It ends as it began, but for room that was made. Raises what making
+        room raises.
+        """
+        cdef Py_ssize_t i, taken = 0
+        cdef uint64_t *addresses
+        if not 0 <= size_class < SIZE_CLASSES or n < 0:
+            raise ValueError(f"{n} slots of size class {size_class} can't be allocated")
+        addresses = <uint64_t *>allocate_zeroed(n, sizeof(uint64_t))
+        if addresses == NULL:
+            raise MemoryError("no memory for a list of slots")
+        try:
+            with nogil:
+                try:
+                    for i in range(n):
+                        self.allocate(size_class, &addresses[i])
+                        taken = i + 1
+                finally:
+                    for i in range(taken):
+                        self.free(addresses[i])
+        finally:
+            release(addresses)
 
     def check(self):
         """Verify the invariants at the top of this file. Raises CorruptionError."""

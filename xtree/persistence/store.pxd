@@ -3,14 +3,18 @@
 A reader pins, takes the root from the published catalog, and resolves NodeIDs to pointers, without the GIL and
 without a lock. A writer collects its new pages in a WriteSet (write_set.pxd) and commits them with new catalog entries.
 
-Pointers are borrowed: from a pin until its end for published pages; for pages of a WriteSet until they are retired.
-Keep NodeIDs, not pointers.
+Pointers are borrowed: for published pages as long as a pin protects them, for pages of a WriteSet until they are
+retired, and in both cases no longer than the call that resolved them is in flight. Keep NodeIDs, not pointers.
+
+A pin says which pages somebody may still want to see, a flight which mappings a running call may be reading from.
 
     field             written by                              read by                 order
     published         the publisher, with the GIL             any thread              the GIL
     status, calls     open, close, fork; every call           any thread              the GIL
     callers           every call; close reads                 any thread              the GIL
     closing, closer   the thread that closes; fork            any thread              the GIL
+    epochs, flights   see mvcc.pxd                            any thread              seq_cst
+    windows           see mmap_windows.pxd                    any thread              seq_cst / acquire
     usable[w]         open, before the store is shared        any thread              plain
     *_failures        whoever holds `lock`                    stats                   plain
     table, allocator  whoever holds `lock`                    see their headers
@@ -61,6 +65,7 @@ cdef class Published:
 cdef class Store:
     cdef readonly ObjectTable table
     cdef readonly Epochs epochs
+    cdef readonly Epochs flights    # what calls are running, by the generation of the mappings
     cdef readonly Windows windows
     cdef readonly SegmentAllocator allocator
     cdef readonly Published published
@@ -85,9 +90,15 @@ cdef class Store:
     # The slow half of resolve: maps a window, verifies a page at its first touch. Raises CorruptionError, OSError.
     cdef char *resolve_slowly(self, NodeID node) except NULL nogil
     cdef int verify(self, NodeID node, Row *row, const char *page) except -1 nogil
-    # Begins and ends a call. enter raises ClosedError.
+    # Begins and ends a call: enter gives the number of its flight, for leave. Raises ClosedError, MemoryError.
     cdef int enter(self) except -1
-    cdef void leave(self) noexcept
+    cdef void leave(self, int flight) noexcept
+    # Ends the flight of a call that goes on without using pages: it is going to wait. Gives the number for leave.
+    cdef int land(self, int flight) noexcept
+    # The byte at an address, its window mapped if need be; for whoever is in flight. Raises what mapping a file raises.
+    cdef char *place(self, uint64_t address) except NULL nogil
+    # The same for a page about to be written: its file knows that it will have to be synced.
+    cdef char *place_to_write(self, uint64_t address) except NULL nogil
     # Gives an unused slot and handle back; the lock is held.
     cdef int give_back(self, NodeID node) except -1 nogil
 
@@ -102,6 +113,17 @@ cdef inline void drop_lock(Store store) noexcept nogil:
     """Gives back what hold_lock took."""
     store.lock_holder = 0
     PyThread_release_lock(store.lock)
+
+
+cdef inline int breathe(Store store, uint64_t *generation) except -1 nogil:
+    """Between the parts of a long call, where it holds no pointer: lets mappings go that it has done with.
+
+    `generation` is that of the last breath, 0 before the first. Does nothing inside another call of this thread.
+    """
+    if store.flights.current_epoch() != generation[0]:
+        generation[0] = store.flights.current_epoch()
+        store.flights.renew()
+    return 0
 
 
 cdef inline char *resolve(Store store, NodeID node) except NULL nogil:

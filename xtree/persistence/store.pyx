@@ -37,6 +37,8 @@ def _forked():
     cdef Store store
     for store in list(_stores):
         store.status = FORKED
+        if store.windows.recycler is not None:
+            store.windows.recycler.forget_thread()
 
 
 if hasattr(os, "register_at_fork"):
@@ -66,22 +68,23 @@ cdef class ReadCall:
 
     cdef Store store
     cdef int slot
+    cdef int flight
 
     def __cinit__(self, Store store):
         self.store = store
 
     def __enter__(self):
-        self.store.enter()
+        self.flight = self.store.enter()
         try:
             self.slot = self.store.epochs.pin()
         except BaseException:
-            self.store.leave()
+            self.store.leave(self.flight)
             raise
         return self.store.published
 
     def __exit__(self, *exception):
         self.store.epochs.unpin(self.slot)
-        self.store.leave()
+        self.store.leave(self.flight)
 
 
 @cython.final
@@ -89,15 +92,33 @@ cdef class Call:
     """One call in flight, on behalf of somebody who holds a pin already."""
 
     cdef Store store
+    cdef int flight
 
     def __cinit__(self, Store store):
         self.store = store
 
     def __enter__(self):
-        self.store.enter()
+        self.flight = self.store.enter()
 
     def __exit__(self, *exception):
-        self.store.leave()
+        self.store.leave(self.flight)
+
+
+@cython.final
+cdef class Flight:
+    """Keeps mappings in place that are in use outside of any call: close() doesn't wait for its end."""
+
+    cdef Store store
+    cdef int flight
+
+    def __cinit__(self, Store store):
+        self.store = store
+
+    def __enter__(self):
+        self.flight = self.store.flights.pin()
+
+    def __exit__(self, *exception):
+        self.store.flights.unpin(self.flight)
 
 
 @cython.final
@@ -141,6 +162,7 @@ cdef class Store:
         self.callers = NULL
         self.write_sets = weakref.WeakSet()
         self.abandoned = []
+        self.flights = Epochs(timed=False)
         self.lock = PyThread_allocate_lock()
         self.usable = <uint64_t *>allocate_zeroed(MAX_WINDOWS, sizeof(uint64_t))
         if self.lock == NULL or self.usable == NULL:
@@ -169,6 +191,7 @@ cdef class Store:
 
     cdef int enter(self) except -1:
         cdef unsigned long *larger
+        cdef int flight
         if self.status >= CLOSED:
             raise ClosedError(self._why_closed())
         if self.calls == self.callers_room:
@@ -177,19 +200,26 @@ cdef class Store:
                 raise MemoryError("no memory for one more call")
             self.callers = larger
             self.callers_room = 2 * self.calls + 8
+        flight = self.flights.pin()
         self.callers[self.calls] = PyThread_get_thread_ident()
         self.calls += 1
-        return 0
+        return flight
 
-    cdef void leave(self) noexcept:
+    cdef void leave(self, int flight) noexcept:
         cdef Py_ssize_t i = self.calls - 1
         cdef unsigned long me = PyThread_get_thread_ident()
+        self.land(flight)
         while i > 0 and self.callers[i] != me:
             i -= 1
         self.calls -= 1
         self.callers[i] = self.callers[self.calls]
         if self.calls == 0 and self.status >= CLOSED:
             self.idle.set()
+
+    cdef int land(self, int flight) noexcept:
+        if flight >= 0:
+            self.flights.unpin(flight)
+        return -1
 
     def _waits_for_itself(self):
         """Whether the calling thread is inside a call, which close() would wait for."""
@@ -214,6 +244,10 @@ cdef class Store:
         """A context manager for one call by the holder of a pin or a write set. Raises ClosedError."""
         return Call(self)
 
+    def in_flight(self):
+        """A context manager for a thread of the store's own that uses pages: close() doesn't wait for it."""
+        return Flight(self)
+
     def pin(self):
         """Pins the current epoch until the Pin is released. Raises ClosedError, MemoryError."""
         if self.status >= CLOSED:
@@ -224,14 +258,14 @@ cdef class Store:
         """A new WriteSet on the current epoch. Raises ClosedError, ReadOnlyError, StoreFailedError."""
         from xtree.persistence.write_set import WriteSet  # which is built on this module
 
-        self.enter()
+        cdef int flight = self.enter()
         try:
             self.require_writable()
             self._before_write()
             self._give_back_abandoned()
             return WriteSet(self)
         finally:
-            self.leave()
+            self.leave(flight)
 
     def require_writable(self):
         """Raises ClosedError, ReadOnlyError or StoreFailedError unless the store takes writes."""
@@ -358,8 +392,11 @@ cdef class Store:
         finally:
             drop_lock(self)
 
-    def _occupy_live_slots(self):
-        """Tells the allocator, which knows its files but no slot in use yet, which slots the live rows have."""
+    def _occupy_live_slots(self, SegmentAllocator allocator not None):
+        """Tells an allocator, which knows the files but no slot in use yet, which of their slots the live rows have.
+
+        Raises CorruptionError when two rows overlap, or one has no slot of its class.
+        """
         cdef uint64_t handle
         cdef Row *row
         with nogil:
@@ -368,8 +405,8 @@ cdef class Store:
                 handle = self.table.next_handle(0)
                 while handle:
                     row = self.table.row(handle)
-                    if state_of(row.word) == STATE_LIVE and self.usable[window_of(row.address)]:
-                        self.allocator.occupy(class_of(row.word), row.address)
+                    if state_of(row.word) == STATE_LIVE and not self.windows.is_anonymous(window_of(row.address)):
+                        allocator.occupy(class_of(row.word), row.address)
                     handle = self.table.next_handle(handle)
             finally:
                 PyThread_release_lock(self.lock)
@@ -403,15 +440,26 @@ cdef class Store:
                 raise CorruptionError(f"{self._where()}: node {node:#x} isn't there: its handle has tag "
                                       f"{word & WORD_TAG} and state {state_of(word)}")
         address = load_relaxed(&row.address)
-        page = self.windows.pointer(address)
-        if page == NULL:
-            with gil:
-                self.windows.map_window(window_of(address))
-            page = self.windows.pointer(address)
+        page = self.place(address)
         if not word & WORD_VERIFIED:
             self.verify(node, row, page)
             self.table.mark_verified(node)
         return page
+
+    cdef char *place(self, uint64_t address) except NULL nogil:
+        cdef char *base
+        cdef char *page = self.windows.pointer(address)
+        if page != NULL:
+            return page
+        with gil:
+            base = self.windows.map_window(window_of(address))
+        return base + offset_of(address)
+
+    cdef char *place_to_write(self, uint64_t address) except NULL nogil:
+        if not self.windows.is_announced(window_of(address)):
+            with gil:
+                self.windows.announce(window_of(address))
+        return self.place(address)
 
     cdef int verify(self, NodeID node, Row *row, const char *page) except -1 nogil:
         """A page against its row, at the first touch."""
@@ -468,19 +516,19 @@ cdef class Store:
         """
         cdef char *page
         cdef uint64_t size
-        self.enter()
+        cdef int flight = self.enter()
         try:
             with nogil:
                 page = resolve(self, node)
             size = class_bytes((<PagePrefix *>page).size_class)
             return PyBytes_FromStringAndSize(page + sizeof(PagePrefix), size - sizeof(PagePrefix))
         finally:
-            self.leave()
+            self.leave(flight)
 
     def verify_pages(self, uint64_t epoch):
         """Verifies every live page anew, touched before or not, that was born up to an epoch, which is pinned.
 
-        Returns how many. Raises CorruptionError.
+        Returns how many. The caller is in flight. Raises CorruptionError.
         """
         cdef uint64_t handle
         cdef Row *row
@@ -488,6 +536,7 @@ cdef class Store:
         cdef char *page
         cdef NodeID node
         cdef Py_ssize_t verified = 0
+        cdef uint64_t generation = 0
         if self.path is None:
             return 0
         handle = self.table.next_handle(0)
@@ -499,6 +548,7 @@ cdef class Store:
             if state_of(word) != STATE_LIVE or load_acquire(&row.birth) > epoch:
                 continue
             with nogil:
+                breathe(self, &generation)
                 page = resolve(self, node)
                 self.verify(node, row, page)
             verified += 1
@@ -514,11 +564,7 @@ cdef class Store:
                 "object_table": self.table.stats(),
                 "allocator": self.allocator.stats(),
                 "epochs": self.epochs.stats(),
-                "windows": {
-                    "count": len(self.windows),
-                    "mapped": self.windows.mapped,
-                    "mapped_bytes": self.windows.reserved_bytes,
-                },
+                "windows": self.windows.stats(),
                 "failures": {"allocations": self.allocation_failures, "handles": self.handle_failures},
             }
 

@@ -7,7 +7,6 @@ from libc.string cimport memcpy, memset
 
 from xtree.persistence.atomics cimport compare_exchange, load_relaxed, store_seq
 from xtree.persistence.memory cimport reallocate, release
-from xtree.persistence.mmap_windows cimport window_of
 from xtree.persistence.node_id cimport handle_of, tag_of
 from xtree.persistence.object_table cimport STATE_RESERVED, WORD_TAG, Row, class_of, state_of
 from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, SIZE_CLASSES, PagePrefix, class_bytes
@@ -79,7 +78,6 @@ cdef class WriteSet:
         """A slot and a handle; the page's bytes are whatever they were."""
         cdef uint64_t address = 0
         cdef bint allocated = False, placed = False
-        cdef char *page
         self.grow(<void **>&self.made, &self.made_room, self.made_count, sizeof(Made))
         hold_lock(self.store)
         try:
@@ -101,12 +99,7 @@ cdef class WriteSet:
         self.made[self.made_count].replaces = 0
         self.made_count += 1
         self.bytes_made += class_bytes(size_class)
-        page = self.store.windows.pointer(address)
-        if page == NULL:
-            with gil:
-                self.store.windows.map_window(window_of(address))
-            page = self.store.windows.pointer(address)
-        return page
+        return self.store.place_to_write(address)
 
     cdef char *reserve(self, int kind, int size_class, NodeID *node) except NULL nogil:
         cdef char *page = self.take(kind, size_class, node)
@@ -194,30 +187,44 @@ cdef class WriteSet:
         if not 1 <= kind <= 255 or not 0 <= size_class < SIZE_CLASSES:
             raise ValueError(f"no such page: kind {kind}, size class {size_class}")
         self._require_fits(size_class, content)
-        with nogil:
-            page = self.reserve(kind, size_class, &node)
-        if content.shape[0]:
-            memcpy(page + sizeof(PagePrefix), &content[0], content.shape[0])
-        return node
+        cdef int flight = self.store.enter()
+        try:
+            with nogil:
+                page = self.reserve(kind, size_class, &node)
+            if content.shape[0]:
+                memcpy(page + sizeof(PagePrefix), &content[0], content.shape[0])
+            return node
+        finally:
+            self.store.leave(flight)
 
     def replace_page(self, NodeID node, const unsigned char[::1] content):
         """Overwrites the beginning of a page, or of a copy of it; returns the NodeID that it has now."""
         cdef char *page
+        cdef int flight
         self.require_open()
-        with nogil:
-            page = resolve(self.store, node)
-        self._require_fits((<PagePrefix *>page).size_class, content)
-        with nogil:
-            page = self.writable(&node)
-        if content.shape[0]:
-            memcpy(page + sizeof(PagePrefix), &content[0], content.shape[0])
-        return node
+        flight = self.store.enter()
+        try:
+            with nogil:
+                page = resolve(self.store, node)
+            self._require_fits((<PagePrefix *>page).size_class, content)
+            with nogil:
+                page = self.writable(&node)
+            if content.shape[0]:
+                memcpy(page + sizeof(PagePrefix), &content[0], content.shape[0])
+            return node
+        finally:
+            self.store.leave(flight)
 
     def remove_page(self, NodeID node):
         """Removes a page."""
+        cdef int flight
         self.require_open()
-        with nogil:
-            self.retire(node)
+        flight = self.store.enter()
+        try:
+            with nogil:
+                self.retire(node)
+        finally:
+            self.store.leave(flight)
 
     def _require_fits(self, int size_class, const unsigned char[::1] content):
         self.require_open()
@@ -272,8 +279,9 @@ cdef class WriteSet:
         the outcome is unknown. A KeyboardInterrupt that arrives meanwhile is raised after the outcome is known;
         `status` tells it.
         """
+        cdef int flight
         self.require_open()
-        self.store.enter()
+        flight = self.store.land(self.store.enter())
         try:
             self.store.require_writable()
             self.require_foundation()
@@ -281,7 +289,7 @@ cdef class WriteSet:
         finally:
             if self.status == "open":
                 self._undo()
-            self.store.leave()
+            self.store.leave(flight)
 
     def abort(self):
         """Gives every slot and handle back. Does nothing after the end. Raises TransactionError once it is queued."""
@@ -344,7 +352,7 @@ cdef class WriteSet:
 
     def _seal(self):
         """Finishes the pages: CRCs. Nothing changes them any more."""
-        with nogil:
+        with self.store.in_flight(), nogil:
             self.seal_all()
 
     def _queue(self):
