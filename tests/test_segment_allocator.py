@@ -281,7 +281,7 @@ def test_statistics_count_slots_and_runs_of_free_ones():
 def test_runs_of_free_slots_are_counted_across_words(free):
     allocator = SegmentAllocator(FileGrowth())
     allocator.attach(0, 0, 0, 200 * 4096, 200 * 4096)
-    for i in range(200):
+    for _ in range(200):
         allocator.allocate_slot(0)
     for i in free:
         allocator.free_slot(i * 4096)

@@ -130,8 +130,8 @@ def test_an_interrupt_while_the_allocator_is_rebuilt_leaves_the_index_writable(t
     store.close()
     original = DurableStore._occupy_live_slots
 
-    def interrupted(self):
-        original(self)
+    def interrupted(self, allocator):
+        original(self, allocator)
         monkeypatch.undo()
         raise KeyboardInterrupt
 

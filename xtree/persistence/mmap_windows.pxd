@@ -4,14 +4,14 @@ A page's address is one word, `window << 48 | offset`. `bases` is what a reader 
 one addition; `mappings` is what is mapped. Beyond the budget the recycler hides a window's base, waits until every call
 has ended that may hold a pointer, and drops the mapping unless somebody has shown it again meanwhile.
 
-    field          written by                                    read by                     order
-    bases[w]       map_window, hide, unmap_all (with the GIL)    any thread, no lock         seq_cst / acquire
-    mappings[w]    map_window, drop, unmap_all (with the GIL)    the same, flush, dealloc    the GIL
-    bytes[w]       add_file, add_anonymous (with the GIL)        any thread                  plain: before the id is known
-    announced[w]   announce, expect_writes (with the GIL)        writers, no lock            release / acquire
-    touched[w]     map_window (with the GIL)                     hide, is_anonymous          plain; ANONYMOUS never changes
-    busy[w]        flush (with the GIL)                          hide, drop                  the GIL
-    counters       all of these (with the GIL)                   the same, stats             the GIL
+    field          written by, with the GIL       read by                     order
+    bases[w]       map_window, hide, unmap_all    any thread, no lock         seq_cst / acquire
+    mappings[w]    map_window, drop, unmap_all    the same, flush, dealloc    the GIL
+    bytes[w]       add_file, add_anonymous        any thread                  plain: before the id is known
+    announced[w]   announce, expect_writes        writers, no lock            release / acquire
+    touched[w]     map_window                     hide, is_anonymous          plain: ANONYMOUS never changes
+    busy[w]        flush                          hide, drop                  the GIL
+    counters       all of these                   the same, stats             the GIL
 
 Whoever uses a pointer is in flight (Store.enter, Store.in_flight) from before the load of the base until the last use.
 Why that suffices: a flight stores its slot and then loads the generation; hiding stores the base, then the generation,
@@ -58,8 +58,8 @@ cdef class Windows:
     cdef readonly uint64_t recycled, revived, over_budget, unmap_failures
     cdef uint64_t tick
 
-    # Maps a window, or shows it again, and returns its base: what bases[w] may already be no more. With the GIL; several
-    # threads map it once. Raises OSError, ValueError, and what opening the file raises.
+    # Maps a window, or shows it again, and returns its base: what bases[w] may already be no more. Several threads map
+    # it once. Raises OSError, ValueError, and what opening the file raises.
     cdef char *map_window(self, uint32_t window) except NULL
     # Tells a window's file that it is about to be written to. Raises what opening the file raises.
     cdef int announce(self, uint32_t window) except -1

@@ -1,5 +1,5 @@
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 class _HasDescriptor(Protocol):
     def fileno(self) -> int: ...

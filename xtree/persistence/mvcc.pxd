@@ -52,6 +52,8 @@ cdef class Epochs:
     cdef void unpin(self, int slot) noexcept nogil
     # Moves the calling thread's pin to the current epoch, if it has exactly one: with two, the outer one may be in use.
     cdef void renew(self) noexcept nogil
+    # Whether the calling thread has a pin.
+    cdef bint is_pinned_here(self) noexcept nogil
     cdef uint64_t pinned_epoch(self, int slot) noexcept nogil
     cdef uint64_t current_epoch(self) noexcept nogil
     # Moves the current epoch on; it never goes back.

@@ -182,6 +182,15 @@ cdef class Epochs:
         if own != NULL:
             _settle(self, own, load_relaxed(&own.epoch))
 
+    cdef bint is_pinned_here(self) noexcept nogil:
+        cdef uint64_t me = PyThread_get_thread_ident()
+        cdef int slots = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
+        cdef int slot
+        for slot in range(slots):
+            if load_relaxed(&_slot_at(self, slot).owner) == me:
+                return True
+        return False
+
     cdef uint64_t pinned_epoch(self, int slot) noexcept nogil:
         return load_seq(&_slot_at(self, slot).epoch)
 

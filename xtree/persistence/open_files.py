@@ -96,12 +96,11 @@ class OpenFiles:
         with self._lock:
             if lazy.file is None and not self._ended:
                 self._install(lazy, file)
-                file = None
             mine = lazy.file
             if mine is not None:
                 lazy.users += 1
                 self._idle.pop(lazy, None)
-        if file is not None:  # another thread was faster, or the end came
+        if mine is not file:  # another thread was faster, or the end came
             file.close()
         if mine is None:
             raise ValueError(f"{lazy.path} is closed")

@@ -1,9 +1,9 @@
 """The recycler: unmaps the windows that were not used for longest, when more files are mapped than the budget says.
 
-One pass hides some windows' bases, moves the generation of the mappings on, waits until every flight has ended that may
-still hold a pointer, and drops the mappings that nobody has shown again meanwhile. Calls wait for none of this: one that
-meets a hidden base shows it again, which is also how it is known that a window is in use. More windows are hidden than
-have to go, so that those in use are told from the others.
+One pass hides some windows' bases, moves the generation of the mappings on, waits until every flight has ended that
+may still hold a pointer, and drops the mappings that nobody has shown again meanwhile. Calls wait for none of this: one
+that meets a hidden base shows it again, which is also how it is known that a window is in use. More windows are hidden
+than have to go, so that those in use are told from the others.
 
 It is a thread of its own, which begins at the first need, ends when there was nothing to do for a while, and keeps
 neither the process nor the store alive. It holds no lock: what it shares with others is guarded by the GIL.

@@ -24,6 +24,9 @@ from xtree.persistence.page_checksum cimport page_crc
 
 from xtree.errors import ClosedError, CorruptionError, FormatVersionError, ReadOnlyError, StoreFailedError
 
+cdef extern from "<assert.h>" nogil:
+    void c_assert "assert"(bint condition) noexcept     # in the checked build only
+
 assert sizeof(PagePrefix) == 24
 
 cdef PageVerifier verifiers[256]
@@ -449,6 +452,7 @@ cdef class Store:
     cdef char *place(self, uint64_t address) except NULL nogil:
         cdef char *base
         cdef char *page = self.windows.pointer(address)
+        c_assert(self.flights.is_pinned_here())
         if page != NULL:
             return page
         with gil:
