@@ -1,8 +1,9 @@
 """The checkpoint: all object-table rows and the whole catalog at one epoch, from which recovery starts.
 
-A header page (file_header.py) with the number of rows of each shard, the rows (48 bytes each, shard by shard; row i of a
-shard is that of its slot i), the data files that the rows name, the catalog, zeros up to a multiple of 8, a footer. The footer's CRC covers the whole file with that field as zero. All
-lengths are in the header and must add up to the size of the file, before anything is read by them.
+A header page (file_header.py) with the number of rows of each shard, the rows (48 bytes each, shard by shard; row i of
+a shard is that of its slot i), the data files that the rows name, the catalog, zeros up to a multiple of 8, a footer.
+The footer's CRC covers the whole file with that field as zero. All lengths are in the header and must add up to the
+size of the file, before anything is read by them.
 """
 
 from __future__ import annotations

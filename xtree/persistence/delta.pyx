@@ -11,6 +11,7 @@ from xtree.persistence.object_table cimport Row, class_of, kind_of
 from xtree.persistence.page cimport class_bytes
 from xtree.persistence.write_set cimport WriteSet
 
+
 def touched_windows(WriteSet ws, uint64_t smallest_page=0):
     """The windows that hold pages of at least so many bytes."""
     cdef Py_ssize_t i

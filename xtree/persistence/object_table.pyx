@@ -384,7 +384,7 @@ cdef class ObjectTable:
         CorruptionError is raised. MemoryError, CapacityError; after an error the table is of no use.
         """
         cdef Py_buffer view
-        cdef uint64_t shard, count, at = 0, total = 0
+        cdef uint64_t shard, count, at = 0
         if self.high_water != 1:
             raise RuntimeError("rows can be restored into an empty table only")
         counts = [int(count) for count in counts]

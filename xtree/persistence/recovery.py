@@ -36,7 +36,6 @@ from xtree.persistence.scan import scan_directory
 from xtree.persistence.superblock import COPIES, MODES, SuperblockFile
 from xtree.persistence.wal_reader import LogReader, find_later_link, read_log
 
-
 Progress = Callable[[int, int], object]  # bytes read so far, bytes to read in all
 
 
@@ -46,7 +45,7 @@ class RecoveryReport:
 
     `clean`: the index had been closed. `checkpoint_epoch`, `epoch`: from where to where it went. `bytes_read`: of the
     checkpoint and of frames. Dropped: `tail_bytes` behind the end of the last log, of which `unexposed_frames` are
-    whole frames that were no commits yet. `checkpointed`: a checkpoint of the recovered epoch followed. `notes` say why.
+    whole frames that were no commits yet; `notes` say why. `checkpointed`: a checkpoint of that epoch followed.
     """
 
     clean: bool = True
