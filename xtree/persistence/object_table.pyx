@@ -243,6 +243,12 @@ cdef class ObjectTable:
             release(slabs)
         release_lines(self.shards)
 
+    cdef Row *row_of_shard(self, uint64_t handle) noexcept nogil:
+        cdef uint64_t shard = shard_of(handle), slot = slot_of(handle)
+        if slot - 1 >= load_acquire(&self.marks[shard]) - 1:
+            return NULL
+        return <Row *>load_acquire(&(<uint64_t *>self.slabs[shard])[slot >> SLAB_BITS]) + (slot & (SLAB_ROWS - 1))
+
     cdef uint64_t next_handle(self, uint64_t handle) noexcept nogil:
         cdef uint64_t shard = shard_of(handle), slot = slot_of(handle) + 1
         while shard < MAX_SHARDS:
