@@ -332,7 +332,7 @@ def _require_durable(epoch: int, superblock: SuperblockFile, manifest: Manifest)
 
 def _place_images(replay: Replay, data_files: DataFiles, writable: bool, report: RecoveryReport) -> None:
     """Checks every page that a log brought in, then puts the images of live ones where their rows say."""
-    if report.clean:
+    if not replay.frames:
         return
     replay.finish()
     number_of = data_files.file_of_window
