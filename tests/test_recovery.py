@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
-from pages import KIND, SMALL, after, history, put, random_changes, run_and_die, texts_of, write_steps
+from pages import KIND, SMALL, after, history, put, random_changes, run_and_die, small, texts_of, write_steps
 
+import xtree
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence import filenames
-from xtree.persistence.catalog import CatalogEntry
+from xtree.persistence import filenames, frame, wal_reader
+from xtree.persistence.catalog import CatalogEntry, encode_changes
 from xtree.persistence.crash_points import CRASH_POINTS, set_hook
 from xtree.persistence.frame import LOG_MAGIC
 from xtree.persistence.manifest import Manifest
+from xtree.persistence.page_checksum import page_crc
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
 
@@ -361,3 +365,186 @@ def test_pages_made_and_removed_until_their_tags_wrap_are_logged_once(tmp_path):
 
     run_and_die(str(path), churn, "nowhere", 1)
     assert reopened(path)[0] == {"a": "kept"}
+
+
+def log_changed_words(store, name: str, texts: list[str], damage: bool = False) -> None:
+    """Appends a frame for each text, which says by changed words what becomes of a page, in turns under two handles."""
+    journal, entry = store._journal, store.published.catalog.get(name)
+    row, node, epoch = store.table.describe(entry.root), entry.root, store.published.epoch
+    page = bytearray(struct.pack("<IIQBBHI", 0x47505458, row["crc"], node, KIND, 0, 1, 0) + store.read_page(node))
+    names = [node + (100 << 8), node]
+    for i, text in enumerate(texts):
+        base, words, epoch = struct.unpack_from("<I", page, 4)[0], text.encode().ljust(64, b"\0"), epoch + 1
+        new = names[i % 2] + i // 2 + i % 2  # the tag moves with each life
+        page[24:88] = words
+        struct.pack_into("<Q", page, 8, new)
+        struct.pack_into("<I", page, 4, page_crc(page))
+        payload = struct.pack("<HH", 3, 8) + words
+        delta = np.zeros(1, frame.DELTA)
+        for field, value in {
+            "node_id": new,
+            "epoch": epoch,
+            "op": frame.OP_BIRTH,
+            "kind": KIND,
+            "payload_form": frame.PAYLOAD_RANGES,
+            "file_number": journal.data_files.file_of_window[row["window"]],
+            "offset": row["offset"] + 4096 * (8 + i),
+            "page_crc": struct.unpack_from("<I", page, 4)[0] ^ damage,
+            "page_bytes": 4096,
+            "payload_bytes": len(payload),
+            "base_crc": base,
+            "replaces": node,
+        }.items():
+            delta[field] = value
+        catalog = encode_changes({name: CatalogEntry(name, "text", new, b"")})
+        journal.log.reserve(frame.frame_bytes(1, len(catalog), len(payload)))
+        journal.log.append(epoch, epoch, epoch - 1, [delta.tobytes()], catalog, 1, [payload], 1)
+        journal.log.sync()
+        node = new
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_pages_whose_changed_words_were_logged_are_rebuilt(tmp_path, mode):
+    path = tmp_path / "index"
+
+    def work(store, acknowledge):
+        put(store, {"a": "whole", "b": "beside it"})
+        log_changed_words(store, "a", [f"version {i}" for i in range(7)])
+        os._exit(42)
+
+    run_and_die(str(path), work, "nowhere", 1)
+    store = open_store(path, mode=mode, config=SMALL)
+    assert texts_of(store) == {"a": "version 6", "b": "beside it"}
+    assert (store.recovery.frames, store.recovery.deltas, store.recovery.images_written) == (8, 9, 2)
+    store.check()
+    store.close()
+    assert reopened(path)[0] == {"a": "version 6", "b": "beside it"}
+
+
+def test_a_rebuilt_page_with_another_crc_than_its_row_is_refused(tmp_path):
+    path = tmp_path / "index"
+
+    def work(store, acknowledge):
+        put(store, {"a": "whole"})
+        log_changed_words(store, "a", ["changed"], damage=True)
+        os._exit(42)
+
+    run_and_die(str(path), work, "nowhere", 1)
+    for mode in ("r", "a"):
+        with pytest.raises(CorruptionError, match=r"data-c0-.*offset \d+: page of node .* it has CRC"):
+            open_store(path, mode=mode, config=SMALL)
+
+
+def test_recovery_reports_what_it_read_and_wrote(tmp_path):
+    path, texts = crashed_index(tmp_path, commits=60)
+    log = files(path, filenames.parse_log)[-1]
+    store = open_store(path, mode="r", config=SMALL)
+    epoch, report = store.published.epoch, store.recovery
+    assert (report.clean, report.checkpointed, report.tail_bytes, report.notes) == (False, False, 0, [])
+    store.close()
+    end = max(i for i in range(0, os.path.getsize(log), 4096) if Path(log).read_bytes()[i : i + 4] == b"XTFR")
+    overwrite(log, end + 200, b"\xff" * 8)
+    store = open_store(path, config=SMALL)
+    report = store.recovery
+    assert report.epoch == store.published.epoch == epoch - 1
+    assert 0 < report.checkpoint_epoch < report.epoch and report.checkpointed and not report.clean
+    assert report.frames == report.epoch - report.checkpoint_epoch
+    assert report.deltas > report.frames and report.images_written > 0 and report.bytes_read > 4096 * report.frames
+    assert report.tail_bytes > 0 and report.unexposed_frames == 0 and report.seconds > 0
+    assert "torn tail" in report.notes[0] and "bad CRC" in report.notes[0] and log in report.notes[0]
+    assert store.stats()["recovery"] == report.as_dict()
+    store.close()
+    store = open_store(path, config=SMALL)
+    report = store.recovery
+    assert (report.clean, report.checkpointed, report.frames, report.images_written) == (True, False, 0, 0)
+    assert report.checkpoint_epoch == report.epoch == epoch - 1
+    store.close()
+
+
+def test_recovery_reports_frames_that_were_no_commits_yet(tmp_path):
+    path = tmp_path / "index"
+    run_and_die(str(path), work, "commit.synced", 20, small("strict"))
+    store = open_store(path, config=small("strict"))
+    assert store.recovery.unexposed_frames == 1 and store.recovery.tail_bytes > 0
+    assert "1 frames that were no commits yet" in store.recovery.notes[0]
+    store.close()
+
+
+@pytest.mark.parametrize("mode", ["r", "a"])
+def test_progress_rises_to_the_end(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(wal_reader, "CHUNK_BYTES", 16 << 10)
+    path, texts = crashed_index(tmp_path, commits=60)
+    calls = []
+    store = open_store(path, mode=mode, config=SMALL, progress=lambda *numbers: calls.append(numbers))
+    assert texts_of(store) == texts
+    store.close()
+    done, totals = zip(*calls, strict=True)
+    assert len(calls) > 5 and len(set(totals)) == 1
+    assert list(done) == sorted(done) and done[0] > 0 and done[-1] == totals[0] > 4096
+
+
+def test_what_progress_raises_ends_the_open_and_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(wal_reader, "CHUNK_BYTES", 16 << 10)
+    path, texts = crashed_index(tmp_path, commits=60)
+    before = {name: (path / name).read_bytes() for name in os.listdir(path) if name != filenames.LOCK}
+    for nth in range(1, 8):
+        left = nth
+
+        def enough(done, total):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            open_store(path, config=SMALL, progress=enough)
+        assert {name: (path / name).read_bytes() for name in os.listdir(path) if name != filenames.LOCK} == before
+    assert reopened(path)[0] == texts
+
+
+def test_progress_of_an_open_tree_and_runtime(tmp_path):
+    with xtree.open(tmp_path / "index", dims=2) as tree:
+        tree.insert(1, (0, 0, 1, 1))
+    for opened in (xtree.open, xtree.Runtime):
+        calls = []
+        opened(tmp_path / "index", progress=lambda *numbers, calls=calls: calls.append(numbers)).close()
+        assert calls[-1][0] == calls[-1][1] > 4096
+
+
+def test_pages_in_many_shards_survive_a_crash_and_a_clean_close(tmp_path):
+    config = small("balanced", shard_rows=3)
+    path = tmp_path / "index"
+
+    def many(store, acknowledge):
+        for i in range(40):
+            put(store, {f"name-{i}": f"text {i}", f"name-{i // 2}": f"again {i}"})
+            if i == 25:
+                store.checkpoint()
+        os._exit(42)
+
+    run_and_die(str(path), many, "nowhere", 1, config)
+    texts = None
+    for _ in range(3):
+        store = open_store(path, config=config)
+        assert len(store.table.stats()["shards"]) > 8
+        assert sum(shard["live"] > 0 for shard in store.table.stats()["shards"]) > 8
+        store.check()
+        assert texts in (None, texts_of(store)) and len(texts_of(store)) == 40
+        put(store, {"last": "one more"})
+        put(store, {"last": None})
+        texts = texts_of(store)
+        store.close()
+
+
+def test_a_tree_whose_pages_are_in_many_shards_is_right(tmp_path):
+    boxes = np.random.default_rng(3).random((3000, 2)).repeat(2, axis=1)[:, [0, 2, 1, 3]]
+    config = xtree.Config(shard_rows=5)
+    with xtree.open(tmp_path / "index", dims=2, config=config) as tree:
+        for first in range(0, 3000, 100):
+            tree.insert_many(np.arange(first, first + 100), boxes[first : first + 100])
+        tree.check()
+    with xtree.open(tmp_path / "index", config=config) as tree:
+        assert len(tree.runtime.stats()["object_table"]["shards"]) > 8
+        tree.check()
+        assert tree.count((0, 0, 1, 1)) == 3000
+        assert sorted(tree.query((0, 0, 0.5, 1))) == np.flatnonzero(boxes[:, 0] <= 0.5).tolist()

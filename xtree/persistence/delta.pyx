@@ -3,9 +3,12 @@
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
+from xtree.persistence.frame_layout cimport (
+    FIRST_WORD, OP_BIRTH, OP_RETIRE, PAYLOAD_RANGES, PAYLOAD_WHOLE, Delta, Range,
+)
 from xtree.persistence.mmap_windows cimport offset_of, window_of
 from xtree.persistence.node_id cimport handle_of
 from xtree.persistence.object_table cimport Row, class_of, kind_of
@@ -13,41 +16,9 @@ from xtree.persistence.page cimport class_bytes
 from xtree.persistence.store cimport resolve
 from xtree.persistence.write_set cimport WriteSet
 
-cdef enum:                          # as stored: docs/format.md. Never renumber.
-    BIRTH = 1
-    RETIRE = 2
-    PAYLOAD_NONE = 0
-    PAYLOAD_WHOLE = 1
-    PAYLOAD_RANGES = 2
 
 cdef enum:
-    IDENTITY_WORDS = 2              # magic, CRC and NodeID of a page: the delta says them
     STRIDE = 16                     # words that are compared at once
-
-
-cdef struct Delta:
-    uint64_t node_id
-    uint64_t epoch
-    uint8_t op
-    uint8_t kind
-    uint8_t size_class
-    uint8_t payload_form
-    uint32_t file_number
-    uint64_t offset
-    uint32_t page_crc
-    uint32_t page_bytes
-    uint64_t payload_offset
-    uint32_t payload_bytes
-    uint32_t base_crc
-    uint64_t replaces
-
-
-cdef struct Range:                  # followed by the words
-    uint16_t first_word
-    uint16_t word_count
-
-
-assert sizeof(Delta) == 64 and sizeof(Range) == 4
 
 
 def touched_windows(WriteSet ws, uint64_t smallest_page=0):
@@ -93,7 +64,7 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
         count += 1
         delta.node_id = ws.made[i].node
         delta.epoch = epoch
-        delta.op = BIRTH
+        delta.op = OP_BIRTH
         delta.kind = kind_of(row.word)
         delta.size_class = class_of(row.word)
         delta.file_number = file_numbers[window_of(row.address)]
@@ -140,7 +111,7 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
         count += 1
         delta.node_id = ws.retired[i]
         delta.epoch = epoch
-        delta.op = RETIRE
+        delta.op = OP_RETIRE
         delta.kind = kind_of(row.word)
         delta.size_class = class_of(row.word)
     if <Py_ssize_t>(count * sizeof(Delta)) < len(deltas):
@@ -154,7 +125,7 @@ cdef Py_ssize_t changed_ranges(const char *before, const char *after, uint64_t s
     there is no room for them."""
     cdef const uint64_t *a = <const uint64_t *>before
     cdef const uint64_t *b = <const uint64_t *>after
-    cdef uint64_t words = size // sizeof(uint64_t), i = IDENTITY_WORDS, first
+    cdef uint64_t words = size // sizeof(uint64_t), i = FIRST_WORD, first
     cdef Py_ssize_t used = 0, length
     while i < words:
         if a[i] == b[i]:

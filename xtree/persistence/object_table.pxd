@@ -20,7 +20,7 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from xtree.persistence.atomics cimport load_acquire
-from xtree.persistence.node_id cimport MAX_SHARDS, NodeID, shard_of, slot_of
+from xtree.persistence.node_id cimport MAX_SHARDS, NodeID
 from xtree.persistence.row cimport (
     STATE_FREE, STATE_LIVE, STATE_RESERVED, STATE_RETIRED, WORD_TAG, WORD_VERIFIED, Row, class_of, kind_of, state_of,
 )
@@ -50,11 +50,12 @@ cdef class ObjectTable:
 
     cdef inline Row *row(self, uint64_t handle) noexcept nogil:
         """The row of a handle, NULL for one that was never given out (any 56-bit value may be asked for)."""
-        cdef uint64_t shard = shard_of(handle), slot = slot_of(handle)
-        if slot - 1 >= load_acquire(&self.marks[shard]) - 1:    # slot 0 is above every mark then
-            return NULL
-        return <Row *>load_acquire(&(<uint64_t *>self.slabs[shard])[slot >> SLAB_BITS]) + (slot & (SLAB_ROWS - 1))
+        if handle - 1 < load_acquire(&self.marks[0]) - 1:       # in the first shard; 0 is above every mark then
+            return <Row *>load_acquire(&(<uint64_t *>self.slabs[0])[handle >> SLAB_BITS]) + (handle & (SLAB_ROWS - 1))
+        return self.row_of_shard(handle)
 
+    # The same for a handle of any shard.
+    cdef Row *row_of_shard(self, uint64_t handle) noexcept nogil
     # The handle given out behind this one, shard by shard; 0 behind the last, and the first of all behind 0.
     cdef uint64_t next_handle(self, uint64_t handle) noexcept nogil
     # How many handles were given out in the shards before each one, and in all: MAX_SHARDS + 1 numbers.

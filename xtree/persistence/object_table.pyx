@@ -243,6 +243,12 @@ cdef class ObjectTable:
             release(slabs)
         release_lines(self.shards)
 
+    cdef Row *row_of_shard(self, uint64_t handle) noexcept nogil:
+        cdef uint64_t shard = shard_of(handle), slot = slot_of(handle)
+        if slot - 1 >= load_acquire(&self.marks[shard]) - 1:
+            return NULL
+        return <Row *>load_acquire(&(<uint64_t *>self.slabs[shard])[slot >> SLAB_BITS]) + (slot & (SLAB_ROWS - 1))
+
     cdef uint64_t next_handle(self, uint64_t handle) noexcept nogil:
         cdef uint64_t shard = shard_of(handle), slot = slot_of(handle) + 1
         while shard < MAX_SHARDS:
@@ -384,7 +390,7 @@ cdef class ObjectTable:
         CorruptionError is raised. MemoryError, CapacityError; after an error the table is of no use.
         """
         cdef Py_buffer view
-        cdef uint64_t shard, count, at = 0, total = 0
+        cdef uint64_t shard, count, at = 0
         if self.high_water != 1:
             raise RuntimeError("rows can be restored into an empty table only")
         counts = [int(count) for count in counts]

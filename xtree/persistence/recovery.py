@@ -45,7 +45,7 @@ class RecoveryReport:
 
     `clean`: the index had been closed. `checkpoint_epoch`, `epoch`: from where to where it went. `bytes_read`: of the
     checkpoint and of frames. Dropped: `tail_bytes` behind the end of the last log, of which `unexposed_frames` are
-    whole frames that were no commits yet; `notes` say why. `checkpointed`: a checkpoint of the recovered epoch followed.
+    whole frames that were no commits yet; `notes` say why. `checkpointed`: a checkpoint of that epoch followed.
     """
 
     clean: bool = True
@@ -335,7 +335,7 @@ def _require_durable(epoch: int, superblock: SuperblockFile, manifest: Manifest)
 
 def _place_images(replay: Replay, data_files: DataFiles, writable: bool, report: RecoveryReport) -> None:
     """Checks every page that a log brought in, then puts the images of live ones where their rows say."""
-    if report.clean:
+    if not replay.frames:
         return
     replay.finish()
     number_of = data_files.file_of_window
