@@ -6,7 +6,7 @@ import dataclasses
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -30,7 +30,8 @@ class Runtime:
     path: the directory. mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. durability: what
     a commit outlives once it has returned: with "balanced" (the default) and "strict" the process's death and a power
     loss, with "eventual" the process's death; any open may choose another. config: an `xtree.Config`. timeout: seconds
-    to wait for another process's lock.
+    to wait for another process's lock. on_error: called with the exception, from a thread in the background, when a
+    checkpoint fails there; nothing that was committed is lost then, and it is tried again.
 
     Raises FileNotFoundError, FileExistsError, LockedError while another handle is open, CorruptionError,
     FormatVersionError, OSError, ValueError for an unknown mode or durability. Any thread may use it. A context manager,
@@ -44,9 +45,14 @@ class Runtime:
         durability: str | None = None,
         config: Config | None = None,
         timeout: float | None = 0,
+        on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
         settings = _settings(config, durability)
-        store = open_store(as_path(path), mode=_mode(mode), config=settings, timeout=as_timeout(timeout))
+        if on_error is not None and not callable(on_error):
+            raise TypeError(f"on_error must be callable or None, not {on_error!r}")
+        store = open_store(
+            as_path(path), mode=_mode(mode), config=settings, timeout=as_timeout(timeout), on_error=on_error
+        )
         self._store = store
         self._forest = Forest(store, settings)
         # Weak, so that the last handle forgotten closes an index that nobody closed.
@@ -154,6 +160,7 @@ def open(
     durability: str | None = None,
     timeout: float | None = 0,
     config: Config | None = None,
+    on_error: Callable[[BaseException], object] | None = None,
 ) -> XTree:
     """Opens the durable tree at `path`: the tree "default" of a Runtime of its own, `tree.runtime`.
 
@@ -165,7 +172,7 @@ def open(
     settings = _settings(config, durability)
     if wanted is None and _mode(mode) in ("a", "x") and not exists(path):
         raise ValueError(f"there is no index at {os.fsdecode(path)!r}; give dims= to make one")
-    runtime = Runtime(path, mode, None, settings, timeout)
+    runtime = Runtime(path, mode, None, settings, timeout, on_error)
     try:
         return runtime._handle(runtime._forest.find_or_make(DEFAULT_NAME, wanted), True)
     except BaseException:

@@ -72,7 +72,7 @@ class DataFiles:
         take_number: Callable[[], int],
     ) -> None:
         self.windows = windows
-        self.manifest_needed = False  # a file was made that no durable manifest lists
+        self.listed = 0  # files that the durable manifest lists
         self.report_failed_sync: Callable[[BaseException], None] = lambda error: None
         self.file_of_window: list[int] = []  # number of the file behind each window; IN_MEMORY for none
         self._fs = fs
@@ -106,6 +106,7 @@ class DataFiles:
                 size = entry.synced_bytes
             data_file = DataFile(file, entry.number, entry.size_class, size, min(found, entry.synced_bytes))
             data_file.changed = found < size
+            self.listed += 1
             return self._add(data_file)
         except BaseException:
             file.close()
@@ -148,7 +149,6 @@ class DataFiles:
             self._fs.sync_directory(self._directory)
             reach("data.header_synced")
             window = self._add(DataFile(file, number, size_class, first, first))
-            self.manifest_needed = True
         except (OSError, MemoryError) as error:
             file.close()
             with contextlib.suppress(OSError):
@@ -205,6 +205,11 @@ class DataFiles:
         return synced
 
     # What others want to know.
+
+    @property
+    def manifest_needed(self) -> bool:
+        """Whether there is a file that no durable manifest lists."""
+        return len(self._files) > self.listed
 
     def entries(self) -> list[DataFileEntry]:
         """The files for the manifest, by number, with sizes that are on the disk."""

@@ -9,6 +9,7 @@ from typing import Any
 from xtree.errors import StoreFailedError
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.checkpoint_coordinator import Coordinator
+from xtree.persistence.checkpointer import OnError
 from xtree.persistence.clock import Clock
 from xtree.persistence.commit_queue import uninterrupted
 from xtree.persistence.config import PAGE_BYTES
@@ -25,7 +26,9 @@ from xtree.persistence.write_set import WriteSet
 class DurableStore(Store):
     """The store of one directory. Made by persistence.runtime.open_store, which holds the directory's lock."""
 
-    def __init__(self, recovered: Recovered, lock: Lock, read_only: bool, clock: Clock) -> None:
+    def __init__(
+        self, recovered: Recovered, lock: Lock, read_only: bool, clock: Clock, on_error: OnError | None = None
+    ) -> None:
         journal = recovered.journal
         self.recovery = recovered.report
         self._journal = journal
@@ -43,7 +46,7 @@ class DurableStore(Store):
             read_only,
         )
         self._learn_file_ends()
-        self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock)
+        self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock, on_error)
         if recovered.needs_checkpoint and not read_only:
             self._coordinator.end_recovery()
 
@@ -65,6 +68,13 @@ class DurableStore(Store):
         with self.call():
             self.require_writable()
             self._coordinator.submit_checkpoint()
+
+    def wait_for_room(self, timeout: float | None = None) -> None:
+        """Waits while more log than Config.log_limit_bytes is in no checkpoint: before a write, and before any lock.
+
+        timeout: seconds, None for Config.backpressure_timeout_s. Raises TimeoutError, ClosedError, StoreFailedError.
+        """
+        self._coordinator.checkpointer.wait_for_room(timeout)
 
     def check(self) -> None:
         """Verifies table, allocator, their agreement, and every live page's CRC. Raises CorruptionError."""
@@ -94,8 +104,8 @@ class DurableStore(Store):
     # What Store asks for.
 
     def _waits_for_itself(self) -> bool:
-        # The leader comes here in a finalizer that garbage collection runs.
-        return super()._waits_for_itself() or self._coordinator.leads_here()
+        # Its own threads come here in a finalizer that garbage collection runs, or in the callback for errors.
+        return super()._waits_for_itself() or self._coordinator.works_here()
 
     def _before_write(self) -> None:
         if not self._allocator_ready:

@@ -10,6 +10,7 @@ from typing import Any
 
 from xtree.errors import CorruptionError
 from xtree.persistence import filenames
+from xtree.persistence.checkpointer import OnError
 from xtree.persistence.clock import Clock
 from xtree.persistence.config import Config
 from xtree.persistence.crash_points import reach
@@ -56,12 +57,14 @@ def open_store(
     timeout: float | None = 0,
     fs: FileSystem | None = None,
     clock: Clock | None = None,
+    on_error: OnError | None = None,
 ) -> DurableStore:
     """Opens, or makes, the store in a directory.
 
     mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. timeout: seconds to wait for the
-    directory's lock, None for ever. Raises FileNotFoundError, FileExistsError, NotADirectoryError, LockedError,
-    CorruptionError, FormatVersionError, OSError, ValueError.
+    directory's lock, None for ever. on_error: called with the exception when a checkpoint, or making the next log,
+    fails in the background, in the thread where it failed; it can't wait for a checkpoint. Raises FileNotFoundError,
+    FileExistsError, NotADirectoryError, LockedError, CorruptionError, FormatVersionError, OSError, ValueError.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
@@ -80,18 +83,24 @@ def open_store(
         _require_mode(directory, mode, born)
         if not born:
             _create(fs, directory, config)
-        return _open_locked(fs, directory, config, lock, read_only, clock or Clock())
+        return _open_locked(fs, directory, config, lock, read_only, clock or Clock(), on_error)
     except BaseException:
         lock.release()
         raise
 
 
 def _open_locked(
-    fs: FileSystem, directory: str, config: Config, lock: Any, read_only: bool, clock: Clock
+    fs: FileSystem,
+    directory: str,
+    config: Config,
+    lock: Any,
+    read_only: bool,
+    clock: Clock,
+    on_error: OnError | None,
 ) -> DurableStore:
     recovered = recover(fs, directory, config, writable=not read_only)
     try:
-        return DurableStore(recovered, lock, read_only, clock)
+        return DurableStore(recovered, lock, read_only, clock, on_error)
     except BaseException:
         recovered.journal.data_files.windows.unmap_all()
         recovered.journal.close()
