@@ -20,11 +20,21 @@ SMALL = Config(
     max_payload_in_wal=16 << 10,
     bulk_payload_limit=64 << 10,
     checkpoint_log_bytes=256 << 10,
+    checkpoint_burst_log_bytes=256 << 10,
+    checkpoint_min_interval_s=0.0,
     wal_fill_bytes=32 << 10,
     wal_fill_limit_bytes=64 << 10,
+    wal_segment_bytes=128 << 10,
     epoch_stride=100,
     reserve_bytes=0,
 )
+
+ONE_LONG_LOG = {
+    "wal_fill_bytes": 4 << 20,
+    "wal_fill_limit_bytes": 4 << 20,
+    "wal_segment_bytes": 4 << 20,
+    "checkpoint_log_bytes": 16 << 20,
+}
 
 MODES = ("strict", "balanced", "eventual")
 
@@ -43,6 +53,28 @@ class SteppingClock(Clock):
 
     def get(self, items, timeout):
         return items.get()
+
+
+class ManualClock(Clock):
+    """Time that a test moves. Who waits looks again when something happens, and in `advance`."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self):
+        return self.time
+
+    def get(self, items, timeout):
+        return items.get() if timeout is None or timeout > 0 or not items.empty() else None
+
+    def wait(self, condition, timeout):
+        return condition.wait()
+
+    def advance(self, store, seconds: float) -> None:
+        """Moves time on, and returns when what is due then has been done."""
+        self.time += seconds
+        store._coordinator._queue.wake()
+        settle(store)
 
 
 def small(mode: str, **fields) -> Config:
@@ -88,12 +120,22 @@ def after(texts: Texts, changes: dict[str, str | None]) -> Texts:
     return {name: text for name, text in merged.items() if text is not None}
 
 
+def settle(store) -> None:
+    """Returns when the threads in the background have done what the commits so far have made due."""
+    store._coordinator.between_groups(lambda: None)
+    store._coordinator.checkpointer.call(lambda: None)
+
+
 def write_steps(store, seed: int, first: int, steps: int, acknowledge: Callable[[int], None]) -> None:
-    """Commits steps first .. first + steps - 1 of a seeded history; now and then large pages, and a checkpoint."""
+    """Commits steps first .. first + steps - 1 of a seeded history; now and then large pages, and a checkpoint.
+
+    After each of them the background settles, so that every run reaches the same crash points.
+    """
     for step in range(first, first + steps):
         rng = random.Random(f"{seed}/{step}")
         put(store, random_changes(rng, step), size_class=rng.choice((0, 0, 0, 1, 3)))
         acknowledge(step)
+        settle(store)
         if step % 23 == 22:
             store.checkpoint()
 

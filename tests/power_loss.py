@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from xtree.persistence.filenames import LOCK
@@ -39,36 +41,47 @@ class ForgetfulFileSystem(FileSystem):
         found = [path for path in directory.iterdir() if path.name != LOCK] if directory.exists() else []
         self.names: dict[str, Node] = {path.name: Node(path.read_bytes()) for path in found}
         self.durable_names: dict[str, Node] = dict(self.names)
+        self.busy = threading.RLock()  # a power loss comes between two calls, whichever threads make them
         self.pending: list[tuple[str, str, Node | None]] = []  # ("set" | "drop", name, node) since the directory's sync
 
     def open(self, path, mode):
-        real = super().open(path, mode)
-        name = os.path.basename(path)
-        if mode == "create":
-            self._record("set", name, Node())
-        return WatchedFile(real.path, os.dup(real.fileno()), self.names[name])
+        with self.busy:
+            real = super().open(path, mode)
+            name = os.path.basename(path)
+            if mode == "create":
+                self._record("set", name, Node())
+            watched = WatchedFile(real.path, os.dup(real.fileno()), self.names[name], self.busy)
+            real.close()
+            return watched
 
     def sync_directory(self, path):
-        super().sync_directory(path)
-        if os.fspath(path) == self.directory:
-            self.durable_names = dict(self.names)
-            self.pending.clear()
+        with self.busy:
+            super().sync_directory(path)
+            if os.fspath(path) == self.directory:
+                self.durable_names = dict(self.names)
+                self.pending.clear()
 
     def replace(self, source, target):
-        super().replace(source, target)
-        node = self.names[os.path.basename(source)]
-        self._record("drop", os.path.basename(source), None)
-        self._record("set", os.path.basename(target), node)
+        with self.busy:
+            super().replace(source, target)
+            node = self.names[os.path.basename(source)]
+            self._record("drop", os.path.basename(source), None)
+            self._record("set", os.path.basename(target), node)
 
     def unlink(self, path):
-        name = os.path.basename(path)
-        node = self.names[name]
-        node.last = Path(path).read_bytes()
-        super().unlink(path)
-        self._record("drop", name, None)
+        with self.busy:
+            name = os.path.basename(path)
+            node = self.names[name]
+            node.last = Path(path).read_bytes()
+            super().unlink(path)
+            self._record("drop", name, None)
 
     def power_loss(self, target: Path, rng: random.Random) -> None:
         """Make a directory as it might be found when the power comes back."""
+        with self.busy:
+            self._power_loss(target, rng)
+
+    def _power_loss(self, target: Path, rng: random.Random) -> None:
         left = dict(self.durable_names)
         for what, name, node in self.pending[: rng.randint(0, len(self.pending))]:
             if what == "set":
@@ -95,12 +108,28 @@ class ForgetfulFileSystem(FileSystem):
 class WatchedFile(File):
     """A file whose syncs are remembered, with all that the mappings of it have changed."""
 
-    __slots__ = ("node",)
+    __slots__ = ("node", "busy")
 
-    def __init__(self, path: str, fd: int, node: Node) -> None:
+    def __init__(self, path: str, fd: int, node: Node, busy: threading.RLock) -> None:
         super().__init__(path, fd)
         self.node = node
+        self.busy = busy
 
     def sync(self):
-        super().sync()
-        self.node.durable = Path(f"/proc/self/fd/{self.fileno()}").read_bytes()
+        with self.busy:
+            super().sync()
+            self.node.durable = Path(f"/proc/self/fd/{self.fileno()}").read_bytes()
+
+
+def _locked(name: str) -> Callable[..., object]:
+    original = getattr(File, name)
+
+    def call(self: WatchedFile, *args: object) -> object:
+        with self.busy:
+            return original(self, *args)
+
+    return call
+
+
+for _name in ("pwrite", "pwritev", "fill", "truncate", "reserve"):
+    setattr(WatchedFile, _name, _locked(_name))

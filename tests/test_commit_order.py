@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from pages import KIND, SMALL, put, run_and_die, texts_of
+from pages import KIND, SMALL, SteppingClock, put, run_and_die, settle, texts_of
 
 from xtree.errors import CorruptionError
 from xtree.persistence import filenames
@@ -154,10 +154,11 @@ def test_a_checkpoint_of_what_has_not_changed_writes_nothing(tmp_path):
 
 
 def test_nothing_is_reclaimed_that_was_retired_after_the_durable_epoch(tmp_path):
-    store = open_store(tmp_path / "index", config=SMALL)
+    store = open_store(tmp_path / "index", config=SMALL, clock=SteppingClock(0.0))
     put(store, {"a": "1"})
     pin = store.pin()
     epoch = put(store, {"a": "2"})
+    settle(store)
     pin.release()
     assert store.reclaim(epoch - 1) == 0
     assert store.reclaim(epoch) == 1

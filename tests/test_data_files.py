@@ -135,7 +135,7 @@ def test_a_failed_sync_is_never_repeated(files, monkeypatch):
 
 def test_a_full_disk_is_an_error_that_changes_nothing(files, tmp_path, monkeypatch):
     window, _, usable, _ = files.new_window(0)
-    files.manifest_needed = False
+    files.listed = len(files.entries())
     monkeypatch.setattr(File, "_allocate", full)
     monkeypatch.setattr(File, "_write_once", full)
     for grow in (lambda: files.extend(window, usable + 4096), lambda: files.new_window(1)):

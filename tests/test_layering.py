@@ -28,7 +28,8 @@ LAYERS = [
      "persistence.frame", "persistence.open_files", "persistence.frame_layout", "persistence.frame_run"},
     # 5 order: when things happen and in which order
     {"persistence.checkpoint_coordinator", "persistence.recovery", "persistence.replay", "persistence.scan",
-     "persistence.journal", "persistence.commit_queue"},
+     "persistence.journal", "persistence.commit_queue", "persistence.checkpointer", "persistence.checkpoint_policy",
+     "persistence.backpressure", "persistence.log_gc", "persistence.reclaimer"},
     # 6 store: the whole substrate behind a few verbs, and named roots
     {"persistence.store", "persistence.write_set", "persistence.memory_store", "persistence.durable_store",
      "persistence.delta", "persistence.runtime", "persistence.page_copy",

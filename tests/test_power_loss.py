@@ -26,10 +26,12 @@ class PowerLosses:
         self.left = []
 
     def __call__(self, point):
-        if self.rng.random() < self.share:
-            target = self.where.with_name(f"{self.where.name}-{len(self.left)}")
-            self.fs.power_loss(target, self.rng)
-            self.left.append((target, point, self.promised))
+        with self.fs.busy:
+            if self.rng.random() < self.share:
+                target = self.where.with_name(f"{self.where.name}-{len(self.left)}")
+                promised = self.promised
+                self.fs.power_loss(target, self.rng)
+                self.left.append((target, point, promised))
 
 
 def written_with_losses(path, seed, states):

@@ -1,12 +1,14 @@
 """The superblock: two copies, of which one is always whole on the disk; epochs that never regress."""
 
+import contextlib
 import dataclasses
+import errno
 import os
 import random
 
 import pytest
 
-from xtree.errors import CorruptionError, FormatVersionError
+from xtree.errors import CorruptionError, FormatVersionError, StoreFailedError
 from xtree.persistence import crash_points, superblock
 from xtree.persistence.file_header import HEADER_BYTES, pack_header
 from xtree.persistence.filenames import SUPERBLOCK
@@ -110,11 +112,33 @@ def test_values_that_cannot_be_right_are_corruption_even_with_a_right_crc(body):
 
 @pytest.mark.parametrize("changes", [{"epoch": 4}, {"durable_epoch": 3}, {"epoch_ceiling": 99}])
 def test_an_epoch_never_regresses(fs, path, changes):
-    before = path.read_bytes()
-    file = SuperblockFile.open(fs, path.parent, writable=True)
-    with pytest.raises(ValueError, match=r"regress|order"):
+    with contextlib.closing(SuperblockFile.open(fs, path.parent, writable=True)) as file:
+        before = file.value
         file.publish(sync=True, **changes)
-    file.close()
+    with contextlib.closing(SuperblockFile.open(fs, path.parent, writable=False)) as file:
+        assert file.value == dataclasses.replace(before, generation=before.generation + 1)
+
+
+def test_epochs_out_of_order_are_refused_and_nothing_is_written(fs, path):
+    before = path.read_bytes()
+    with contextlib.closing(SuperblockFile.open(fs, path.parent, writable=True)) as file, pytest.raises(ValueError):
+        file.publish(sync=True, durable_epoch=file.value.epoch + 1)
+    assert path.read_bytes() == before
+
+
+def test_after_a_failed_sync_the_superblock_is_not_written_again(fs, path, monkeypatch):
+    def fail(self):
+        raise SyncFailedError(errno.EIO, "lost", self.path)
+
+    with contextlib.closing(SuperblockFile.open(fs, path.parent, writable=True)) as file:
+        ceiling = file.value.epoch_ceiling
+        with monkeypatch.context() as failing:
+            failing.setattr(File, "sync", fail)
+            with pytest.raises(SyncFailedError):
+                file.publish(sync=True, epoch_ceiling=ceiling + 1)
+        before = path.read_bytes()
+        with pytest.raises(StoreFailedError):
+            file.publish(sync=True, epoch_ceiling=ceiling + 2)
     assert path.read_bytes() == before
 
 

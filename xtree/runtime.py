@@ -37,7 +37,9 @@ class Runtime:
     a commit outlives once it has returned: with "balanced" (the default) and "strict" the process's death and a power
     loss, with "eventual" the process's death; any open may choose another. config: an `xtree.Config`. timeout: seconds
     to wait for another process's lock. progress: called as progress(bytes read, bytes to read) while the state is read,
-    which takes time after a crash; what it raises ends the open, and nothing is lost.
+    which takes time after a crash; what it raises ends the open, and nothing is lost. on_error: called with the
+    exception, from a thread in the background, when a checkpoint fails there; nothing that was committed is lost then,
+    and it is tried again.
 
     Raises FileNotFoundError, FileExistsError, LockedError while another handle is open, CorruptionError,
     FormatVersionError, OSError, ValueError for an unknown mode or durability. Any thread may use it. A context manager,
@@ -52,10 +54,18 @@ class Runtime:
         config: Config | None = None,
         timeout: float | None = 0,
         progress: Callable[[int, int], object] | None = None,
+        on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
         settings = _settings(config, durability)
+        if on_error is not None and not callable(on_error):
+            raise TypeError(f"on_error must be callable or None, not {on_error!r}")
         store = open_store(
-            as_path(path), mode=_mode(mode), config=settings, timeout=as_timeout(timeout), progress=progress
+            as_path(path),
+            mode=_mode(mode),
+            config=settings,
+            timeout=as_timeout(timeout),
+            progress=progress,
+            on_error=on_error,
         )
         self._store = store
         self._forest = Forest(store, settings)
@@ -222,6 +232,7 @@ def open(
     timeout: float | None = 0,
     config: Config | None = None,
     progress: Callable[[int, int], object] | None = None,
+    on_error: Callable[[BaseException], object] | None = None,
 ) -> XTree:
     """Opens the durable tree at `path`: the tree "default" of a Runtime of its own, `tree.runtime`.
 
@@ -233,7 +244,7 @@ def open(
     settings = _settings(config, durability)
     if wanted is None and _mode(mode) in ("a", "x") and not exists(path):
         raise ValueError(f"there is no index at {os.fsdecode(path)!r}; give dims= to make one")
-    runtime = Runtime(path, mode, None, settings, timeout, progress)
+    runtime = Runtime(path, mode, None, settings, timeout, progress, on_error)
     try:
         return runtime._handle(runtime._forest.find_or_make(DEFAULT_NAME, wanted), True)
     except BaseException:

@@ -1,8 +1,8 @@
-"""The coordinator: one thread, the leader, carries every commit and every checkpoint to disk.
+"""The coordinator: one thread, the leader, carries commits to disk, and whatever must happen between two groups.
 
-The two methods that matter read top to bottom: `_write_group` (write, sync, publish, in each durability mode)
-and `checkpoint` (close the log, copy, sync data, write the checkpoint, manifest, superblock, collect garbage). Python
-handles signals in the main thread only, so nothing interrupts the leader between two of these steps.
+The method that matters reads top to bottom: `_write_group` (write, sync, publish, in each durability mode). Checkpoints
+are the checkpointer's. Python handles signals in the main thread only, so nothing interrupts the leader between two of
+these steps.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from xtree.errors import StoreFailedError
-from xtree.persistence import checkpoint as checkpoints
 from xtree.persistence.catalog import Catalog, encode_changes
+from xtree.persistence.checkpointer import Checkpointer, OnError
 from xtree.persistence.clock import Clock
 from xtree.persistence.commit_queue import CommitQueue, Request, carry, outcome_of, uninterrupted
 from xtree.persistence.crash_points import reach
 from xtree.persistence.frame import frame_bytes
 from xtree.persistence.journal import Journal
 from xtree.persistence.platform_fs import SyncFailedError
-from xtree.persistence.wal import PlannedFrame
+from xtree.persistence.wal import LogWriter, PlannedFrame
 
 if TYPE_CHECKING:
     from xtree.persistence.durable_store import DurableStore
 
 log = logging.getLogger("xtree")
 
+T = TypeVar("T")
+
 NO_TURN = contextlib.nullcontext()
-RECLAIM_LIMIT = 4096  # pages freed after one group at most, beyond twice what it retired
 
 
 @dataclass
@@ -64,15 +65,14 @@ class Counters:
     wal_syncs: int = 0
     wal_bytes: int = 0
     commit_seconds: float = 0.0
-    checkpoints: int = 0
-    checkpoint_seconds: float = 0.0
-    checkpoint_failures: int = 0
 
 
 class Coordinator:
     """Owns the journal while the store is open for writing. submit_* may be called from any thread."""
 
-    def __init__(self, store: DurableStore, journal: Journal, following_epoch: int, clock: Clock) -> None:
+    def __init__(
+        self, store: DurableStore, journal: Journal, following_epoch: int, clock: Clock, on_error: OnError | None
+    ) -> None:
         self.store = store
         self.journal = journal
         self.following_epoch = following_epoch
@@ -88,6 +88,7 @@ class Coordinator:
         self._turn = threading.Lock()  # held by who writes to the journal: the leader, or a thread that commits alone
         self._waits_for_turn = journal.config.durability == "eventual"
         self._carries_alone = journal.config.durability != "strict" and not journal.config.group_window_ms
+        self.checkpointer = Checkpointer(self, clock, on_error)
         journal.data_files.report_failed_sync = self.poison
 
     # Called by users' threads.
@@ -103,15 +104,32 @@ class Coordinator:
         return int(self._queue.submit(request))
 
     def submit_checkpoint(self) -> None:
-        """Has the leader take a checkpoint and waits for it."""
+        """Has a checkpoint taken of all that is committed, and waits for it; does nothing when there is one."""
+        if self.store.published.epoch != self.journal.checkpoint_epoch:
+            self._ensure_leader()
+            self.checkpointer.request()
+
+    def between_groups(self, function: Callable[[], T]) -> T:
+        """Has the leader call a function between two groups, and waits: returns its result, or raises its error.
+
+        The leader itself calls it at once. A failed sync in it poisons. Raises StoreFailedError for a store that is
+        poisoned.
+        """
+        if self.leads_here():
+            return function()
         self._ensure_leader()
-        self._queue.submit(Request("checkpoint"))
+        result: T = self._queue.submit(Request("call", None, function))
+        return result
 
     def submit_close(self) -> None:
-        """Has the leader finish cleanly (final checkpoint, trimmed files), and ends it."""
+        """Ends the checkpointer, has the leader finish cleanly (final checkpoint, trimmed files), and ends it."""
+        uninterrupted(self._close)
+
+    def _close(self) -> None:
+        self.checkpointer.stop()
         if self._thread is None and self._finished:
             return
-        self._ensure_leader()
+        self._start_leader()
         try:
             self._queue.submit(Request("close"))
         finally:
@@ -122,18 +140,24 @@ class Coordinator:
         """Whether the calling thread is the leader."""
         return threading.current_thread() is self._thread
 
+    def works_here(self) -> bool:
+        """Whether the calling thread is the leader or the checkpointer, which can't wait for its own end."""
+        return self.leads_here() or self.checkpointer.works_here()
+
     def poison(self, error: BaseException) -> None:
         """Refuses every later write: something that must reach the disk may not have."""
         if self.failure is None:
             self.failure = error
             log.error("xtree: %s failed and takes no more writes: %s", self.store.path, error)
         self.store._poison()
+        self.checkpointer.wake_waiting()
 
     def stats(self) -> dict[str, Any]:
         """Counters, the log and the last failure, as a dict."""
         writer = self.journal.log
         return {
             **vars(self.counters),
+            **self.checkpointer.stats(),
             "waiting": self._queue.waiting + self._queue.carried,
             "durable_epoch": self.durable_epoch,
             "checkpoint_epoch": self.journal.checkpoint_epoch,
@@ -149,7 +173,12 @@ class Coordinator:
 
     def _ensure_leader(self) -> None:
         if self._thread is None:
-            uninterrupted(self._start_leader)
+            uninterrupted(self._start_threads)
+
+    def _start_threads(self) -> None:
+        with self._start:
+            self.checkpointer.start()
+        self._start_leader()
 
     def _start_leader(self) -> None:
         with self._start:
@@ -170,12 +199,11 @@ class Coordinator:
                 requests += self._queue.take_now()
                 group = [request for request in requests if request.what == "commit"]
                 if group:
-                    with self.store.in_flight():  # from the first pointer to a page until the last byte of it is written
+                    with self.store.in_flight():  # as long as there are pointers to pages
                         self._commit(group)
-                self._checkpoint_if_due()
                 for request in requests:
-                    if request.what == "checkpoint":
-                        self._answer(request, self.checkpoint)
+                    if request.what == "call":
+                        self._answer(request, request.changes)
                     elif request.what == "close":
                         closing = True
                         self._answer(request, self._finish)
@@ -198,15 +226,16 @@ class Coordinator:
     def _seconds_until(self, moment: float | None) -> float | None:
         return None if moment is None else max(0.0, moment - self._clock.now())
 
-    def _answer(self, request: Request, action: Callable[[], None]) -> None:
+    def _answer(self, request: Request, action: Callable[[], Any]) -> None:
         try:
             if self.failure is not None:
                 raise StoreFailedError(f"{self.store.path} failed earlier: {self.failure}")
-            action()
+            with self.poisoning_failed_syncs():
+                result = action()
         except BaseException as error:  # handed to the thread that asked
             request.finish(error=error)
         else:
-            request.finish()
+            request.finish(result=result)
 
     def _commit(self, requests: list[Request]) -> None:
         """Carries commits in the order of the queue, together if that works, else one by one."""
@@ -235,6 +264,7 @@ class Coordinator:
             writer is None
             or self.failure is not None
             or self.journal.data_files.manifest_needed
+            or self.journal.rotation_due
             or self.following_epoch >= self.journal.superblock.value.epoch_ceiling
             or not request.write_set.founded
         ):
@@ -256,24 +286,41 @@ class Coordinator:
             journal.raise_ceiling(self.following_epoch + len(requests) - 1)
             if journal.data_files.manifest_needed:
                 journal.save_manifest()
-            group = self._group_of(requests, journal.open_log(self.durable_epoch).number)
             try:
-                journal.open_log(self.durable_epoch).reserve(group.bytes)
+                group = self._with_room(requests)
             except SyncFailedError:
                 raise
             except OSError as error:
                 if error.errno != errno.ENOSPC or not journal.manifest.logs:
                     raise
                 self._make_room()
-                group = self._group_of(requests, journal.open_log(self.durable_epoch).number)
-                journal.open_log(self.durable_epoch).reserve(group.bytes)
+                group = self._with_room(requests)
         reach("commit.prepared")
         return group
 
+    def _with_room(self, requests: list[Request]) -> Group:
+        """A group, and room for it in the log; its deltas are made anew if that takes the next log."""
+        writer = self._log_for(0)
+        group = self._group_of(requests, writer.number)
+        chosen = self._log_for(group.bytes)
+        if chosen is not writer:
+            group = self._group_of(requests, chosen.number)
+        chosen.reserve(group.bytes)
+        return group
+
+    def _log_for(self, size: int) -> LogWriter:
+        """The log for a frame of so many bytes; what the one before holds is on the disk if that is another one."""
+        before = self.journal.log
+        writer = self.journal.log_for(size, self.durable_epoch)
+        if before is not None and writer is not before:
+            self.durable_epoch = max(self.durable_epoch, before.last_epoch)
+        return writer
+
     def _make_room(self) -> None:
         """On a full disk the room for the log comes from checkpoints, which let older logs go."""
+        self.checkpointer.give_back_spare()
         for _ in range(self.journal.config.checkpoints_kept):
-            self._take_checkpoint()
+            self.checkpointer.take_here("full disk")
 
     def _group_of(self, requests: list[Request], log_number: int) -> Group:
         """The parts of a frame for the log of a number; changes nothing."""
@@ -372,7 +419,7 @@ class Coordinator:
             self._sync_log(self._turn)
             self.journal.publish_superblock(sync=False, epoch=self.durable_epoch, durable_epoch=self.durable_epoch)
             reach("sync.superblock_written")
-            self.store.reclaim(self.durable_epoch, RECLAIM_LIMIT)
+            self.checkpointer.reclaimer.run(self.durable_epoch)
         except Exception as error:  # nobody waits for it: the next commit says so
             self.poison(error)
 
@@ -391,81 +438,33 @@ class Coordinator:
         self.durable_epoch = last_epoch
 
     def _tidy_up(self, group: Group) -> None:
-        """After the callers have gone on: pages that nobody sees any more are freed."""
-        self.store.reclaim(self.durable_epoch, RECLAIM_LIMIT + 2 * group.delta_count)
+        """After the callers have gone on: pages that nobody sees any more are freed, and the checkpointer is told."""
+        self.checkpointer.reclaimer.run(self.durable_epoch, group.delta_count)
+        self.checkpointer.committed(len(group.requests))
 
-    @property
-    def _checkpoint_due(self) -> bool:
-        writer = self.journal.log
-        return writer is not None and writer.bytes_since_start >= self.journal.config.checkpoint_log_bytes
-
-    def _checkpoint_if_due(self) -> None:
-        if self._checkpoint_due and self.failure is None:
-            try:
-                self.checkpoint()
-            except Exception as error:  # no commit depends on it; the log keeps growing until a checkpoint succeeds
-                self.counters.checkpoint_failures += 1
-                log.warning("xtree: checkpoint of %s failed: %s", self.store.path, error)
-
-    # Checkpoints.
+    # The beginning and the end.
 
     def end_recovery(self) -> None:
         """Ends an unclean open: what was recovered is on the disk, and no log tail is trusted twice."""
-        with self.poisoning_failed_syncs():
-            self._take_checkpoint()
-
-    def checkpoint(self) -> None:
-        """Makes the current epoch the one that recovery starts from. Nothing new since the last one: nothing to do."""
-        if self.store.published.epoch != self.journal.checkpoint_epoch:
-            with self.poisoning_failed_syncs():
-                self._take_checkpoint()
-
-    def _take_checkpoint(self) -> None:
-        started = time.perf_counter()
-        journal, store = self.journal, self.store
-        self._sync_log()
-        journal.close_log()
-        epoch = store.published.epoch
-        rows = store._snapshot_rows(epoch, journal.data_files.file_of_window)
-        catalog = store.published.catalog.encode()
-        reach("checkpoint.copied")
-        journal.data_files.sync()
-        reach("checkpoint.data_synced")
-        entry = checkpoints.write(
-            journal.fs,
-            journal.directory,
-            journal.numbers.take(),
-            journal.manifest.uuid,
-            epoch,
-            rows,
-            catalog,
-            journal.data_files.entries(),
-            journal.last_log,
-        )
-        reach("checkpoint.written")
-        journal.keep(entry)
-        reach("checkpoint.manifest_saved")
-        journal.publish_superblock(sync=True, epoch=epoch, durable_epoch=epoch)
-        reach("checkpoint.superblock_synced")
-        journal.remove_unlisted()
-        reach("checkpoint.garbage_removed")
-        self.counters.checkpoints += 1
-        self.counters.checkpoint_seconds += time.perf_counter() - started
+        self.checkpointer.take_here("recovery")
 
     def _finish(self) -> None:
         """A clean close: nothing is left to replay, and the files end where their last page ends."""
         journal, store = self.journal, self.store
-        if self._finished:
+        had_spare = journal.drop_spare()
+        if self._finished and not had_spare:
             return
         with self.poisoning_failed_syncs():
             for _ in range(journal.config.checkpoints_kept):  # one epoch, until the oldest one kept covers every log
                 if not self._finished:
-                    self._take_checkpoint()
+                    self.checkpointer.take_here("close")
             store._before_write()  # the allocator knows where each file's last page ends
             trimmed = journal.data_files.trim(store.allocator.top_bytes)
             reach("close.trimmed")
             journal.save_manifest()
             reach("close.manifest_saved")
+            if had_spare:
+                journal.remove_unlisted()
             store.windows.unmap_all()
             journal.data_files.cut(trimmed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from typing import Any
 
@@ -20,3 +21,7 @@ class Clock:
             return items.get(timeout=timeout)
         except queue.Empty:
             return None
+
+    def wait(self, condition: threading.Condition, timeout: float) -> bool:
+        """Wait for a condition, which the caller holds, at most `timeout` seconds; False when they have passed."""
+        return condition.wait(timeout)

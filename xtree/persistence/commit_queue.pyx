@@ -97,7 +97,7 @@ def carry(coordinator, CommitQueue queue, Request request):
     if not turn.acquire(coordinator._waits_for_turn):
         return False
     try:
-        with coordinator.store.in_flight():     # from the first pointer to a page until the last byte of it is written
+        with coordinator.store.in_flight():     # as long as there are pointers to pages
             group = coordinator._plan(request)
             if group is None:
                 return False
@@ -115,7 +115,7 @@ def carry(coordinator, CommitQueue queue, Request request):
                         fail(coordinator, group, arrived)
                         return True
                     interrupt = arrived
-            if not awaited and coordinator._sync_at is not None or coordinator._checkpoint_due:
+            if not awaited and coordinator._sync_at is not None:
                 queue.wake()
             coordinator._finish_group(group)
     finally:
@@ -154,6 +154,7 @@ cdef class CommitQueue:
     cdef object clock
     cdef readonly Py_ssize_t waiting    # threads in submit
     cdef readonly Py_ssize_t carried    # commits that their own thread carries to disk
+    cdef bint woken                     # by wake_once, and take has not ended since
 
     def __init__(self, clock):
         self.queue = SimpleQueue()
@@ -176,6 +177,12 @@ cdef class CommitQueue:
         """Ends a wait in `take`: there may be something to do that is no request."""
         self.queue.put(None)
 
+    def wake_once(self):
+        """The same, once until the wait has ended: as cheap as it gets for who calls it after every commit."""
+        if not self.woken:
+            self.woken = True
+            self.queue.put(None)
+
     def take_now(self):
         """The requests that are queued now."""
         ready = []
@@ -189,5 +196,6 @@ cdef class CommitQueue:
         None as timeout waits for ever. May return an empty list before the time has passed.
         """
         first = self.clock.get(self.queue, timeout)
+        self.woken = False
         ready = self.take_now()
         return ready if first is None else [first, *ready]

@@ -17,6 +17,7 @@ DURABILITY_MODES = ("strict", "balanced", "eventual")
 PAGE_BYTES = tuple(4 * KIB << size_class for size_class in range(7))
 MAX_WINDOW_BYTES = 1 << 40
 LEAST_SHARE = 0.01
+LONGEST_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,24 @@ class Config:
     - `slow_reader_s`: the age, in seconds, from which stats() counts a snapshot, query or transaction as a slow reader.
     - `max_payload_in_wal`: a page above this size is written to its data file instead of the log, in bytes.
     - `bulk_payload_limit`: a transaction with more bytes of new pages than this writes all of them there.
-    - `checkpoint_log_bytes`: the size of the log that forces a checkpoint.
+    - `checkpoint_log_bytes`: so many bytes of log since the last checkpoint make another one due, unless the log grows
+      fast: at its pace it would reach `checkpoint_burst_log_bytes` before `checkpoint_interval_s` has passed. Then that
+      size makes it due (where it is the larger one), or `checkpoint_burst_epochs` commits.
+    - `checkpoint_interval_s`, `checkpoint_idle_s`: a checkpoint is due so long after the first commit that the last one
+      doesn't hold, and so long after the last commit.
+    - `checkpoint_min_interval_s`: the least time from one checkpoint to the next that nobody asked for.
     - `wal_fill_bytes`, `wal_fill_limit_bytes`: how far a log is filled with zeros ahead of need: first the one, then
       twice as much each time, up to the other.
+    - `wal_segment_bytes`: the most that a log made ahead is filled; each is twice as large as the one before, up to it.
+    - `wal_rotate_bytes`, `wal_rotate_age_s`: the size and the age at which a log is followed by the next one.
+    - `gc_on_checkpoint`, `gc_on_rotate`: whether logs that no checkpoint kept needs are deleted after a checkpoint, and
+      after a change of logs; one of them must be true.
+    - `gc_keep_logs`, `gc_min_age_s`: how many closed logs stay in any case, and how long each does. A clean close and a
+      full disk end that.
+    - `gc_lag_checkpoints`: how many checkpoints must follow the first one that makes a log unnecessary; at least
+      `checkpoints_kept` - 1, which None stands for.
+    - `log_limit_bytes`, `backpressure_timeout_s`: with so many bytes of log that no checkpoint holds, transactions wait
+      for one before they begin, those without a timeout of their own so long.
     - `epoch_stride`: by how many epochs the ceiling in the superblock is raised at a time.
     - `checkpoints_kept`: how many checkpoints stay, with the logs that follow the oldest of them; at least 1.
     - `shard_rows`: how many pages each part of the object table has, on average, before threads get one more part to
@@ -76,8 +92,23 @@ class Config:
     max_payload_in_wal: int = 64 * KIB
     bulk_payload_limit: int = 16 * MIB
     checkpoint_log_bytes: int = 96 * MIB
+    checkpoint_burst_log_bytes: int = 256 * MIB
+    checkpoint_burst_epochs: int = 100_000
+    checkpoint_interval_s: float = 90.0
+    checkpoint_idle_s: float = 45.0
+    checkpoint_min_interval_s: float = 2.0
     wal_fill_bytes: int = 256 * KIB
     wal_fill_limit_bytes: int = 8 * MIB
+    wal_segment_bytes: int = 64 * MIB
+    wal_rotate_bytes: int = 64 * MIB
+    wal_rotate_age_s: float = 3600.0
+    gc_on_checkpoint: bool = True
+    gc_on_rotate: bool = True
+    gc_keep_logs: int = 0
+    gc_min_age_s: float = 0.0
+    gc_lag_checkpoints: int | None = None
+    log_limit_bytes: int = GIB
+    backpressure_timeout_s: float = 30.0
     epoch_stride: int = 1 << 20
     checkpoints_kept: int = 2
     shard_rows: int = 1 << 20
@@ -103,11 +134,22 @@ class Config:
         self._whole("max_payload_in_wal", 0, GIB)
         self._whole("bulk_payload_limit", 0, GIB)
         self._whole("checkpoint_log_bytes", 64 * KIB, 1 << 40)
+        self._whole("checkpoint_burst_log_bytes", 64 * KIB, 1 << 40)
+        self._whole("checkpoint_burst_epochs", 1, 1 << 40)
+        self._number("checkpoint_interval_s", 0.001, LONGEST_S)
+        self._number("checkpoint_idle_s", 0.001, LONGEST_S)
+        self._number("checkpoint_min_interval_s", 0.0, LONGEST_S)
         self._whole("wal_fill_bytes", 4 * KIB, GIB, multiple=4 * KIB)
         self._whole("wal_fill_limit_bytes", self.wal_fill_bytes, GIB, multiple=4 * KIB)
+        self._whole("wal_segment_bytes", 4 * KIB, GIB, multiple=4 * KIB)
+        self._whole("wal_rotate_bytes", 4 * KIB, 1 << 40)
+        self._number("wal_rotate_age_s", 0.001, LONGEST_S)
         self._whole("epoch_stride", 1, 1 << 40)
         self._whole("checkpoints_kept", 1, 1000)
         self._whole("shard_rows", 1, 1 << 30)
+        self._check_garbage_collection()
+        self._whole("log_limit_bytes", 64 * KIB, 1 << 50)
+        self._number("backpressure_timeout_s", 0.0, LONGEST_S)
         self._whole("reserve_bytes", 0, 1 << 50)
         if self.page_bytes is not None:
             self._whole("page_bytes", PAGE_BYTES[0], PAGE_BYTES[-1])
@@ -122,6 +164,22 @@ class Config:
     def data_file_limit(self) -> int:
         """The size from which a data file isn't grown any more, in bytes."""
         return self.window_bytes if self.data_file_bytes is None else min(self.data_file_bytes, self.window_bytes)
+
+    def _check_garbage_collection(self) -> None:
+        for name in ("gc_on_checkpoint", "gc_on_rotate"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if not (self.gc_on_checkpoint or self.gc_on_rotate):
+            raise ValueError("gc_on_checkpoint or gc_on_rotate must be True: nothing else deletes a log")
+        self._whole("gc_keep_logs", 0, 1_000_000)
+        self._number("gc_min_age_s", 0.0, LONGEST_S)
+        if self.gc_lag_checkpoints is not None:
+            self._whole("gc_lag_checkpoints", 0, 1_000_000)
+            if self.gc_lag_checkpoints < self.checkpoints_kept - 1:
+                raise ValueError(
+                    f"gc_lag_checkpoints must be at least {self.checkpoints_kept - 1}, not {self.gc_lag_checkpoints}: "
+                    f"each of the {self.checkpoints_kept} checkpoints kept needs the logs that follow it"
+                )
 
     def to_stored(self) -> dict[str, int]:
         """The fields that are fixed at creation, as they go into the manifest."""

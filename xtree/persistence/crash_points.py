@@ -36,6 +36,10 @@ CRASH_POINTS: tuple[str, ...] = (
     "create.before_manifest",
     "create.manifest_saved",
     "create.superblock_synced",
+    # the next log: made in the background, and taken into use between two commits
+    "journal.spare_filled",
+    "journal.spare_listed",
+    "journal.log_closed",
     # a commit
     "journal.log_opened",
     "commit.prepared",

@@ -79,7 +79,7 @@ class DataFiles:
         take_number: Callable[[], int],
     ) -> None:
         self.windows = windows
-        self.manifest_needed = False  # a file was made that no durable manifest lists
+        self.listed = 0  # files that the durable manifest lists
         self.report_failed_sync: Callable[[BaseException], None] = lambda error: None
         self.file_of_window: list[int] = []  # number of the file behind each window; IN_MEMORY for none
         self._fs = fs
@@ -114,6 +114,7 @@ class DataFiles:
         data_file = DataFile(file, entry.number, entry.size_class, found, min(found, entry.synced_bytes))
         if self._writable and found < entry.synced_bytes:
             self._lengthen(data_file, entry.synced_bytes)
+        self.listed += 1
         return self._add(data_file)
 
     def in_memory(self, pages: Iterable[Buffer]) -> list[int]:
@@ -155,7 +156,6 @@ class DataFiles:
             reach("data.header_synced")
             lazy = self._lazy(path, number, size_class, file)
             window = self._add(DataFile(lazy, number, size_class, first, first))
-            self.manifest_needed = True
         except (OSError, MemoryError) as error:
             file.close()
             with contextlib.suppress(OSError):
@@ -223,6 +223,11 @@ class DataFiles:
         return synced
 
     # What others want to know.
+
+    @property
+    def manifest_needed(self) -> bool:
+        """Whether there is a file that no durable manifest lists."""
+        return len(self._files) > self.listed
 
     def entries(self) -> list[DataFileEntry]:
         """The files for the manifest, by number, with sizes that are on the disk."""

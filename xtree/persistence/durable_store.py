@@ -12,6 +12,7 @@ from xtree.errors import StoreFailedError
 from xtree.persistence.backup import Progress, write_backup
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.checkpoint_coordinator import Coordinator
+from xtree.persistence.checkpointer import OnError
 from xtree.persistence.clock import Clock
 from xtree.persistence.commit_queue import uninterrupted
 from xtree.persistence.config import PAGE_BYTES
@@ -30,7 +31,9 @@ from xtree.persistence.write_set import WriteSet
 class DurableStore(Store):
     """The store of one directory. Made by persistence.runtime.open_store, which holds the directory's lock."""
 
-    def __init__(self, recovered: Recovered, lock: Lock, read_only: bool, clock: Clock) -> None:
+    def __init__(
+        self, recovered: Recovered, lock: Lock, read_only: bool, clock: Clock, on_error: OnError | None = None
+    ) -> None:
         journal = recovered.journal
         self.recovery = recovered.report
         self._journal = journal
@@ -51,7 +54,7 @@ class DurableStore(Store):
         self._recycler = Recycler(self.windows, self.flights)
         self.windows.set_recycler(self._recycler)
         self._learn_file_ends()
-        self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock)
+        self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock, on_error)
         if recovered.needs_checkpoint and not read_only:
             self._coordinator.end_recovery()
             self.recovery.checkpointed = True
@@ -78,6 +81,13 @@ class DurableStore(Store):
     def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
         """Copies the current epoch into a directory of its own (persistence.backup)."""
         write_backup(self, self._journal.fs, path, progress)
+
+    def wait_for_room(self, timeout: float | None = None) -> None:
+        """Waits while more log than Config.log_limit_bytes is in no checkpoint: before a write, and before any lock.
+
+        timeout: seconds, None for Config.backpressure_timeout_s. Raises TimeoutError, ClosedError, StoreFailedError.
+        """
+        self._coordinator.checkpointer.wait_for_room(timeout)
 
     def check(self) -> None:
         """Verifies table, allocator, their agreement, every data file's header and every live page's CRC.
@@ -115,8 +125,8 @@ class DurableStore(Store):
     # What Store asks for.
 
     def _waits_for_itself(self) -> bool:
-        # The leader and the recycler come here in a finalizer that garbage collection runs.
-        return super()._waits_for_itself() or self._coordinator.leads_here() or self._recycler.is_here()
+        # Its own threads come here in a finalizer that garbage collection runs, or in the callback for errors.
+        return super()._waits_for_itself() or self._coordinator.works_here() or self._recycler.is_here()
 
     def _before_write(self) -> None:
         if not self._allocator_ready:

@@ -1,11 +1,13 @@
 """The journal: the files that say what the current state is, and how one state of them becomes the next.
 
-Manifest, superblock, the open log, the data files and the counter that numbers them. The leader owns it; only
-`take_number` and the data files are also used by threads that build a transaction.
+Manifest, superblock, the open log and the one made ahead, the data files and the counter that numbers them. The leader
+opens and ends logs, between two groups; the checkpointer makes them ahead, keeps checkpoints and collects garbage; both
+save the manifest, under a lock. Threads that build a transaction use the data files and the counter.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -14,7 +16,9 @@ from xtree.persistence import filenames
 from xtree.persistence.config import Config
 from xtree.persistence.crash_points import reach
 from xtree.persistence.data_files import DataFiles
+from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.frame import LogLink
+from xtree.persistence.log_gc import LogGarbage
 from xtree.persistence.manifest import CheckpointEntry, ClosedLog, LogEntry, Manifest
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.superblock import SuperblockFile
@@ -42,7 +46,7 @@ class FileNumbers:
 
 
 class Journal:
-    """Manifest, superblock, open log and data files of one directory, and the steps that change them."""
+    """Manifest, superblock, logs and data files of one directory, and the steps that change them."""
 
     def __init__(
         self,
@@ -58,37 +62,63 @@ class Journal:
         self.fs = fs
         self.directory = directory
         self.config = config
-        self.manifest = manifest
         self.superblock = superblock
         self.data_files = data_files
         self.numbers = numbers
         self.last_log = last_log  # how the log before the next one ended
         self.log: LogWriter | None = None
+        self.spare: LogWriter | None = None  # made ahead and in the durable manifest, no frame in it yet
+        self.log_aged = False  # the open log is to be followed by the next one, however short it is
+        self.rotations = 0
+        self.logs_collected = 0
+        self._changing = threading.RLock()  # held while the manifest changes, and while it is saved
+        self._making: set[int] = set()  # numbers of logs that are being made, which no manifest lists yet
+        self._garbage: LogGarbage | None = None
+        self._closed_bytes = 0
+        self.manifest = manifest
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest as it is on the disk, but for what is known of logs since then."""
+        return self._manifest
+
+    @manifest.setter
+    def manifest(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        covered = self.checkpoint_epoch
+        self._closed_bytes = sum(
+            log.closed.end_offset - HEADER_BYTES
+            for log in manifest.logs
+            if log.closed is not None and log.closed.last_epoch > covered
+        )
 
     @property
     def checkpoint_epoch(self) -> int:
         """The epoch of the newest checkpoint, 0 when there is none."""
-        return max((entry.epoch for entry in self.manifest.checkpoints), default=0)
+        return max((entry.epoch for entry in self._manifest.checkpoints), default=0)
+
+    @property
+    def uncovered_bytes(self) -> int:
+        """Bytes of all logs that no checkpoint holds."""
+        log = self.log
+        return self._closed_bytes + (0 if log is None else log.bytes_since_start)
 
     def save_manifest(
         self, checkpoints: tuple[CheckpointEntry, ...] | None = None, logs: tuple[LogEntry, ...] | None = None
     ) -> None:
         """Replaces the manifest by one with these checkpoints and logs, and the data files' sizes of now."""
-        self.data_files.manifest_needed = False
-        manifest = dataclasses.replace(
-            self.manifest,
-            generation=self.manifest.generation + 1,
-            checkpoints=self.manifest.checkpoints if checkpoints is None else checkpoints,
-            logs=self.manifest.logs if logs is None else logs,
-            data_files=tuple(self.data_files.entries()),
-            next_number=self.numbers.following,
-        )
-        try:
+        with self._changing:
+            manifest = dataclasses.replace(
+                self.manifest,
+                generation=self.manifest.generation + 1,
+                checkpoints=self.manifest.checkpoints if checkpoints is None else checkpoints,
+                logs=self.manifest.logs if logs is None else logs,
+                data_files=tuple(self.data_files.entries()),
+                next_number=self.numbers.following,
+            )
             manifest.save(self.fs, self.directory)
-        except BaseException:
-            self.data_files.manifest_needed = True
-            raise
-        self.manifest = manifest
+            self.manifest = manifest
+            self.data_files.listed = len(manifest.data_files)
 
     def publish_superblock(self, sync: bool, **epochs: int) -> None:
         """Writes these epochs, and the mode in force, to the superblock."""
@@ -99,64 +129,200 @@ class Journal:
         if epoch >= self.superblock.value.epoch_ceiling:
             self.publish_superblock(sync=True, epoch_ceiling=epoch + self.config.epoch_stride)
 
-    def open_log(self, durable_through: int) -> LogWriter:
-        """The open log; if there is none, one is made, listed in the durable manifest and linked to its predecessor."""
-        if self.log is None:
-            number = self.numbers.take()
-            log = LogWriter.create(
-                self.fs,
-                self.directory,
-                self.manifest.uuid,
-                number,
-                self.last_log,
-                self.config.wal_fill_bytes,
-                self.config.wal_fill_limit_bytes,
-                self.config.reserve_bytes // 2,
-                self.config.durability,
-            )
-            try:
-                self.save_manifest(logs=(*self.manifest.logs, LogEntry(number=number, closed=None)))
-                log.write_link(durable_through)
-            except BaseException:
-                log.close()
-                self._forget_log(number)
-                raise
-            self.log = log
-            reach("journal.log_opened")
-        return self.log
+    # Logs. Only the leader, between two groups, opens, rotates and closes them; only the checkpointer makes them ahead.
 
-    def _forget_log(self, number: int) -> None:
-        """Drops a log that nothing was ever committed to; its file goes with the next garbage."""
-        logs = tuple(entry for entry in self.manifest.logs if entry.number != number)
-        self.manifest = dataclasses.replace(self.manifest, logs=logs)
+    def log_for(self, size: int, durable_through: int) -> LogWriter:
+        """The log for a group whose frame has `size` bytes: the open one, or the next one when that is ready and due.
+
+        `durable_through` is the last epoch that is known to be on the disk. Raises OSError; no frame was written then.
+        """
+        log = self.log
+        if log is None:
+            return self._open_log(durable_through)
+        spare = self.spare
+        if spare is not None and (self.rotation_due or (not log.has_room(size) and spare.has_room(size))):
+            return self._rotate(log, durable_through)
+        return log
+
+    @property
+    def rotation_due(self) -> bool:
+        """Whether the open log is large or old enough, and the next one is ready."""
+        log = self.log
+        if self.spare is None or log is None:
+            return False
+        return self.log_aged or log.bytes_since_start >= self.config.wal_rotate_bytes
+
+    @property
+    def spare_wanted(self) -> bool:
+        """Whether a log should be made ahead: the open one is half used, or its time is up, and there is none."""
+        log = self.log
+        if self.spare is not None or log is None:
+            return False
+        half = min(log.ground_end, HEADER_BYTES + self.config.wal_rotate_bytes) // 2
+        return self.log_aged or log.end_offset >= half
+
+    def make_spare(self) -> bool:
+        """Makes the next log: file, zeros and name on the disk, then the manifest that lists it.
+
+        Returns False when the leader has needed a log meanwhile and made a later one. Raises OSError. A file that is of
+        no use goes with the next garbage.
+        """
+        before = self.log
+        size = 0 if before is None else 2 * before.ground_end
+        spare = self._create_log(self.config.reserve_bytes)
+        try:
+            spare.fill_ahead(max(min(size, self.config.wal_segment_bytes), spare.ground_end))
+            reach("journal.spare_filled")
+            with self._changing:
+                logs = self.manifest.logs
+                overtaken = bool(logs) and logs[-1].number > spare.number
+                if not overtaken:
+                    self.save_manifest(logs=(*logs, LogEntry(number=spare.number)))
+        except BaseException:
+            spare.close()
+            self._making.discard(spare.number)  # its file goes with the next garbage
+            raise
+        if overtaken:
+            spare.close()
+        else:
+            reach("journal.spare_listed")
+            self.spare = spare
+        self._making.discard(spare.number)
+        return not overtaken
 
     def close_log(self) -> None:
         """Ends the open log between two groups, once it is synced: its end is known from here on."""
         if self.log is None:
             return
         log, self.log = self.log, None
+        self.log_aged = False
         self.last_log = log.end
         log.close()
         closed = LogEntry(number=log.number, closed=closed_log(self.last_log))
-        logs = tuple(closed if entry.number == log.number else entry for entry in self.manifest.logs)
-        self.manifest = dataclasses.replace(self.manifest, logs=logs)
+        with self._changing:
+            logs = tuple(closed if entry.number == log.number else entry for entry in self.manifest.logs)
+            self.manifest = dataclasses.replace(self.manifest, logs=logs)
 
-    def keep(self, entry: CheckpointEntry) -> None:
-        """Makes a written checkpoint part of the manifest, and drops what the oldest one kept makes useless."""
-        checkpoints = (*self.manifest.checkpoints, entry)[-self.config.checkpoints_kept :]
-        genesis = len(checkpoints) < self.config.checkpoints_kept
-        covered = 0 if genesis else min(kept.epoch for kept in checkpoints)
-        logs = tuple(log for log in self.manifest.logs if log.closed is None or log.closed.last_epoch > covered)
-        self.save_manifest(checkpoints=checkpoints, logs=logs)
+    def drop_spare(self) -> bool:
+        """Lets go of the log made ahead, if there is one; its file goes once a manifest without it is saved."""
+        spare, self.spare = self.spare, None
+        if spare is None:
+            return False
+        spare.close()
+        self._forget_log(spare.number)
+        return True
+
+    def _rotate(self, log: LogWriter, durable_through: int) -> LogWriter:
+        if not log.synced:
+            log.sync()
+            durable_through = log.last_epoch
+        self.close_log()
+        reach("journal.log_closed")
+        self._open_log(durable_through)
+        self.rotations += 1
+        assert self.log is not None
+        return self.log
+
+    def _open_log(self, durable_through: int) -> LogWriter:
+        """The log made ahead, or one made now, with its link. If that can't be written, the log is forgotten."""
+        log, self.spare = self.spare, None
+        if log is None:
+            log = self._create_log(self.config.reserve_bytes // 2)
+        try:
+            with self._changing:
+                if log.number in self._making:
+                    self.save_manifest(logs=(*self.manifest.logs, LogEntry(number=log.number)))
+            log.follow(self.last_log)
+            log.write_link(durable_through)
+        except BaseException:
+            log.close()
+            self._forget_log(log.number)
+            raise
+        finally:
+            self._making.discard(log.number)
+        self.log = log
+        reach("journal.log_opened")
+        return log
+
+    def _create_log(self, keep_free: int) -> LogWriter:
+        number = self.numbers.take()
+        self._making.add(number)
+        try:
+            return LogWriter.create(
+                self.fs,
+                self.directory,
+                self.manifest.uuid,
+                number,
+                LogLink(),
+                self.config.wal_fill_bytes,
+                self.config.wal_fill_limit_bytes,
+                keep_free,
+                self.config.durability,
+            )
+        except BaseException:
+            self._making.discard(number)
+            raise
+
+    def _forget_log(self, number: int) -> None:
+        """Drops a log that nothing was ever committed to; its file goes with the next garbage."""
+        with self._changing:
+            logs = tuple(entry for entry in self.manifest.logs if entry.number != number)
+            self.manifest = dataclasses.replace(self.manifest, logs=logs)
+
+    # Checkpoints and garbage. For whoever holds the checkpointer's place.
+
+    def keep(self, entry: CheckpointEntry, now: float, hold_back: bool = True) -> None:
+        """Makes a written checkpoint part of the manifest, and drops what the oldest one kept makes useless.
+
+        Without `hold_back` the knobs of Config that let logs stay longer don't count.
+        """
+        garbage = self._log_garbage
+        with self._changing:
+            checkpoints = (*self.manifest.checkpoints, entry)[-self.config.checkpoints_kept :]
+            logs = self.manifest.logs
+            garbage.count_checkpoint(entry, logs)
+            going: frozenset[int] = frozenset()
+            if self.config.gc_on_checkpoint or not hold_back:
+                going = garbage.going(checkpoints, logs, now, hold_back)
+            self.save_manifest(checkpoints, tuple(log for log in logs if log.number not in going))
+        self._gone(going)
+
+    def collect_logs(self, now: float) -> None:
+        """Drops what may go from the manifest, makes that durable, and deletes it."""
+        with self._changing:
+            logs = self.manifest.logs
+            going = self._log_garbage.going(self.manifest.checkpoints, logs, now)
+            if not going:
+                return
+            self.save_manifest(logs=tuple(log for log in logs if log.number not in going))
+        self._gone(going)
+        self.remove_unlisted()
+
+    @property
+    def _log_garbage(self) -> LogGarbage:
+        if self._garbage is None:  # at the first need, when recovery has found every log's end
+            self._garbage = LogGarbage(self.config, self.manifest.checkpoints, self.manifest.logs)
+        return self._garbage
+
+    def _gone(self, numbers: frozenset[int]) -> None:
+        self._log_garbage.forget(numbers)
+        self.logs_collected += len(numbers)
 
     def remove_unlisted(self) -> None:
-        """Deletes checkpoints, logs and temporary files that the manifest doesn't list."""
-        listed = {filenames.checkpoint_name(entry.number) for entry in self.manifest.checkpoints}
-        listed |= {filenames.log_name(entry.number) for entry in self.manifest.logs}
-        for name in self.fs.listdir(self.directory):
+        """Deletes checkpoints, logs and temporary files that the manifest doesn't list and nobody is making."""
+        names = self.fs.listdir(self.directory)  # before the lists: what is made from here on isn't looked at
+        with self._changing:
+            listed = {filenames.checkpoint_name(entry.number) for entry in self.manifest.checkpoints}
+            listed |= {filenames.log_name(number) for number in self._making.copy()}
+            listed |= {filenames.log_name(entry.number) for entry in self.manifest.logs}
+            for name in names:
+                if filenames.is_temporary(name) and self.fs.exists(os.path.join(self.directory, name)):
+                    self.fs.unlink(os.path.join(self.directory, name))
+        for name in names:
             numbered = filenames.parse_checkpoint(name) is not None or filenames.parse_log(name) is not None
-            if (numbered and name not in listed) or filenames.is_temporary(name):
-                self.fs.unlink(os.path.join(self.directory, name))
+            if numbered and name not in listed:
+                with contextlib.suppress(FileNotFoundError):  # a log that couldn't be made
+                    self.fs.unlink(os.path.join(self.directory, name))
 
     def remove_unlisted_data(self) -> None:
         """Deletes data files that the manifest doesn't list: a crash came before any page in them was committed.
@@ -170,9 +336,10 @@ class Journal:
 
     def close(self) -> None:
         """Closes every descriptor; writes nothing."""
-        if self.log is not None:
-            self.log.close()
-            self.log = None
+        for log in (self.log, self.spare):
+            if log is not None:
+                log.close()
+        self.log = self.spare = None
         self.data_files.close()
         self.superblock.close()
 

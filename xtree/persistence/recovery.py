@@ -254,15 +254,13 @@ def _start(
 
 
 def _replay_logs(journal: Journal, replay: Replay, report: RecoveryReport) -> None:
-    """Every frame after the checkpoint, in link order. Records how the last log ended."""
+    """Every frame after the checkpoint, in link order. Records how each log ended."""
     ended = journal.last_log
     logs = []
-    for entry in journal.manifest.logs:
+    for entry in _ends_by_links(journal, ended):
         if entry.number <= ended.number or (entry.closed is not None and entry.closed.last_epoch <= replay.epoch):
             logs.append(entry)
             continue
-        if logs and logs[-1].closed is None:
-            raise CorruptionError(f"{journal.directory}: log {entry.number} follows one that was never closed")
         ended, closed = _replay_log(journal, entry, ended, replay, report)
         logs += closed
         report.logs += 1
@@ -270,20 +268,59 @@ def _replay_logs(journal: Journal, replay: Replay, report: RecoveryReport) -> No
     journal.manifest = dataclasses.replace(journal.manifest, logs=tuple(logs))
 
 
+def _ends_by_links(journal: Journal, checkpointed: LogLink) -> list[LogEntry]:
+    """The logs of the manifest, oldest first; where it records no end, the one that the next log's link names.
+
+    What has no end then is the last log that was written to, or was made ahead of need and never used.
+    """
+    entries: list[LogEntry] = []
+    following: LogLink | None = None
+    known = journal.manifest.logs
+    for i in range(len(known) - 1, -1, -1):
+        entry = known[i]
+        link = None
+        if entry.closed is None or (i and known[i - 1].closed is None):
+            with contextlib.closing(_open_log(journal, entry)) as reader:
+                link = reader.link
+        if entry.closed is None and following is not None:
+            if link is None:
+                continue  # never used
+            if following.number != entry.number:
+                raise CorruptionError(
+                    f"{_log_path(journal, entry)}: expected the next log to follow log {entry.number}, found that it "
+                    f"follows log {following.number}"
+                )
+            entry = LogEntry(number=entry.number, closed=closed_log(following))
+        elif entry.closed is None and entry.number == checkpointed.number:
+            entry = LogEntry(number=entry.number, closed=closed_log(checkpointed))
+        elif entry.closed is None and link is None and entry.number < checkpointed.number:
+            continue
+        entries.append(entry)
+        following = link or following
+    return entries[::-1]
+
+
+def _log_path(journal: Journal, entry: LogEntry) -> str:
+    return os.path.join(journal.directory, filenames.log_name(entry.number))
+
+
+def _open_log(journal: Journal, entry: LogEntry, admits: Exposure | None = None) -> LogReader:
+    """A log that the manifest lists, up to its end if that is known."""
+    path = _log_path(journal, entry)
+    end = None if entry.closed is None else entry.closed.end_offset
+    try:
+        return read_log(journal.fs, path, journal.manifest.uuid, entry.number, recorded_end=end, admits=admits)
+    except FileNotFoundError:
+        raise CorruptionError(f"{path}: the manifest lists this log; it isn't there") from None
+
+
 def _replay_log(
     journal: Journal, entry: LogEntry, before: LogLink, replay: Replay, report: RecoveryReport
 ) -> tuple[LogLink, list[LogEntry]]:
     """One log; returns how the chain ends now, and the log's entry, if it is part of the chain."""
-    path = os.path.join(journal.directory, filenames.log_name(entry.number))
-    recorded_end = None if entry.closed is None else entry.closed.end_offset
-    admits = Exposure(journal.superblock) if entry.closed is None else None  # up to a recorded end all was exposed
-    try:
-        reader = read_log(
-            journal.fs, path, journal.manifest.uuid, entry.number, recorded_end=recorded_end, admits=admits
-        )
-    except FileNotFoundError:
-        raise CorruptionError(f"{path}: the manifest lists this log; it isn't there") from None
-    with contextlib.closing(reader):
+    path = _log_path(journal, entry)
+    admits = Exposure(journal.superblock) if entry.closed is None else None  # up to a known end all was exposed
+    with contextlib.closing(_open_log(journal, entry, admits)) as reader:
         if reader.link is not None:
             if reader.link != before and reader.link.last_epoch > replay.epoch:
                 raise CorruptionError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from xtree.errors import CorruptionError
 from xtree.persistence import filenames
+from xtree.persistence.checkpointer import OnError
 from xtree.persistence.clock import Clock
 from xtree.persistence.config import Config
 from xtree.persistence.crash_points import reach
@@ -57,13 +58,15 @@ def open_store(
     fs: FileSystem | None = None,
     clock: Clock | None = None,
     progress: Progress | None = None,
+    on_error: OnError | None = None,
 ) -> DurableStore:
     """Opens, or makes, the store in a directory.
 
     mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. timeout: seconds to wait for the
     directory's lock, None for ever. progress(bytes read, bytes to read) is called while the state is read; what it
-    raises ends the open. Raises FileNotFoundError, FileExistsError, NotADirectoryError, LockedError,
-    CorruptionError, FormatVersionError, OSError, ValueError.
+    raises ends the open. on_error: called with the exception when a checkpoint, or making the next log, fails in the
+    background, in the thread where it failed; it can't wait for a checkpoint. Raises FileNotFoundError,
+    FileExistsError, NotADirectoryError, LockedError, CorruptionError, FormatVersionError, OSError, ValueError.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
@@ -82,7 +85,7 @@ def open_store(
         _require_mode(directory, mode, born)
         if not born:
             _create(fs, directory, config)
-        return _open_locked(fs, directory, config, lock, read_only, clock or Clock(), progress)
+        return _open_locked(fs, directory, config, lock, read_only, clock or Clock(), progress, on_error)
     except BaseException:
         lock.release()
         raise
@@ -96,10 +99,11 @@ def _open_locked(
     read_only: bool,
     clock: Clock,
     progress: Progress | None,
+    on_error: OnError | None,
 ) -> DurableStore:
     recovered = recover(fs, directory, config, not read_only, progress)
     try:
-        return DurableStore(recovered, lock, read_only, clock)
+        return DurableStore(recovered, lock, read_only, clock, on_error)
     except BaseException:
         recovered.journal.data_files.windows.unmap_all()
         recovered.journal.close()

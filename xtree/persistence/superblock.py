@@ -23,12 +23,13 @@ import os
 import threading
 from dataclasses import dataclass
 from struct import Struct
+from typing import Any
 
-from xtree.errors import CorruptionError, FormatVersionError
+from xtree.errors import CorruptionError, FormatVersionError, StoreFailedError
 from xtree.persistence.crash_points import reach
 from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
 from xtree.persistence.filenames import SUPERBLOCK
-from xtree.persistence.platform_fs import File, FileSystem
+from xtree.persistence.platform_fs import File, FileSystem, SyncFailedError
 
 MAGIC = b"XTSUPER\0"
 FORMAT = 1
@@ -86,6 +87,7 @@ class SuperblockFile:
         self._file = file
         self._newest = newest
         self._synced = synced  # the last synced copy; None: not known, just opened
+        self._failed = False  # a sync has
         self._lock = threading.Lock()
 
     @classmethod
@@ -122,34 +124,44 @@ class SuperblockFile:
             raise
         return cls(file, value, newest, readable, None)
 
-    def publish(self, sync: bool, **changes: object) -> Superblock:
+    def publish(self, sync: bool, **changes: Any) -> Superblock:
         """Write the values with some changed as the next generation, to the copy that may be overwritten.
 
-        Raises ValueError, and writes nothing, when an epoch would regress. After an OSError the file must not be
-        written again: which copy is on the disk isn't known.
+        An epoch that is further on already stays there: several threads may publish what each has reached. Raises
+        ValueError, and writes nothing, for values that can't be. After a failed sync nobody knows which copy is on the
+        disk: the file isn't written again, and StoreFailedError raised.
         """
         with self._lock:
+            if self._failed:
+                raise StoreFailedError(f"{self._file.path}: an earlier sync of it failed")
             before = self.value
-            after = dataclasses.replace(before, **changes, generation=before.generation + 1)  # type: ignore[arg-type]
             for name in _EPOCHS:
-                if getattr(after, name) < getattr(before, name):
-                    raise ValueError(f"{name} would regress from {getattr(before, name)} to {getattr(after, name)}")
+                if name in changes:
+                    changes[name] = max(changes[name], getattr(before, name))
+            after = dataclasses.replace(before, **changes, generation=before.generation + 1)
             if after.uuid != before.uuid:
                 raise ValueError("the UUID of an index never changes")
-            if self._synced is None:
-                self._settle()
-            target = 1 - self._newest if self._newest == self._synced else self._newest
-            reach("superblock.before_write")
-            self._file.pwrite(after.encode(), target * HEADER_BYTES)
-            reach("superblock.written")
-            if sync:
-                self._file.sync()
-                self._synced = target
-                reach("superblock.synced")
-            self._newest = target
+            try:
+                self._write(after, sync)
+            except SyncFailedError:
+                self._failed = True
+                raise
             self.value = after
             self.copies_readable = COPIES
             return after
+
+    def _write(self, after: Superblock, sync: bool) -> None:
+        if self._synced is None:
+            self._settle()
+        target = 1 - self._newest if self._newest == self._synced else self._newest
+        reach("superblock.before_write")
+        self._file.pwrite(after.encode(), target * HEADER_BYTES)
+        reach("superblock.written")
+        if sync:
+            self._file.sync()
+            self._synced = target
+            reach("superblock.synced")
+        self._newest = target
 
     def close(self) -> None:
         """Close the file; nothing is written."""

@@ -6,9 +6,10 @@ sector that holds synced bytes, and right behind its predecessor otherwise.
 
 Order in the life of a log:
 
-1. `LogWriter.create`: header and zeros, synced, directory synced. No frame yet.
+1. `LogWriter.create`, and `fill_ahead` in the background: header and zeros, synced, directory synced. No frame yet.
 2. The manifest that lists the log is made durable.
-3. `write_link`: the link frame, synced. From now on any group frame in this file proves that the link was on the disk.
+3. `follow`, once the log before is synced and ends; `write_link`: the link frame, synced. From now on any group frame
+   in this file proves that the link was on the disk.
 4. `reserve`, `append`, `sync` for each group.
 5. The end (`LogWriter.end`) goes into the next log's link, the manifest and the next checkpoint.
 """
@@ -99,6 +100,12 @@ class Ground:
         except OSError:  # not that far, then
             self._fill(start, aligned(end, SECTOR_BYTES))
 
+    def extend(self, end: int) -> None:
+        """Give the file ground up to `end`, or to the next boundary behind it. Raises OSError."""
+        end = aligned(end, SECTOR_BYTES)
+        while self.end < end:
+            self._fill(self.end, min(end, self.end + self._fill_limit_bytes))
+
     def _fill(self, start: int, end: int) -> None:
         require_space(self._fs, self._directory, end - start, self._keep_free)
         if self._filled:
@@ -177,6 +184,15 @@ class LogWriter:
                     fs.unlink(path)
             raise
         return cls(file, uuid, number, link, header, ground, mode)
+
+    def fill_ahead(self, end: int) -> None:
+        """Give the log ground up to `end`, step by step, so that no sync takes long. Raises OSError."""
+        self._ground.extend(end)
+
+    def follow(self, link: LogLink) -> None:
+        """Name the log that this one follows, if it wasn't known when it was made; before `write_link`."""
+        self._link = link
+        self.last_epoch = link.last_epoch
 
     def write_link(self, durable_through: int) -> None:
         """Write and sync the first frame, once the manifest that lists this log is durable."""
@@ -279,6 +295,11 @@ class LogWriter:
     def close(self) -> None:
         """Close the descriptor; nothing is written."""
         self._file.close()
+
+    @property
+    def ground_end(self) -> int:
+        """How far the ground reaches that frames may take at once."""
+        return self._ground.end
 
     @property
     def bytes_since_start(self) -> int:

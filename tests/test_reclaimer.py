@@ -1,0 +1,79 @@
+"""The reclaimer: bounded steps, never past a pin or the durable epoch, and without waiting for the next commit."""
+
+from __future__ import annotations
+
+from pages import KIND, ManualClock, put, settle, small
+
+from xtree.persistence.catalog import CatalogEntry
+from xtree.persistence.checkpointer import RECLAIM_INTERVAL_S
+from xtree.persistence.memory_store import MemoryStore
+from xtree.persistence.reclaimer import LEAST_PAGES, STEP_PAGES, Reclaimer
+from xtree.persistence.runtime import open_store
+
+
+class Garbage:
+    """Stands for a store with so many pages to free."""
+
+    def __init__(self, pages):
+        self.pages, self.limits = pages, []
+
+    def reclaim(self, durable_epoch, limit):
+        self.limits.append(limit)
+        done = min(self.pages, limit)
+        self.pages -= done
+        return done
+
+
+def test_a_run_frees_a_bounded_number_of_pages_in_bounded_steps():
+    store = Garbage(100_000)
+    reclaimer = Reclaimer(store)
+    assert reclaimer.run(5) == LEAST_PAGES
+    assert max(store.limits) <= STEP_PAGES and reclaimer.steps == LEAST_PAGES // STEP_PAGES
+    assert reclaimer.run(5, 10_000) == LEAST_PAGES + 20_000
+    assert reclaimer.reclaimed == 100_000 - store.pages
+
+
+def test_a_run_ends_when_nothing_more_may_go():
+    store = Garbage(10)
+    reclaimer = Reclaimer(store)
+    assert reclaimer.run(5) == 10 and reclaimer.run(5) == 0
+    assert reclaimer.steps == 2
+
+
+def test_nothing_goes_that_a_pin_sees_or_that_is_not_durable():
+    store = MemoryStore()
+    reclaimer = Reclaimer(store)
+    write_set = store.begin()
+    node = write_set.add_page(KIND, 0, b"x")
+    write_set.commit({"a": CatalogEntry("a", "text", node, b"")})
+    pin = store.pin()
+    write_set = store.begin()
+    write_set.remove_page(node)
+    epoch = write_set.commit({"a": None})
+    held = reclaimer.backlog
+    assert held == 1 and reclaimer.run(epoch) == 0 and reclaimer.stats()["reclaim_lag"] == 1
+    pin.release()
+    assert reclaimer.run(epoch - 1) == 0
+    assert reclaimer.run(epoch) == 1 and reclaimer.backlog == 0
+    assert reclaimer.stats() == {"reclaimed": 1, "reclaim_steps": 3, "reclaim_backlog": 0, "reclaim_lag": 0}
+    store.close()
+
+
+def test_what_a_pin_held_back_is_freed_after_it_though_nobody_commits(tmp_path):
+    clock = ManualClock()
+    store = open_store(tmp_path / "index", config=small("balanced", checkpoint_idle_s=1e8), clock=clock)
+    put(store, {"a": "0"})
+    pin = store.pin()
+    for i in range(20):
+        put(store, {"a": f"{i}"})
+    settle(store)
+    clock.advance(store, 2 * RECLAIM_INTERVAL_S)
+    stats = store.stats()["coordinator"]
+    assert stats["reclaim_backlog"] == 20 and stats["reclaim_lag"] == 20
+    assert store._coordinator.checkpointer._seconds_to_wait() <= RECLAIM_INTERVAL_S
+    pin.release()
+    clock.advance(store, RECLAIM_INTERVAL_S)
+    stats = store.stats()["coordinator"]
+    assert stats["reclaim_backlog"] == 0 and stats["reclaimed"] == 20
+    store.check()
+    store.close()

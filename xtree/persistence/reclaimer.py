@@ -1,0 +1,52 @@
+"""The reclaimer: gives back the slots and handles of pages that nobody can see any more.
+
+Each step has three phases, which `Store.reclaim` runs under the store's lock: publish the horizon and look at all pins
+behind a fence; collect retired rows up to the horizon and the durable epoch; give their slots and handles back. A step
+frees a bounded number of pages, so that writers wait for the lock no longer than that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xtree.persistence.store import Store
+
+STEP_PAGES = 1024
+LEAST_PAGES = 4096  # a call may free at least so many
+
+
+class Reclaimer:
+    """Frees the retired pages of one store. Any thread may call it; the store's lock orders them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.reclaimed = 0
+        self.steps = 0
+
+    @property
+    def backlog(self) -> int:
+        """Retired pages that are still there."""
+        return int(self._store.table.stats()["retired"])
+
+    def run(self, durable_epoch: int, new_garbage: int = 0) -> int:
+        """Free what may be freed, up to some more pages than have just become garbage; returns how many those were."""
+        limit = LEAST_PAGES + 2 * new_garbage
+        freed = 0
+        while freed < limit:
+            done = self._store.reclaim(durable_epoch, min(STEP_PAGES, limit - freed))
+            self.steps += 1
+            freed += done
+            if done < STEP_PAGES:
+                break
+        self.reclaimed += freed
+        return freed
+
+    def stats(self) -> dict[str, int]:
+        """Pages freed so far, in how many steps; retired pages left; epochs by which the oldest pin holds them back."""
+        return {
+            "reclaimed": self.reclaimed,
+            "reclaim_steps": self.steps,
+            "reclaim_backlog": self.backlog,
+            "reclaim_lag": int(self._store.epochs.stats()["lag"]),
+        }
