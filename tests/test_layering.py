@@ -39,11 +39,11 @@ LAYERS = [
     {"xtree", "xtree.arguments", "xtree.conversion", "xtree.tree", "xtree.reading", "xtree.writing",
      "xtree.transaction", "xtree.write_scope", "xtree.view", "xtree.snapshot", "xtree.runtime", "xtree.forest",
      "xtree.roots", "xtree.display", "xtree.cli", "xtree.data", "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
-     "xtree.tools", "xtree.tools.bench", "xtree.tools.bench_checkpoints", "xtree.tools.bench_child",
-     "xtree.tools.bench_commits", "xtree.tools.bench_memory", "xtree.tools.bench_peers", "xtree.tools.bench_recovery",
-     "xtree.tools.bench_report", "xtree.tools.bench_size", "xtree.tools.soak", "xtree.tools.soak_model",
-     "xtree.tools.soak_work", "xtree.tools.build",
-     "xtree.tools.check", "xtree.tools.describe", "xtree.tools.tables"},
+     "xtree.tools", "xtree.tools.build", "xtree.tools.check", "xtree.tools.describe", "xtree.tools.tables",
+     "xtree.tools.bench", "xtree.tools.bench_checkpoints", "xtree.tools.bench_child", "xtree.tools.bench_commits",
+     "xtree.tools.bench_groups", "xtree.tools.bench_memory", "xtree.tools.bench_peers", "xtree.tools.bench_recovery",
+     "xtree.tools.bench_report", "xtree.tools.bench_size",
+     "xtree.tools.soak", "xtree.tools.soak_model", "xtree.tools.soak_work"},
 ]
 LAYER_OF = {
     (name if name.startswith("xtree") else "xtree." + name): number
