@@ -32,7 +32,7 @@ TINY = Scale(
     large_log_bytes=1 << 18,
     grown_records=2000,
 )
-SECTIONS = {"resolve", "allocator", "commits", "batches", "checkpoint", "open", "size"}
+SECTIONS = {"resolve", "allocator", "commits", "batches", "groups", "checkpoint", "open", "size"}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,7 @@ def test_a_run_says_on_what_and_how_much_was_measured(result):
 def test_a_missing_engine_is_skipped_with_the_reason(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "lmdb", None)
     said: list[str] = []
+    monkeypatch.setattr(bench, "measure_groups", lambda *_: None)
     monkeypatch.setattr(bench, "measure_checkpoints", lambda *_: None)
     monkeypatch.setattr(bench, "measure_recovery", lambda *_: None)
     monkeypatch.setattr(bench, "measure_size", lambda *_: None)

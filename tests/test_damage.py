@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import SMALL, history, run_and_die, texts_of, write_steps
+from crc32c import crc32c
+from pages import SMALL, history, put, run_and_die, texts_of, write_steps
 
 import xtree
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence import filenames
+from xtree.persistence.frame import FRAME_CRC_OFFSET, FRAME_HEADER, FRAME_MAGIC
 from xtree.persistence.runtime import open_store
 
 STEPS = 40
@@ -127,3 +129,22 @@ def test_a_tree_with_damaged_pages_answers_right_or_not_at_all(tmp_path, random,
                 except CorruptionError:
                     refused += 1
     assert refused
+
+
+def test_a_logged_page_that_is_not_its_rows_ends_recovery_before_anything_is_written(tmp_path):
+    path = tmp_path / "index"
+    run_and_die(str(path), lambda store, acknowledge: (put(store, {"a": "1"}), os._exit(42)), "nowhere", 1)
+    (log,) = [path / name for name in os.listdir(path) if filenames.parse_log(name) is not None]
+    content = bytearray(log.read_bytes())
+    start = content.rindex(FRAME_MAGIC)
+    length = FRAME_HEADER.unpack_from(content, start)[2]
+    content[start + length - 1000] ^= 1
+    crc_at = start + FRAME_CRC_OFFSET
+    content[crc_at:crc_at + 4] = bytes(4)
+    content[crc_at:crc_at + 4] = crc32c(bytes(content[start:start + length])).to_bytes(4, "little")
+    log.write_bytes(content)
+    before = {name: (path / name).read_bytes() for name in os.listdir(path) if name != filenames.LOCK}
+    for mode in ("r", "r+"):
+        with pytest.raises(CorruptionError, match="CRC"):
+            open_store(path, mode=mode, config=SMALL)
+    assert before == {name: (path / name).read_bytes() for name in os.listdir(path) if name != filenames.LOCK}

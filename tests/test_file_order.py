@@ -27,10 +27,20 @@ class OrderWatchingFileSystem(ForgetfulFileSystem):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.seen: dict[str, dict[str, bool]] = {}
+        self.listed_too_early: set[str] = set()
 
     def open(self, path, mode):
         file = super().open(path, mode)
         return LookingFile(file.path, os.dup(file.fileno()), file.node, self)
+
+    def replace(self, source, target):
+        if os.path.basename(target) == filenames.MANIFEST:
+            manifest = Manifest.decode(Path(source).read_bytes(), source)
+            listed = {filenames.log_name(log.number) for log in manifest.logs}
+            listed |= {filenames.data_name(data.size_class, data.number) for data in manifest.data_files}
+            listed |= {filenames.checkpoint_name(checkpoint.number) for checkpoint in manifest.checkpoints}
+            self.listed_too_early |= listed - set(self.durable_names)
+        super().replace(source, target)
 
     def look(self, file: WatchedFile, offset: int) -> None:
         """Called before a frame is written."""
@@ -84,6 +94,7 @@ def test_a_log_is_filled_synced_named_and_listed_before_its_first_frame(tmp_path
     assert len(fs.seen) >= 4
     for name, facts in fs.seen.items():
         assert all(facts.values()), (name, facts)
+    assert not fs.listed_too_early
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -43,7 +43,7 @@ LAYERS = [
      "xtree.transaction", "xtree.write_scope", "xtree.view", "xtree.snapshot", "xtree.runtime", "xtree.forest",
      "xtree.roots", "xtree.structure", "xtree.prometheus", "xtree.display", "xtree.cli", "xtree.data",
      "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
-     "xtree.tools", "xtree.tools.backup", "xtree.tools.bench", "xtree.tools.bench_checkpoints",
+     "xtree.tools", "xtree.tools.backup", "xtree.tools.bench", "xtree.tools.bench_checkpoints", "xtree.tools.bench_groups",
      "xtree.tools.bench_child", "xtree.tools.bench_commits", "xtree.tools.bench_memory", "xtree.tools.bench_peers",
      "xtree.tools.bench_recovery", "xtree.tools.bench_report", "xtree.tools.bench_size", "xtree.tools.build",
      "xtree.tools.check", "xtree.tools.describe", "xtree.tools.soak", "xtree.tools.soak_model",

@@ -151,9 +151,10 @@ def test_payload_split(tmp_path):
 
     def two_pages(store, acknowledge):
         write_set = store.begin()
-        write_set.abort()
-        put(store, {"small": "in the log"}, size_class=0)
-        put(store, {"large": "flushed first"}, size_class=4)
+        small = write_set.add_page(KIND, 0, b"in the log")
+        large = write_set.add_page(KIND, 3, b"flushed first")
+        write_set.commit({"small": CatalogEntry("small", "text", small, b""),
+                          "large": CatalogEntry("large", "text", large, b"")})
         os._exit(42)
 
     run_and_die(str(path), two_pages, "nowhere", 1)

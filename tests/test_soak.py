@@ -35,7 +35,7 @@ def test_a_few_rounds_with_kills_in_every_mode_find_nothing_wrong(tmp_path):
     assert json.loads(json.dumps(result))["plan"]["keep"] == KEEP
     assert {round_["killed"] for round_ in result["rounds"]} == {False, True}
     assert sum(round_["steps"] for round_ in result["rounds"]) > 0
-    assert all(round_["checks"] > 0 for round_ in result["rounds"] if not round_["killed"])
+    assert all(round_["checks"] > 0 for round_ in result["rounds"][:-1] if not round_["killed"])
     assert said[-1].endswith("fine")
     assert len(said) == len(result["rounds"]) + 1
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from xtree.tools.bench_checkpoints import measure_checkpoints
 from xtree.tools.bench_commits import THREADS, measure_commits
+from xtree.tools.bench_groups import measure_groups
 from xtree.tools.bench_memory import measure_memory
 from xtree.tools.bench_recovery import measure_recovery
 from xtree.tools.bench_report import Report
@@ -73,6 +74,7 @@ def bench_substrate(
         here = Path(place)
         measure_memory(report, scale)
         measure_commits(report, scale, here)
+        measure_groups(report, scale, here)
         measure_checkpoints(report, scale, here)
         measure_recovery(report, scale, here)
         measure_size(report, scale, here)

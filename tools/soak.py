@@ -43,8 +43,8 @@ MODES = ("balanced", "eventual", "strict")
 MIB = 1 << 20
 REST_S = 300.0  # the last round takes so long at most
 STEADY_AFTER = 4  # rounds; earlier ones make threads, pools and files that stay
-# From the first third of the rounds to the last: a factor, and bytes or pieces. Files are as long as the longest snapshot
-# made them; how long that is depends on how busy the machine was.
+# From the first third of the rounds to the last: a factor, and bytes or pieces. Files are as long as the longest
+# snapshot made them; how long that is depends on how busy the machine was.
 GROWTH_ALLOWED = {"resident": 1.1, "disk": 1.5, "data": 1.5, "descriptors": 1.0, "mappings": 1.2}
 SLACK = {"resident": 8 * MIB, "disk": 64 * MIB, "data": 64 * MIB, "descriptors": 0, "mappings": 16}
 SPACE_SLACK = 4 * MIB  # beyond the space that live pages are allowed: files grow in steps
