@@ -535,6 +535,14 @@ cdef class ObjectTable:
     def __len__(self):
         return sum([self.shards[shard].live_count for shard in range(self.active)])
 
+    @property
+    def retired(self):
+        """Retired pages that haven't been freed yet."""
+        cdef uint64_t shard, count = 0
+        for shard in range(self.active):
+            count += self.shards[shard].retired_count
+        return count
+
     def stats(self):
         """Handles by state, and how many were ever given out: in all, and for each of the active `shards`."""
         shards = [dict(live=self.shards[i].live_count, reserved=self.shards[i].reserved_count,
