@@ -4,6 +4,8 @@
 #   make test          build xtree and run all tests
 #   make test-all      the same with every Python from 3.10 to 3.13 that is installed
 #   make test-checked  the same tests against a build with bounds checks and C assertions
+#   make bench         measure what the store costs on this machine, beside other engines
+#   make soak          an hour of work, kills and reopening under check; make soak SOAK_ARGS='--minutes 5' for less
 #   make lint          ruff, cython-lint and mypy alone
 #   make wheel         wheel and source distribution in dist/
 #   make clean         remove environments and everything that was built
@@ -12,13 +14,15 @@ PYTHON ?= python3
 VENV ?= .venv
 CHECKED := $(VENV)-checked
 PYTEST_ARGS ?= -n 2 --dist loadfile
+BENCH_ARGS ?=
+SOAK_ARGS ?= --minutes 60
 
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILD_REQUIREMENTS := 'setuptools>=77' 'cython>=3.1,<4'
 COMPILED := pyproject.toml setup.py $(shell find xtree -name '*.py[xd]' -o -name '*.h')
 
-.PHONY: help demo test test-all test-checked lint wheel clean
+.PHONY: help demo test test-all test-checked bench soak lint wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,6 +43,12 @@ test-all:
 
 test-checked: $(CHECKED)/installed
 	PYTHONSAFEPATH=1 $(CHECKED)/bin/pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/installed-bench
+	$(BIN)/xtree bench substrate $(BENCH_ARGS)
+
+soak: $(VENV)/installed
+	$(BIN)/python -m xtree.tools.soak $(SOAK_ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check
@@ -68,6 +78,10 @@ $(VENV)/installed-test: $(VENV)/made $(COMPILED)
 	@echo "building xtree (about two minutes the first time)"
 	$(PIP) install --no-build-isolation --editable '.[test]'
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(PIP) install --no-build-isolation --editable '.[bench]'
+	@touch $@
 
 $(CHECKED)/installed: BIN := $(CHECKED)/bin
 $(CHECKED)/installed: $(COMPILED) $(shell find xtree tools -name '*.py')

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Callable
 
 from xtree.persistence.platform_fs import File, FileSystem, SyncFailedError
 
+PATIENCE_S = 20  # before a test that waits for a thread fails
 WRITES = ("pwrite", "pwritev", "write_zeros", "truncate", "reserve", "sync")
 
 
@@ -87,3 +90,47 @@ def _asking(name: str) -> Callable[..., object]:
 
 for _name in WRITES:
     setattr(FaultyFile, _name, _asking(_name))
+
+
+class CountingFileSystem(FaultyFileSystem):
+    """Counts syncs by the ending of the file's name."""
+
+    def __init__(self):
+        super().__init__()
+        self.syncs = []
+
+    def ask(self, call, path):
+        super().ask(call, path)
+        if call == "sync":
+            self.syncs.append(os.path.splitext(path)[1])
+
+    def taken(self):
+        syncs, self.syncs = self.syncs, []
+        return syncs
+
+
+class HeldFileSystem(CountingFileSystem):
+    """Syncs of logs wait until they are let go, when that is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.hold, self.held, self.let_go = False, threading.Event(), threading.Event()
+
+    def ask(self, call, path):
+        if self.hold and call == "sync" and path.endswith(".log"):
+            self.held.set()
+            assert self.let_go.wait(PATIENCE_S)
+        super().ask(call, path)
+
+    def release(self):
+        """Lets the syncs go on, and holds no more."""
+        self.hold = False
+        self.let_go.set()
+
+
+def queued(store, n):
+    """Returns when n threads have handed something to the leader, and wait."""
+    deadline = time.monotonic() + PATIENCE_S
+    while store.stats()["coordinator"]["waiting"] < n:
+        assert time.monotonic() < deadline
+        time.sleep(0)

@@ -4,6 +4,8 @@ import errno
 import os
 import random
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,11 +26,16 @@ DATA_FILES = (DataFileEntry(1, 0, 65536), DataFileEntry(5, 6, 1 << 30))
 
 
 def some_rows(n):
+    """(rows a shard, rows): all in three shards."""
     rows = np.zeros(n, ROW)
     rows["state"] = np.arange(n) % 2 * 2
     rows["offset"] = np.arange(n) * 4096
     rows["crc"] = np.arange(n)
-    return rows
+    return [n - n // 2 - n // 3, 0, n // 2, n // 3], rows
+
+
+def padded(counts):
+    return (*counts, *[0] * (64 - len(counts)))
 
 
 @pytest.fixture
@@ -64,7 +71,9 @@ def test_a_checkpoint_is_read_back(fs, tmp_path, entry):
         assert (found.number, found.epoch, found.catalog, found.last_log) == (9, 77, b"catalog bytes", LINK)
         assert found.data_files == DATA_FILES
         assert found.entry == entry
-        assert np.frombuffer(found.rows, ROW).tolist() == some_rows(100).tolist()
+        counts, rows = some_rows(100)
+        assert found.rows[0] == padded(counts)
+        assert np.frombuffer(found.rows[1], ROW).tolist() == rows.tolist()
         assert path_in(tmp_path).read_bytes()[found.catalog_offset :].startswith(b"catalog bytes")
     assert fs.listdir(tmp_path) == [checkpoint_name(9)]
 
@@ -72,10 +81,11 @@ def test_a_checkpoint_is_read_back(fs, tmp_path, entry):
 @pytest.mark.parametrize("n", [0, 1, 5])
 @pytest.mark.parametrize("catalog", [b"", b"12345678", b"123456789"])
 def test_checkpoints_of_any_size_are_read_back(fs, tmp_path, n, catalog):
-    rows = some_rows(n)
-    entry = checkpoint.write(fs, tmp_path, 9, UUID, 0, memoryview(bytearray(rows.tobytes())), catalog, (), LogLink())
+    counts, rows = some_rows(n)
+    given = (counts, memoryview(bytearray(rows.tobytes())))
+    entry = checkpoint.write(fs, tmp_path, 9, UUID, 0, given, catalog, (), LogLink())
     found = checkpoint.read(fs, tmp_path, entry, UUID)
-    assert bytes(found.rows) == rows.tobytes() and found.catalog == catalog and found.data_files == ()
+    assert found.rows == (padded(counts), rows.tobytes()) and found.catalog == catalog and found.data_files == ()
 
 
 def test_every_flipped_byte_is_noticed(fs, tmp_path, entry):
@@ -128,8 +138,8 @@ def test_a_checkpoint_of_another_index_number_or_version_is_refused(fs, tmp_path
         checkpoint.read(fs, tmp_path, 10, UUID)
     with pytest.raises(FileNotFoundError):
         checkpoint.read(fs, tmp_path, 9, UUID)
-    path_in(tmp_path).write_bytes(pack_header(checkpoint.MAGIC, 2, UUID, b""))
-    with pytest.raises(FormatVersionError, match="expected format version 1, found 2"):
+    path_in(tmp_path).write_bytes(pack_header(checkpoint.MAGIC, 1, UUID, b""))
+    with pytest.raises(FormatVersionError, match="expected format version 2, found 1"):
         checkpoint.read(fs, tmp_path, 9, UUID)
 
 
@@ -141,8 +151,24 @@ def test_a_data_file_that_cannot_be_is_corruption(fs, tmp_path, entry, number, s
 
 
 def test_rows_that_are_not_whole_are_refused(fs, tmp_path):
-    with pytest.raises(ValueError, match="48 bytes each"):
-        checkpoint.write(fs, tmp_path, 9, UUID, 77, b"x" * 50, b"", (), LINK)
+    for counts, rows in (([1], bytes(50)), ([1, 1], bytes(48)), ([], bytes(48))):
+        with pytest.raises(ValueError, match="48 bytes each"):
+            checkpoint.write(fs, tmp_path, 9, UUID, 77, (counts, rows), b"", (), LINK)
+
+
+@pytest.mark.parametrize("counts", [[50, 0, 51], [0] * 64, [2**64 - 1] * 64, [2**64 - 100]])
+def test_rows_of_shards_that_do_not_add_up_are_corruption(fs, tmp_path, entry, counts):
+    forge(path_in(tmp_path), checkpoint.COUNTS_OFFSET, checkpoint.COUNTS.pack(*padded(counts)))
+    with pytest.raises(CorruptionError, match="at offset 112: expected 100 rows"):
+        checkpoint.read(fs, tmp_path, 9, UUID)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_checkpoint_is_unmapped_when_its_rows_are_forgotten(fs, tmp_path, entry):
+    found = checkpoint.read(fs, tmp_path, entry, UUID)
+    assert checkpoint_name(9) in Path("/proc/self/maps").read_text()
+    del found
+    assert checkpoint_name(9) not in Path("/proc/self/maps").read_text()
 
 
 def test_a_full_disk_leaves_no_checkpoint(fs, tmp_path, monkeypatch):

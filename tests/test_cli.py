@@ -220,9 +220,9 @@ def test_trees_have_names(tmp_path):
     assert run_json("query", tmp_path / "index", -180, -90, 180, 90, "--tree", "cities")["count"] == len(towns.ids)
 
 
-@pytest.mark.parametrize("command", ["build", "query", "info", "check", "demo"])
+@pytest.mark.parametrize("command", ["build", "query", "info", "check", "demo", "bench substrate"])
 def test_help_documents_the_json_keys(command):
-    done = run(command, "--help")
+    done = run(*command.split(), "--help")
     assert done.exit_code == 0
     assert "JSON keys" in done.stdout
 
@@ -231,3 +231,57 @@ def test_the_installed_command_is_the_same():
     done = subprocess.run([sys.executable, "-m", "xtree.cli", "--version"], capture_output=True, text=True)
     assert done.returncode == 0
     assert xtree.__version__ in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("minx,miny,maxx,maxy\n0,0,1,1\n\n2,2,3,3\n1,2,3,four\n", "line 5, column 4: expected a number, found 'four'"),
+        ("minx,miny,maxx,maxy\n0,0,1,1\n1,2,3\n", "line 3: expected at least 4 columns, found 3"),
+        ("id,x,y\n\n\n1.5,2,3\n", "line 4, column 1: expected a whole number, found '1.5'"),
+        ("id,x,y\n9223372036854775808,2,3\n", "line 2, column 1: expected a whole number"),
+        ('name,x,y\n"a\nb",1,2\n\nc,nan,0\n', "line 5, axis 0 has NaN"),
+        ("minx,miny,maxx,maxy\n0,0,1,1\n1,1,0,2\n", "line 3, axis 0 has min 1.0 above max 0.0"),
+        ("x,y\n1,2\ninf,2\n", "line 3, axis 0 is infinite"),
+    ],
+)
+def test_build_names_the_file_and_the_line_of_it_that_is_wrong(tmp_path, text, said):
+    (tmp_path / "b.csv").write_text(text, encoding="utf-8")
+    done = run("build", tmp_path / "b.csv", tmp_path / "index")
+    assert done.exit_code == 2
+    assert f"{tmp_path / 'b.csv'}: " in done.stderr and said in done.stderr
+    assert not (tmp_path / "index").exists()
+
+
+def test_build_names_the_file_for_arrays_and_other_dimensions_too(tmp_path, index):
+    np.savez(tmp_path / "b.npz", boxes=np.zeros((3, 4)), ids=np.arange(2))
+    np.savez(tmp_path / "f.npz", boxes=np.zeros((3, 4)), ids=np.arange(3.0))
+    np.save(tmp_path / "n.npy", np.array([[0, 0, 1, 1], [0, np.nan, 1, 1.0]]))
+    np.save(tmp_path / "d.npy", np.zeros((3, 6)))
+    np.save(tmp_path / "w.npy", np.zeros((3, 200)))
+    for name, said in (("b.npz", "2 ids for 3"), ("f.npz", "id"), ("n.npy", "row 1, axis 1"), ("w.npy", "64"),
+                       ("d.npy", "has 2 dims, not 3")):  # fmt: skip
+        done = run("build", tmp_path / name, index, "--append")
+        assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1
+        assert f"{tmp_path / name}: " in done.stderr and said in done.stderr
+    assert run_json("info", index)["trees"]["default"]["records"] == 500
+
+
+def test_backup_copies_an_index_that_others_read(tmp_path, index):
+    with xtree.open(index, mode="r"):
+        result = run_json("backup", index, tmp_path / "copy")
+    assert result["trees"] == ["default"] and result["bytes"] > 500 * 40
+    assert run("check", tmp_path / "copy").exit_code == 0
+    assert run_json("info", tmp_path / "copy")["trees"] == run_json("info", index)["trees"]
+    assert "1 tree(s)" in run("backup", index, tmp_path / "another").stdout
+
+
+def test_backup_refuses_a_locked_or_missing_index_and_a_full_target_with_status_2(tmp_path, index):
+    with xtree.open(index):
+        locked = run("backup", index, tmp_path / "copy")
+    assert locked.exit_code == 2 and "in use by process" in locked.stderr
+    assert run("backup", tmp_path / "nowhere", tmp_path / "copy").exit_code == 2
+    assert run("backup", index, index / "inside").exit_code == 2
+    assert not (tmp_path / "copy").exists()
+    full = run("backup", index, tmp_path)
+    assert full.exit_code == 2 and "empty directory" in full.stderr

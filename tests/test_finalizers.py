@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -83,3 +85,22 @@ def test_an_index_closed_by_a_finalizer_in_its_leader_is_closed_cleanly(store, t
     assert reopened.recovery.clean
     assert texts_of(reopened) == {"a": "2"}
     reopened.close()
+
+
+@pytest.mark.parametrize("kind", ["memory", "durable"])
+def test_pins_that_are_collected_together_with_their_store_let_go_of_it(tmp_path, kind):
+    program = """
+import gc, sys, xtree
+gc.disable()
+for i in range(20):
+    tree = xtree.XTree(2) if sys.argv[2] == "memory" else xtree.open(sys.argv[1] + str(i), dims=2)
+    tree.insert(1, (0, 0))
+    cycle = [tree.snapshot(), tree._store.pin(), tree._store.begin() if i % 2 else None]
+    cycle.append(cycle)
+    del tree, cycle
+    gc.collect()
+print("fine")
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "index"), kind]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")

@@ -78,7 +78,11 @@ STRUCTS = {
     "Frame header": (frame.FRAME_HEADER, 0),
     "Link": (frame.LINK, 0),
     "Catalog record": (catalog.RECORD, 0),
-    "Checkpoint": (Struct(checkpoint.BODY.format + f"{frame.LINK_BYTES}s"), PREFIX_BYTES),
+    "Checkpoint": (
+        Struct(checkpoint.BODY.format + f"{frame.LINK_BYTES}s{checkpoint.COUNTS.size}s"),
+        PREFIX_BYTES,
+    ),
+    "Range": (Struct("<HH"), 0),
     "Data file entry": (checkpoint.DATA_FILE, 0),
     "Footer": (checkpoint.FOOTER, 0),
     "Data file": (data_files.BODY, PREFIX_BYTES),
@@ -116,15 +120,22 @@ def test_every_table_of_fields_is_compared_and_without_gaps():
 
 
 def test_the_delta_of_the_commit_path_is_the_one_of_recovery():
-    assert fields_of_c("xtree/persistence/delta.pyx", "Delta") == NAMED["Delta"]
+    assert fields_of_c("xtree/persistence/frame_layout.pxd", "Delta") == NAMED["Delta"]
+    assert fields_of_c("xtree/persistence/frame_layout.pxd", "Range") == layout("Range")
+
+
+def test_the_frame_header_that_is_followed_is_the_one_that_is_written():
+    fields = fields_of_c("xtree/persistence/frame_layout.pxd", "FrameHeader")
+    assert fields == layout("Frame header")
 
 
 def test_the_row_of_the_object_table_is_the_one_of_checkpoints():
-    assert fields_of_c("xtree/persistence/object_table.pyx", "StoredRow") == NAMED["Row"]
+    assert fields_of_c("xtree/persistence/stored_row.pxd", "StoredRow") == NAMED["Row"]
 
 
 def test_numbers_that_reach_the_disk_are_the_documented_ones():
-    page, bucket, table = "xtree/persistence/page.pxd", "xtree/bucket.pxd", "xtree/persistence/object_table.pxd"
+    page, bucket, table = "xtree/persistence/page.pxd", "xtree/bucket.pxd", "xtree/persistence/row.pxd"
+    layout = "xtree/persistence/frame_layout.pxd"
     assert numbers("mode") == superblock.MODES
     assert numbers("kind of frame") == {"link": frame.FRAME_LINK, "group": frame.FRAME_GROUP}
     assert numbers("op") == {"birth": frame.OP_BIRTH, "retire": frame.OP_RETIRE, "relocate": frame.OP_RELOCATE}
@@ -133,6 +144,12 @@ def test_numbers_that_reach_the_disk_are_the_documented_ones():
         "whole": frame.PAYLOAD_WHOLE,
         "ranges": frame.PAYLOAD_RANGES,
     }
+    for name in ("OP_BIRTH", "OP_RETIRE", "OP_RELOCATE", "PAYLOAD_NONE", "PAYLOAD_WHOLE", "PAYLOAD_RANGES"):
+        assert constant_of_c(layout, name) == getattr(frame, name)
+    assert constant_of_c(layout, "FRAME_FORMAT") == frame.FRAME_FORMAT
+    assert constant_of_c(layout, "FRAME_MAGIC") == int.from_bytes(frame.FRAME_MAGIC, "little")
+    assert constant_of_c(layout, "MODE_STRICT") == superblock.MODES["strict"]
+    assert constant_of_c(layout, "LAST_MODE") == max(superblock.MODES.values())
     assert numbers("catalog op") == {"set": catalog.OP_SET, "drop": catalog.OP_DROP}
     assert numbers("state of a row") == {
         "free": constant_of_c(table, "STATE_FREE"),
@@ -157,7 +174,9 @@ def test_magics_and_formats_are_the_documented_ones():
     }
     for magic in (frame.FRAME_MAGIC, checkpoint.FOOTER_MAGIC, b"XTPG"):
         assert f"`{magic.decode()}`" in TEXT
-    assert frame.FRAME_FORMAT == manifest.FORMAT == constant_of_c("xtree/persistence/page.pxd", "PAGE_FORMAT") == 1
+    assert manifest.FORMAT == constant_of_c("xtree/persistence/page.pxd", "PAGE_FORMAT") == 1
+    assert f"of the frame: {frame.FRAME_FORMAT} " in TEXT
+    assert constant_of_c("xtree/persistence/node_id.pxd", "MAX_SHARDS") == checkpoint.SHARDS == 64
 
 
 def test_the_keys_of_the_manifest_are_the_documented_ones():

@@ -15,23 +15,25 @@ LAYERS = [
     {"xtree.errors", "persistence.node_id", "persistence.page", "persistence.config", "persistence.filenames",
      "persistence.crash_points", "persistence.clock", "persistence.atomics", "persistence.memory", "persistence"},
     # 1 the machine: files, checksums, geometry
-    {"persistence.platform_fs", "persistence.disk_reserve", "persistence.page_checksum", "xtree.box", "xtree.kernels",
-     "xtree.radix"},
+    {"persistence.platform_fs", "persistence.disk_reserve", "persistence.metrics", "persistence.page_checksum",
+     "xtree.box", "xtree.kernels", "xtree.radix"},
     # 2 space: which bytes of which file are mapped, used, free
     {"persistence.mmap_windows", "persistence.segment_allocator", "persistence.memory_growth"},
     # 3 names: NodeID to address, epochs, who is reading
-    {"persistence.object_table", "persistence.mvcc"},
+    {"persistence.object_table", "persistence.row", "persistence.file_places", "persistence.stored_row",
+     "persistence.mvcc"},
     # 4 records on disk: one format each
     {"persistence.wal", "persistence.wal_reader", "persistence.checkpoint", "persistence.superblock",
      "persistence.manifest", "persistence.catalog", "persistence.data_files", "persistence.file_header",
-     "persistence.frame"},
+     "persistence.frame", "persistence.frame_layout", "persistence.frame_run"},
     # 5 order: when things happen and in which order
     {"persistence.checkpoint_coordinator", "persistence.recovery", "persistence.replay", "persistence.scan",
      "persistence.journal", "persistence.commit_queue", "persistence.checkpointer", "persistence.checkpoint_policy",
      "persistence.backpressure", "persistence.log_gc", "persistence.reclaimer"},
     # 6 store: the whole substrate behind a few verbs, and named roots
     {"persistence.store", "persistence.write_set", "persistence.memory_store", "persistence.durable_store",
-     "persistence.delta", "persistence.runtime"},
+     "persistence.delta", "persistence.runtime", "persistence.page_copy",
+     "persistence.backup", "persistence.probes"},
     # 7 tree: X-tree pages and algorithms
     {"xtree.tree_state", "xtree.bucket", "xtree.split", "xtree.insertion", "xtree.removal", "xtree.search",
      "xtree.nearest", "xtree.bulk", "xtree.inspection", "xtree.arrays", "xtree.query_order",
@@ -39,8 +41,13 @@ LAYERS = [
     # 8 face: what people touch
     {"xtree", "xtree.arguments", "xtree.conversion", "xtree.tree", "xtree.reading", "xtree.writing",
      "xtree.transaction", "xtree.write_scope", "xtree.view", "xtree.snapshot", "xtree.runtime", "xtree.forest",
-     "xtree.roots", "xtree.display", "xtree.cli", "xtree.data", "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
-     "xtree.tools", "xtree.tools.build", "xtree.tools.check", "xtree.tools.describe", "xtree.tools.tables"},
+     "xtree.roots", "xtree.structure", "xtree.prometheus", "xtree.display", "xtree.cli", "xtree.data",
+     "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
+     "xtree.tools", "xtree.tools.backup", "xtree.tools.bench", "xtree.tools.bench_checkpoints",
+     "xtree.tools.bench_child", "xtree.tools.bench_commits", "xtree.tools.bench_memory", "xtree.tools.bench_peers",
+     "xtree.tools.bench_recovery", "xtree.tools.bench_report", "xtree.tools.bench_size", "xtree.tools.build",
+     "xtree.tools.check", "xtree.tools.describe", "xtree.tools.soak", "xtree.tools.soak_model",
+     "xtree.tools.soak_work", "xtree.tools.tables"},
 ]
 LAYER_OF = {
     (name if name.startswith("xtree") else "xtree." + name): number

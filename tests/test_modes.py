@@ -8,10 +8,9 @@ import secrets
 import shutil
 import sys
 import threading
-import time
 
 import pytest
-from faulty_fs import FaultyFileSystem
+from faulty_fs import PATIENCE_S, CountingFileSystem, FaultyFileSystem, HeldFileSystem, queued
 from pages import (
     MODES,
     ONE_LONG_LOG,
@@ -40,7 +39,6 @@ from xtree.persistence.superblock import MODE_NAMES, SuperblockFile
 from xtree.persistence.wal_reader import read_log
 
 STEPS = 32
-PATIENCE_S = 20  # before a test that waits for a thread fails
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
@@ -360,23 +358,6 @@ def test_a_transaction_above_the_bulk_limit_is_flushed_first_in_any_mode(tmp_pat
     assert reopened(path, mode) == {f"n{i}": f"{i}" for i in range(17)}
 
 
-class CountingFileSystem(FaultyFileSystem):
-    """Counts syncs by the ending of the file's name."""
-
-    def __init__(self):
-        super().__init__()
-        self.syncs = []
-
-    def ask(self, call, path):
-        super().ask(call, path)
-        if call == "sync":
-            self.syncs.append(os.path.splitext(path)[1])
-
-    def taken(self):
-        syncs, self.syncs = self.syncs, []
-        return syncs
-
-
 @pytest.mark.parametrize(
     ("mode", "small_page", "large_page"),
     [
@@ -486,26 +467,6 @@ def test_a_failed_superblock_sync_poisons_in_strict_and_the_commit_is_whole_or_n
 
 # Group commit.
 
-class HeldFileSystem(CountingFileSystem):
-    """Syncs of logs wait until they are let go, when that is asked for."""
-
-    def __init__(self):
-        super().__init__()
-        self.hold, self.held, self.let_go = False, threading.Event(), threading.Event()
-
-    def ask(self, call, path):
-        if self.hold and call == "sync" and path.endswith(".log"):
-            self.held.set()
-            assert self.let_go.wait(PATIENCE_S)
-        super().ask(call, path)
-
-
-def queued(store, n):
-    """Returns when n threads have handed something to the leader, and wait."""
-    deadline = time.monotonic() + PATIENCE_S
-    while store.stats()["coordinator"]["waiting"] < n:
-        assert time.monotonic() < deadline
-        time.sleep(0)
 
 
 @pytest.mark.parametrize("mode", ["strict", "balanced"])

@@ -2,14 +2,16 @@
 
 import random
 import struct
+import threading
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from xtree.errors import CorruptionError
+from xtree.errors import CapacityError, CorruptionError
 from xtree.persistence import node_id
+from xtree.persistence.file_places import FilePlaces
 from xtree.persistence.memory import fail_allocation
 from xtree.persistence.object_table import ROW_BYTES, ObjectTable
 
@@ -48,6 +50,23 @@ def live(table, epoch=1, kind=1, size_class=0, address=0, crc=0):
 
 def row(state=LIVE, tag=1, kind=1, size_class=0, file=5, offset=4096, birth=1, retire=INFINITE, crc=0, r32=0, r64=0):
     return ROW.pack(state, tag, kind, size_class, file, offset, birth, retire, crc, r32, r64)
+
+
+def places(files, size_class=0):
+    """FilePlaces of {file number: window}, all of one size class, of files up to 4 MiB."""
+    return FilePlaces({number: (window, size_class) for number, window in files.items()}, 4 << 20)
+
+
+def restored(rows, files, counts=None, **limits):
+    """A table with these rows, by default all in one shard."""
+    table = ObjectTable(**limits)
+    table.restore([len(rows) // ROW_BYTES] if counts is None else counts, rows, places(files))
+    return table
+
+
+def totals(table):
+    """stats() without the shards'."""
+    return {name: value for name, value in table.stats().items() if name != "shards"}
 
 
 def free_row(tag):
@@ -147,7 +166,7 @@ def test_pages_are_reclaimed_in_the_order_of_their_retirement(table):
         table.retire_node(nodes[i], epoch)
     assert [table.reclaim(3) for _ in range(3)] == [(3, 0), (1, 0), None]
     assert table.reclaim(100) == (4, 0)
-    assert table.stats() == {"live": 2, "reserved": 0, "retired": 0, "free": 3, "handles": 5}
+    assert totals(table) == {"live": 2, "reserved": 0, "retired": 0, "free": 3, "handles": 5}
 
 
 def test_only_a_row_in_the_right_state_moves_on(table):
@@ -203,58 +222,85 @@ def test_a_snapshot_holds_what_was_visible_at_its_epoch_and_every_tag():
     files = [10, 11, 12, 13]
     kept_row = row(LIVE, 1, 1, 0, 13, 4096, 2, INFINITE, 7)
     old_row, young_row = row(LIVE, 1, 1, 0, 10, 0, 1), row(LIVE, 1, 1, 0, 10, 0, 5)
-    assert table.snapshot(3, files) == b"".join([BLANK, old_row, kept_row, free_row(1), free_row(1)])
-    assert table.snapshot(4, files) == b"".join([BLANK, free_row(1), kept_row, free_row(1), free_row(1)])
-    assert table.snapshot(5, files) == b"".join([BLANK, free_row(1), kept_row, young_row, free_row(1)])
+    counts = [5] + [0] * 63
+    for epoch, rows in (
+        (3, [BLANK, old_row, kept_row, free_row(1), free_row(1)]),
+        (4, [BLANK, free_row(1), kept_row, free_row(1), free_row(1)]),
+        (5, [BLANK, free_row(1), kept_row, young_row, free_row(1)]),
+    ):
+        assert table.snapshot(epoch, files) == (counts, b"".join(rows))
     table.abandon_node(reserved)
     table.reclaim(10)
     table.reserve_node(1, 0, 0)
-    assert table.snapshot(5, files)[48:96] == free_row(1)
+    assert table.snapshot(5, files)[1][48:96] == free_row(1)
     with pytest.raises(CorruptionError, match="row 2 of the object table: in a window without a data file"):
         table.snapshot(5, files[:3])
 
 
-def test_a_restored_table_continues_where_the_snapshot_was_taken():
+@pytest.mark.parametrize("shard_rows", [1 << 20, 100])
+def test_a_restored_table_continues_where_the_snapshot_was_taken(shard_rows):
     seed = random.randrange(2**32)
     print("seed", seed)
     rng = random.Random(seed)
-    table = ObjectTable()
-    nodes = [live(table, i, 1 + i % 2, i % 7, (i % 3) << 48 | i * 4096, rng.getrandbits(32)) for i in range(1, 2000)]
+    table = ObjectTable(shard_rows)
+    nodes = [
+        live(table, i, 1 + i % 2, i % 7, (i % 7) << 48 | 4096 + (i % 9) * (4096 << i % 7), rng.getrandbits(32))
+        for i in range(1, 2000)
+    ]
     for node in rng.sample(nodes, 700):
         table.retire_node(node, 3000)
     while table.reclaim(3000):
         pass
-    again = ObjectTable()
-    again.restore(table.snapshot(3000, [20, 30, 25]), {30: 7, 20: 0, 25: 9})
+    again = ObjectTable(shard_rows)
+    files = {20: (7, 0), 30: (0, 1), 25: (9, 2), 7: (6, 3), 8: (5, 4), 9: (3, 5), 10: (1, 6)}
+    counts, rows = table.snapshot(3000, list(files))
+    again.restore(counts, rows, FilePlaces(files, 4 << 20))
     again.check()
-    windows = {0: 0, 1: 7, 2: 9}
     assert again.stats() == table.stats()
-    for before, after in zip(table.rows(), again.rows()):
+    assert sum(count > 0 for count in counts) == len(again.stats()["shards"]) == (1 if shard_rows > 2000 else 20)
+    windows = [window for window, _ in files.values()]
+    for before, after in zip(table.rows(), again.rows(), strict=True):
         if before["state"] == "live":
             assert after == {**before, "window": windows[before["window"]], "verified": False}
         else:
             assert (after["state"], after["tag"], after["node"]) == ("free", before["tag"], before["node"])
-    lowest = next(row for row in again.rows() if row["state"] == "free")
-    assert again.reserve_node(1, 0, 0) == lowest["handle"] << 8 | lowest["tag"] + 1
-    assert (
-        again.snapshot(3000, [20, 0, 0, 0, 0, 0, 0, 30, 0, 25])[: 48 * lowest["handle"]]
-        == (table.snapshot(3000, [20, 30, 25])[: 48 * lowest["handle"]])
-    )
+    node = again.reserve_node(1, 0, 0)
+    taken = next(row for row in table.rows() if row["handle"] == handle_of(node))
+    assert taken["state"] == "free" and tag_of(node) == taken["tag"] + 1
+    again.abandon_node(node)
+    if shard_rows > 2000:
+        assert taken == next(row for row in table.rows() if row["state"] == "free")
+    numbers = {window: number for number, (window, _) in files.items()}
+    assert again.snapshot(3000, [numbers.get(window, 0) for window in range(10)])[0] == counts
+    assert again.snapshot(3000, [numbers.get(window, 0) for window in range(10)])[1][:48] == rows[:48]
 
 
-def test_a_restored_page_is_not_verified_until_it_was_looked_at(table):
-    table.restore(BLANK + row(tag=9), {5: 2})
+def test_a_restored_page_is_not_verified_until_it_was_looked_at():
+    table = restored(BLANK + row(tag=9), {5: 2})
     node = 1 << 8 | 9
     assert table.resolves(node) and not table.describe(node)["verified"]
     table.verify_node(node)
     assert table.describe(node)["verified"]
+    table.check()
 
 
 def test_an_empty_snapshot_is_one_blank_row(table):
-    assert table.snapshot(0, []) == BLANK
-    table.restore(b"", {})
-    table.restore(BLANK, {})
+    counts, rows = table.snapshot(0, [])
+    assert (counts, rows) == ([1] + [0] * 63, BLANK)
+    table.restore([], b"", places({}))
+    table.restore(counts, rows, places({}))
     assert table.stats()["handles"] == 0
+
+
+def test_rows_are_stored_shard_by_shard():
+    table = restored(BLANK + row(tag=3) + BLANK + row(tag=4, offset=8192) + free_row(7), {5: 2}, [2, 0, 0, 3])
+    table.check()
+    third = 3 << 50
+    assert [r["node"] for r in table.rows()] == [1 << 8 | 3, (third | 1) << 8 | 4, (third | 2) << 8 | 7]
+    assert [shard["handles"] for shard in table.stats()["shards"]] == [1, 0, 0, 2]
+    counts, rows = table.snapshot(9, [0, 0, 5])
+    assert counts == [2, 0, 0, 3] + [0] * 60
+    assert rows == BLANK + row(tag=3) + BLANK + row(tag=4, offset=8192) + free_row(7)
 
 
 @pytest.mark.parametrize(
@@ -263,13 +309,18 @@ def test_an_empty_snapshot_is_one_blank_row(table):
         (row(state=1), "impossible state"),
         (row(state=3), "impossible state"),
         (row(state=255), "impossible state"),
-        (row(tag=0), "impossible tag, kind or size class"),
-        (row(kind=0), "impossible tag, kind or size class"),
-        (row(size_class=7), "impossible tag, kind or size class"),
+        (row(tag=0), "impossible tag or kind"),
+        (row(kind=0), "impossible tag or kind"),
+        (row(size_class=7), "data file of another size class"),
+        (row(size_class=1), "data file of another size class"),
         (row(file=6), "data file that isn't there"),
-        (row(offset=2**48), "impossible offset, birth or retire epoch"),
-        (row(birth=INFINITE), "impossible offset, birth or retire epoch"),
-        (row(retire=8), "impossible offset, birth or retire epoch"),
+        (row(file=2**32 - 1), "data file that isn't there"),
+        (row(offset=0), "outside its data file"),
+        (row(offset=4 << 20), "outside its data file"),
+        (row(offset=2**64 - 4096), "outside its data file"),
+        (row(offset=4096 + 8), "misaligned"),
+        (row(birth=INFINITE), "impossible birth or retire epoch"),
+        (row(retire=8), "impossible birth or retire epoch"),
         (row(r32=1), "reserved fields"),
         (row(r64=1), "reserved fields"),
         (row(FREE, 1, 0, 0, 0, 0, 0, 0, crc=1), "free, with content"),
@@ -278,30 +329,138 @@ def test_an_empty_snapshot_is_one_blank_row(table):
 )
 def test_a_row_that_cannot_be_right_is_corruption(bad, why):
     with pytest.raises(CorruptionError, match=f"row 2 of the object table: .*{why}"):
-        ObjectTable().restore(BLANK + row() + bad, {5: 0})
+        restored(BLANK + row() + bad, {5: 0})
+    with pytest.raises(CorruptionError, match=f"row 1 of shard 63 of the object table: .*{why}"):
+        restored(BLANK + row() + BLANK + bad, {5: 0}, [2] + [0] * 62 + [2])
+
+
+def test_a_slot_may_end_where_its_file_may_end_and_not_behind():
+    restored(BLANK + row(offset=(4 << 20) - 4096), {5: 0}).check()
+    with pytest.raises(CorruptionError, match="outside its data file"):
+        ObjectTable().restore([2], BLANK + row(size_class=6, offset=(4 << 20) - (256 << 10) + 4096), places({5: 0}, 6))
 
 
 def test_rows_of_the_wrong_length_or_with_a_row_zero_are_corruption():
-    with pytest.raises(CorruptionError, match="multiple of 48"):
-        ObjectTable().restore(bytes(47), {})
+    for counts, rows in (([1], bytes(47)), ([1], bytes(96)), ([2**64 - 1, 2], BLANK), ([0] * 64 + [1], BLANK)):
+        with pytest.raises(CorruptionError, match="multiple of 48"):
+            restored(rows, {}, counts)
     for first in (row(), row(FREE, 1, 0, 0, 0, 0, 0, 0)):
-        with pytest.raises(CorruptionError, match="row 0"):
-            ObjectTable().restore(first, {5: 0})
+        with pytest.raises(CorruptionError, match="row 0 of the"):
+            restored(first, {5: 0})
+        with pytest.raises(CorruptionError, match="row 0 of shard 1 of the"):
+            restored(BLANK + first, {5: 0}, [1, 1])
 
 
 def test_rows_are_restored_into_an_empty_table_only(table):
     live(table)
     with pytest.raises(RuntimeError, match="empty table"):
-        table.restore(BLANK, {})
+        table.restore([1], BLANK, places({}))
 
 
 def test_no_memory_at_a_restore_is_a_memory_error():
-    for nth in (1, 2):
-        table = ObjectTable()
-        fail_allocation(nth)
-        with pytest.raises(MemoryError):
-            table.restore(BLANK + row(), {5: 0})
-        fail_allocation(0)
+    table, files = ObjectTable(), places({5: 0})
+    fail_allocation(1)
+    with pytest.raises(MemoryError):
+        table.restore([2], BLANK + row(), files)
+    fail_allocation(1)
+    with pytest.raises(MemoryError):
+        places({5: 0})
+
+
+# Shards.
+
+
+def test_further_shards_open_as_the_table_grows():
+    table = ObjectTable(shard_rows=100)
+    for i in range(1000):
+        live(table, address=i)
+        assert len(table.stats()["shards"]) == max(1, min(64, -(-(i + 1) // 100)))
+    table.check()
+    assert sum(shard["handles"] for shard in table.stats()["shards"]) == table.stats()["handles"] == 1000
+    assert sorted(r["offset"] for r in table.rows()) == list(range(1000))
+
+
+def test_a_table_has_64_shards_at_most():
+    table = ObjectTable(shard_rows=1)
+    nodes = {table.reserve_node(1, 0, 0) for _ in range(500)}
+    assert len(nodes) == 500 and len(table.stats()["shards"]) == 64
+    assert {node_id.unpack(node)[0] for node in nodes} == set(range(64))
+    assert all(map(table.resolves, nodes))
+    table.check()
+
+
+def test_a_full_shard_gives_way_to_another_and_a_full_table_is_a_capacity_error():
+    table = ObjectTable(max_shards=2, slabs_per_shard=1)
+    nodes = [table.reserve_node(1, 0, 0) for _ in range(2 * 65535)]
+    assert [shard["handles"] for shard in table.stats()["shards"]] == [65535, 65535]
+    for _ in range(2):
+        with pytest.raises(CapacityError, match="all 131070 handles"):
+            table.reserve_node(1, 0, 0)
+    for node in (nodes[-1], nodes[0]):
+        table.abandon_node(node)
+        assert handle_of(table.reserve_node(1, 0, 0)) == handle_of(node)
+    table.check()
+
+
+def test_a_handle_freed_in_any_shard_is_used_before_a_new_one():
+    table = ObjectTable(shard_rows=10)
+    nodes = [live(table) for _ in range(35)]
+    for node in nodes[::3]:
+        table.retire_node(node, 2)
+    while table.reclaim(2):
+        pass
+    again = [table.reserve_node(1, 0, 0) for _ in nodes[::3]]
+    assert sorted(map(handle_of, again)) == sorted(map(handle_of, nodes[::3]))
+    assert table.stats()["handles"] == 35
+    table.check()
+
+
+def test_limits_that_cannot_be_are_refused():
+    for limits in ({"max_shards": 0}, {"max_shards": 65}, {"slabs_per_shard": 1 << 20}, {"shard_rows": 0}):
+        with pytest.raises(ValueError, match="expected up to 64"):
+            ObjectTable(**limits)
+
+
+@pytest.mark.parametrize("shard_rows", [1 << 20, 50])
+def test_threads_without_the_interpreter_lock_share_a_table(shard_rows):
+    table = ObjectTable(shard_rows)
+    kept = [live(table, address=i) for i in range(300)]
+    threads = [threading.Thread(target=table.exercise, args=(200_000, 7)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    table.check()
+    assert totals(table)["live"] == 300 and totals(table)["reserved"] == 0
+    assert totals(table)["retired"] == 4 * (200_000 - len(range(0, 200_000, 3)) - len(range(1, 200_000, 3)))
+    assert all(map(table.resolves, kept))
+    while table.reclaim(7):
+        pass
+    table.check()
+    assert totals(table)["free"] == table.stats()["handles"] - 300
+
+
+def test_threads_that_reserve_and_abandon_never_get_the_same_handle():
+    table = ObjectTable(shard_rows=64)
+    held = [set() for _ in range(4)]
+
+    def work(mine, seed):
+        rng = random.Random(seed)
+        for _ in range(5000):
+            if mine and rng.random() < 0.4:
+                table.abandon_node(mine.pop())
+            else:
+                mine.add(table.reserve_node(1, 0, seed))
+
+    threads = [threading.Thread(target=work, args=(mine, seed)) for seed, mine in enumerate(held)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    table.check()
+    assert len(set().union(*held)) == sum(map(len, held)) == table.stats()["reserved"]
+    for seed, mine in enumerate(held):
+        assert {table.describe(node)["offset"] for node in mine} <= {seed}
 
 
 class TableModel(RuleBasedStateMachine):
@@ -315,8 +474,9 @@ class TableModel(RuleBasedStateMachine):
         self.free, self.tags = [], {}
         self.stale = set()
 
-    @rule(times=st.integers(1, 5), size_class=st.integers(0, 6), address=st.integers(0, 2**40))
-    def reserve(self, times, size_class, address):
+    @rule(times=st.integers(1, 5), size_class=st.integers(0, 6), number=st.integers(0, 14))
+    def reserve(self, times, size_class, number):
+        address = size_class << 48 | 4096 + (4096 << size_class) * number
         for _ in range(times):
             handle = self.free.pop(0) if self.free else len(self.tags) + 1
             tag = self.tags.get(handle, 0) % 255 + 1
@@ -364,9 +524,10 @@ class TableModel(RuleBasedStateMachine):
     @precondition(lambda self: self.tags)
     @rule()
     def restart(self):
-        rows = self.table.snapshot(self.epoch, [3])
+        counts, rows = self.table.snapshot(self.epoch, [10, 11, 12, 13, 14, 15, 16])
         self.table = ObjectTable()
-        self.table.restore(rows, {3: 0})
+        files = {10 + size_class: (size_class, size_class) for size_class in range(7)}
+        self.table.restore(counts, rows, FilePlaces(files, 4 << 20))
         self.stale |= set(self.reserved) | {node for node, _, _ in self.retired}
         self.reserved, self.retired = {}, []
         self.free = sorted(set(self.tags) - {handle_of(node) for node in self.live})
@@ -374,7 +535,7 @@ class TableModel(RuleBasedStateMachine):
     @invariant()
     def agrees(self):
         self.table.check()
-        assert self.table.stats() == {
+        assert totals(self.table) == {
             "live": len(self.live),
             "reserved": len(self.reserved),
             "retired": len(self.retired),

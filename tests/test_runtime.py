@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import xtree
+from xtree.persistence.crash_points import set_hook
 
 UNIT = [0.0, 0.0, 1.0, 1.0]
 
@@ -262,7 +263,7 @@ def test_a_runtime_and_an_open_tree_exclude_each_other(tmp_path):
                 xtree.open(path, mode=mode, timeout=0.01)
     with xtree.Runtime(path) as runtime:
         assert runtime.trees() == ["default"]
-        with pytest.raises(OSError, match="in use by process"):
+        with pytest.raises(OSError, match=f"in use by process {os.getpid()}, which is this one"):
             xtree.open(path)
 
 
@@ -460,3 +461,82 @@ def act(runtime: xtree.Runtime, name: str, choice: int, rng: np.random.Generator
     except xtree.ClosedError:
         if runtime.closed:
             raise
+
+
+def test_a_second_close_waits_for_the_first_and_then_the_lock_is_free(tmp_path):
+    path = tmp_path / "index"
+    runtime = xtree.Runtime(path)
+    runtime.tree("a", dims=2).insert(1, UNIT)
+    inside, go_on, outcome = threading.Event(), threading.Event(), []
+
+    def hook(point):
+        if point == "close.trimmed":
+            inside.set()
+            go_on.wait(30)
+
+    def second():
+        runtime.close()
+        try:
+            with xtree.Runtime(path) as again:
+                outcome.append(len(again.tree("a")))
+        except xtree.LockedError as error:
+            outcome.append(error)
+
+    first, other = threading.Thread(target=runtime.close), threading.Thread(target=second)
+    set_hook(hook)
+    try:
+        first.start()
+        assert inside.wait(30)
+        other.start()
+        other.join(0.1)
+        go_on.set()
+    finally:
+        go_on.set()
+        set_hook(None)
+    first.join(30)
+    other.join(30)
+    assert outcome == [1]
+
+
+def test_a_close_that_fails_lets_the_second_one_go_on(tmp_path, monkeypatch):
+    runtime = xtree.Runtime(tmp_path / "index")
+    runtime.tree("a", dims=2).insert(1, UNIT)
+
+    def fail(point):
+        if point == "checkpoint.copied":
+            raise OSError(5, "a disk that is gone")
+
+    set_hook(fail)
+    try:
+        with pytest.raises(OSError, match="gone"):
+            runtime.close()
+    finally:
+        set_hook(None)
+    thread = threading.Thread(target=runtime.close)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive() and runtime.closed
+    with xtree.Runtime(tmp_path / "index") as again:
+        assert len(again.tree("a")) == 1
+
+
+def test_notebooks_show_runtimes_and_snapshots(runtime, tmp_path):
+    tree = runtime.tree("cities")
+    tree.insert(1, UNIT)
+    shown = runtime._repr_html_()
+    assert "Runtime" in shown and "2: cities, roads" in shown and "balanced" in shown
+    with tree.snapshot() as snapshot:
+        tree.insert(2, UNIT)
+        assert "Snapshot" in snapshot._repr_html_() and "<th>records</th><td>1</td>" in snapshot._repr_html_()
+        assert str(snapshot.epoch) in snapshot._repr_html_()
+    assert "closed" in snapshot._repr_html_() and "closed" not in shown
+    with xtree.Runtime(tmp_path / "<b>") as odd:
+        assert "<b>" not in odd._repr_html_() and "&lt;b&gt;" in odd._repr_html_() and "none" in odd._repr_html_()
+    assert "closed" in odd._repr_html_()
+
+
+def test_readers_of_this_process_are_named_to_a_writer_in_it(tmp_path):
+    path = tmp_path / "index"
+    xtree.XTree.from_boxes([UNIT], path=path).close()
+    with xtree.open(path, mode="r"), pytest.raises(xtree.LockedError, match=f"{os.getpid()}, which is this one"):
+        xtree.open(path)

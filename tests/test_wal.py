@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence import frame as frames
+from xtree.persistence import wal_reader
 from xtree.persistence.file_header import HEADER_BYTES, pack_header
 from xtree.persistence.frame import (
     DELTA,
@@ -141,7 +142,9 @@ def test_any_sequence_of_groups_is_read_back(tmp_path_factory, groups):
     log.write_link(0)
     written = []
     for epoch, (n, catalog, payload_bytes, sync) in enumerate(groups, 1):
-        deltas = births(epoch, n)[0].tobytes()
+        deltas = births(epoch, n)[0]
+        deltas["payload_form"] = frames.PAYLOAD_NONE
+        deltas = deltas.tobytes()
         payload = bytes([epoch]) * payload_bytes
         log.reserve(frames.frame_bytes(n, len(catalog), payload_bytes))
         log.append(epoch, epoch, 0, [deltas], catalog, 1, [payload], n)
@@ -484,8 +487,8 @@ def test_fields_that_cannot_be_right_are_corruption(written, fields):
 
 
 def test_another_frame_format_is_told_from_damage(written):
-    forge(written.path, written.offsets[3], format=2)
-    with pytest.raises(FormatVersionError, match="expected frame format 1, found 2"):
+    forge(written.path, written.offsets[3], format=1)
+    with pytest.raises(FormatVersionError, match="expected frame format 2, found 1"):
         epochs_of(written.path)
 
 
@@ -493,6 +496,12 @@ def test_another_frame_format_is_told_from_damage(written):
     ("field", "value"),
     [
         ("node_id", 0),
+        ("node_id", 5 << 8),  # no tag
+        ("node_id", 3 << 58 | 1),  # slot 0 of a shard
+        ("kind", 0),
+        ("replaces", 1 << 8),
+        ("replaces", 7),
+        ("replaces", 2 << 8 | 9),  # its own handle
         ("epoch", 40),
         ("epoch", 42),
         ("op", 0),
@@ -512,11 +521,162 @@ def test_deltas_that_cannot_be_right_are_corruption(log, fs, field, value):
     deltas[field][1] = value
     log.append(41, 41, 40, [deltas.tobytes()], b"", 0, payloads, 2)
     log.sync()
+    for read in (list, lambda reader: list(reader.runs())):
+        reader = read_log(fs, log.path, UUID, 7)
+        offset = 2 * SECTOR_BYTES + FRAME_HEADER_BYTES + 64
+        with pytest.raises(CorruptionError, match=f"at offset {offset}: expected a"):
+            read(reader)
+        reader.close()
+
+
+@pytest.mark.parametrize("field", ["payload_form", "replaces"])
+def test_a_retirement_with_a_page_is_corruption(log, fs, field):
+    deltas, payloads = births(41, 1)
+    deltas["op"] = frames.OP_RETIRE
+    deltas["payload_form"] = deltas["replaces"] = 0
+    deltas[field] = 1 if field == "payload_form" else 5 << 8 | 1
+    log.append(41, 41, 40, [deltas.tobytes()], b"", 0, payloads, 1)
+    with pytest.raises(CorruptionError, match="a retirement with a page"):
+        epochs_of(log.path)
+
+
+def ranges(*pieces):
+    """A payload of changed words: (first word, words) each."""
+    return b"".join(struct.pack("<HH", first, len(words) // 8) + words for first, words in pieces)
+
+
+def changed(epoch, payload, **fields):
+    """The delta of a page that replaces another, of which it changed words."""
+    deltas, _ = births(epoch, 1)
+    deltas["payload_form"] = frames.PAYLOAD_RANGES
+    deltas["payload_bytes"] = len(payload)
+    deltas["replaces"] = 9 << 8 | 1
+    for name, value in fields.items():
+        deltas[name] = value
+    return deltas
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        ranges((2, bytes(8))),
+        ranges((2, bytes(16)), (4, bytes(8)), (511, bytes(8))),
+        ranges((2, bytes(510 * 8))),
+    ],
+)
+def test_changed_words_are_read(log, payload):
+    log.append(41, 41, 40, [changed(41, payload).tobytes()], b"", 0, [payload], 1)
+    assert epochs_of(log.path)[0] == [41]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        ranges((1, bytes(8))),
+        ranges((2, b"")),
+        ranges((511, bytes(16))),
+        ranges((512, bytes(8))),
+        ranges((65535, bytes(8))),
+        ranges((4, bytes(8)), (2, bytes(8))),
+        ranges((4, bytes(16)), (5, bytes(8))),
+        ranges((2, bytes(8)))[:-1],
+        ranges((2, bytes(8))) + b"\0\0",
+        ranges((2, bytes(8))) + struct.pack("<HH", 5, 400) + bytes(399 * 8),
+    ],
+)
+def test_changed_words_that_cannot_be_are_corruption(log, payload):
+    log.append(41, 41, 40, [changed(41, payload).tobytes()], b"", 0, [payload], 1)
+    with pytest.raises(CorruptionError, match="range"):
+        epochs_of(log.path)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"replaces": 0}, {"payload_bytes": 13}, {"payload_offset": 1}, {"payload_offset": 2**64 - 8}]
+)
+def test_changes_of_no_page_or_outside_the_frame_are_corruption(log, fields):
+    payload = ranges((2, bytes(8)))
+    log.append(41, 41, 40, [changed(41, payload, **fields).tobytes()], b"", 0, [payload], 1)
+    with pytest.raises(CorruptionError, match="changes of no page|outside the frame|range"):
+        epochs_of(log.path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_as_changed_words_are_read_or_refused(tmp_path_factory, payload):
+    fs = FileSystem()
+    log = LogWriter.create(fs, tmp_path_factory.mktemp("log"), UUID, 7, LINK, 4096, 16384)
+    log.write_link(40)
+    log.append(41, 41, 40, [changed(41, payload).tobytes()], b"", 0, [payload], 1)
+    log.close()
+    try:
+        assert epochs_of(log.path)[0] == [41]
+    except CorruptionError as error:
+        assert "range" in str(error)
+
+
+# Runs of frames.
+
+
+def test_runs_hold_the_frames_that_iteration_gives(log, fs, monkeypatch):
+    monkeypatch.setattr(wal_reader, "CHUNK_BYTES", 40_000)
+    rng = random.Random(5)
+    for epoch in range(41, 241):
+        n = rng.choice((0, 1, 1, 2, 15))  # the last is longer than a chunk
+        append(log, epoch, n, catalog=bytes(rng.randrange(60)), sync=rng.random() < 0.5)
+    found, ended = epochs_of(log.path)
+    assert found == list(range(41, 241))
     reader = read_log(fs, log.path, UUID, 7)
-    (frame,) = reader
-    with pytest.raises(CorruptionError, match=f"at offset {frame.offset + FRAME_HEADER_BYTES + 64}"):
-        frame.deltas  # noqa: B018
+    runs = list(reader.runs())
+    assert 1 < len(runs) < 200 and sum(map(len, runs)) == 200
+    assert runs[0].offset == 2 * SECTOR_BYTES and runs[-1].end_offset == ended.end_offset
+    assert (reader.end_offset, reader.last_epoch, reader.stopped_because) == (ended.end_offset, 240, "zeros")
+    frames_read = [FrameHeader(bytes(run.chunk)[at : at + 128]).last_epoch for run in runs for at, _ in places(run)]
+    assert frames_read == found
     reader.close()
+
+
+def places(run):
+    return [run.place(i) for i in range(len(run))]
+
+
+def test_reading_goes_on_at_a_boundary_behind_the_end_of_a_chunk(log, fs, monkeypatch):
+    monkeypatch.setattr(wal_reader, "CHUNK_BYTES", 4096)
+    for epoch in range(41, 60):
+        append(log, epoch, n=epoch % 3, catalog=bytes(8 * epoch))
+    assert epochs_of(log.path)[0] == list(range(41, 60))
+
+
+class UpTo:
+    """Admits frames of strict mode up to an epoch, and `more` behind it."""
+
+    def __init__(self, through, more=0):
+        self.through, self.more, self.asked = through, more, []
+
+    def __call__(self, frame):
+        self.asked.append(frame.last_epoch)
+        self.more -= 1
+        return self.more >= 0
+
+
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_frames_of_strict_mode_are_asked_about_one_by_one(fs, tmp_path, more):
+    log = LogWriter.create(fs, tmp_path, UUID, 7, LINK, 64 << 10, mode="strict")
+    log.write_link(40)
+    for epoch in range(41, 50):
+        append(log, epoch)
+    admits = UpTo(43, more)
+    for read in (lambda r: [f.last_epoch for f in r], lambda r: list(range(41, 41 + sum(map(len, r.runs()))))):
+        admits = UpTo(43, more)
+        reader = read_log(fs, log.path, UUID, 7, admits=admits)
+        assert read(reader) == list(range(41, 44 + more))
+        assert admits.asked == list(range(44, 45 + more))
+        assert reader.stopped_because == "not exposed" and reader.last_epoch == 43 + more
+        end = reader.end
+        assert reader.count_unexposed() == 49 - 43 - more
+        assert (reader.end, reader.stopped_because) == (end, "not exposed")
+        reader.close()
+    log.close()
 
 
 def test_a_retirement_needs_no_place_and_a_relocation_does(log, fs):

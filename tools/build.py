@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import xtree
-from xtree.tools.tables import read_table
+from xtree.tools.tables import TableError, read_table
 
 __all__ = ["build_index"]
 
@@ -26,7 +26,8 @@ def build_index(
     """Loads the table `source` into the index at `path` and says what was done.
 
     Without `append` the index must not exist; one that couldn't be filled is removed again. With it, the tree gets
-    the table's records on top of its own. Raises TableError, OSError and the errors of xtree.
+    the table's records on top of its own. Raises TableError, also when the tree has other dimensions, OSError and the
+    errors of xtree.
     """
     started = perf_counter()
     ids, boxes = read_table(source, points)
@@ -34,7 +35,10 @@ def build_index(
     fresh = not path.exists()
     try:
         with xtree.Runtime(path, mode="a" if append else "x") as runtime:
-            target = runtime.tree(tree, dims=boxes.shape[1] // 2)
+            try:
+                target = runtime.tree(tree, dims=boxes.shape[1] // 2)
+            except xtree.DimensionError as error:
+                raise TableError(f"{source}: {error}") from error
             target.bulk_load(ids, boxes, progress=progress)
             total = len(target)
     except BaseException:

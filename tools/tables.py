@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+
+from xtree.arguments import as_dims
+from xtree.conversion import stored_boxes
+from xtree.writing import matching_ids
 
 __all__ = ["TableError", "read_table"]
 
@@ -34,7 +40,11 @@ def read_table(path: Path, points: bool = False) -> tuple[np.ndarray, np.ndarray
         boxes = np.hstack([boxes, boxes]) if boxes.ndim == 2 else boxes
     if boxes.ndim != 2 or boxes.shape[1] % 2 or boxes.shape[1] == 0:
         raise TableError(f"{path}: expected boxes of shape (n, 2*d), got {boxes.shape}; for points say --points")
-    return (np.arange(len(boxes)) if ids is None else ids), boxes
+    try:
+        boxes = stored_boxes(boxes, as_dims(boxes.shape[1] // 2))
+        return (np.arange(len(boxes)) if ids is None else matching_ids(ids, boxes)), boxes
+    except (ValueError, TypeError, OverflowError) as error:
+        raise TableError(f"{path}: {_in_lines(str(error), path)}") from error
 
 
 def _read_npy(path: Path) -> tuple[np.ndarray | None, np.ndarray]:
@@ -70,10 +80,51 @@ def _read_csv(path: Path) -> tuple[np.ndarray | None, np.ndarray]:
                     file, dtype=kinds, delimiter=",", quotechar='"', comments=None, usecols=where, ndmin=1
                 )
         except ValueError as error:
-            raise TableError(f"{path}: {error} (rows counted from the one below the header)") from error
+            raise TableError(f"{path}: {_wrong_line(path, where, with_ids) or error}") from error
     first = 1 if with_ids else 0
     boxes = np.column_stack([rows[f"column{i}"] for i in range(first, len(used))])
     return (np.ascontiguousarray(rows["column0"]) if with_ids else None), boxes
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The records below the first line, each with the line of the file where it begins; empty lines are none."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        next(reader, None)
+        line = reader.line_num + 1
+        for record in reader:
+            if record:
+                yield line, record
+            line = reader.line_num + 1
+
+
+def _wrong_line(path: Path, where: Sequence[int], with_ids: bool) -> str | None:
+    """What is wrong with the first record that holds no numbers where it should; None when nothing is found."""
+    for line, record in _records(path):
+        for i, column in enumerate(where):
+            if column >= len(record):
+                return f"line {line}: expected at least {max(where) + 1} columns, found {len(record)}"
+            if not _is_number(record[column], whole=with_ids and i == 0):
+                kind = "a whole number" if with_ids and i == 0 else "a number"
+                return f"line {line}, column {column + 1}: expected {kind}, found {record[column][:100]!r}"
+    return None
+
+
+def _is_number(text: str, whole: bool) -> bool:
+    try:
+        number = int(text) if whole else float(text)
+    except ValueError:
+        return False
+    return "_" not in text and not (whole and not -(2**63) <= number < 2**63)
+
+
+def _in_lines(message: str, path: Path) -> str:
+    """An error message with lines of a CSV file in the place of rows."""
+    row = re.search(r"\brow ([0-9]+)", message)
+    if row is None or path.suffix.lower() != ".csv":
+        return message
+    line = next(islice(_records(path), int(row.group(1)), None), None)
+    return message if line is None else f"{message[: row.start()]}line {line[0]}{message[row.end() :]}"
 
 
 def _coordinate_columns(path: Path, header: Sequence[str]) -> list[str]:

@@ -9,6 +9,8 @@
 `xtree.open(path, dims=2)` gives the same tree in a directory that survives crashes, `xtree.Runtime(path)` many of them.
 """
 
+import logging
+
 from xtree.errors import (
     CapacityError,
     ClosedError,
@@ -25,10 +27,13 @@ from xtree.errors import (
 from xtree.persistence.config import Config
 from xtree.runtime import Runtime, open
 from xtree.snapshot import Snapshot
+from xtree.structure import Structure, StructureHandle
 from xtree.transaction import RuntimeTransaction, Transaction, TransactionTree
 from xtree.tree import XTree
 
 __version__ = "0.1.0"
+
+logging.getLogger("xtree").addHandler(logging.NullHandler())  # a program that wants to see it says so
 
 __all__ = [
     "CapacityError",
@@ -44,6 +49,8 @@ __all__ = [
     "RuntimeTransaction",
     "Snapshot",
     "StoreFailedError",
+    "Structure",
+    "StructureHandle",
     "Transaction",
     "TransactionError",
     "TransactionTree",

@@ -1,4 +1,4 @@
-"""The command `xtree`: build, query, info, check and demo.
+"""The command `xtree`: build, query, info, check, backup, demo and bench.
 
 Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usage or a request that can't be met.
 """
@@ -18,6 +18,7 @@ import click
 from tqdm import tqdm
 
 import xtree
+from xtree.tools.backup import backup_index
 from xtree.tools.build import build_index
 from xtree.tools.check import check_index
 from xtree.tools.describe import describe_index, plain
@@ -103,12 +104,12 @@ def build(source: Path, path: Path, append: bool, points: bool, tree: str, json_
 
 
 @contextmanager
-def _progress_bar(enabled: bool) -> Iterator[Callable[[int, int], None] | None]:
+def _progress_bar(enabled: bool, unit: str = " records") -> Iterator[Callable[[int, int], None] | None]:
     """Hands out progress(done, total), which moves a bar; None when it isn't wanted or stderr is no terminal."""
     if not (enabled and sys.stderr.isatty()):
         yield None
         return
-    with tqdm(unit=" records", unit_scale=True, leave=False) as bar:
+    with tqdm(unit=unit, unit_scale=True, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -224,6 +225,27 @@ def check(path: Path, json_output: bool) -> None:
 
 
 @main.command()
+@index_path
+@click.argument("target", type=click.Path(path_type=Path))
+@as_json
+@clear_errors
+def backup(path: Path, target: Path, json_output: bool) -> None:
+    """Copy the index PATH into the new directory TARGET; every page is verified on the way.
+
+    Opens PATH read-only, beside other readers. While a process has it open for writing it is locked: that process makes
+    backups itself, with Runtime.backup(), and goes on writing meanwhile. TARGET must be missing or an empty directory.
+
+    JSON keys: path, target, trees (names), bytes, seconds.
+    """
+    with _progress_bar(enabled=not json_output, unit="B") as progress:
+        result = backup_index(path, target, progress=progress)
+    if json_output:
+        _print_json(result)
+        return
+    click.echo(f"{target}: {len(result['trees'])} tree(s), {_size(result['bytes'])}, {result['seconds']:.2f} s")
+
+
+@main.command()
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -248,6 +270,34 @@ def demo(out: Path, boxes: int, json_output: bool) -> None:
         _print_json(result)
     if not result["ok"]:
         sys.exit(FOUND)
+
+
+@main.group()
+def bench() -> None:
+    """Measure xtree on this machine, beside other engines where they are installed."""
+
+
+@bench.command()
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON to this file.")
+@click.option("--quick", is_flag=True, help="Measure less, in under a minute.")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A directory on the disk to be measured; by default that of temporary files.",
+)
+@clear_errors
+def substrate(json_file: Path | None, quick: bool, directory: Path | None) -> None:
+    """What the store beneath the trees costs: lookups, slots, commits, checkpoints, recovery, opening, space.
+
+    JSON keys: benchmark, xtree, machine, scale, seconds, figures (section, name, unit, samples, median, least, most,
+    ratios to other figures of the same run, note), skipped (why, by name).
+    """
+    from xtree.tools.bench import FULL, QUICK, bench_substrate, write_json
+
+    result = bench_substrate(QUICK if quick else FULL, directory, click.echo)
+    if json_file is not None:
+        write_json(result, json_file)
 
 
 if __name__ == "__main__":

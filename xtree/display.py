@@ -1,4 +1,4 @@
-"""Display: a tree in one line and as a small HTML table."""
+"""Display: a tree in one line; trees, snapshots and runtimes as small HTML tables."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def as_line(summary: dict[str, Any]) -> str:
     return "XTree(" + ", ".join(f"{key}={summary[key]!r}" for key in IN_LINE if key in summary) + ")"
 
 
-def as_html(summary: dict[str, Any]) -> str:
+def as_html(summary: dict[str, Any], caption: str = "XTree") -> str:
     """The summary as a table, for notebooks."""
     rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(_text(value))}</td></tr>" for key, value in summary.items())
-    return f"<table><caption>XTree</caption>{rows}</table>"
+    return f"<table><caption>{escape(caption)}</caption>{rows}</table>"
 
 
 def _text(value: Any) -> str:

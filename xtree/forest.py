@@ -1,4 +1,4 @@
-"""Forest: the trees of one store, by name: their writer locks, how they are made and dropped."""
+"""Forest: the trees and other structures of one store: their writer locks, how they are made and dropped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from xtree.arguments import as_config, as_dims, as_name
 from xtree.errors import DimensionError
 from xtree.persistence.config import Config
 from xtree.persistence.store import Store
-from xtree.roots import KIND, entry_of, state_of
+from xtree.persistence.write_set import WriteSet
+from xtree.roots import KIND, entry_of, state_of, tree_state_of
+from xtree.structure import Structure
 from xtree.tree_state import TreeState
 from xtree.write_scope import WriterLock, WriteScope
 
@@ -18,10 +20,10 @@ __all__ = ["Forest"]
 
 
 class Forest:
-    """The trees of a store. Thread-safe.
+    """The trees of a store, and the structures that are none. Thread-safe.
 
     Lock order: a tree's writer lock, then `_guard`, which protects the table of writer locks and the making and
-    dropping of trees.
+    dropping of both.
     """
 
     def __init__(self, store: Store, config: Config | None) -> None:
@@ -36,11 +38,24 @@ class Forest:
         with self.store.read() as published:
             return sorted(entry.name for entry in published.catalog if entry.kind == KIND)
 
+    def structures(self) -> dict[str, str]:
+        """The kind of each structure that is no tree, by name, sorted. Raises ClosedError."""
+        with self.store.read() as published:
+            return dict(sorted((entry.name, entry.kind) for entry in published.catalog if entry.kind != KIND))
+
     def lock_of(self, name: str) -> WriterLock:
-        """The writer lock of a tree that exists. Raises KeyError, ClosedError."""
+        """The writer lock of a tree or structure that exists. Raises KeyError, ClosedError."""
         self._require_open()
         with self._guard:
             return self._lock_of(as_name(name))
+
+    def is_tree(self, name: str) -> bool:
+        """Whether a name is that of a tree. Raises KeyError when there is nothing of the name, ClosedError."""
+        with self.store.read() as published:
+            entry = published.catalog.get(as_name(name))
+        if entry is None:
+            raise KeyError(name)
+        return bool(entry.kind == KIND)
 
     def find_or_make(self, name: str, dims: int | None) -> WriterLock:
         """The writer lock of a tree, which is made when it is missing and dims are given.
@@ -58,16 +73,36 @@ class Forest:
                 self._forget(name)
                 if wanted is None:
                     raise ValueError(self._missing(name))
-                self._make(name, wanted)
-            elif wanted is not None and state_of(entry).dims != wanted:
-                raise DimensionError(f"tree {name!r} has {state_of(entry).dims} dims, not {wanted}")
+                self._make(name, TreeState.create(wanted, **self._parameters))
+            elif tree_state_of(entry).dims != wanted and wanted is not None:
+                raise DimensionError(f"tree {name!r} has {tree_state_of(entry).dims} dims, not {wanted}")
+            return self._lock_of(name)
+
+    def find_or_make_structure(self, name: str, wanted: type[Structure]) -> WriterLock:
+        """The writer lock of a structure, which is made, empty, when it is missing.
+
+        Raises ValueError when there is something of another kind, ReadOnlyError, ClosedError.
+        """
+        name = as_name(name)
+        self._require_open()
+        with self._guard:
+            with self.store.read() as published:
+                entry = published.catalog.get(name)
+            if entry is None:
+                self._forget(name)
+                self._make(name, wanted())
+            elif entry.kind != wanted.kind:
+                raise ValueError(f"{name!r} is of the kind {entry.kind!r}, not {wanted.kind!r}")
             return self._lock_of(name)
 
     def drop(self, name: str) -> None:
-        """Removes a tree and retires its pages, in one commit. Raises KeyError, ReadOnlyError, TransactionError."""
+        """Removes a tree or structure and retires its pages, in one commit.
+
+        Raises KeyError, ValueError for a kind that nobody has registered, ReadOnlyError, TransactionError.
+        """
         lock = self.lock_of(name)
         with WriteScope(self.store, (lock,)) as scope, self._guard:
-            scope._write_tree(lock.name, bulk.clear)
+            scope._write_tree(lock.name, _clear)
             scope._set_entry(lock.name, None)
             scope.commit()
             self._forget(lock.name)
@@ -77,9 +112,9 @@ class Forest:
         others = f", only {', '.join(map(repr, names[:10]))}{', …' if len(names) > 10 else ''}" if names else ""
         return f"there is no tree {name!r}{others}" + ("" if self.store.read_only else "; give dims= to make it")
 
-    def _make(self, name: str, dims: int) -> None:
+    def _make(self, name: str, state: Any) -> None:
         with WriteScope(self.store, ()) as scope:
-            scope._set_entry(name, entry_of(name, TreeState.create(dims, **self._parameters)))
+            scope._set_entry(name, entry_of(name, state))
 
     def _lock_of(self, name: str) -> WriterLock:
         with self.store.read() as published:
@@ -103,3 +138,12 @@ class Forest:
         """Raises ClosedError; asked before taking the guard, which another thread may have held at a fork."""
         with self.store.call():
             return
+
+
+def _clear(write_set: WriteSet, state: Any) -> None:
+    """Removes every page of a tree or structure."""
+    if isinstance(state, TreeState):
+        bulk.clear(write_set, state)
+    else:
+        for node in list(state.pages(write_set.store)):
+            write_set.remove_page(node)

@@ -8,7 +8,7 @@ from xtree.box cimport MAX_DIMS, Frame, box_overlap, make_frame
 from xtree.bucket cimport Bucket, bounding_box, entry_limit, get_box, history, lower, refs, upper
 from xtree.persistence.atomics cimport load_acquire
 from xtree.persistence.memory cimport allocate_zeroed, release
-from xtree.persistence.node_id cimport NodeID, handle_of
+from xtree.persistence.node_id cimport MAX_SHARDS, NodeID, handle_of, shard_of, slot_of
 from xtree.persistence.object_table cimport STATE_RESERVED, Row, state_of
 from xtree.persistence.page cimport class_bytes
 from xtree.persistence.page_checksum cimport page_crc
@@ -25,8 +25,8 @@ cdef enum:
 # What has been seen so far of a tree.
 cdef struct Census:
     bint durable                    # live pages have a CRC in their row
-    uint64_t handles                # all are below it
-    uint64_t *seen                  # a bit for each handle
+    uint64_t before[MAX_SHARDS + 1]  # handles given out in the shards before each, and in all
+    uint64_t *seen                  # a bit for each handle, shard by shard
     uint64_t records
 
 
@@ -50,8 +50,8 @@ def check(Store store not None, TreeState state not None) -> None:
     cdef Census census
     census.durable = store.path is not None
     census.records = 0
-    census.handles = load_acquire(&store.table.high_water)
-    census.seen = <uint64_t *>allocate_zeroed(census.handles // 64 + 1, sizeof(uint64_t))
+    store.table.number_handles(census.before)
+    census.seen = <uint64_t *>allocate_zeroed(census.before[MAX_SHARDS] // 64 + 1, sizeof(uint64_t))
     if census.seen == NULL:
         raise MemoryError
     try:
@@ -68,14 +68,15 @@ cdef int _check_page(Census *census, Store store, TreeState state, NodeID node, 
                      bint siblings) except -1 nogil:
     """Checks a page, whose parent says it has this box, and all below it."""
     cdef double child_box[2 * MAX_DIMS]
-    cdef uint64_t handle = handle_of(node)
+    cdef uint64_t shard = shard_of(handle_of(node))
+    cdef uint64_t number = census.before[shard] + slot_of(handle_of(node)) - 1
     cdef Bucket *b = resolve_bucket(store, state, node, level)
     cdef uint32_t i
-    if handle >= census.handles:
-        _raise_wrong(node, level, "handle", census.handles - 1, handle)
-    if census.seen[handle >> 6] >> (handle & 63) & 1:
+    if number >= census.before[shard + 1]:
+        _raise_wrong(node, level, "handle", census.before[shard + 1], number)
+    if census.seen[number >> 6] >> (number & 63) & 1:
         _raise_wrong(node, level, "number of times reached", 1, 2)
-    census.seen[handle >> 6] |= <uint64_t>1 << (handle & 63)
+    census.seen[number >> 6] |= <uint64_t>1 << (number & 63)
     _check_slot(census, store, state, node, b)
     _check_count(state, node, b, siblings)
     _check_entries(state, node, b, box)

@@ -1,26 +1,53 @@
-"""Roots: an X-tree's entry in the catalog, and the decoded state that goes with it."""
+"""Roots: the entries of trees and other structures in the catalog, and the decoded states that go with them."""
 
 from __future__ import annotations
 
-from xtree.errors import CorruptionError
+from typing import Any
+
 from xtree.persistence.catalog import CatalogEntry
 from xtree.tree_state import TreeState
 
-__all__ = ["KIND", "entry_of", "state_of"]
+__all__ = ["KIND", "entry_of", "register_state", "state_of", "tree_state_of"]
 
-KIND = "xtree"  # of catalog entries; reaches disk, never change
+KIND = "xtree"  # of a tree's catalog entry; reaches disk, never change
+
+_states: dict[str, Any] = {KIND: TreeState}
 
 
-def state_of(entry: CatalogEntry) -> TreeState:
-    """The state of a tree, decoded once per entry; shared, so copy it before changing it. Raises CorruptionError."""
+def register_state(kind: str, state: Any) -> None:
+    """Says which class decodes the states of a kind; one that is defined again replaces itself.
+
+    Raises ValueError for a kind that can't be one.
+    """
+    if kind == KIND:
+        raise ValueError(f"the kind {KIND!r} is that of trees")
+    CatalogEntry("any", kind, 0, b"")
+    _states[kind] = state
+
+
+def state_of(entry: CatalogEntry) -> Any:
+    """The state of a tree or structure, decoded once per entry; shared, so copy it before changing it.
+
+    Raises CorruptionError, ValueError for a kind that nothing has registered.
+    """
+    known = _states.get(entry.kind)
+    if known is None:
+        raise ValueError(f"{entry.name!r} is of the kind {entry.kind!r}: import the module that defines it first")
     state = entry.view
-    if not isinstance(state, TreeState):
-        if entry.kind != KIND:
-            raise CorruptionError(f"{entry.name!r} is a structure of kind {entry.kind!r}, expected {KIND!r}")
-        entry.view = state = TreeState.decode(entry.state, entry.root)
+    if not isinstance(state, known):
+        entry.view = state = known.decode(entry.state, entry.root)
     return state
 
 
-def entry_of(name: str, state: TreeState) -> CatalogEntry:
+def tree_state_of(entry: CatalogEntry) -> TreeState:
+    """The state of a tree. Raises CorruptionError, ValueError for a structure that is none."""
+    if entry.kind != KIND:
+        raise ValueError(f"{entry.name!r} is no tree, but a structure of the kind {entry.kind!r}")
+    state: TreeState = state_of(entry)
+    return state
+
+
+def entry_of(name: str, state: Any) -> CatalogEntry:
     """The entry that publishes a state, which from then on never changes again."""
-    return CatalogEntry(name, KIND, state.root, state.encode(), state)
+    kind = KIND if isinstance(state, TreeState) else state.kind
+    return CatalogEntry(name, kind, state.root, state.encode(), state)

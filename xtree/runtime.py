@@ -7,17 +7,23 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
 from xtree.arguments import as_config, as_dims, as_name, as_path, as_timeout
+from xtree.display import as_html
+from xtree.errors import ClosedError
 from xtree.forest import Forest
 from xtree.persistence.config import Config
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.runtime import exists, open_store
+from xtree.roots import state_of
+from xtree.structure import Structure, StructureHandle
 from xtree.transaction import RuntimeTransaction
 from xtree.tree import DEFAULT_NAME, XTree
-from xtree.write_scope import WriterLock
+from xtree.write_scope import WriterLock, WriteScope
+from xtree.writing import Progress
 
 __all__ = ["Runtime", "open"]
 
@@ -30,8 +36,10 @@ class Runtime:
     path: the directory. mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. durability: what
     a commit outlives once it has returned: with "balanced" (the default) and "strict" the process's death and a power
     loss, with "eventual" the process's death; any open may choose another. config: an `xtree.Config`. timeout: seconds
-    to wait for another process's lock. on_error: called with the exception, from a thread in the background, when a
-    checkpoint fails there; nothing that was committed is lost then, and it is tried again.
+    to wait for another process's lock. progress: called as progress(bytes read, bytes to read) while the state is read,
+    which takes time after a crash; what it raises ends the open, and nothing is lost. on_error: called with the
+    exception, from a thread in the background, when a checkpoint fails there; nothing that was committed is lost then,
+    and it is tried again.
 
     Raises FileNotFoundError, FileExistsError, LockedError while another handle is open, CorruptionError,
     FormatVersionError, OSError, ValueError for an unknown mode or durability. Any thread may use it. A context manager,
@@ -45,13 +53,19 @@ class Runtime:
         durability: str | None = None,
         config: Config | None = None,
         timeout: float | None = 0,
+        progress: Callable[[int, int], object] | None = None,
         on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
         settings = _settings(config, durability)
         if on_error is not None and not callable(on_error):
             raise TypeError(f"on_error must be callable or None, not {on_error!r}")
         store = open_store(
-            as_path(path), mode=_mode(mode), config=settings, timeout=as_timeout(timeout), on_error=on_error
+            as_path(path),
+            mode=_mode(mode),
+            config=settings,
+            timeout=as_timeout(timeout),
+            progress=progress,
+            on_error=on_error,
         )
         self._store = store
         self._forest = Forest(store, settings)
@@ -85,29 +99,63 @@ class Runtime:
     def drop(self, name: str) -> None:
         """Removes a tree with its records, in one commit; its handles then raise ClosedError, its snapshots go on.
 
-        Waits for a transaction of another thread. Raises KeyError when there is no such tree, TransactionError inside a
+        Also removes a structure that is no tree. Waits for a transaction of another thread. Raises KeyError when there
+        is nothing of the name, ValueError for a structure of a kind that nothing defines, TransactionError inside a
         transaction on it, ReadOnlyError, ClosedError, and what a commit raises.
         """
         self._forest.drop(as_name(name))
 
+    def structures(self) -> dict[str, str]:
+        """The kinds of the structures that are no trees, by name, sorted. Raises ClosedError."""
+        return self._forest.structures()
+
+    def structure(self, name: str, kind: type[Structure]) -> StructureHandle:
+        """A structure that is no tree, made empty when it is missing. kind: its subclass of `xtree.Structure`.
+
+        Raises ValueError when the name belongs to something of another kind, ReadOnlyError, ClosedError, and what a
+        commit raises.
+        """
+        if not (isinstance(kind, type) and issubclass(kind, Structure)):
+            raise TypeError(f"kind must be a subclass of xtree.Structure, not {kind!r}")
+        lock = self._forest.find_or_make_structure(name, kind)
+        return StructureHandle(lock.name, partial(self._read_structure, lock), partial(self._write_structure, lock))
+
     def transaction(self, trees: Iterable[str] = (), timeout: float | None = None) -> RuntimeTransaction:
         """A transaction over several trees, to be used in a with statement: one commit for all of them.
 
-        trees: the names of those it will touch, whose writer locks it takes in the order of their names. timeout:
-        seconds to wait for them altogether, None for ever; then TimeoutError. Raises KeyError for a missing tree.
+        trees: the names of those it will touch, of other structures too, whose writer locks it takes in the order of
+        their names. timeout: seconds to wait for them altogether, None for ever; then TimeoutError. Raises KeyError for
+        a name that is missing.
         """
         if isinstance(trees, str):
             raise TypeError("trees must be a list of names, not a str")
         return RuntimeTransaction(self, [as_name(name) for name in trees], as_timeout(timeout))
 
     def stats(self) -> dict[str, Any]:
-        """Figures of the store: commits, log syncs, checkpoints, recovery, object table, allocator, windows."""
+        """Figures of the store, a nested dict whose names stay: commits, syncs, checkpoints, recovery, space, pins.
+
+        docs/metrics.md explains each; xtree.prometheus.Collector hands them to Prometheus. Raises ClosedError.
+        """
         stats: dict[str, Any] = self._store.stats()
         return stats
 
     def checkpoint(self) -> None:
         """Writes a checkpoint, from which the next open starts. Raises ReadOnlyError, ClosedError, OSError."""
         self._store.checkpoint()
+
+    def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
+        """Copies the state of now into a new directory, an index of its own, while reading and writing go on.
+
+        path: missing, or an empty directory. progress: called with (bytes copied, bytes in all) now and then; what it
+        raises ends the backup. When this returns the copy is on the disk, a cleanly closed index with the same trees.
+        Until then pages that writers replace aren't reused. Also works with mode="r", and when the store has failed.
+
+        Raises FileExistsError, ValueError for a path inside the index, CorruptionError for a damaged page, OSError (a
+        full disk), ClosedError also when the runtime is closed meanwhile: what was copied is removed then.
+        """
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress must be callable, not {type(progress).__name__}")
+        self._store.backup(as_path(path), progress)
 
     def check(self) -> None:
         """Verifies the store and every tree in it; reads every page. Raises CorruptionError at the first flaw."""
@@ -140,8 +188,31 @@ class Runtime:
         mode = ", mode='r'" if self._store.read_only else ""
         return f"Runtime({self.path!r}{mode}, trees={len(self._store.published.catalog)})"
 
+    def _repr_html_(self) -> str:
+        summary: dict[str, Any] = {"path": self.path}
+        if self.closed:
+            summary["closed"] = True
+        else:
+            published = self._store.published
+            names = sorted(entry.name for entry in published.catalog)
+            shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+            summary |= {"holds": f"{len(names):,}: {shown}" if names else None, "epoch": published.epoch}
+            summary["mode"] = "r" if self._store.read_only else self._store.config.durability
+        return as_html(summary, "Runtime")
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Runtime can't be pickled or copied; pass its path")
+
+    def _read_structure(self, lock: WriterLock, function: Callable[..., Any], *arguments: Any) -> Any:
+        with self._store.read() as published:
+            entry = published.catalog.get(lock.name)
+            if lock.dropped or entry is None:
+                raise ClosedError(f"structure {lock.name!r} was dropped")
+            return function(self._store, state_of(entry), *arguments)
+
+    def _write_structure(self, lock: WriterLock, function: Callable[..., Any], *arguments: Any) -> Any:
+        with WriteScope(self._store, (lock,)) as scope:
+            return scope._write_tree(lock.name, function, *arguments)
 
     def _handle(self, lock: WriterLock, owner: bool) -> XTree:
         with self._naming:
@@ -160,6 +231,7 @@ def open(
     durability: str | None = None,
     timeout: float | None = 0,
     config: Config | None = None,
+    progress: Callable[[int, int], object] | None = None,
     on_error: Callable[[BaseException], object] | None = None,
 ) -> XTree:
     """Opens the durable tree at `path`: the tree "default" of a Runtime of its own, `tree.runtime`.
@@ -172,7 +244,7 @@ def open(
     settings = _settings(config, durability)
     if wanted is None and _mode(mode) in ("a", "x") and not exists(path):
         raise ValueError(f"there is no index at {os.fsdecode(path)!r}; give dims= to make one")
-    runtime = Runtime(path, mode, None, settings, timeout, on_error)
+    runtime = Runtime(path, mode, None, settings, timeout, progress, on_error)
     try:
         return runtime._handle(runtime._forest.find_or_make(DEFAULT_NAME, wanted), True)
     except BaseException:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from xtree.display import as_html
 from xtree.errors import ClosedError
 from xtree.persistence.store import Pin
 from xtree.reading import Reader
@@ -54,12 +55,25 @@ class Snapshot(Reader):
 
     def __repr__(self) -> str:
         pin = self._pin
-        if pin is None or self._tree._view.handle_is_closed or pin.store.state in ("closed", "forked"):
+        if pin is None or self._is_closed(pin):
             return f"<Snapshot of {self._tree!r}, closed>"
         return f"<Snapshot of {self._tree!r} at epoch {pin.epoch}: {self._state.count} records>"
 
+    def _repr_html_(self) -> str:
+        pin = self._pin
+        summary: dict[str, Any] = {"dims": self._dims, "records": self._state.count, "height": self._state.height}
+        summary["bounds"] = self._state.bounds
+        if self._is_closed(pin):
+            summary["closed"] = True
+        elif pin is not None:
+            summary["epoch"] = pin.epoch
+        return as_html(summary, "Snapshot")
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Snapshot can't be pickled or copied")
+
+    def _is_closed(self, pin: Pin | None) -> bool:
+        return pin is None or self._tree._view.handle_is_closed or pin.store.state in ("closed", "forked")
 
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         pin = self._open_pin()

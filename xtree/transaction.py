@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from xtree.structure import StructureHandle
 from xtree.write_scope import WriteScope
 from xtree.writing import Writer
 
@@ -64,10 +66,22 @@ class RuntimeTransaction(WriteScope):
         """A tree as this transaction changes it.
 
         One that wasn't listed is added if no other thread is writing to it. Raises TransactionError when one is,
-        KeyError when there is no such tree.
+        KeyError when there is no such tree, ValueError for a structure that is none.
         """
-        self._touch(self._runtime._forest.lock_of(name))
+        self._take(name, True)
         return TransactionTree(self, name)
+
+    def structure(self, name: str) -> StructureHandle:
+        """A structure that is no tree, as this transaction changes it. Raises what `tree` does."""
+        self._take(name, False)
+        return StructureHandle(name, partial(self._read_tree, name), partial(self._write_tree, name))
+
+    def _take(self, name: str, tree: bool) -> None:
+        forest = self._runtime._forest
+        lock = forest.lock_of(name)
+        if forest.is_tree(name) != tree:
+            raise ValueError(f"{name!r} is {'no tree' if tree else 'a tree'}")
+        self._touch(lock)
 
     def __repr__(self) -> str:
         return f"<RuntimeTransaction, {self.status}>"

@@ -18,7 +18,7 @@ from xtree.forest import Forest
 from xtree.persistence.config import Config
 from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.store import Store
-from xtree.roots import state_of
+from xtree.roots import tree_state_of
 from xtree.snapshot import Snapshot
 from xtree.transaction import Transaction
 from xtree.view import TreeView
@@ -131,6 +131,18 @@ class XTree(Writer):
             with self._store.call():
                 self._store.check()
 
+    def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
+        """Copies the index that was opened with the tree, as it is now, into a new directory: Runtime.backup.
+
+        Raises what that does, and ValueError for a tree in memory or one of a Runtime, which has its own method.
+        """
+        if self._runtime is None:
+            raise ValueError("a tree in memory has no index to copy; XTree.from_boxes(..., path=...) makes one")
+        if not self._owner:
+            raise ValueError("a Runtime is copied whole: use its backup(), tree.runtime.backup()")
+        self._view.require_open()
+        self._runtime.backup(path, progress)
+
     def stats(self) -> dict[str, Any]:
         with self.snapshot() as snapshot:
             return snapshot.stats()
@@ -192,7 +204,7 @@ class XTree(Writer):
             published = self._store.published
             entry = published.catalog.get(self._lock.name)
             if entry is not None:
-                state = state_of(entry)
+                state = tree_state_of(entry)
                 summary |= {"records": state.count, "height": state.height, "bounds": state.bounds}
                 summary["epoch"] = published.epoch
         if self._store.path is not None:

@@ -3,6 +3,9 @@
  * Every field that one thread writes while another reads without a lock goes through these, so that the
  * memory order stands at the place of use. GCC and Clang have builtins; MSVC's Interlocked functions are full
  * barriers, which is stronger than asked for and therefore right.
+ *
+ * A spin lock is such a word too: 0 open, 1 held. It is for a few dozen instructions that take no other lock; who waits
+ * for it gives its time slice away now and then, in case the holder lost its processor.
  */
 #ifndef XTREE_ATOMICS_H
 #define XTREE_ATOMICS_H
@@ -11,6 +14,14 @@
 
 #if defined(_MSC_VER)
 #include <intrin.h>
+__declspec(dllimport) int __stdcall SwitchToThread(void);
+#if defined(_M_ARM64)
+#define XT_PAUSE() __yield()
+#else
+#define XT_PAUSE() _mm_pause()
+#endif
+#define XT_YIELD() SwitchToThread()
+static inline int xt_try_lock(uint64_t *lock) { return _InterlockedExchange64((volatile __int64 *)lock, 1) == 0; }
 static inline uint64_t xt_load_relaxed(const uint64_t *p) { return *(const volatile uint64_t *)p; }
 static inline uint64_t xt_load_acquire(const uint64_t *p) {
     uint64_t v = *(const volatile uint64_t *)p;
@@ -34,6 +45,16 @@ static inline uint64_t xt_fetch_add(uint64_t *p, uint64_t n) { return (uint64_t)
 static inline void xt_fence_acquire(void) { _ReadWriteBarrier(); }
 static inline void xt_fence_seq(void) { MemoryBarrier(); }
 #else
+#include <sched.h>
+#if defined(__x86_64__) || defined(__i386__)
+#define XT_PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__) || defined(__arm__)
+#define XT_PAUSE() __asm__ __volatile__("yield")
+#else
+#define XT_PAUSE() ((void)0)
+#endif
+#define XT_YIELD() sched_yield()
+static inline int xt_try_lock(uint64_t *lock) { return __atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE) == 0; }
 static inline uint64_t xt_load_relaxed(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline uint64_t xt_load_acquire(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline uint64_t xt_load_seq(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
@@ -48,5 +69,16 @@ static inline uint64_t xt_fetch_add(uint64_t *p, uint64_t n) { return __atomic_f
 static inline void xt_fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 static inline void xt_fence_seq(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 #endif
+
+static inline void xt_spin_lock(uint64_t *lock) {
+    unsigned waited = 0;
+    while (!xt_try_lock(lock)) {
+        while (xt_load_relaxed(lock)) {
+            if (++waited % 64) XT_PAUSE();
+            else XT_YIELD();
+        }
+    }
+}
+static inline void xt_spin_unlock(uint64_t *lock) { xt_store_release(lock, 0); }
 
 #endif

@@ -1,4 +1,4 @@
-"""Atomic operations on 64-bit words, by memory order (atomics.h)."""
+"""Atomic operations on 64-bit words, by memory order, and spin locks (atomics.h)."""
 
 from libc.stdint cimport uint64_t
 
@@ -15,3 +15,6 @@ cdef extern from "atomics.h" nogil:
     uint64_t fetch_add "xt_fetch_add"(uint64_t *p, uint64_t n) noexcept
     void fence_acquire "xt_fence_acquire"() noexcept
     void fence_seq "xt_fence_seq"() noexcept
+    # For moments, and never while asking for the GIL or for another lock.
+    void spin_lock "xt_spin_lock"(uint64_t *lock) noexcept
+    void spin_unlock "xt_spin_unlock"(uint64_t *lock) noexcept

@@ -1,8 +1,9 @@
 """The checkpoint: all object-table rows and the whole catalog at one epoch, from which recovery starts.
 
-A header page (file_header.py), the rows (48 bytes each; row i is that of handle i), the data files that the rows name,
-the catalog, zeros up to a multiple of 8, a footer. The footer's CRC covers the whole file with that field as zero. All
-lengths are in the header and must add up to the size of the file, before anything is read by them.
+A header page (file_header.py) with the number of rows of each shard, the rows (48 bytes each, shard by shard; row i of
+a shard is that of its slot i), the data files that the rows name, the catalog, zeros up to a multiple of 8, a footer.
+The footer's CRC covers the whole file with that field as zero. All lengths are in the header and must add up to the
+size of the file, before anything is read by them.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ import numpy as np
 from crc32c import crc32c
 
 from xtree.errors import CorruptionError
-from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
+from xtree.persistence.file_header import HEADER_BYTES, PREFIX, pack_header, unpack_header
 from xtree.persistence.filenames import MAX_NUMBER, SIZE_CLASSES, checkpoint_name
 from xtree.persistence.frame import CRC, LINK_BYTES, LogLink, aligned
 from xtree.persistence.manifest import CheckpointEntry, DataFileEntry
 from xtree.persistence.platform_fs import Buffer, FileSystem, Path
 
 MAGIC = b"XTREECKP"
-FORMAT = 1
-BODY = Struct("<QQQQI4xQ")  # number, epoch, rows, bytes of catalog, data files, bytes of the file; a LogLink follows
+FORMAT = 2
+BODY = Struct("<QQQQI4xQ")  # number, epoch, rows, bytes of catalog, data files, bytes of the file
 assert BODY.size == 48
+SHARDS = 64
+COUNTS = Struct(f"<{SHARDS}Q")  # rows of each shard; behind the body and a LogLink
+COUNTS_OFFSET = PREFIX.size + BODY.size + LINK_BYTES
+
+Rows = tuple[Sequence[int], Buffer]  # how many each shard has, and all of them: ObjectTable.snapshot
 
 ROW_BYTES = 48
 ROW = np.dtype(
@@ -58,11 +64,14 @@ assert FOOTER.size == FOOTER_BYTES
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose CRC is right; `rows` and `catalog` are as they were given to `write`."""
+    """A checkpoint whose CRC is right; `rows` and `catalog` are as they were given to `write`.
+
+    The rows are a view of the mapped file, which stays mapped as long as there is one.
+    """
 
     number: int
     epoch: int
-    rows: memoryview
+    rows: tuple[tuple[int, ...], memoryview]
     catalog: bytes
     data_files: tuple[DataFileEntry, ...]
     last_log: LogLink
@@ -76,19 +85,21 @@ def write(
     number: int,
     uuid: bytes,
     epoch: int,
-    rows: Buffer,
+    rows: Rows,
     catalog: bytes,
     data_files: Sequence[DataFileEntry],
     last_log: LogLink,
 ) -> CheckpointEntry:
     """Make a checkpoint's file, durably, and return its entry for the manifest. The data files must be synced."""
-    row_view = memoryview(rows).cast("B")
-    if row_view.nbytes % ROW_BYTES:
-        raise ValueError(f"rows have {ROW_BYTES} bytes each, not {row_view.nbytes} in all")
+    counts, row_view = list(rows[0]), memoryview(rows[1]).cast("B")
+    row_count = sum(counts)
+    if row_view.nbytes != ROW_BYTES * row_count:
+        raise ValueError(f"{row_count} rows have {ROW_BYTES} bytes each, not {row_view.nbytes} in all")
     table = b"".join(DATA_FILE.pack(entry.number, entry.size_class, entry.synced_bytes) for entry in data_files)
-    length = _length(row_view.nbytes // ROW_BYTES, len(data_files), len(catalog))
-    body = BODY.pack(number, epoch, row_view.nbytes // ROW_BYTES, len(catalog), len(data_files), length)
-    header = pack_header(MAGIC, FORMAT, uuid, body + last_log.encode())
+    length = _length(row_count, len(data_files), len(catalog))
+    body = BODY.pack(number, epoch, row_count, len(catalog), len(data_files), length)
+    shards = COUNTS.pack(*counts, *[0] * (SHARDS - len(counts)))
+    header = pack_header(MAGIC, FORMAT, uuid, body + last_log.encode() + shards)
     parts: list[Buffer] = [header, row_view, table, catalog, bytes(-len(catalog) % 8)]
     crc = 0
     for part in [*parts, FOOTER.pack(FOOTER_MAGIC, 0, 0, length)]:
@@ -108,14 +119,18 @@ def read(fs: FileSystem, directory: Path, entry: CheckpointEntry | int, uuid: by
     file = fs.open(path, "r")
     try:
         size = file.size()
-        fields = unpack_header(file.pread(HEADER_BYTES, 0), MAGIC, FORMAT, BODY, path, uuid)[1]
+        header = file.pread(HEADER_BYTES, 0)
+        fields = unpack_header(header, MAGIC, FORMAT, BODY, path, uuid)[1]
         found_number, epoch, row_count, catalog_bytes, data_file_count, length = fields
+        counts = COUNTS.unpack_from(header, COUNTS_OFFSET)
         if not length == size == _length(row_count, data_file_count, catalog_bytes):
             raise CorruptionError(
                 f"{path}: expected a file of {_length(row_count, data_file_count, catalog_bytes)} bytes "
                 f"by its header, found {size}"
             )
-        data = memoryview(file.pread(size, 0))
+        if sum(counts) != row_count:
+            raise CorruptionError(f"{path}: at offset {COUNTS_OFFSET}: expected {row_count} rows, found {sum(counts)}")
+        data = memoryview(file.map(size))
     finally:
         file.close()
     crc = _verify(data, path, length)
@@ -131,10 +146,10 @@ def read(fs: FileSystem, directory: Path, entry: CheckpointEntry | int, uuid: by
     return Checkpoint(
         number=number,
         epoch=epoch,
-        rows=data[HEADER_BYTES:table_at],
+        rows=(counts, data[HEADER_BYTES:table_at]),
         catalog=bytes(data[catalog_at : catalog_at + catalog_bytes]),
         data_files=_data_files(data[table_at:catalog_at], path, table_at),
-        last_log=LogLink.decode(data[32 + BODY.size : 32 + BODY.size + LINK_BYTES]),
+        last_log=LogLink.decode(header[COUNTS_OFFSET - LINK_BYTES : COUNTS_OFFSET]),
         catalog_offset=catalog_at,
         entry=CheckpointEntry(number, epoch, length, crc),
     )

@@ -269,7 +269,10 @@ class Coordinator:
         ):
             return None
         group = self._group_of([request], writer.number)
-        return group if writer.has_room(group.bytes) else None
+        if not writer.has_room(group.bytes):
+            return None
+        reach("commit.prepared")
+        return group
 
     def _prepare(self, requests: list[Request]) -> Group:
         """Everything that may fail cleanly: epochs, files, room in the log, the frame's parts."""

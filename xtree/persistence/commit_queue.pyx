@@ -4,9 +4,9 @@ It is compiled so that no Python-level signal handler runs between its steps: a 
 inside the wait, where it is kept and raised once the outcome is known.
 """
 
-import queue
 import threading
 from _thread import start_new_thread
+from queue import SimpleQueue
 
 cimport cython
 
@@ -87,9 +87,10 @@ cdef class Request:
 def carry(coordinator, CommitQueue queue, Request request):
     """Carries a commit to disk in the calling thread, if nothing stands in the way; returns whether it did.
 
-    The coordinator's turn is held meanwhile; it is waited for only where no turn includes a sync. `_plan` makes everything ready, has changed nothing when it raises, and
-    returns None when the commit is for the leader. From there an interrupt waits until the group is finished:
-    `_write_group` may be begun again, since it writes the same bytes to the same place.
+    The coordinator's turn is held meanwhile; it is waited for only where no turn includes a sync. `_plan` makes
+    everything ready, has changed nothing when it raises, and returns None when the commit is for the leader. From there
+    an interrupt waits until the group is finished: `_write_group` may be begun again, since it writes the same bytes to
+    the same place.
     """
     turn = coordinator._turn
     interrupt = None
@@ -155,7 +156,7 @@ cdef class CommitQueue:
     cdef bint woken                     # by wake_once, and take has not ended since
 
     def __init__(self, clock):
-        self.queue = queue.SimpleQueue()
+        self.queue = SimpleQueue()
         self.clock = clock
 
     def submit(self, Request request):

@@ -66,6 +66,8 @@ class Config:
       for one before they begin, those without a timeout of their own so long.
     - `epoch_stride`: by how many epochs the ceiling in the superblock is raised at a time.
     - `checkpoints_kept`: how many checkpoints stay, with the logs that follow the oldest of them; at least 1.
+    - `shard_rows`: how many pages each part of the object table has, on average, before threads get one more part to
+      spread over; there are up to 64.
     - `reserve_bytes`: data files don't grow into so many last bytes of a disk, so that an index on a full disk can
       still be deleted from and checkpointed.
     """
@@ -100,6 +102,7 @@ class Config:
     backpressure_timeout_s: float = 30.0
     epoch_stride: int = 1 << 20
     checkpoints_kept: int = 2
+    shard_rows: int = 1 << 20
     reserve_bytes: int = 4 * MIB
     page_bytes: int | None = None
     max_overlap: float = 0.2
@@ -132,6 +135,7 @@ class Config:
         self._check_garbage_collection()
         self._whole("log_limit_bytes", 64 * KIB, 1 << 50)
         self._number("backpressure_timeout_s", 0.0, LONGEST_S)
+        self._whole("shard_rows", 1, 1 << 30)
         self._whole("reserve_bytes", 0, 1 << 50)
         if self.page_bytes is not None:
             self._whole("page_bytes", PAGE_BYTES[0], PAGE_BYTES[-1])

@@ -65,6 +65,11 @@ CRASH_POINTS: tuple[str, ...] = (
     "recovery.frame_applied",
     "recovery.images_checked",
     "recovery.image_written",
+    # a backup
+    "backup.data_synced",
+    "backup.checkpoints_written",
+    "backup.manifest_saved",
+    "backup.superblock_synced",
 )
 
 _hook: Callable[[str], None] | None = None

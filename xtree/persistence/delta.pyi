@@ -1,6 +1,8 @@
+from typing import Any
+
 from xtree.persistence.write_set import WriteSet
 
 def touched_windows(ws: WriteSet, smallest_page: int = 0) -> set[int]: ...
 def deltas_of(
-    ws: WriteSet, epoch: int, largest_payload: int, payload_base: int, file_numbers: list[int]
-) -> tuple[bytearray, int, list[memoryview], int]: ...
+    ws: WriteSet, epoch: int, largest_payload: int, payload_base: int, file_numbers: list[int], log_number: int
+) -> tuple[bytearray, int, list[Any], int]: ...

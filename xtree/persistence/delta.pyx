@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from xtree.persistence.mmap_windows cimport offset_of, window_of
-from xtree.persistence.node_id cimport NodeID, handle_of
+from xtree.persistence.node_id cimport handle_of
 from xtree.persistence.object_table cimport Row, class_of, kind_of
 from xtree.persistence.page cimport class_bytes
 from xtree.persistence.store cimport resolve

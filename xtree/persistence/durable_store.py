@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from xtree.errors import StoreFailedError
+from xtree.persistence.backup import Progress, write_backup
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.checkpoint_coordinator import Coordinator
 from xtree.persistence.checkpointer import OnError
@@ -15,6 +18,7 @@ from xtree.persistence.commit_queue import uninterrupted
 from xtree.persistence.config import PAGE_BYTES
 from xtree.persistence.delta import deltas_of, touched_windows
 from xtree.persistence.file_header import HEADER_BYTES
+from xtree.persistence.metrics import Latency
 from xtree.persistence.mvcc import Epochs
 from xtree.persistence.platform_fs import Lock
 from xtree.persistence.recovery import Recovered
@@ -33,6 +37,7 @@ class DurableStore(Store):
         self.recovery = recovered.report
         self._journal = journal
         self._lock = lock
+        self._latency = Latency()
         self._allocator_ready = False
         self._rebuilding = threading.Lock()
         self._set_up(
@@ -49,6 +54,7 @@ class DurableStore(Store):
         self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock, on_error)
         if recovered.needs_checkpoint and not read_only:
             self._coordinator.end_recovery()
+            self.recovery.checkpointed = True
 
     @property
     def uuid(self) -> bytes:
@@ -76,6 +82,10 @@ class DurableStore(Store):
         """
         self._coordinator.checkpointer.wait_for_room(timeout)
 
+    def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
+        """Copies the current epoch into a directory of its own (persistence.backup)."""
+        write_backup(self, self._journal.fs, path, progress)
+
     def check(self) -> None:
         """Verifies table, allocator, their agreement, and every live page's CRC. Raises CorruptionError."""
         with self.read() as published:
@@ -84,12 +94,15 @@ class DurableStore(Store):
             self.verify_pages(published.epoch)
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the whole substrate, as nested dicts."""
+        """Figures of the whole substrate, as nested dicts. docs/metrics.md explains them."""
         common: dict[str, Any] = super().stats()
+        coordinator = self._coordinator.stats()
         return {
             **common,
             "durability": self.config.durability,
-            "coordinator": self._coordinator.stats(),
+            "durable_lag": max(0, common["epoch"] - coordinator["durable_epoch"]),
+            "commit_latency": self._latency.as_dict(),
+            "coordinator": coordinator,
             "recovery": self.recovery.as_dict(),
             "data_files": self._journal.data_files.stats(),
         }
@@ -122,6 +135,7 @@ class DurableStore(Store):
         self, write_set: WriteSet, changes: dict[str, CatalogEntry | None], on_queued: Callable[[], None] | None
     ) -> int:
         """Flushes what the log won't carry, in the caller's thread, and queues the rest."""
+        started = time.perf_counter()
         data_files = self._journal.data_files
         write_set._seal()
         largest_payload = self._largest_payload(write_set.bytes_made)
@@ -131,7 +145,9 @@ class DurableStore(Store):
         if flushed:
             with self._coordinator.poisoning_failed_syncs():
                 uninterrupted(data_files.sync, flushed)
-        return self._coordinator.submit_commit(write_set, changes, largest_payload, on_queued)
+        epoch = self._coordinator.submit_commit(write_set, changes, largest_payload, on_queued)
+        self._latency.observe(time.perf_counter() - started)
+        return epoch
 
     def _largest_payload(self, bytes_made: int) -> int:
         """The size of the largest page that the log carries, of a transaction with so many bytes of new pages."""

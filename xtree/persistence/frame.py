@@ -14,8 +14,6 @@ from struct import Struct
 import numpy as np
 from crc32c import crc32c
 
-from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence.filenames import SIZE_CLASSES
 from xtree.persistence.platform_fs import Buffer
 
 LOG_MAGIC = b"XTREELOG"
@@ -23,7 +21,7 @@ LOG_FORMAT = 1
 LOG_BODY = Struct("<Q")  # number
 
 FRAME_MAGIC = b"XTFR"
-FRAME_FORMAT = 1
+FRAME_FORMAT = 2
 FRAME_HEADER = Struct("<4sIQ16sQIBBHQQQIIQQQQ16x")
 FRAME_HEADER_BYTES = 128
 assert FRAME_HEADER.size == FRAME_HEADER_BYTES
@@ -38,7 +36,7 @@ OP_RETIRE = 2
 OP_RELOCATE = 3
 PAYLOAD_NONE = 0  # the page was flushed to its data file before
 PAYLOAD_WHOLE = 1
-PAYLOAD_RANGES = 2  # reserved: changed byte ranges of the page with CRC base_crc; refused when read
+PAYLOAD_RANGES = 2  # changed words of the page that is replaced, whose CRC is base_crc
 DELTA_BYTES = 64
 DELTA = np.dtype(
     [
@@ -55,7 +53,7 @@ DELTA = np.dtype(
         ("payload_offset", "<u8"),
         ("payload_bytes", "<u4"),
         ("base_crc", "<u4"),
-        ("reserved", "<u8"),
+        ("replaces", "<u8"),  # of a birth: the page that it retires, 0 for none
     ]
 )
 assert DELTA.itemsize == DELTA_BYTES
@@ -63,10 +61,8 @@ assert DELTA.itemsize == DELTA_BYTES
 LINK = Struct("<QQQII")  # number, last_epoch, end_offset, last_crc, zero
 LINK_BYTES = 32
 assert LINK.size == LINK_BYTES
-SMALLEST_PAGE = 4096
 CRC = Struct("<I")
 _ZERO_CRC = bytes(CRC.size)
-MODE_NUMBERS = (1, 2, 3)  # strict, balanced, eventual: see superblock.MODES
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ def frame_bytes(delta_count: int, catalog_bytes: int, payload_bytes: int) -> int
 
 
 class Frame:
-    """A frame whose CRC and links are right. Its views are of the reader's memory and keep it alive."""
+    """A verified frame for Python: its fields, and views of the reader's memory, which they keep alive."""
 
     __slots__ = (
         "path",
@@ -141,36 +137,36 @@ class Frame:
     catalog: bytes
     payloads: memoryview
 
-    @property
-    def catalog_offset(self) -> int:
-        """Where in the file the catalog records begin."""
-        return self.offset + FRAME_HEADER_BYTES + DELTA_BYTES * self.delta_count
+    def __init__(self, data: memoryview, path: str) -> None:
+        header = FrameHeader(data[:FRAME_HEADER_BYTES])
+        self.path = path
+        self.offset = header.offset
+        self.end_offset = header.offset + header.length
+        self.crc = header.crc
+        (
+            self.kind,
+            self.mode,
+            _,
+            self.first_epoch,
+            self.last_epoch,
+            self.durable_through,
+            self.delta_count,
+            self.catalog_count,
+            catalog_bytes,
+            payload_bytes,
+            self.log_number,
+            self.time_ns,
+        ) = header.fields
+        catalog_at = FRAME_HEADER_BYTES + DELTA_BYTES * self.delta_count
+        payload_at = catalog_at + aligned(catalog_bytes)
+        self.delta_bytes = data[FRAME_HEADER_BYTES:catalog_at]
+        self.catalog = bytes(data[catalog_at : catalog_at + catalog_bytes])
+        self.payloads = data[payload_at : payload_at + payload_bytes]
 
     @property
     def deltas(self) -> np.ndarray:
-        """The deltas as an array of DELTA, with values that a writer can have written. Raises CorruptionError."""
-        deltas = np.frombuffer(self.delta_bytes, DELTA)
-        self._check(deltas)
-        return deltas
-
-    def _check(self, deltas: np.ndarray) -> None:
-        op, form, size_class = deltas["op"], deltas["payload_form"], deltas["size_class"]
-        epoch = deltas["epoch"]
-        bad = (deltas["node_id"] == 0) | (op < OP_BIRTH) | (op > OP_RELOCATE) | (size_class >= SIZE_CLASSES)
-        bad |= (epoch < self.first_epoch) | (epoch > self.last_epoch)
-        placed = op != OP_RETIRE
-        whole = form == PAYLOAD_WHOLE
-        bad |= (form > PAYLOAD_RANGES) | (form != PAYLOAD_NONE) & ~placed
-        bad |= placed & (deltas["page_bytes"] != (SMALLEST_PAGE << size_class.astype(np.uint32)))
-        end = self.payloads.nbytes
-        start, size = deltas["payload_offset"], deltas["payload_bytes"]
-        bad |= whole & ((start > end) | (size > end - np.minimum(start, end)) | (size != deltas["page_bytes"]))
-        if bad.any():
-            which = int(np.flatnonzero(bad)[0])
-            raise CorruptionError(
-                f"{self.path}: at offset {self.offset + FRAME_HEADER_BYTES + DELTA_BYTES * which}: expected a delta of "
-                f"epochs {self.first_epoch} to {self.last_epoch}, found {deltas[which]}"
-            )
+        """The deltas as an array of DELTA."""
+        return np.frombuffer(self.delta_bytes, DELTA)
 
 
 class FrameHeader:
@@ -213,45 +209,3 @@ def frame_crc(data: Buffer) -> int:
     crc = crc32c(view[:FRAME_CRC_OFFSET])
     crc = crc32c(_ZERO_CRC, crc)
     return crc32c(view[FRAME_CRC_OFFSET + CRC.size :], crc)
-
-
-def verified_frame(data: memoryview, header: FrameHeader, path: str) -> Frame:
-    """The frame of bytes whose length, CRC and links are right. Raises FormatVersionError, CorruptionError."""
-    frame = Frame()
-    frame.path = path
-    frame.offset = header.offset
-    frame.end_offset = header.offset + header.length
-    frame.crc = header.crc
-    (
-        frame.kind,
-        frame.mode,
-        frame_format,
-        frame.first_epoch,
-        frame.last_epoch,
-        frame.durable_through,
-        frame.delta_count,
-        frame.catalog_count,
-        catalog_bytes,
-        payload_bytes,
-        frame.log_number,
-        frame.time_ns,
-    ) = header.fields
-    if frame_format != FRAME_FORMAT:
-        raise FormatVersionError(
-            f"{path}: at offset {frame.offset}: expected frame format {FRAME_FORMAT}, found {frame_format}"
-        )
-    if (
-        frame.kind not in (FRAME_LINK, FRAME_GROUP)
-        or frame.mode not in MODE_NUMBERS
-        or not frame.durable_through <= frame.first_epoch <= frame.last_epoch
-    ):
-        raise CorruptionError(
-            f"{path}: at offset {frame.offset}: expected a kind, a mode and epochs in order, found {frame.kind}, "
-            f"{frame.mode}, {frame.durable_through}, {frame.first_epoch}, {frame.last_epoch}"
-        )
-    catalog_at = FRAME_HEADER_BYTES + DELTA_BYTES * frame.delta_count
-    payload_at = catalog_at + aligned(catalog_bytes)
-    frame.delta_bytes = data[FRAME_HEADER_BYTES:catalog_at]
-    frame.catalog = bytes(data[catalog_at : catalog_at + catalog_bytes])
-    frame.payloads = data[payload_at : payload_at + payload_bytes]
-    return frame

@@ -5,6 +5,9 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 
 from xtree.persistence.atomics cimport fetch_add, load_relaxed, store_seq
 
+cdef extern from "prefault.h" nogil:
+    void xt_prefault(void *start, size_t bytes) noexcept
+
 # Allocations still allowed before one fails; 0 means no failure is planned. Written by the test that plans
 # one, counted down by whichever thread allocates (an atomic add, so that exactly one allocation fails).
 cdef uint64_t countdown = 0
@@ -51,6 +54,10 @@ cdef void *allocate_lines(size_t count) noexcept nogil:
 cdef void release_lines(void *lines) noexcept nogil:
     if lines != NULL:
         release((<void **>(<char *>lines - sizeof(void *)))[0])
+
+
+cdef void prefault(void *start, size_t bytes) noexcept nogil:
+    xt_prefault(start, bytes)
 
 
 def fail_allocation(uint64_t n):

@@ -13,6 +13,7 @@ cdef enum:
     TAG_BITS = 8
     SLOT_BITS = 50
     SHARD_BITS = 6
+    MAX_SHARDS = 64
     LAST_TAG = 255
 
 
@@ -28,12 +29,18 @@ cdef inline uint8_t tag_of(NodeID node) noexcept nogil:
     return <uint8_t>(node & 0xFF)
 
 
-cdef inline unsigned int shard_of(NodeID node) noexcept nogil:
-    return <unsigned int>(node >> (TAG_BITS + SLOT_BITS))
+cdef inline uint64_t make_handle(uint64_t shard, uint64_t slot) noexcept nogil:
+    return shard << SLOT_BITS | slot
 
 
-cdef inline uint64_t slot_of(NodeID node) noexcept nogil:
-    return (node >> TAG_BITS) & ((<uint64_t>1 << SLOT_BITS) - 1)
+cdef inline uint64_t shard_of(uint64_t handle) noexcept nogil:
+    """The shard of a handle of at most 56 bits."""
+    return handle >> SLOT_BITS
+
+
+cdef inline uint64_t slot_of(uint64_t handle) noexcept nogil:
+    """The slot of a handle in its shard; 0 is never given out."""
+    return handle & ((<uint64_t>1 << SLOT_BITS) - 1)
 
 
 cdef inline uint8_t next_tag(uint8_t tag) noexcept nogil:

@@ -1,27 +1,15 @@
 """The object table: where each page is, which life of its handle it belongs to, and when it was visible.
 
-Invariants (check() verifies them):
+Invariants (check() verifies them, while nobody changes the table):
 
-1. every row below the high-water mark stands in a slab; slabs never move and are freed with the table;
-2. the free list holds exactly the free rows, the retired list exactly the retired ones, by rising retire epoch;
+1. every row below a shard's mark stands in a slab; slabs never move and are freed with the table;
+2. a shard's free list holds exactly its free rows, its retired list the retired ones, by rising retire epoch;
 3. a row that isn't free has a tag from 1 to 255;
-4. a reserved row has an infinite birth, a live row an infinite retire epoch.
+4. a reserved row has an infinite birth, a live row an infinite retire epoch;
+5. shards that aren't active have no rows.
 
-A row in a checkpoint is 48 bytes, little-endian, in the order of handles, the first (handle 0) all zero:
-
-    offset  size  field
-    0       1     state: 0 free, 2 live; never renumber
-    1       1     tag, of the handle's last life; 0 when it had none
-    2       1     kind of page
-    3       1     size class
-    4       4     number of the data file
-    8       8     offset in it
-    16      8     birth epoch
-    24      8     retire epoch: 2**64 - 1
-    32      4     CRC32C of the page
-    36      12    reserved, 0
-
-All but the tag is 0 in a free row.
+A new handle is taken where it is cheapest: freed in the calling thread's shard, freed in another one, never used in the
+thread's shard. The next shard opens when those that are active have `shard_rows` rows each, or are full.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -29,55 +17,41 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndS
 from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from xtree.persistence.atomics cimport compare_exchange, load_acquire, load_relaxed, store_relaxed, store_release
-from xtree.persistence.memory cimport allocate, allocate_lines, allocate_zeroed, release, release_lines
-from xtree.persistence.mmap_windows cimport OFFSET_BITS, make_address, offset_of, window_of
-from xtree.persistence.node_id cimport NodeID, handle_of, make_node_id, next_tag, tag_of
+from xtree.persistence.atomics cimport (
+    compare_exchange, fetch_add, load_acquire, load_relaxed, spin_lock, spin_unlock, store_relaxed, store_release,
+)
+from xtree.persistence.file_places cimport FilePlaces
+from xtree.persistence.memory cimport allocate, allocate_lines, allocate_zeroed, prefault, release, release_lines
+from xtree.persistence.mmap_windows cimport offset_of, window_of
+from xtree.persistence.node_id cimport (
+    MAX_SHARDS, NodeID, handle_of, make_handle, make_node_id, next_tag, shard_of, slot_of, tag_of,
+)
 from xtree.persistence.page cimport SIZE_CLASSES
+from xtree.persistence.row cimport (
+    STATE_FREE, STATE_LIVE, STATE_RESERVED, STATE_RETIRED, WORD_TAG, WORD_VERIFIED, Row, class_of, kind_of, make_word,
+    state_of, with_state,
+)
+from xtree.persistence.stored_row cimport StoredRow, load_row, store_row
 
 from xtree.errors import CapacityError, CorruptionError
 
 cdef extern from "<assert.h>" nogil:
     void c_assert "assert"(bint condition) noexcept     # in the checked build only
 
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident() noexcept
+
 cdef enum:
     LAST_KIND = 255
-
-cdef uint64_t MAX_HANDLES = <uint64_t>MAX_SLABS << SLAB_BITS
+    LINES_A_SHARD = 2
+    DEFAULT_SHARD_ROWS = 1048576
+    # Why a shard gave no handle.
+    FULL = 1
+    NO_MEMORY = 2
 
 STATE_NAMES = ("free", "reserved", "live", "retired")
-
-
-cdef struct StoredRow:
-    uint8_t state
-    uint8_t tag
-    uint8_t kind
-    uint8_t size_class
-    uint32_t file_number
-    uint64_t offset
-    uint64_t birth
-    uint64_t retire
-    uint32_t crc
-    uint32_t reserved_32
-    uint64_t reserved_64
-
-
-cdef struct FileWindow:
-    uint32_t file_number
-    uint32_t window
-
-
 ROW_BYTES = sizeof(StoredRow)
-assert ROW_BYTES == 48 and sizeof(Row) == 64
-
-
-cdef inline uint64_t _word(int state, int tag, int kind, int size_class) noexcept nogil:
-    return (<uint64_t>state << STATE_SHIFT | <uint64_t>tag | <uint64_t>kind << KIND_SHIFT
-            | <uint64_t>size_class << CLASS_SHIFT)
-
-
-cdef inline uint64_t _with_state(uint64_t word, int state) noexcept nogil:
-    return (word & ~<uint64_t>STATE_MASK) | <uint64_t>state << STATE_SHIFT
+assert ROW_BYTES == 48 and sizeof(Row) == 64 and sizeof(Shard) == LINES_A_SHARD * 64
 
 
 cdef inline bint _is(const Row *row, NodeID node, int state) noexcept nogil:
@@ -92,89 +66,210 @@ cdef int _no_memory() except -1 with gil:
     raise MemoryError("no memory for more rows of the object table")
 
 
-cdef int _no_handle() except -1 with gil:
-    raise CapacityError(f"all {MAX_HANDLES - 1} handles of the object table are in use")
+cdef int _no_handle(ObjectTable t) except -1 with gil:
+    raise CapacityError(f"all {t.max_shards * (t.shard_slots - 1)} handles of the object table are in use")
 
 
-cdef int _bad_row(uint64_t handle, str why) except -1 with gil:
-    raise CorruptionError(f"row {handle} of the object table: {why}")
+cdef int _bad_row(uint64_t handle, const char *why) except -1 with gil:
+    shard = f" of shard {shard_of(handle)}" if shard_of(handle) else ""
+    raise CorruptionError(f"row {slot_of(handle)}{shard} of the object table: {why.decode()}")
 
 
-# Makes sure that the slab of a handle exists.
-cdef int _make_slab(ObjectTable t, uint64_t handle) except -1 nogil:
-    cdef void *slab
-    if handle >= MAX_HANDLES:
-        return _no_handle()
-    if load_relaxed(&t.slabs[handle >> SLAB_BITS]) == 0:
-        slab = allocate_lines(SLAB_ROWS)
-        if slab == NULL:
-            return _no_memory()
-        store_release(&t.slabs[handle >> SLAB_BITS], <uint64_t>slab)
-    return 0
+# Rows and lists. The shard's lock is held where a list is touched.
 
 
 cdef inline Row *_row_at(ObjectTable t, uint64_t handle) noexcept nogil:
-    return <Row *>t.slabs[handle >> SLAB_BITS] + (handle & (SLAB_ROWS - 1))
+    cdef uint64_t slot = slot_of(handle)
+    return <Row *>(<uint64_t *>t.slabs[shard_of(handle)])[slot >> SLAB_BITS] + (slot & (SLAB_ROWS - 1))
+
+
+# Makes sure that the slab of a slot exists. False when there is no memory for it.
+cdef inline bint _make_slab(ObjectTable t, uint64_t shard, uint64_t slot) noexcept nogil:
+    cdef uint64_t *place = <uint64_t *>t.slabs[shard]
+    cdef void *slab
+    if place == NULL:
+        place = <uint64_t *>allocate_zeroed(MAX_SLABS, sizeof(uint64_t))
+        if place == NULL:
+            return False
+        store_release(&t.slabs[shard], <uint64_t>place)
+    place += slot >> SLAB_BITS
+    if place[0] == 0:
+        slab = allocate_lines(SLAB_ROWS)
+        if slab == NULL:
+            return False
+        store_release(place, <uint64_t>slab)
+    return True
+
+
+cdef inline void _append(ObjectTable t, uint64_t *head, uint64_t *tail, uint64_t handle, Row *row) noexcept nogil:
+    row.next = 0
+    if tail[0]:
+        _row_at(t, tail[0]).next = handle
+    else:
+        store_relaxed(head, handle)
+    tail[0] = handle
+
+
+cdef inline Row *_take_first(ObjectTable t, uint64_t *head, uint64_t *tail) noexcept nogil:
+    cdef Row *row = _row_at(t, head[0])
+    store_relaxed(head, row.next)
+    if head[0] == 0:
+        tail[0] = 0
+    return row
 
 
 # Frees a row that is on no list: its word keeps the tag only.
-cdef inline void _free_row(ObjectTable t, uint64_t handle, Row *row) noexcept nogil:
-    row.next = 0
+cdef inline void _free_row(ObjectTable t, Shard *shard, uint64_t handle, Row *row) noexcept nogil:
     store_release(&row.word, load_relaxed(&row.word) & WORD_TAG)
-    if t.free_tail:
-        _row_at(t, t.free_tail).next = handle
+    _append(t, &shard.free_head, &shard.free_tail, handle, row)
+    shard.free_count += 1
+
+
+# Reserving.
+
+
+# Where a thread begins to look for a handle: threads spread over the active shards.
+cdef inline uint64_t _home_shard(uint64_t active) noexcept nogil:
+    cdef uint64_t thread
+    if active == 1:
+        return 0
+    thread = <uint64_t>PyThread_get_thread_ident()
+    return (thread * <uint64_t>0x9E3779B97F4A7C15 >> 32) % active
+
+
+# Reserves a free handle of a shard, or with `fresh` one that was never used; 0 when it gives none, `why` says why.
+cdef NodeID _reserve_in(ObjectTable t, uint64_t which, bint fresh, uint64_t word, uint64_t address,
+                        int *why) noexcept nogil:
+    cdef Shard *shard = &t.shards[which]
+    cdef uint64_t handle
+    cdef uint8_t tag
+    cdef Row *row
+    spin_lock(&shard.lock)
+    if fresh:
+        handle = make_handle(which, t.marks[which])
+        why[0] = FULL if slot_of(handle) >= t.shard_slots else 0
+        if not why[0] and not _make_slab(t, which, slot_of(handle)):
+            why[0] = NO_MEMORY
+        if why[0]:
+            spin_unlock(&shard.lock)
+            return 0
+        row = _row_at(t, handle)
     else:
-        t.free_head = handle
-    t.free_tail = handle
-    t.free_count += 1
+        handle = shard.free_head
+        if handle == 0:
+            spin_unlock(&shard.lock)
+            return 0
+        row = _take_first(t, &shard.free_head, &shard.free_tail)
+        shard.free_count -= 1
+    tag = next_tag(<uint8_t>(load_relaxed(&row.word) & WORD_TAG))
+    store_release(&row.birth, UINT64_MAX)
+    store_release(&row.retire, UINT64_MAX)
+    store_relaxed(&row.address, address)
+    row.next = 0
+    row.crc = 0
+    row.log_number = 0
+    store_relaxed(&row.claimed, 0)
+    store_release(&row.word, word | tag)
+    if fresh:
+        store_release(&t.marks[which], slot_of(handle) + 1)
+        fetch_add(&t.high_water, 1)
+    shard.reserved_count += 1
+    spin_unlock(&shard.lock)
+    return make_node_id(handle, tag)
+
+
+# The same where a shard before had none: freed in any shard, fresh in any, fresh in one that opens now.
+cdef NodeID _reserve_elsewhere(ObjectTable t, uint64_t home, uint64_t word, uint64_t address, int *why) noexcept nogil:
+    cdef uint64_t active = load_acquire(&t.active), i, which
+    cdef NodeID node
+    for i in range(1, active):
+        which = (home + i) % active
+        if load_relaxed(&t.shards[which].free_head):
+            node = _reserve_in(t, which, False, word, address, why)
+            if node:
+                return node
+    if load_relaxed(&t.high_water) - 1 >= active * t.shard_rows:
+        if active < t.max_shards and compare_exchange(&t.active, active, active + 1):
+            home = active
+        active = load_acquire(&t.active)
+    while True:
+        for i in range(active):
+            node = _reserve_in(t, (home + i) % active, True, word, address, why)
+            if node or why[0] != FULL:
+                return node
+        if active == t.max_shards:
+            return 0
+        compare_exchange(&t.active, active, active + 1)
+        home = active
+        active = load_acquire(&t.active)
 
 
 cdef class ObjectTable:
-    """The rows of one store. The store's lock guards every method but the readers' row()."""
+    """The rows of one store: up to `max_shards` shards of up to `slabs_per_shard` slabs of 65,536 rows.
 
-    def __cinit__(self):
-        self.slabs = NULL
+    A further shard opens when those before have `shard_rows` rows each. Any thread may change rows, each row one thread
+    at a time; restore, snapshot and check are for moments when nobody else does.
+    """
+
+    def __cinit__(self, uint64_t shard_rows=DEFAULT_SHARD_ROWS, uint64_t max_shards=MAX_SHARDS,
+                  uint64_t slabs_per_shard=MAX_SLABS):
+        cdef uint64_t shard
+        self.shards = NULL
+        for shard in range(MAX_SHARDS):
+            self.slabs[shard] = 0
+            self.marks[shard] = 1
         self.high_water = 1
-        self.slabs = <uint64_t *>allocate_zeroed(MAX_SLABS, sizeof(uint64_t))
-        if self.slabs == NULL:
-            raise MemoryError("no memory for the object table's directory")
+        self.active = 1
+        if not 1 <= max_shards <= MAX_SHARDS or not 1 <= slabs_per_shard <= MAX_SLABS or not shard_rows:
+            raise ValueError(f"{max_shards} shards of {slabs_per_shard} slabs and {shard_rows} rows: expected up to "
+                             f"{MAX_SHARDS} of {MAX_SLABS}, and 1 row at least")
+        self.max_shards = max_shards
+        self.shard_slots = slabs_per_shard << SLAB_BITS
+        self.shard_rows = shard_rows
+        self.shards = <Shard *>allocate_lines(MAX_SHARDS * LINES_A_SHARD)
+        if self.shards == NULL:
+            raise MemoryError("no memory for the object table's shards")
 
     def __dealloc__(self):
-        cdef uint64_t slab
-        if self.slabs != NULL:
-            for slab in range(MAX_SLABS):
-                if self.slabs[slab] == 0:
-                    break
-                release_lines(<void *>self.slabs[slab])
-        release(self.slabs)
+        cdef uint64_t shard, slab
+        cdef uint64_t *slabs
+        for shard in range(MAX_SHARDS):
+            slabs = <uint64_t *>self.slabs[shard]
+            if slabs != NULL:
+                for slab in range(MAX_SLABS):
+                    if slabs[slab] == 0:
+                        break
+                    release_lines(<void *>slabs[slab])
+            release(slabs)
+        release_lines(self.shards)
+
+    cdef uint64_t next_handle(self, uint64_t handle) noexcept nogil:
+        cdef uint64_t shard = shard_of(handle), slot = slot_of(handle) + 1
+        while shard < MAX_SHARDS:
+            if slot < load_acquire(&self.marks[shard]):
+                return make_handle(shard, slot)
+            shard += 1
+            slot = 1
+        return 0
+
+    cdef void number_handles(self, uint64_t *before) noexcept nogil:
+        cdef uint64_t shard
+        before[0] = 0
+        for shard in range(MAX_SHARDS):
+            before[shard + 1] = before[shard] + load_acquire(&self.marks[shard]) - 1
 
     cdef NodeID reserve(self, int kind, int size_class, uint64_t address) except 0 nogil:
-        cdef uint64_t handle = self.free_head
-        cdef Row *row
-        cdef uint8_t tag
-        if handle:
-            row = _row_at(self, handle)
-            self.free_head = row.next
-            if self.free_head == 0:
-                self.free_tail = 0
-            self.free_count -= 1
-        else:
-            handle = self.high_water
-            _make_slab(self, handle)
-            row = _row_at(self, handle)
-        tag = next_tag(<uint8_t>(load_relaxed(&row.word) & WORD_TAG))
-        store_release(&row.birth, UINT64_MAX)
-        store_release(&row.retire, UINT64_MAX)
-        store_relaxed(&row.address, address)
-        row.next = 0
-        row.crc = 0
-        row.log_number = 0
-        store_relaxed(&row.claimed, 0)
-        store_release(&row.word, _word(STATE_RESERVED, tag, kind, size_class) | WORD_VERIFIED)
-        if handle == self.high_water:
-            store_release(&self.high_water, handle + 1)
-        self.reserved_count += 1
-        return make_node_id(handle, tag)
+        cdef uint64_t word = make_word(STATE_RESERVED, 0, kind, size_class) | WORD_VERIFIED
+        cdef uint64_t home = _home_shard(load_acquire(&self.active))
+        cdef int why = 0
+        cdef NodeID node = _reserve_in(self, home, False, word, address, &why)
+        if node == 0:
+            node = _reserve_elsewhere(self, home, word, address, &why)
+        if node == 0:
+            if why == NO_MEMORY:
+                _no_memory()
+            _no_handle(self)
+        return node
 
     cdef void seal(self, NodeID node, uint32_t crc) noexcept nogil:
         cdef Row *row = _row_at(self, handle_of(node))
@@ -182,51 +277,59 @@ cdef class ObjectTable:
         row.crc = crc
 
     cdef void publish(self, NodeID node, uint64_t epoch) noexcept nogil:
+        cdef Shard *shard = &self.shards[shard_of(handle_of(node))]
         cdef Row *row = _row_at(self, handle_of(node))
         c_assert(_is(row, node, STATE_RESERVED))
         store_release(&row.birth, epoch)
-        store_release(&row.word, _with_state(load_relaxed(&row.word), STATE_LIVE))
-        self.reserved_count -= 1
-        self.live_count += 1
+        store_release(&row.word, with_state(load_relaxed(&row.word), STATE_LIVE))
+        spin_lock(&shard.lock)
+        shard.reserved_count -= 1
+        shard.live_count += 1
+        spin_unlock(&shard.lock)
 
     cdef void retire(self, NodeID node, uint64_t epoch) noexcept nogil:
         cdef uint64_t handle = handle_of(node)
+        cdef Shard *shard = &self.shards[shard_of(handle)]
         cdef Row *row = _row_at(self, handle)
         c_assert(_is(row, node, STATE_LIVE))
         store_release(&row.retire, epoch)
-        store_release(&row.word, _with_state(load_relaxed(&row.word), STATE_RETIRED))
-        row.next = 0
-        if self.retired_tail:
-            _row_at(self, self.retired_tail).next = handle
-        else:
-            self.retired_head = handle
-        self.retired_tail = handle
-        self.retired_count += 1
-        self.live_count -= 1
+        store_release(&row.word, with_state(load_relaxed(&row.word), STATE_RETIRED))
+        spin_lock(&shard.lock)
+        _append(self, &shard.retired_head, &shard.retired_tail, handle, row)
+        shard.retired_count += 1
+        shard.live_count -= 1
+        spin_unlock(&shard.lock)
 
     cdef void abandon(self, NodeID node) noexcept nogil:
         cdef uint64_t handle = handle_of(node)
+        cdef Shard *shard = &self.shards[shard_of(handle)]
         cdef Row *row = _row_at(self, handle)
         c_assert(_is(row, node, STATE_RESERVED))
-        self.reserved_count -= 1
-        _free_row(self, handle, row)
+        spin_lock(&shard.lock)
+        shard.reserved_count -= 1
+        _free_row(self, shard, handle, row)
+        spin_unlock(&shard.lock)
 
     cdef bint reclaim_one(self, uint64_t horizon, uint64_t *address, int *size_class) noexcept nogil:
-        cdef uint64_t handle = self.retired_head
+        cdef uint64_t which, handle
+        cdef Shard *shard
         cdef Row *row
-        if handle == 0:
-            return False
-        row = _row_at(self, handle)
-        if row.retire > horizon:
-            return False
-        self.retired_head = row.next
-        if self.retired_head == 0:
-            self.retired_tail = 0
-        self.retired_count -= 1
-        address[0] = row.address
-        size_class[0] = class_of(load_relaxed(&row.word))
-        _free_row(self, handle, row)
-        return True
+        for which in range(load_acquire(&self.active)):
+            shard = &self.shards[which]
+            if load_relaxed(&shard.retired_head) == 0:
+                continue
+            spin_lock(&shard.lock)
+            handle = shard.retired_head
+            if handle and _row_at(self, handle).retire <= horizon:
+                row = _take_first(self, &shard.retired_head, &shard.retired_tail)
+                shard.retired_count -= 1
+                address[0] = row.address
+                size_class[0] = class_of(load_relaxed(&row.word))
+                _free_row(self, shard, handle, row)
+                spin_unlock(&shard.lock)
+                return True
+            spin_unlock(&shard.lock)
+        return False
 
     cdef void mark_verified(self, NodeID node) noexcept nogil:
         # An exchange of the whole word, not a fetch_or: a row that was freed meanwhile must stay as it is.
@@ -242,51 +345,92 @@ cdef class ObjectTable:
 
     # Recovery and checkpoints.
 
-    def restore(self, rows, dict window_of_file):
-        """Load the rows of a checkpoint, a buffer, into an empty table. `window_of_file` gives each data file's window.
+    cdef int cover(self, uint64_t shard, uint64_t mark) except -1 nogil:
+        cdef uint64_t slot
+        if mark <= self.marks[shard]:
+            return 0
+        if mark > self.shard_slots or shard >= self.max_shards:
+            return _no_handle(self)
+        slot = self.marks[shard]
+        while slot < mark:
+            if not _make_slab(self, shard, slot):
+                return _no_memory()
+            slot = (slot | (SLAB_ROWS - 1)) + 1
+        fetch_add(&self.high_water, mark - self.marks[shard])
+        store_release(&self.marks[shard], mark)
+        if shard >= self.active:
+            store_release(&self.active, shard + 1)
+        return 0
 
-        Raises CorruptionError for rows that can't be right, MemoryError; the table is then of no use.
+    cdef void rebuild_lists(self) noexcept nogil:
+        cdef uint64_t handle = self.next_handle(0), which
+        cdef Shard *shard
+        cdef Row *row
+        for which in range(MAX_SHARDS):
+            memset(&self.shards[which], 0, sizeof(Shard))
+        while handle:
+            shard = &self.shards[shard_of(handle)]
+            row = _row_at(self, handle)
+            if state_of(row.word) == STATE_FREE:
+                _free_row(self, shard, handle, row)
+            else:
+                shard.live_count += 1
+            handle = self.next_handle(handle)
+
+    def restore(self, counts, rows, FilePlaces places not None):
+        """Load the rows of a checkpoint into an empty table: how many each shard has, and all of them, a buffer.
+
+        Every row's slot is in a file of its class, aligned, and inside the most that the file may hold; otherwise
+        CorruptionError is raised. MemoryError, CapacityError; after an error the table is of no use.
         """
         cdef Py_buffer view
-        cdef Py_ssize_t files = len(window_of_file)
-        cdef FileWindow *windows
+        cdef uint64_t shard, count, at = 0, total = 0
         if self.high_water != 1:
             raise RuntimeError("rows can be restored into an empty table only")
+        counts = [int(count) for count in counts]
         PyObject_GetBuffer(rows, &view, PyBUF_SIMPLE)
-        windows = <FileWindow *>allocate(files * sizeof(FileWindow))
         try:
-            if windows == NULL:
-                raise MemoryError("no memory for the table of data files")
-            if view.len % ROW_BYTES:
-                raise CorruptionError(f"rows of a checkpoint: {view.len} bytes, expected a multiple of {ROW_BYTES}")
-            for i, (file_number, window) in enumerate(sorted(window_of_file.items())):
-                windows[i].file_number = file_number
-                windows[i].window = window
-            with nogil:
-                _restore(self, <const StoredRow *>view.buf, view.len // sizeof(StoredRow), windows, files)
+            if len(counts) > MAX_SHARDS or sum(counts) * ROW_BYTES != view.len:
+                raise CorruptionError(f"rows of a checkpoint: {view.len} bytes, expected a multiple of {ROW_BYTES} "
+                                      f"for {sum(counts)} rows in up to {MAX_SHARDS} shards")
+            for shard, count in enumerate(counts):
+                with nogil:
+                    _restore(self, places, shard, <const StoredRow *>view.buf + at, count)
+                at += count
         finally:
-            release(windows)
             PyBuffer_Release(&view)
 
     def snapshot(self, uint64_t epoch, list file_of_window):
-        """The rows of a checkpoint: those visible at an epoch are live, all others free with their tag.
+        """(rows a shard, rows) of a checkpoint: those visible at an epoch are live, all others free with their tag.
 
-        `file_of_window` gives the number of each window's data file.
+        `file_of_window` gives the number of each window's data file. Raises CorruptionError, MemoryError.
         """
         cdef uint32_t windows = len(file_of_window)
-        cdef bytearray rows = PyByteArray_FromStringAndSize(NULL, self.high_water * sizeof(StoredRow))
-        cdef StoredRow *out = <StoredRow *>PyByteArray_AS_STRING(rows)
+        cdef uint64_t shard, at = 0
+        cdef uint64_t marks[MAX_SHARDS]
+        cdef bytearray rows
+        cdef StoredRow *out
         cdef uint32_t *files = <uint32_t *>allocate(windows * sizeof(uint32_t))
         if files == NULL:
             raise MemoryError("no memory for the table of data files")
         try:
             for window, file_number in enumerate(file_of_window):
                 files[window] = file_number
+            for shard in range(MAX_SHARDS):
+                marks[shard] = load_acquire(&self.marks[shard])
+                if shard and marks[shard] == 1:
+                    marks[shard] = 0
+                at += marks[shard]
+            rows = PyByteArray_FromStringAndSize(NULL, at * sizeof(StoredRow))
+            out = <StoredRow *>PyByteArray_AS_STRING(rows)
+            at = 0
             with nogil:
-                _snapshot(self, epoch, out, files, windows)
+                for shard in range(MAX_SHARDS):
+                    _snapshot(self, shard, marks[shard], epoch, files, windows, out + at)
+                    at += marks[shard]
         finally:
             release(files)
-        return rows
+        return [marks[shard] for shard in range(MAX_SHARDS)], rows
 
     # For people, tests and tools.
 
@@ -309,8 +453,9 @@ cdef class ObjectTable:
 
     def retire_node(self, NodeID node, uint64_t epoch):
         """Make a live page invisible from an epoch on; epochs of successive calls must not fall."""
+        cdef uint64_t last = self.shards[shard_of(handle_of(node))].retired_tail
         _require_state(self, node, STATE_LIVE)
-        if self.retired_tail and _row_at(self, self.retired_tail).retire > epoch:
+        if last and _row_at(self, last).retire > epoch:
             raise ValueError(f"epoch {epoch} comes before that of the last page retired")
         self.retire(node, epoch)
 
@@ -320,7 +465,7 @@ cdef class ObjectTable:
         self.abandon(node)
 
     def reclaim(self, uint64_t horizon):
-        """Free the first handle that was retired at or before `horizon`: (address, size class) of its page, or None."""
+        """Free a handle that was retired at or before `horizon`: (address, size class) of its page, or None."""
         cdef uint64_t address = 0
         cdef int size_class = 0
         return (address, size_class) if self.reclaim_one(horizon, &address, &size_class) else None
@@ -352,37 +497,63 @@ cdef class ObjectTable:
 
     def rows(self):
         """describe() of every handle that was ever given out, in order."""
-        return [self.describe(make_node_id(handle, 0)) for handle in range(1, self.high_water)]
+        cdef uint64_t handle = self.next_handle(0)
+        found = []
+        while handle:
+            found.append(self.describe(make_node_id(handle, 0)))
+            handle = self.next_handle(handle)
+        return found
+
+    def exercise(self, Py_ssize_t times, uint64_t base):
+        """Reserve, publish and retire `times` pages, abandoning every third and reclaiming as it goes, without the GIL.
+
+        For tests and benchmarks of threads that share a table. Epochs begin at `base`; retire epochs are all `base`.
+        """
+        cdef Py_ssize_t i
+        cdef uint64_t address = 0
+        cdef int size_class = 0
+        cdef NodeID node
+        with nogil:
+            for i in range(times):
+                node = self.reserve(1, 0, 0)
+                if i % 3 == 0:
+                    self.abandon(node)
+                    continue
+                self.seal(node, <uint32_t>i)
+                self.publish(node, base)
+                self.mark_verified(node)
+                self.retire(node, base)
+                if i % 3 == 1:
+                    self.reclaim_one(base, &address, &size_class)
 
     def __len__(self):
-        return self.live_count
+        return sum([self.shards[shard].live_count for shard in range(self.active)])
+
+    @property
+    def retired(self):
+        """Pages that are retired and not yet reclaimed. Needs no lock: it may be a moment old."""
+        cdef uint64_t shard, n = 0
+        for shard in range(self.active):
+            n += self.shards[shard].retired_count
+        return n
 
     def stats(self):
-        """Handles by state, and how many were ever given out."""
-        return dict(live=self.live_count, reserved=self.reserved_count, retired=self.retired_count,
-                    free=self.free_count, handles=self.high_water - 1)
+        """Handles by state, and how many were ever given out: in all, and for each of the active `shards`."""
+        shards = [dict(live=self.shards[i].live_count, reserved=self.shards[i].reserved_count,
+                       retired=self.shards[i].retired_count, free=self.shards[i].free_count,
+                       handles=self.marks[i] - 1)
+                  for i in range(self.active)]
+        totals = {name: sum([shard[name] for shard in shards]) for name in shards[0]}
+        return {**totals, "shards": shards}
 
     def check(self):
         """Verify the invariants at the top of this file. Raises CorruptionError."""
-        cdef uint64_t counts[4]
-        cdef uint64_t handle
-        cdef Row *row
-        memset(counts, 0, sizeof(counts))
-        for handle in range(1, self.high_water):
-            row = self.row(handle)
-            counts[state_of(row.word)] += 1
-            if state_of(row.word) != STATE_FREE and row.word & WORD_TAG == 0:
-                _bad_row(handle, "in use without a tag")
-            if state_of(row.word) == STATE_RESERVED and row.birth != UINT64_MAX:
-                _bad_row(handle, "reserved with a birth epoch")
-            if state_of(row.word) == STATE_LIVE and row.retire != UINT64_MAX:
-                _bad_row(handle, "live with a retire epoch")
-        found = tuple(counts)
-        expected = (self.free_count, self.reserved_count, self.live_count, self.retired_count)
-        if found != expected:
-            raise CorruptionError(f"object table: rows by state {found}, expected {expected}")
-        _check_list(self, self.free_head, self.free_tail, self.free_count, STATE_FREE)
-        _check_list(self, self.retired_head, self.retired_tail, self.retired_count, STATE_RETIRED)
+        cdef uint64_t shard
+        for shard in range(MAX_SHARDS):
+            _check_shard(self, shard)
+        if self.high_water - 1 != sum([self.marks[shard] - 1 for shard in range(MAX_SHARDS)]):
+            raise CorruptionError(f"object table: {self.high_water - 1} handles given out, expected the sum of its "
+                                  f"shards")
 
 
 cdef int _require_state(ObjectTable t, NodeID node, int state) except -1:
@@ -392,109 +563,90 @@ cdef int _require_state(ObjectTable t, NodeID node, int state) except -1:
     return 0
 
 
+cdef int _check_shard(ObjectTable t, uint64_t which) except -1:
+    cdef Shard *shard = &t.shards[which]
+    cdef uint64_t counts[4]
+    cdef uint64_t slot, handle
+    cdef Row *row
+    memset(counts, 0, sizeof(counts))
+    for slot in range(1, t.marks[which]):
+        handle = make_handle(which, slot)
+        if which >= t.active:
+            return _bad_row(handle, "in a shard that isn't active")
+        row = t.row(handle)
+        counts[state_of(row.word)] += 1
+        if state_of(row.word) != STATE_FREE and row.word & WORD_TAG == 0:
+            return _bad_row(handle, "in use without a tag")
+        if state_of(row.word) == STATE_RESERVED and row.birth != UINT64_MAX:
+            return _bad_row(handle, "reserved with a birth epoch")
+        if state_of(row.word) == STATE_LIVE and row.retire != UINT64_MAX:
+            return _bad_row(handle, "live with a retire epoch")
+    found = tuple(counts)
+    expected = (shard.free_count, shard.reserved_count, shard.live_count, shard.retired_count)
+    if found != expected:
+        raise CorruptionError(f"object table: rows of shard {which} by state {found}, expected {expected}")
+    _check_list(t, shard.free_head, shard.free_tail, shard.free_count, which, STATE_FREE)
+    return _check_list(t, shard.retired_head, shard.retired_tail, shard.retired_count, which, STATE_RETIRED)
+
+
 # A list of as many rows as are in its state, which ends where it should, holds each of them once.
-cdef int _check_list(ObjectTable t, uint64_t head, uint64_t tail, uint64_t count, int state) except -1:
+cdef int _check_list(ObjectTable t, uint64_t head, uint64_t tail, uint64_t count, uint64_t which,
+                     int state) except -1:
     cdef uint64_t handle = head, last = 0, seen = 0
     cdef Row *row
     while handle and seen <= count:
         row = t.row(handle)
-        if row == NULL or state_of(row.word) != state:
-            return _bad_row(handle, "on the list of another state")
+        if row == NULL or state_of(row.word) != state or shard_of(handle) != which:
+            return _bad_row(handle, "on the list of another state or shard")
         if last and state == STATE_RETIRED and row.retire < _row_at(t, last).retire:
             return _bad_row(handle, "retired before the row that stands before it")
         last = handle
         seen += 1
         handle = row.next
     if handle or seen != count or last != tail:
-        raise CorruptionError(f"object table: list of {STATE_NAMES[state]} rows: {seen} rows up to {last}, "
-                              f"expected {count} up to {tail}")
+        raise CorruptionError(f"object table: list of {STATE_NAMES[state]} rows of shard {which}: {seen} rows up to "
+                              f"{last}, expected {count} up to {tail}")
     return 0
 
 
-# The window of a file, by binary search; -1 when there is none.
-cdef Py_ssize_t _find_file(const FileWindow *windows, Py_ssize_t files, uint32_t file_number) noexcept nogil:
-    cdef Py_ssize_t low = 0, high = files, middle
-    while low < high:
-        middle = (low + high) // 2
-        if windows[middle].file_number < file_number:
-            low = middle + 1
+cdef int _restore(ObjectTable t, FilePlaces places, uint64_t which, const StoredRow *stored,
+                  uint64_t count) except -1 nogil:
+    cdef Shard *shard = &t.shards[which]
+    cdef const char *wrong
+    cdef uint64_t slot
+    cdef Row *row
+    cdef Row blank
+    if count == 0:
+        return 0
+    memset(&blank, 0, sizeof(Row))
+    if load_row(stored, places, &blank) != NULL or blank.word:
+        return _bad_row(make_handle(which, 0), "expected all of it to be zero")
+    t.cover(which, count)
+    slot = 0
+    while slot + 1 < count:
+        prefault(_row_at(t, make_handle(which, slot)), min(count - slot, <uint64_t>SLAB_ROWS) * sizeof(Row))
+        slot += SLAB_ROWS
+    for slot in range(1, count):
+        row = _row_at(t, make_handle(which, slot))
+        wrong = load_row(stored + slot, places, row)
+        if wrong != NULL:
+            return _bad_row(make_handle(which, slot), wrong)
+        if state_of(row.word) == STATE_FREE:
+            _append(t, &shard.free_head, &shard.free_tail, make_handle(which, slot), row)
+            shard.free_count += 1
         else:
-            high = middle
-    return low if low < files and windows[low].file_number == file_number else -1
-
-
-cdef int _restore(ObjectTable t, const StoredRow *rows, uint64_t count, const FileWindow *windows,
-                  Py_ssize_t files) except -1 nogil:
-    cdef const StoredRow *stored
-    cdef uint64_t handle
-    cdef Py_ssize_t found = -1
-    for handle in range(count):
-        stored = &rows[handle]
-        if handle == 0:
-            if not _is_blank(stored) or stored.tag:
-                return _bad_row(handle, "expected all of it to be zero")
-            continue
-        _make_slab(t, handle)
-        if stored.state == STATE_FREE:
-            if not _is_blank(stored):
-                return _bad_row(handle, "free, with content")
-            store_release(&t.high_water, handle + 1)
-            _row_at(t, handle).word = stored.tag
-            _free_row(t, handle, _row_at(t, handle))
-            continue
-        if found < 0 or windows[found].file_number != stored.file_number:
-            found = _find_file(windows, files, stored.file_number)
-        if found < 0:
-            return _bad_row(handle, "in a data file that isn't there")
-        _restore_live(t, handle, stored, windows[found].window)
+            shard.live_count += 1
     return 0
 
 
-# Whether a stored row is free and holds nothing but a tag.
-cdef inline bint _is_blank(const StoredRow *stored) noexcept nogil:
-    return not (stored.state or stored.kind or stored.size_class or stored.file_number or stored.offset
-                or stored.birth or stored.retire or stored.crc or stored.reserved_32 or stored.reserved_64)
-
-
-cdef int _restore_live(ObjectTable t, uint64_t handle, const StoredRow *stored, uint32_t window) except -1 nogil:
-    cdef Row *row = _row_at(t, handle)
-    if stored.state != STATE_LIVE:
-        return _bad_row(handle, "impossible state")
-    if stored.tag == 0 or stored.kind == 0 or stored.size_class >= SIZE_CLASSES:
-        return _bad_row(handle, "impossible tag, kind or size class")
-    if stored.offset >> OFFSET_BITS or stored.birth == UINT64_MAX or stored.retire != UINT64_MAX:
-        return _bad_row(handle, "impossible offset, birth or retire epoch")
-    if stored.reserved_32 or stored.reserved_64:
-        return _bad_row(handle, "reserved fields in use")
-    row.birth = stored.birth
-    row.retire = UINT64_MAX
-    row.address = make_address(window, stored.offset)
-    row.crc = stored.crc
-    store_release(&row.word, _word(STATE_LIVE, stored.tag, stored.kind, stored.size_class))
-    store_release(&t.high_water, handle + 1)
-    t.live_count += 1
-    return 0
-
-
-cdef int _snapshot(ObjectTable t, uint64_t epoch, StoredRow *out, const uint32_t *files,
-                   uint32_t windows) except -1 nogil:
-    cdef uint64_t handle, word
-    cdef const Row *row
-    memset(out, 0, t.high_water * sizeof(StoredRow))
-    for handle in range(1, t.high_water):
-        row = _row_at(t, handle)
-        word = load_relaxed(&row.word)
-        out[handle].tag = word & WORD_TAG
-        if state_of(word) < STATE_LIVE or not row.birth <= epoch < row.retire:
-            continue
-        if window_of(row.address) >= windows:
-            return _bad_row(handle, "in a window without a data file")
-        out[handle].state = STATE_LIVE
-        out[handle].kind = kind_of(word)
-        out[handle].size_class = class_of(word)
-        out[handle].file_number = files[window_of(row.address)]
-        out[handle].offset = offset_of(row.address)
-        out[handle].birth = row.birth
-        out[handle].retire = UINT64_MAX
-        out[handle].crc = row.crc
+cdef int _snapshot(ObjectTable t, uint64_t which, uint64_t mark, uint64_t epoch, const uint32_t *files,
+                   uint32_t windows, StoredRow *out) except -1 nogil:
+    cdef const char *wrong
+    cdef uint64_t slot
+    if mark:
+        memset(out, 0, sizeof(StoredRow))
+    for slot in range(1, mark):
+        wrong = store_row(_row_at(t, make_handle(which, slot)), epoch, files, windows, out + slot)
+        if wrong != NULL:
+            return _bad_row(make_handle(which, slot), wrong)
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import shutil
 import sys
@@ -105,6 +106,17 @@ class File:
                 else:
                     done -= size
                 offset += size
+
+    def map(self, n: int) -> Buffer:
+        """The first `n` bytes, mapped to be read; nothing is copied. Unmapped with the last reference to them.
+
+        For a file that nobody shortens meanwhile.
+        """
+        if n == 0:
+            return b""
+        if not hasattr(mmap, "MAP_POPULATE"):
+            return mmap.mmap(self.fileno(), n, access=mmap.ACCESS_READ)
+        return mmap.mmap(self.fileno(), n, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
 
     def write_zeros(self, offset: int, n: int) -> None:
         """Write `n` zero bytes at `offset`, as blocks on the disk, not as a hole."""
@@ -236,6 +248,16 @@ class Lock:
             _unlock(self._fd)
         self.close_in_child()
 
+    def is_on(self, fd: int) -> bool:
+        """Whether this lock is held, and on the file behind a descriptor."""
+        held = self._fd
+        if held < 0:
+            return False
+        try:
+            return os.path.samestat(os.fstat(held), os.fstat(fd))
+        except OSError:  # released meanwhile by another thread
+            return False
+
     def close_in_child(self) -> None:
         """Close the descriptor without unlocking: after a fork the lock stays with the parent, for its whole life."""
         fd, self._fd = self._fd, -1
@@ -273,6 +295,10 @@ class FileSystem:
     def mkdir(self, path: Path) -> None:
         """Make a directory."""
         os.mkdir(path)
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove an empty directory."""
+        os.rmdir(path)
 
     def listdir(self, path: Path) -> list[str]:
         """The names in a directory, sorted."""
@@ -405,6 +431,9 @@ def _unlock(fd: int) -> None:
 
 def _owner(fd: int) -> str:
     """Who holds the lock, as far as the file says: a writer leaves its id there, readers leave nothing."""
+    for lock in list(_locks):
+        if lock.is_on(fd):
+            return f"process {os.getpid()}, which is this one: another handle {'reads' if lock.shared else 'holds'} it"
     try:
         os.lseek(fd, 0, os.SEEK_SET)
         pid = int(os.read(fd, 20))

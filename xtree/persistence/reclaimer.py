@@ -27,7 +27,7 @@ class Reclaimer:
     @property
     def backlog(self) -> int:
         """Retired pages that are still there."""
-        return int(self._store.table.stats()["retired"])
+        return int(self._store.table.retired)
 
     def run(self, durable_epoch: int, new_garbage: int = 0) -> int:
         """Free what may be freed, up to some more pages than have just become garbage; returns how many those were."""

@@ -12,37 +12,41 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence import checkpoint as checkpoints
 from xtree.persistence import filenames
 from xtree.persistence.catalog import Catalog
-from xtree.persistence.checkpoint import ROW
 from xtree.persistence.config import Config
 from xtree.persistence.crash_points import reach
 from xtree.persistence.data_files import IN_MEMORY, DataFiles
 from xtree.persistence.file_header import HEADER_BYTES
+from xtree.persistence.file_places import FilePlaces
 from xtree.persistence.frame import Frame, LogLink
 from xtree.persistence.journal import FileNumbers, Journal, closed_log
 from xtree.persistence.manifest import LogEntry, Manifest
 from xtree.persistence.mmap_windows import Windows
 from xtree.persistence.object_table import ObjectTable
-from xtree.persistence.page_checksum import page_crc
 from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.replay import LIVE, Replay, require_places
+from xtree.persistence.replay import Replay
 from xtree.persistence.scan import scan_directory
 from xtree.persistence.superblock import COPIES, MODES, SuperblockFile
 from xtree.persistence.wal_reader import LogReader, find_later_link, read_log
 
+Progress = Callable[[int, int], object]  # bytes read so far, bytes to read in all
+
 
 @dataclass
 class RecoveryReport:
-    """What recovery did."""
+    """What recovery found and did.
+
+    `clean`: the index had been closed. `checkpoint_epoch`, `epoch`: from where to where it went. `bytes_read`: of the
+    checkpoint and of frames. Dropped: `tail_bytes` behind the end of the last log, of which `unexposed_frames` are
+    whole frames that were no commits yet; `notes` say why. `checkpointed`: a checkpoint of the recovered epoch followed.
+    """
 
     clean: bool = True
     epoch: int = 0
@@ -50,10 +54,32 @@ class RecoveryReport:
     logs: int = 0
     frames: int = 0
     deltas: int = 0
+    bytes_read: int = 0
     images_written: int = 0
     tail_bytes: int = 0
+    unexposed_frames: int = 0
+    checkpointed: bool = False
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._progress: Progress = lambda done, total: None
+        self._total = 0
+
+    def watch(self, progress: Progress | None, total: int) -> None:
+        """Calls `progress` from now on whenever something was read, of so many bytes in all."""
+        self._total = total
+        if progress is not None:
+            self._progress = progress
+
+    def advance(self, n: int) -> None:
+        """So many more bytes were read."""
+        self.bytes_read += n
+        self._progress(min(self.bytes_read, self._total), self._total)
+
+    def end(self) -> None:
+        """All is read; what wasn't there to be read counts as well."""
+        self._progress(self._total, self._total)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as a dict."""
@@ -82,11 +108,11 @@ class Exposure:
     """
 
     def __init__(self, superblock: SuperblockFile) -> None:
-        self._epoch = superblock.value.epoch
+        self.through = superblock.value.epoch
         self._unreadable = COPIES - superblock.copies_readable
 
     def __call__(self, frame: Frame) -> bool:
-        if frame.mode != MODES["strict"] or frame.last_epoch <= self._epoch:
+        if frame.mode != MODES["strict"] or frame.last_epoch <= self.through:
             return True
         if self._unreadable:
             self._unreadable -= 1
@@ -94,11 +120,14 @@ class Exposure:
         return False
 
 
-def recover(fs: FileSystem, directory: str, config: Config, writable: bool) -> Recovered:
+def recover(
+    fs: FileSystem, directory: str, config: Config, writable: bool, progress: Progress | None = None
+) -> Recovered:
     """Brings the directory's last exposed state into memory; with `writable` also its pages into their places.
 
-    The caller holds the lock. Raises CorruptionError, FormatVersionError, OSError; nothing was changed then, except
-    that pages of the recovered state may have been written again.
+    `progress(bytes read, bytes to read)` is called between reads; what it raises ends the recovery. The caller holds
+    the lock. Raises CorruptionError, FormatVersionError, OSError; nothing was changed then, except that pages of the
+    recovered state may have been written again.
     """
     started = time.perf_counter()
     report = RecoveryReport()
@@ -115,15 +144,16 @@ def recover(fs: FileSystem, directory: str, config: Config, writable: bool) -> R
         raise
     journal = Journal(fs, directory, config, manifest, superblock, data_files, numbers, last_log)
     try:
-        for entry in manifest.data_files:
-            data_files.attach(entry)
+        files = {entry.number: (data_files.attach(entry), entry.size_class) for entry in manifest.data_files}
         report.clean = not manifest.logs
-        replay = _start(base, manifest, config, data_files)
+        report.watch(progress, _bytes_to_read(fs, directory, manifest, base))
+        replay = _start(base, config, files, report)
+        del base  # and the mapping of its file
         _replay_logs(journal, replay, report)
         _require_durable(replay.epoch, superblock, manifest)
         _place_images(replay, data_files, writable, report)
-        table = ObjectTable()
-        table.restore(replay.rows.view(np.uint8).data, data_files.windows_by_number())
+        catalog = replay.catalog
+        report.end()
     except BaseException:
         windows.unmap_all()
         journal.close()
@@ -133,8 +163,8 @@ def recover(fs: FileSystem, directory: str, config: Config, writable: bool) -> R
     report.seconds = time.perf_counter() - started
     return Recovered(
         journal,
-        table,
-        replay.catalog,
+        replay.table,
+        catalog,
         replay.epoch,
         _following_epoch(replay.epoch, superblock, report, config),
         not report.clean,
@@ -192,28 +222,32 @@ def _starts_at_nothing(fs: FileSystem, directory: str, manifest: Manifest) -> bo
     return read_log(fs, path, manifest.uuid, first.number).link == LogLink()
 
 
-def _start(base: checkpoints.Checkpoint | None, manifest: Manifest, config: Config, data_files: DataFiles) -> Replay:
-    classes = {entry.number: entry.size_class for entry in manifest.data_files}
+def _bytes_to_read(
+    fs: FileSystem, directory: str, manifest: Manifest, base: checkpoints.Checkpoint | None
+) -> int:
+    """The size of the checkpoint and of the logs behind it, as far as frames may reach."""
+    total, epoch = (0, 0) if base is None else (base.entry.bytes, base.epoch)
+    for entry in manifest.logs:
+        if entry.closed is None:
+            with contextlib.suppress(FileNotFoundError):  # which is judged when it is needed
+                total += fs.size(os.path.join(directory, filenames.log_name(entry.number)))
+        elif entry.closed.last_epoch > epoch:
+            total += entry.closed.end_offset
+    return total
+
+
+def _start(
+    base: checkpoints.Checkpoint | None, config: Config, files: dict[int, tuple[int, int]], report: RecoveryReport
+) -> Replay:
+    """The state of a checkpoint, or the empty one; `files` gives window and size class of each data file."""
+    table = ObjectTable(config.shard_rows)
+    places = FilePlaces(files, config.window_bytes)
     if base is None:
-        return Replay(np.zeros(1, dtype=ROW), Catalog(), 0, classes, config.window_bytes)
-    rows = np.frombuffer(base.rows, dtype=ROW)
-    replay = Replay(
-        rows if not manifest.logs else rows.copy(),
-        Catalog.decode(base.catalog, f"checkpoint {base.number}", base.catalog_offset),
-        base.epoch,
-        classes,
-        config.window_bytes,
-    )
-    live = rows["state"] == LIVE
-    require_places(
-        rows["file_number"][live],
-        rows["size_class"][live],
-        rows["offset"][live],
-        replay._classes,
-        config.window_bytes,
-        f"checkpoint of epoch {base.epoch}",
-    )
-    return replay
+        return Replay(table, places, Catalog(), 0)
+    table.restore(*base.rows, places)
+    catalog = Catalog.decode(base.catalog, f"checkpoint {base.number}", base.catalog_offset)
+    report.advance(base.entry.bytes)
+    return Replay(table, places, catalog, base.epoch)
 
 
 def _replay_logs(journal: Journal, replay: Replay, report: RecoveryReport) -> None:
@@ -289,9 +323,10 @@ def _replay_log(
                 raise CorruptionError(
                     f"{path}: at offset {HEADER_BYTES}: expected a link to {before}, found {reader.link}"
                 )
-            for frame in reader:
-                replay.apply(frame)
+            for run in reader.runs():
+                replay.apply(run)
                 reach("recovery.frame_applied")
+                report.advance(run.end_offset - run.offset)
         if entry.closed is not None:
             if entry.closed != closed_log(reader.end):
                 raise CorruptionError(
@@ -315,11 +350,14 @@ def _judge_tail(journal: Journal, reader: LogReader, replay: Replay, report: Rec
             f"{reader.path}: damaged at offset {reader.end_offset}: expected a frame, found {reader.stopped_because}; "
             f"the frame at offset {evidence.offset} says that epoch {evidence.durable_through} was on the disk"
         )
-    report.tail_bytes += reader.tail_bytes
-    report.notes.append(
-        f"{reader.path}: a torn tail of {reader.tail_bytes} bytes at offset {reader.end_offset} dropped: "
-        f"{reader.stopped_because}"
-    )
+    end, tail_bytes, why = reader.end_offset, reader.tail_bytes, reader.stopped_because
+    what = "a torn tail"
+    if why == "not exposed":
+        unexposed = reader.count_unexposed()
+        report.unexposed_frames += unexposed
+        what = f"{unexposed} frames that were no commits yet, a tail"
+    report.tail_bytes += tail_bytes
+    report.notes.append(f"{reader.path}: {what} of {tail_bytes} bytes at offset {end} dropped: {why}")
 
 
 def _require_durable(epoch: int, superblock: SuperblockFile, manifest: Manifest) -> None:
@@ -331,34 +369,25 @@ def _require_durable(epoch: int, superblock: SuperblockFile, manifest: Manifest)
 
 def _place_images(replay: Replay, data_files: DataFiles, writable: bool, report: RecoveryReport) -> None:
     """Checks every page that a log brought in, then puts the images of live ones where their rows say."""
-    rows = replay.rows
-    for node in replay.born:
-        row = rows[node >> 8]
-        image = replay.images.get(node)
-        number, offset = int(row["file_number"]), int(row["offset"])
-        if image is None:
-            image = data_files.read(number, offset, 4096 << int(row["size_class"]))
-        crc = page_crc(image)
-        if crc != int(row["crc"]):
-            raise CorruptionError(
-                f"{data_files.path_of_number(number)}, offset {offset}: page of node {node:#x} has CRC "
-                f"{crc:#010x}, expected {int(row['crc']):#010x}"
-            )
-    reach("recovery.images_checked")
-    if not replay.images:
+    if report.clean:
         return
-    report.images_written = len(replay.images)
+    replay.finish()
+    number_of = data_files.file_of_window
+    replay.check_pages(
+        lambda window, offset, n: data_files.read(number_of[window], offset, n),
+        lambda window: data_files.path_of(window),
+    )
+    reach("recovery.images_checked")
+    if not replay.image_count:
+        return
     if writable:
-        for node, image in replay.images.items():
-            row = rows[node >> 8]
-            data_files.write(int(row["file_number"]), int(row["offset"]), image)
+        for window, offset, pages in replay.image_runs():
+            data_files.write(number_of[window], offset, pages)
             reach("recovery.image_written")
     else:
-        place = data_files.in_memory(replay.images.values())
-        replay.rows = rows = rows.copy()
-        for node, offset in zip(replay.images, place):
-            rows["file_number"][node >> 8] = IN_MEMORY
-            rows["offset"][node >> 8] = offset
+        offsets = data_files.in_memory(replay.images())
+        replay.place_images(data_files.windows_by_number()[IN_MEMORY], offsets)
+    report.images_written = replay.image_count
 
 
 def _following_epoch(epoch: int, superblock: SuperblockFile, report: RecoveryReport, config: Config) -> int:

@@ -17,7 +17,7 @@ from xtree.persistence.crash_points import reach
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.manifest import Manifest
 from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.recovery import holds_data, recover
+from xtree.persistence.recovery import Progress, holds_data, recover
 from xtree.persistence.superblock import Superblock, SuperblockFile
 
 MODES = ("r", "r+", "a", "x")
@@ -44,7 +44,7 @@ def exists(path: str | os.PathLike[str], fs: FileSystem | None = None) -> bool:
             if holds_data(fs, directory, names):
                 raise
     elif holds_data(fs, directory, names):
-        raise CorruptionError(f"{directory}: has data of an index, but no {filenames.SUPERBLOCK}")
+        raise CorruptionError(f"{directory}: has data of an index, but no {filenames.SUPERBLOCK}: half a backup?")
     if foreign:
         raise CorruptionError(f"{directory}: is no index and not empty; it holds {foreign[0]!r}")
     return False
@@ -57,13 +57,15 @@ def open_store(
     timeout: float | None = 0,
     fs: FileSystem | None = None,
     clock: Clock | None = None,
+    progress: Progress | None = None,
     on_error: OnError | None = None,
 ) -> DurableStore:
     """Opens, or makes, the store in a directory.
 
     mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. timeout: seconds to wait for the
-    directory's lock, None for ever. on_error: called with the exception when a checkpoint, or making the next log,
-    fails in the background, in the thread where it failed; it can't wait for a checkpoint. Raises FileNotFoundError,
+    directory's lock, None for ever. progress(bytes read, bytes to read) is called while the state is read; what it
+    raises ends the open. on_error: called with the exception when a checkpoint, or making the next log, fails in the
+    background, in the thread where it failed; it can't wait for a checkpoint. Raises FileNotFoundError,
     FileExistsError, NotADirectoryError, LockedError, CorruptionError, FormatVersionError, OSError, ValueError.
     """
     if mode not in MODES:
@@ -83,7 +85,7 @@ def open_store(
         _require_mode(directory, mode, born)
         if not born:
             _create(fs, directory, config)
-        return _open_locked(fs, directory, config, lock, read_only, clock or Clock(), on_error)
+        return _open_locked(fs, directory, config, lock, read_only, clock or Clock(), progress, on_error)
     except BaseException:
         lock.release()
         raise
@@ -96,9 +98,10 @@ def _open_locked(
     lock: Any,
     read_only: bool,
     clock: Clock,
+    progress: Progress | None,
     on_error: OnError | None,
 ) -> DurableStore:
-    recovered = recover(fs, directory, config, writable=not read_only)
+    recovered = recover(fs, directory, config, not read_only, progress)
     try:
         return DurableStore(recovered, lock, read_only, clock, on_error)
     except BaseException:

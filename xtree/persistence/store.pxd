@@ -10,7 +10,9 @@ Keep NodeIDs, not pointers.
     published         the publisher, with the GIL             any thread              the GIL
     status, calls     open, close, fork; every call           any thread              the GIL
     callers           every call; close reads                 any thread              the GIL
+    closing, closer   the thread that closes; fork            any thread              the GIL
     usable[w]         open, before the store is shared        any thread              plain
+    *_failures        whoever holds `lock`                    stats                   plain
     table, allocator  whoever holds `lock`                    see their headers
 
 `lock` is never awaited while holding the GIL, and may be held while asking for it; so the two can't deadlock. Where
@@ -72,8 +74,12 @@ cdef class Store:
     cdef Py_ssize_t calls           # running now
     cdef unsigned long *callers     # the threads that they run in
     cdef Py_ssize_t callers_room
+    cdef object closing             # set once the close that has begun is over, or was interrupted
+    cdef object closer              # the thread that carries it out
     cdef object idle                # set when the last running call has ended, once the store is closing
     cdef object write_sets          # those still open
+    cdef uint64_t allocation_failures   # pages for which there was no slot; written under `lock`
+    cdef uint64_t handle_failures       # pages for which there was no handle; written under `lock`
     cdef object __weakref__
 
     # The slow half of resolve: maps a window, verifies a page at its first touch. Raises CorruptionError, OSError.

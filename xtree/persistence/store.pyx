@@ -4,6 +4,8 @@ import os
 import threading
 import weakref
 
+from threading import get_ident
+
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.pythread cimport (
@@ -112,9 +114,9 @@ cdef class Pin:
         self.slot = store.epochs.pin()
         self.published = store.published
 
-    def __dealloc__(self):
-        if self.slot >= 0:
-            self.store.epochs.unpin(self.slot)
+    def __del__(self):
+        # Not in __dealloc__: garbage collection has taken the store away by then.
+        self.release()
 
     @property
     def epoch(self):
@@ -248,12 +250,18 @@ cdef class Store:
     def close(self):
         """Refuses new calls, waits for those running, aborts open write sets, lets go of everything. Idempotent.
 
-        From inside one of its own calls (a signal handler, a callback) it returns at once, and the rest is done as
-        soon as that call has ended.
+        A second thread that closes it waits for the first to be done. From inside one of its own calls (a signal
+        handler, a callback) it returns at once, and the rest is done as soon as that call has ended.
         """
-        if self.status >= CLOSED:
-            return
+        while self.status >= CLOSED:
+            if self.status == FORKED or self.closer == get_ident() or self._waits_for_itself():
+                return
+            self.closing.wait()
+            if self.status >= CLOSED:       # not interrupted, and open again
+                return
         failed = self.status == POISONED
+        self.closing = threading.Event()
+        self.closer = get_ident()
         self.status = CLOSED
         try:
             if self._waits_for_itself():
@@ -263,15 +271,20 @@ cdef class Store:
         except BaseException:
             if self.calls > 0:          # interrupted while it waited
                 self.status = POISONED if failed else OPEN
+            self.closing.set()
             raise
 
     def _finish_closing(self, failed):
+        self.closer = get_ident()
         while self.calls > 0:
             self.idle.wait()
-        for write_set in list(self.write_sets):
-            write_set.abort()
-        self._give_back_abandoned()
-        self._shut_down(failed)
+        try:
+            for write_set in list(self.write_sets):
+                write_set.abort()
+            self._give_back_abandoned()
+            self._shut_down(failed)
+        finally:
+            self.closing.set()
 
     # What a durable store does differently.
 
@@ -352,10 +365,12 @@ cdef class Store:
         with nogil:
             lock_without_gil(self.lock)
             try:
-                for handle in range(1, self.table.high_water):
+                handle = self.table.next_handle(0)
+                while handle:
                     row = self.table.row(handle)
                     if state_of(row.word) == STATE_LIVE and self.usable[window_of(row.address)]:
                         self.allocator.occupy(class_of(row.word), row.address)
+                    handle = self.table.next_handle(handle)
             finally:
                 PyThread_release_lock(self.lock)
 
@@ -475,12 +490,14 @@ cdef class Store:
         cdef Py_ssize_t verified = 0
         if self.path is None:
             return 0
-        for handle in range(1, self.table.high_water):
+        handle = self.table.next_handle(0)
+        while handle:
             row = self.table.row(handle)
             word = load_acquire(&row.word)
+            node = make_node_id(handle, word & WORD_TAG)
+            handle = self.table.next_handle(handle)
             if state_of(word) != STATE_LIVE or load_acquire(&row.birth) > epoch:
                 continue
-            node = make_node_id(handle, word & WORD_TAG)
             with nogil:
                 page = resolve(self, node)
                 self.verify(node, row, page)
@@ -497,6 +514,12 @@ cdef class Store:
                 "object_table": self.table.stats(),
                 "allocator": self.allocator.stats(),
                 "epochs": self.epochs.stats(),
+                "windows": {
+                    "count": len(self.windows),
+                    "mapped": self.windows.mapped,
+                    "mapped_bytes": self.windows.reserved_bytes,
+                },
+                "failures": {"allocations": self.allocation_failures, "handles": self.handle_failures},
             }
 
     def check(self):

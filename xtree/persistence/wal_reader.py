@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from crc32c import crc32c
 
@@ -19,19 +20,26 @@ from xtree.persistence.frame import (
     LOG_BODY,
     LOG_FORMAT,
     LOG_MAGIC,
-    SECTOR_BYTES,
     Frame,
     FrameHeader,
     LogLink,
-    aligned,
     frame_crc,
-    verified_frame,
 )
+from xtree.persistence.frame_run import FrameChain, FrameRun
 from xtree.persistence.platform_fs import File, FileSystem, Path
 
 CHUNK_BYTES = 4 << 20
 
-Admits = Callable[[Frame], bool]
+ALL_EPOCHS = 2**64 - 1
+ALL_FRAMES = 2**63 - 1
+
+
+class Admits(Protocol):
+    """Which frames of strict mode are commits: those of epochs up to `through`, and those for which a call says so."""
+
+    through: int
+
+    def __call__(self, frame: Frame) -> bool: ...
 
 
 class LogReader:
@@ -40,8 +48,8 @@ class LogReader:
     `link` is what the first frame says about the log before; None when there is no valid first frame, and then there
     are no others either. When iteration has ended, `stopped_because` says why: nothing but zeros follow ("zeros"),
     the file ended ("end of file"), the recorded end was reached ("recorded end"), what stands there is no frame of
-    this chain ("no frame", "unlinked", "bad length", "bad CRC"), or it is one that `admits`, asked about each group in
-    order, turned down ("not exposed").
+    this chain ("no frame", "unlinked", "bad length", "bad CRC"), or it is one that `admits`, asked about frames of
+    strict mode in order, turned down ("not exposed").
     """
 
     def __init__(
@@ -55,34 +63,51 @@ class LogReader:
         self._file = file
         self._recorded_end = recorded_end
         self._admits = admits
-        self._chunk = memoryview(b"")
+        self._chunk = b""
         self._chunk_at = 0
         header = file.pread(HEADER_BYTES, 0)
         _, (found,) = unpack_header(header, LOG_MAGIC, LOG_FORMAT, LOG_BODY, self.path, uuid)
         if found != number:
             raise CorruptionError(f"{self.path}: expected log {number}, found log {found}")
-        self.end_offset = HEADER_BYTES
-        self.last_crc = header_crc(header)
-        self.last_epoch = 0
+        self._chain = FrameChain(self.path, uuid, number, HEADER_BYTES, header_crc(header), 0)
         self.link: LogLink | None = None
-        first = self._next(FRAME_LINK)
-        if first is not None:
+        run = self._next(FRAME_LINK, 1)
+        if run is not None:
+            first = _frame(run)
             if first.payloads.nbytes != LINK_BYTES or first.delta_count or first.catalog:
                 raise CorruptionError(f"{self.path}: at offset {first.offset}: expected a link, found other content")
             self.link = LogLink.decode(first.payloads)
-            self.last_epoch = self.link.last_epoch
+            self._chain = self._chain_from(self.link.last_epoch)
+
+    def runs(self) -> Iterator[FrameRun]:
+        """The group frames, as many at a time as were read at a time."""
+        while self.link is not None:
+            run = self._next(FRAME_GROUP, ALL_FRAMES)
+            if run is None:
+                return
+            yield run
 
     def __iter__(self) -> Iterator[Frame]:
         while self.link is not None:
-            frame = self._next(FRAME_GROUP)
-            if frame is None:
+            run = self._next(FRAME_GROUP, 1)
+            if run is None:
                 return
-            yield frame
+            yield _frame(run)
+
+    @property
+    def end_offset(self) -> int:
+        """Where the frames read so far end."""
+        return self._chain.end_offset
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch read so far."""
+        return self._chain.last_epoch
 
     @property
     def end(self) -> LogLink:
-        """Where the frames read so far end."""
-        return LogLink(self.number, self.last_epoch, self.end_offset, self.last_crc)
+        """How the log ends, as far as it was read."""
+        return LogLink(self.number, self.last_epoch, self.end_offset, self._chain.last_crc)
 
     @property
     def tail_bytes(self) -> int:
@@ -94,65 +119,68 @@ class LogReader:
                 last = at + len(used)
         return last - self.end_offset
 
+    def count_unexposed(self) -> int:
+        """How many frames link behind the last one read."""
+        before = self._chain, self._admits, self.stopped_because
+        self._chain, self._admits = self._chain_from(self.last_epoch), None
+        try:
+            return sum(len(run) for run in self.runs())
+        finally:
+            self._chain, self._admits, self.stopped_because = before
+
     def close(self) -> None:
         """Close the file. Frames that were read stay usable."""
         self._file.close()
 
-    def _next(self, kind: int) -> Frame | None:
-        """The frame that follows, right behind the last one or on the next boundary; None at the end of the chain."""
-        end = self.end_offset
-        if end == self._recorded_end:
-            self.stopped_because = "recorded end"
-            return None
-        boundary = aligned(end, SECTOR_BYTES)
-        frame, problem = self._frame_at(end)
-        if frame is None and boundary != end:
-            frame, problem_there = self._frame_at(boundary)
-            problem = problem_there if problem in ("zeros", "no frame") else problem
-        if frame is None:
-            self.stopped_because = problem
-            return None
-        if frame.kind != kind or frame.first_epoch < self.last_epoch + (kind == FRAME_GROUP):
-            raise CorruptionError(
-                f"{self.path}: at offset {frame.offset}: expected a frame of kind {kind} and epochs after "
-                f"{self.last_epoch}, found kind {frame.kind}, epoch {frame.first_epoch}"
-            )
-        if kind == FRAME_GROUP and self._admits is not None and not self._admits(frame):
-            self.stopped_because = "not exposed"
-            return None
-        self.end_offset = frame.end_offset
-        self.last_crc = frame.crc
-        self.last_epoch = frame.last_epoch
-        return frame
-
-    def _frame_at(self, offset: int) -> tuple[Frame | None, str]:
+    def _next(self, kind: int, most: int) -> FrameRun | None:
+        """The frames that follow, of those read so far, one at least; None at the end of the chain."""
         limit = self.file_bytes if self._recorded_end is None else min(self.file_bytes, self._recorded_end)
-        if offset + FRAME_HEADER_BYTES > limit:
-            return None, "end of file"
-        data = self._bytes(offset, FRAME_HEADER_BYTES)
-        if data[:4] != FRAME_MAGIC:
-            return None, "no frame" if any(data) else "zeros"
-        header = FrameHeader(data)
-        if header.previous_crc != self.last_crc or not header.belongs(self.uuid, self.number, offset):
-            return None, "unlinked"
-        if not header.consistent or header.length > limit - offset:
-            return None, "bad length"
-        data = self._bytes(offset, header.length)
-        if frame_crc(data) != header.crc:
-            return None, "bad CRC"
-        return verified_frame(data, header, self.path), ""
+        through = ALL_EPOCHS if self._admits is None or kind == FRAME_LINK else self._admits.through
+        while True:
+            if self.end_offset == self._recorded_end:
+                self.stopped_because = "recorded end"
+                return None
+            run = self._chain.follow(self._chunk, self._chunk_at, limit, kind, most, through)
+            if run.count:
+                return run
+            if self._chain.problem == "more":
+                self._read(self._chain.wanted_at, self._chain.wanted_bytes)
+            elif self._chain.problem == "ask":
+                return self._ask(limit, kind)
+            else:
+                self.stopped_because = self._chain.problem
+                return None
 
-    def _bytes(self, offset: int, n: int) -> memoryview:
-        """Bytes that are known to lie inside the file, read in chunks."""
-        at = offset - self._chunk_at
-        if at < 0 or at + n > self._chunk.nbytes:
-            size = min(max(n, CHUNK_BYTES), self.file_bytes - offset)
-            self._chunk = memoryview(self._file.pread(size, offset))
-            self._chunk_at = offset
-            at = 0
-            if self._chunk.nbytes < size:
-                raise CorruptionError(f"{self.path}: expected {self.file_bytes} bytes, found that it became shorter")
-        return self._chunk[at : at + n]
+    def _ask(self, limit: int, kind: int) -> FrameRun | None:
+        """The one frame that follows, if it is a commit."""
+        before = self._chain
+        self._chain = self._chain_from(before.last_epoch)
+        run = self._chain.follow(self._chunk, self._chunk_at, limit, kind, 1, ALL_EPOCHS)
+        assert self._admits is not None
+        if self._admits(_frame(run)):
+            return run
+        self._chain = before
+        self.stopped_because = "not exposed"
+        return None
+
+    def _chain_from(self, last_epoch: int) -> FrameChain:
+        """The chain as it stands, behind a given epoch."""
+        end = self._chain
+        return FrameChain(self.path, self.uuid, self.number, end.end_offset, end.last_crc, last_epoch)
+
+    def _read(self, at: int, n: int) -> None:
+        """Reads the chunk that begins at an offset; `n` bytes are known to lie inside the file."""
+        size = min(max(n, CHUNK_BYTES), self.file_bytes - at)
+        self._chunk = self._file.pread(size, at)
+        self._chunk_at = at
+        if len(self._chunk) < size:
+            raise CorruptionError(f"{self.path}: expected {self.file_bytes} bytes, found that it became shorter")
+
+
+def _frame(run: FrameRun) -> Frame:
+    """The first frame of a run."""
+    at, length = run.place(0)
+    return Frame(memoryview(run.chunk)[at : at + length], run.path)
 
 
 def read_log(

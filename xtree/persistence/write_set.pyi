@@ -1,4 +1,5 @@
 from collections.abc import Callable
+
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.store import Published, Store
 

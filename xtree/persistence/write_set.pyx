@@ -78,19 +78,23 @@ cdef class WriteSet:
     cdef char *take(self, int kind, int size_class, NodeID *node) except NULL nogil:
         """A slot and a handle; the page's bytes are whatever they were."""
         cdef uint64_t address = 0
-        cdef bint placed = False
+        cdef bint allocated = False, placed = False
         cdef char *page
         self.grow(<void **>&self.made, &self.made_room, self.made_count, sizeof(Made))
         hold_lock(self.store)
         try:
             self.store.allocator.allocate(size_class, &address)
+            allocated = True
             try:
                 node[0] = self.store.table.reserve(kind, size_class, address)
                 placed = True
             finally:
                 if not placed:
+                    self.store.handle_failures += 1
                     self.store.allocator.free(address)
         finally:
+            if not allocated:
+                self.store.allocation_failures += 1
             drop_lock(self.store)
         self.store.table.row(handle_of(node[0])).made_at = self.made_count
         self.made[self.made_count].node = node[0]

@@ -1,0 +1,126 @@
+"""Figures of a benchmark: medians with their spread, side by side with what they are held against."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+import xtree
+
+__all__ = ["Figure", "Report", "WrongAnswerError", "require"]
+
+Say = Callable[[str], None]
+
+
+class WrongAnswerError(AssertionError):
+    """Raised when what was measured did something else than it should; its figures mean nothing then."""
+
+
+def require(holds: bool, what: str) -> None:
+    """Raises WrongAnswerError unless it holds."""
+    if not holds:
+        raise WrongAnswerError(f"the benchmark checked its own result: {what}")
+
+
+@dataclass
+class Figure:
+    """One measured quantity. ratios: its median divided by that of each figure it is held against, by name."""
+
+    section: str
+    name: str
+    unit: str
+    samples: list[float]
+    ratios: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it: the samples, their median and their range."""
+        return {**asdict(self), "median": self.median, "least": min(self.samples), "most": max(self.samples)}
+
+
+class Report:
+    """The figures of a run, in the order in which they were measured."""
+
+    def __init__(self, say: Say) -> None:
+        self.figures: list[Figure] = []
+        self.skipped: dict[str, str] = {}
+        self._say = say
+
+    def section(self, title: str) -> None:
+        """Begins a table."""
+        self._say(f"\n{title}")
+
+    def add(
+        self,
+        section: str,
+        name: str,
+        unit: str,
+        samples: Sequence[float],
+        against: Iterable[Figure | None] = (),
+        note: str = "",
+    ) -> Figure:
+        """Takes a figure in and prints its line. `against` that is None, because it was skipped, is left out.
+
+        A ratio is the median of the ratios of samples taken in the same rounds, where there are as many of both.
+        """
+        figure = Figure(section, name, unit, [float(sample) for sample in samples], note=note)
+        for other in against:
+            if other is not None and other.median:
+                figure.ratios[other.name] = _ratio(figure, other)
+        self.figures.append(figure)
+        ratios = ", ".join(f"{ratio:.3g} × {other}" for other, ratio in figure.ratios.items())
+        spread = f"{_digits(min(figure.samples))} … {_digits(max(figure.samples))}" if len(samples) > 1 else ""
+        line = f"  {name:<46} {_digits(figure.median):>11} {unit:<10} {spread:<22}"
+        self._say("  ".join(part for part in (line, ratios, note) if part).rstrip())
+        return figure
+
+    def skip(self, name: str, reason: str) -> None:
+        """Notes what couldn't be measured, and why."""
+        self.skipped[name] = reason
+        self._say(f"  {name:<46} skipped: {reason}")
+
+    def as_dict(self, **more: Any) -> dict[str, Any]:
+        """The whole run, as JSON holds it."""
+        return {
+            "xtree": xtree.__version__,
+            "machine": machine(),
+            **more,
+            "figures": [figure.as_dict() for figure in self.figures],
+            "skipped": self.skipped,
+        }
+
+
+def _ratio(figure: Figure, other: Figure) -> float:
+    if len(figure.samples) == len(other.samples) and all(other.samples):
+        return statistics.median(mine / its for mine, its in zip(figure.samples, other.samples))
+    return figure.median / other.median
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+    }
+
+
+def _digits(value: float) -> str:
+    """A number as people compare it: three digits, thousands apart."""
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

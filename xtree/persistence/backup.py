@@ -1,0 +1,226 @@
+"""Backup: the current epoch of a store as an index of its own, copied while writers go on.
+
+A pin keeps the epoch's pages. They are copied as they stand, densely, with their NodeIDs, births and checksums; only
+files and offsets are new, and so is the UUID: no log, page file or checkpoint of the one can be taken for the other's.
+
+`_write` reads top to bottom: data files, checkpoints, manifest, each synced before the next, then the superblock,
+without which a directory doesn't open. So a crash at any moment leaves a whole backup or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xtree.persistence import checkpoint, filenames
+from xtree.persistence.checkpoint import ROW
+from xtree.persistence.config import PAGE_BYTES
+from xtree.persistence.crash_points import reach
+from xtree.persistence.data_files import BODY, FIRST_SLOT, FORMAT, MAGIC
+from xtree.persistence.file_header import pack_header
+from xtree.persistence.frame import LogLink
+from xtree.persistence.manifest import DataFileEntry, Manifest
+from xtree.persistence.node_id import SLOTS
+from xtree.persistence.page_copy import copy_pages
+from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.store import Pin
+from xtree.persistence.superblock import Superblock, SuperblockFile
+
+if TYPE_CHECKING:
+    from xtree.persistence.durable_store import DurableStore
+
+CHUNK_BYTES = 1 << 20
+LIVE = 2  # a row's state, as checkpoints store it
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Pages:
+    """The pages of one epoch."""
+
+    stored: Any  # their rows as checkpoint.write takes them
+    rows: NDArray[np.void]  # the same memory as an array, of which files and offsets are changed
+    nodes: NDArray[np.uint64]  # the NodeID of each row
+
+
+@dataclass
+class NewFile:
+    """A data file to be written: which rows' pages it gets, in their order."""
+
+    number: int
+    size_class: int
+    chosen: NDArray[np.intp]
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return FIRST_SLOT + len(self.chosen) * PAGE_BYTES[self.size_class]
+
+
+def write_backup(
+    store: DurableStore, fs: FileSystem, path: str | os.PathLike[str], progress: Progress | None = None
+) -> None:
+    """Copies the store's current epoch into the directory `path`, which must be missing or empty.
+
+    progress: called with (bytes copied, bytes in all) now and then; what it raises ends the backup. Raises
+    FileExistsError, ValueError for a path inside the store's own, CorruptionError, ClosedError, OSError; whatever was
+    written is removed then.
+    """
+    target = os.path.abspath(os.fspath(path))
+    pin = store.pin()
+    try:
+        with _new_directory(fs, str(store.path), target):
+            _write(store, pin, fs, target, progress)
+    finally:
+        pin.release()
+
+
+@contextlib.contextmanager
+def _new_directory(fs: FileSystem, source: str, target: str) -> Iterator[None]:
+    """The target, made if missing and locked; emptied again when the block fails."""
+    if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source)):
+        raise ValueError(f"{target} is inside the index that is to be copied")
+    made = not fs.exists(target)
+    if made:
+        fs.mkdir(target)
+    elif not fs.is_directory(target) or fs.listdir(target):
+        raise FileExistsError(errno.EEXIST, "a backup needs a missing or empty directory", target)
+    try:
+        lock = fs.lock(os.path.join(target, filenames.LOCK), shared=False)
+    except OSError:
+        if made:
+            with contextlib.suppress(OSError):
+                fs.remove_directory(target)
+        raise
+    try:
+        if fs.listdir(target) != [filenames.LOCK]:
+            raise FileExistsError(errno.EEXIST, "somebody else has just filled the directory", target)
+        try:
+            fs.sync_directory(os.path.dirname(target))
+            yield
+        except BaseException:
+            _remove(fs, target, made)
+            raise
+    finally:
+        lock.release()
+
+
+def _remove(fs: FileSystem, target: str, made: bool) -> None:
+    """Removes what was written; the superblock first and for good, since without it nothing of the rest opens."""
+    names = [name for name in fs.listdir(target) if filenames.is_ours(name)]
+    for name in sorted(names, key=lambda name: (name != filenames.SUPERBLOCK, name)):
+        with contextlib.suppress(OSError):
+            fs.unlink(os.path.join(target, name))
+            if name == filenames.SUPERBLOCK:
+                fs.sync_directory(target)
+    if made:
+        with contextlib.suppress(OSError):
+            fs.remove_directory(target)
+
+
+def _write(store: DurableStore, pin: Pin, fs: FileSystem, target: str, progress: Progress | None) -> None:
+    """Writes every file of the backup: write, sync, and the superblock at the end."""
+    identity = uuid.uuid4().bytes
+    pages = _pages_at(store, pin.epoch)
+    files = _place(pages.rows, store.config.window_bytes)
+    _require_space(fs, target, sum(file.bytes for file in files))
+    done, total = 0, sum(file.bytes - FIRST_SLOT for file in files)
+    for file in files:
+        for copied in _write_file(store, pages, file, fs, target, identity):
+            done += copied
+            if progress is not None:
+                progress(done, total)
+    fs.sync_directory(target)
+    reach("backup.data_synced")
+    entries = [DataFileEntry(file.number, file.size_class, file.bytes) for file in files]
+    first = len(files) + 1
+    catalog = pin.published.catalog.encode()
+    # No log precedes it; but one that follows it must not be taken for the beginning of everything.
+    before = LogLink(last_epoch=pin.epoch)
+    checkpoints = tuple(
+        checkpoint.write(fs, target, number, identity, pin.epoch, pages.stored, catalog, entries, before)
+        for number in range(first, first + store.config.checkpoints_kept)  # as a clean close leaves them
+    )
+    reach("backup.checkpoints_written")
+    Manifest(
+        uuid=identity,
+        config=store.config.to_stored(),
+        checkpoints=checkpoints,
+        data_files=tuple(entries),
+        next_number=first + len(checkpoints),
+    ).save(fs, target)
+    reach("backup.manifest_saved")
+    ceiling = pin.epoch + store.config.epoch_stride
+    values = Superblock(identity, 1, pin.epoch, pin.epoch, ceiling, store.config.durability)
+    SuperblockFile.create(fs, target, values).close()
+    reach("backup.superblock_synced")
+
+
+def _pages_at(store: DurableStore, epoch: int) -> Pages:
+    """The rows visible at an epoch that is pinned; their file numbers are those of windows."""
+    stored = store._snapshot_rows(epoch, list(range(len(store.windows))))
+    counts, raw = stored
+    rows = np.frombuffer(raw, ROW)
+    handles = np.concatenate([_handles_of(shard, count) for shard, count in enumerate(counts)])
+    return Pages(stored, rows, handles << np.uint64(8) | rows["tag"])
+
+
+def _handles_of(shard: int, count: int) -> NDArray[np.uint64]:
+    """The handles of a shard's rows."""
+    return np.arange(count, dtype=np.uint64) | np.uint64(shard * SLOTS)
+
+
+def _place(rows: NDArray[np.void], window_bytes: int) -> list[NewFile]:
+    """Gives every live row a place in a new file, class by class, in the order in which the pages lie now."""
+    files: list[NewFile] = []
+    live = np.flatnonzero(rows["state"] == LIVE)
+    live = live[np.lexsort((rows["offset"][live], rows["file_number"][live], rows["size_class"][live]))]
+    for size_class, size in enumerate(PAGE_BYTES):
+        of_class = live[rows["size_class"][live] == size_class]
+        most = (window_bytes - FIRST_SLOT) // size
+        for start in range(0, len(of_class), most):
+            file = NewFile(len(files) + 1, size_class, of_class[start : start + most])
+            rows["file_number"][file.chosen] = file.number
+            rows["offset"][file.chosen] = FIRST_SLOT + size * np.arange(len(file.chosen), dtype=np.uint64)
+            files.append(file)
+    return files
+
+
+def _write_file(
+    store: DurableStore, pages: Pages, file: NewFile, fs: FileSystem, target: str, identity: bytes
+) -> Iterator[int]:
+    """Writes and syncs a data file; yields how many bytes of pages each step has copied."""
+    size = PAGE_BYTES[file.size_class]
+    step = CHUNK_BYTES // size
+    buffer = bytearray(min(step, len(file.chosen)) * size)
+    nodes = pages.nodes[file.chosen]
+    out = fs.open(os.path.join(target, filenames.data_name(file.size_class, file.number)), "create")
+    try:
+        body = BODY.pack(file.number, store.config.window_bytes, file.size_class)
+        out.pwrite(pack_header(MAGIC, FORMAT, identity, body), 0)
+        for start in range(0, len(nodes), step):
+            some = nodes[start : start + step]
+            with store.call():  # one call a step: neither close() nor the unmapping of windows waits for all of them
+                copy_pages(store, some, file.size_class, buffer)
+            out.pwrite(memoryview(buffer)[: len(some) * size], FIRST_SLOT + start * size)
+            yield len(some) * size
+        out.sync()
+    finally:
+        out.close()
+
+
+def _require_space(fs: FileSystem, target: str, n: int) -> None:
+    free = fs.free_space(target)
+    if free < n:
+        reason = f"{os.strerror(errno.ENOSPC)}: the backup needs {n} bytes, {free} are free"
+        raise OSError(errno.ENOSPC, reason, target)
