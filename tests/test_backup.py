@@ -16,7 +16,7 @@ import brute
 import numpy as np
 import pytest
 from faulty_fs import FaultyFileSystem
-from pages import KIND, MODES, SMALL, put, small, texts_of
+from pages import KIND, MODES, ONE_LONG_LOG, SMALL, put, small, texts_of
 from power_loss import ForgetfulFileSystem
 
 import xtree
@@ -263,7 +263,7 @@ def test_the_target_cannot_be_opened_while_it_is_being_written(tmp_path):
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_an_error_at_any_call_leaves_nothing_and_the_index_as_it_was(tmp_path, number):
     fs = FaultyFileSystem()
-    store = open_store(tmp_path / "index", config=SMALL, fs=fs)
+    store = open_store(tmp_path / "index", config=small("balanced", **ONE_LONG_LOG), fs=fs)
     for size_class in (0, 3):
         put(store, {f"{size_class} {i}": f"text {i}" for i in range(5)}, size_class=size_class)
     texts = texts_of(store)

@@ -14,6 +14,7 @@ import xtree
 import xtree.runtime
 from xtree.errors import StoreFailedError, TransactionError
 from xtree.persistence.durable_store import DurableStore
+from xtree.persistence.journal import Journal
 from xtree.persistence.runtime import open_store
 
 LOG_BYTES = 64 << 10
@@ -31,6 +32,7 @@ def runtime(request, tmp_path, fs, monkeypatch):
     """Two trees "a" and "b", in a directory whose log syncs can be held."""
     monkeypatch.setattr(xtree.runtime, "open_store", lambda *args, **kw: open_store(*args, **kw, fs=fs))
     one_log = {"wal_fill_bytes": LOG_BYTES, "wal_fill_limit_bytes": LOG_BYTES, "checkpoint_log_bytes": 16 << 20}
+    monkeypatch.setattr(Journal, "spare_wanted", False)
     config = small(request.param, **one_log)
     with xtree.Runtime(tmp_path / "index", config=config) as runtime:
         for name in ("a", "b"):

@@ -62,7 +62,7 @@ class LookingFile(WatchedFile):
     __slots__ = ("fs",)
 
     def __init__(self, path, fd, node, fs):
-        super().__init__(path, fd, node)
+        super().__init__(path, fd, node, fs.busy)
         self.fs = fs
 
     def pwritev(self, buffers, offset):

@@ -49,7 +49,7 @@ class Copy:
     """What a checkpoint will hold: the state of one epoch, and how the log before the next epoch ended."""
 
     epoch: int
-    rows: bytearray
+    rows: checkpoints.Rows
     catalog: bytes
     last_log: LogLink
     started: float
