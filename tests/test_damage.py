@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -82,7 +83,8 @@ def test_damage_anywhere_gives_a_whole_state_or_an_error_that_names_the_file(req
         except (CorruptionError, FormatVersionError):
             continue
         finally:
-            store.close()
+            with contextlib.suppress(CorruptionError):  # a file that nothing was read from is opened to be trimmed
+                store.close()
         # The last frame, or all behind a cut, can't be told from frames that were never written.
         possible = states if what.startswith("cut") else states[-2:]
         assert found in (possible if kind == "log" else states[-1:]), f"{name}, {what}"

@@ -11,8 +11,9 @@ from pages import SMALL, put
 from xtree.errors import CorruptionError
 from xtree.persistence.checkpoint import ROW
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.replay import LIVE
 from xtree.persistence.runtime import open_store
+
+LIVE = 2  # a row's state, as checkpoints store it
 
 
 def overlapping(rows, live) -> None:
@@ -39,10 +40,10 @@ def forged(request, tmp_path, monkeypatch):
     original = DurableStore._snapshot_rows
 
     def forge(self, epoch, file_of_window):
-        rows = original(self, epoch, file_of_window)
+        counts, rows = original(self, epoch, file_of_window)
         view = np.frombuffer(rows, dtype=ROW)
         request.param(view, np.flatnonzero(view["state"] == LIVE))
-        return rows
+        return counts, rows
 
     path = tmp_path / "index"
     store = open_store(path, config=SMALL)

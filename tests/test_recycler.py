@@ -100,8 +100,9 @@ def test_a_flight_that_began_before_keeps_every_mapping_until_its_end(windows, f
     assert not gone.wait(0.1)
     assert windows.mapped_files == 10
     flights.release(flight)
-    eventually(lambda: windows.mapped_files <= 3)
+    eventually(lambda: windows.stats()["recycled"] > 0)
     flights.release(later)
+    eventually(lambda: windows.mapped_files <= 3)
 
 
 def test_a_flight_that_began_after_the_bases_were_hidden_holds_nothing_up(windows, flights):

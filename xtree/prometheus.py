@@ -71,9 +71,9 @@ METRICS = (
     Metric("xtree_recovery_seconds", "Seconds that the open took to recover.", lambda s: s["recovery"]["seconds"]),
     Metric("xtree_recovery_frames", "Frames that the open replayed.", lambda s: s["recovery"]["frames"]),
     Metric("xtree_recovery_records", "Page records that the open replayed.", lambda s: s["recovery"]["deltas"]),
-    Metric("xtree_windows", "Windows, one for each data file.", lambda s: s["windows"]["count"]),
+    Metric("xtree_windows", "Windows, one for each data file.", lambda s: s["windows"]["windows"]),
     Metric("xtree_windows_mapped", "Windows that are mapped.", lambda s: s["windows"]["mapped"]),
-    Metric("xtree_windows_mapped_bytes", "Address space of mapped windows.", lambda s: s["windows"]["mapped_bytes"]),
+    Metric("xtree_windows_mapped_bytes", "Address space of mapped windows.", lambda s: s["windows"]["reserved_bytes"]),
 )
 
 
