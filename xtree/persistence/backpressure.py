@@ -28,7 +28,7 @@ class Backpressure:
         self.wait_seconds = 0.0
         self.timeouts = 0
         self._limit = config.log_limit_bytes
-        self._slow_from = int(config.log_limit_bytes * SLOW_SHARE)
+        self.slow_from = int(config.log_limit_bytes * SLOW_SHARE)  # nobody waits below
         self._patience = config.backpressure_timeout_s
         self._clock = clock
         self._outstanding = outstanding
@@ -47,7 +47,7 @@ class Backpressure:
         if that is why; and what `require_writable` raises when the store has closed or failed meanwhile.
         """
         outstanding = self._outstanding()
-        if outstanding < self._slow_from:
+        if outstanding < self.slow_from:
             return
         self._demand_checkpoint()
         patience = self._patience if timeout is None else timeout
@@ -55,7 +55,7 @@ class Backpressure:
         self.waits += 1
         try:
             if outstanding < self._limit:
-                excess = (outstanding - self._slow_from) / (self._limit - self._slow_from)
+                excess = (outstanding - self.slow_from) / (self._limit - self.slow_from)
                 with self._changed:
                     self._clock.wait(self._changed, min(patience, LONGEST_PAUSE_S * excess))
                 return

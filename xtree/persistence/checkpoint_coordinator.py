@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from xtree.errors import StoreFailedError
@@ -38,22 +38,30 @@ T = TypeVar("T")
 NO_TURN = contextlib.nullcontext()
 
 
-@dataclass
 class Group:
     """Commits that share one frame, one append and one sync."""
 
-    requests: list[Request]
-    epochs: list[int]
-    catalog: Catalog
-    changes: bytes
-    change_count: int
-    deltas: list[bytearray] = field(default_factory=list)
-    delta_count: int = 0
-    payloads: list[Any] = field(default_factory=list)
-    payload_bytes: int = 0
-    bytes: int = 0
-    frame: PlannedFrame | None = None
-    started: float = field(default_factory=time.perf_counter)
+    __slots__ = (
+        "requests", "epochs", "catalog", "changes", "change_count",
+        "deltas", "delta_count", "payloads", "payload_bytes",
+        "bytes", "frame", "started",
+    )  # fmt: skip
+
+    def __init__(
+        self, requests: list[Request], epochs: list[int], catalog: Catalog, changes: bytes, change_count: int
+    ) -> None:
+        self.requests = requests
+        self.epochs = epochs
+        self.catalog = catalog
+        self.changes = changes
+        self.change_count = change_count
+        self.deltas: list[bytearray] = []
+        self.delta_count = 0
+        self.payloads: list[Any] = []
+        self.payload_bytes = 0
+        self.bytes = 0  # of the frame
+        self.frame: PlannedFrame | None = None
+        self.started = time.perf_counter()
 
 
 @dataclass

@@ -111,7 +111,7 @@ class Checkpointer:
 
         Raises TimeoutError, ClosedError, StoreFailedError.
         """
-        if not self._coordinator.works_here():
+        if self._journal.uncovered_bytes >= self._backpressure.slow_from and not self._coordinator.works_here():
             self._backpressure.wait_for_room(timeout, self._store.require_writable, lambda: self.last_error)
 
     def call(self, function: Callable[[], T]) -> T:

@@ -24,6 +24,8 @@ cdef object wait_for(object lock):
 
 def uninterrupted(function, *arguments):
     """function(*arguments), in a thread where no signal handler runs; an interrupt is raised once it has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        return function(*arguments)     # handlers run in the main thread only
     request = Request("call")
 
     def run():

@@ -3,7 +3,7 @@
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from xtree.persistence.frame_layout cimport (
@@ -21,17 +21,24 @@ cdef enum:
     STRIDE = 16                     # words that are compared at once
 
 
-def touched_windows(WriteSet ws, uint64_t smallest_page=0):
-    """The windows that hold pages of at least so many bytes."""
+def touched_windows(WriteSet ws, uint64_t largest_payload):
+    """(the windows that hold pages it made, those of them that hold pages of more than `largest_payload` bytes)."""
     cdef Py_ssize_t i
     cdef Row *row
-    found = set()
+    cdef int64_t last = -1
+    cdef bint last_large = False, large
+    touched, to_flush = set(), set()
     for i in range(ws.made_count):
         if ws.made[i].node:
             row = ws.store.table.row(handle_of(ws.made[i].node))
-            if class_bytes(class_of(row.word)) >= smallest_page:
-                found.add(window_of(row.address))
-    return found
+            large = class_bytes(class_of(row.word)) > largest_payload
+            if window_of(row.address) != last or (large and not last_large):
+                last = window_of(row.address)
+                last_large = large
+                touched.add(last)
+                if large:
+                    to_flush.add(last)
+    return touched, to_flush
 
 
 def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t payload_base, list file_numbers,

@@ -158,9 +158,10 @@ class DurableStore(Store):
         data_files = self._journal.data_files
         write_set._seal()
         largest_payload = self._largest_payload(write_set.bytes_made)
-        for window in touched_windows(write_set):
+        touched, flushed = touched_windows(write_set, largest_payload)
+        for window in touched:
             data_files.mark_dirty(window)
-        flushed = touched_windows(write_set, largest_payload + 1) | data_files.overdue()
+        flushed |= data_files.overdue()
         if flushed:
             with self._coordinator.poisoning_failed_syncs():
                 uninterrupted(data_files.sync, flushed)

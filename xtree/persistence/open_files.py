@@ -115,7 +115,9 @@ class OpenFiles:
         self._keep_to_budget()
 
     def keep(self, lazy: LazyFile) -> None:
-        """Keeps a file open for its next sync."""
+        """Keeps a file open for its next sync, which covers what was written until now."""
+        if lazy.kept_again and lazy.file is not None:
+            return
         self.borrow(lazy)
         with self._lock:
             lazy.kept = lazy.kept_again = True

@@ -116,7 +116,7 @@ class Ground:
         self.end = end
 
 
-@dataclass(frozen=True)
+@dataclass
 class PlannedFrame:
     """A frame and its place in the log."""
 
