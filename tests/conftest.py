@@ -35,6 +35,17 @@ def store(request, tmp_path):
     made.close()
 
 
+@pytest.fixture
+def ws():
+    """The write set of a store in memory, aborted after the test."""
+    store = MemoryStore()
+    write_set = store.begin()
+    yield write_set
+    write_set.abort()
+    store.check()
+    store.close()
+
+
 @pytest.fixture(params=["memory", "durable"])
 def make_tree(request, tmp_path):
     """make_tree(dims=2, config=None) -> XTree; after the test each is checked and closed."""

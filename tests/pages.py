@@ -29,6 +29,14 @@ SMALL = Config(
     reserve_bytes=0,
 )
 
+# Checkpoints only when they are asked for.
+NO_CHECKPOINTS = {
+    "checkpoint_log_bytes": 1 << 30,
+    "checkpoint_burst_log_bytes": 1 << 30,
+    "checkpoint_interval_s": 1e8,
+    "checkpoint_idle_s": 1e8,
+}
+
 ONE_LONG_LOG = {
     "wal_fill_bytes": 4 << 20,
     "wal_fill_limit_bytes": 4 << 20,
@@ -80,6 +88,11 @@ class ManualClock(Clock):
 def small(mode: str, **fields) -> Config:
     """SMALL in another durability mode."""
     return dataclasses.replace(SMALL, durability=mode, **fields)
+
+
+def by_request(mode: str = "balanced", **fields) -> Config:
+    """SMALL with checkpoints on request only."""
+    return small(mode, **{**NO_CHECKPOINTS, **fields})
 
 
 def put(store, texts: dict[str, str | None], size_class: int = 0) -> int:

@@ -14,6 +14,7 @@ from xtree.errors import ClosedError, StoreFailedError
 from xtree.persistence.backpressure import LONGEST_PAUSE_S, Backpressure
 from xtree.persistence.config import Config
 from xtree.persistence.crash_points import set_hook
+from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.runtime import open_store
 
@@ -217,3 +218,26 @@ def test_settled_means_that_no_log_is_outstanding(tmp_path):
     settle(store)
     assert store.stats()["coordinator"]["log_bytes_outstanding"] == 0
     store.close()
+
+
+def test_who_waits_for_room_to_make_a_tree_stops_nobody_from_finding_one(tmp_path, monkeypatch):
+    waits, goes_on = threading.Event(), threading.Event()
+    with xtree.Runtime(tmp_path / "index") as runtime:
+        runtime.tree("a", dims=2)
+
+        def wait_for_room(store, timeout=None):
+            waits.set()
+            assert goes_on.wait(PATIENCE_S)
+
+        monkeypatch.setattr(DurableStore, "wait_for_room", wait_for_room)
+        maker = threading.Thread(target=runtime.tree, args=("new", 2))
+        finder = threading.Thread(target=runtime.tree, args=("a",))
+        maker.start()
+        assert waits.wait(PATIENCE_S)
+        finder.start()
+        finder.join(PATIENCE_S)
+        found = not finder.is_alive()
+        goes_on.set()
+        maker.join()
+        finder.join()
+        assert found and runtime.trees() == ["a", "new"]

@@ -13,7 +13,7 @@ import threading
 
 import pytest
 from faulty_fs import FaultyFileSystem
-from pages import MODES, SMALL, ManualClock, SteppingClock, put, run_and_die, settle, small, texts_of
+from pages import MODES, SMALL, ManualClock, SteppingClock, by_request, put, run_and_die, settle, small, texts_of
 from power_loss import ForgetfulFileSystem
 
 import xtree
@@ -26,12 +26,6 @@ from xtree.persistence.runtime import open_store
 from xtree.persistence.superblock import SuperblockFile
 
 PATIENCE_S = 20
-ON_REQUEST = {
-    "checkpoint_log_bytes": 1 << 30,
-    "checkpoint_burst_log_bytes": 1 << 30,
-    "checkpoint_interval_s": 1e8,
-    "checkpoint_idle_s": 1e8,
-}
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
@@ -41,16 +35,12 @@ def no_hook():
     set_hook(None)
 
 
-def config(mode="balanced", **fields):
-    return small(mode, **{**ON_REQUEST, **fields})
-
-
 def coordinator(store):
     return store.stats()["coordinator"]
 
 
 def reopened(path, mode="balanced"):
-    store = open_store(path, config=config(mode))
+    store = open_store(path, config=by_request(mode))
     texts = texts_of(store)
     store.check()
     store.close()
@@ -92,7 +82,7 @@ SECOND_HALF = tuple(f"checkpoint.{name}" for name in ("data_synced", "written", 
 @pytest.mark.parametrize("point", SECOND_HALF)
 def test_commits_go_on_while_a_checkpoint_is_written_and_it_holds_the_epoch_it_began_with(tmp_path, mode, point):
     path = tmp_path / "index"
-    store = open_store(path, config=config(mode))
+    store = open_store(path, config=by_request(mode))
     began = put(store, {"a": "before", "large": "before"}, size_class=3)
     hold = Hold(point)
     set_hook(hold)
@@ -131,12 +121,12 @@ def test_slots_of_a_checkpoint_are_reused_while_it_is_written_and_the_logs_make_
         settle(store)
         os._exit(42)
 
-    run_and_die(str(path), work, "nowhere", 1, config())
+    run_and_die(str(path), work, "nowhere", 1, by_request())
     assert reopened(path) == {f"n{i}": "19" for i in range(8)}
 
 
 def test_requests_that_wait_share_a_checkpoint_that_begins_after_them(tmp_path):
-    store = open_store(tmp_path / "index", config=config())
+    store = open_store(tmp_path / "index", config=by_request())
     put(store, {"a": "1"})
     hold = Hold("checkpoint.written")
     set_hook(hold)
@@ -189,8 +179,8 @@ def test_a_long_log_gets_its_checkpoint_and_the_counters_begin_anew(tmp_path):
 def test_after_recovery_the_counters_are_those_of_the_checkpoint_that_ended_it(tmp_path):
     path = tmp_path / "index"
     run_and_die(str(path), lambda store, said: ([put(store, {"a": f"{i}"}) for i in range(30)], os._exit(42)), "no", 1,
-                config())
-    store = open_store(path, config=config())
+                by_request())
+    store = open_store(path, config=by_request())
     stats = coordinator(store)
     assert stats["checkpoint_reason"] == "recovery" and stats["log_bytes_since_checkpoint"] == 0
     store.close()
@@ -207,7 +197,7 @@ def test_an_error_at_any_call_of_a_background_checkpoint_poisons_only_if_a_sync_
         n += 1
         path = tmp_path / f"{n}"
         fs, told, clock = FaultyFileSystem(), [], ManualClock()
-        store = open_store(path, config=config(mode), fs=fs, clock=clock, on_error=told.append)
+        store = open_store(path, config=by_request(mode), fs=fs, clock=clock, on_error=told.append)
         put(store, {"a": "1", "large": "1"}, size_class=3)
         put(store, {"a": "2"})
         store.checkpoint()
@@ -253,7 +243,7 @@ def test_an_error_at_any_call_of_a_background_checkpoint_poisons_only_if_a_sync_
 
 def test_who_waits_for_a_checkpoint_that_fails_gets_its_error_and_the_next_one_works(tmp_path):
     fs, told = FaultyFileSystem(), []
-    store = open_store(tmp_path / "index", config=config(), fs=fs, on_error=told.append)
+    store = open_store(tmp_path / "index", config=by_request(), fs=fs, on_error=told.append)
     put(store, {"a": "1"})
     fs.fail("pwritev", ".ckpt.tmp", errno.EIO)
     with pytest.raises(OSError) as raised:
@@ -275,7 +265,7 @@ def test_the_callbacks_own_errors_change_nothing_and_it_may_close_the_store(tmp_
         store.close()
         raise ValueError("of the user")
 
-    store = open_store(tmp_path / "index", config=config(), fs=fs, on_error=told)
+    store = open_store(tmp_path / "index", config=by_request(), fs=fs, on_error=told)
     put(store, {"a": "1"})
     fs.fail("create", ".ckpt.tmp")
     closers = threading.active_count()
@@ -292,7 +282,7 @@ def test_the_callbacks_own_errors_change_nothing_and_it_may_close_the_store(tmp_
 @every_mode
 def test_close_waits_for_the_checkpoint_under_way_and_leaves_a_clean_index(tmp_path, mode):
     path = tmp_path / "index"
-    store = open_store(path, config=config(mode))
+    store = open_store(path, config=by_request(mode))
     put(store, {"a": "1"})
     hold = Hold("checkpoint.written")
     set_hook(hold)
@@ -304,7 +294,7 @@ def test_close_waits_for_the_checkpoint_under_way_and_leaves_a_clean_index(tmp_p
     closing.join()
     assert outcome == [None]
     assert [name for name in os.listdir(path) if filenames.parse_log(name)] == []
-    store = open_store(path, config=config(mode))
+    store = open_store(path, config=by_request(mode))
     assert store.recovery.clean and texts_of(store) == {"a": "2"}
     store.close()
 
@@ -312,7 +302,7 @@ def test_close_waits_for_the_checkpoint_under_way_and_leaves_a_clean_index(tmp_p
 def test_a_store_that_is_poisoned_during_a_checkpoint_writes_nothing_more(tmp_path):
     path = tmp_path / "index"
     fs = FaultyFileSystem()
-    store = open_store(path, config=config(), fs=fs)
+    store = open_store(path, config=by_request(), fs=fs)
     put(store, {"a": "1"})
     hold = Hold("checkpoint.written")
     set_hook(hold)
@@ -350,7 +340,7 @@ def test_on_a_full_disk_the_leader_waits_for_the_checkpoint_under_way_and_takes_
 
     fs = Full()
     path = tmp_path / "index"
-    store = open_store(path, config=config(), fs=fs)
+    store = open_store(path, config=by_request(), fs=fs)
     put(store, {"a": "1"})
     hold = Hold("checkpoint.written")
     set_hook(hold)
@@ -371,7 +361,7 @@ def test_on_a_full_disk_the_leader_waits_for_the_checkpoint_under_way_and_takes_
 
 def test_the_superblocks_epochs_never_fall_while_commits_publish_beside_a_checkpoint(tmp_path):
     path = tmp_path / "index"
-    store = open_store(path, config=config("strict"))
+    store = open_store(path, config=by_request("strict"))
     put(store, {"a": "0"})
     hold = Hold("checkpoint.manifest_saved")
     set_hook(hold)
@@ -387,7 +377,7 @@ def test_the_superblocks_epochs_never_fall_while_commits_publish_beside_a_checkp
 
 def test_a_new_data_file_and_a_checkpoint_see_each_other_in_the_manifest(tmp_path):
     path = tmp_path / "index"
-    store = open_store(path, config=config())
+    store = open_store(path, config=by_request())
     put(store, {"a": "1"})
     hold = Hold("checkpoint.written")
     set_hook(hold)
@@ -406,7 +396,7 @@ def test_a_new_data_file_and_a_checkpoint_see_each_other_in_the_manifest(tmp_pat
 
 def test_garbage_collection_spares_a_log_that_is_just_being_made(tmp_path):
     path = tmp_path / "index"
-    store = open_store(path, config=config())
+    store = open_store(path, config=by_request())
     put(store, {"a": "1"})
     hold = Hold("checkpoint.superblock_synced")
     at_log = threading.Event()
@@ -437,7 +427,7 @@ def test_garbage_collection_spares_a_log_that_is_just_being_made(tmp_path):
 
 def test_a_child_forked_during_a_checkpoint_holds_nothing_up(tmp_path):
     path = tmp_path / "index"
-    store = open_store(path, config=config())
+    store = open_store(path, config=by_request())
     put(store, {"a": "1"})
     hold = Hold("checkpoint.written")
     set_hook(hold)
@@ -568,7 +558,7 @@ def test_a_runtime_tells_its_callback_of_a_checkpoint_that_failed(tmp_path, monk
 
 
 def test_what_is_to_happen_between_two_groups_gives_its_result_or_error_and_a_failed_sync_in_it_poisons(tmp_path):
-    store = open_store(tmp_path / "index", config=config())
+    store = open_store(tmp_path / "index", config=by_request())
     leader = store._coordinator
     assert leader.between_groups(lambda: threading.current_thread().name) == "xtree-leader"
     assert leader.between_groups(lambda: leader.between_groups(lambda: "inside")) == "inside"

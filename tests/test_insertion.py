@@ -6,7 +6,7 @@ import brute
 import numpy as np
 import pytest
 from tree_data import ALL, all_equal, one_point, uniform
-from walking import bounds_of, commit, pages, records
+from walking import bounds_of, commit, grown, pages, records
 
 from xtree.bucket import describe, entry_limits
 from xtree.insertion import insert
@@ -15,23 +15,6 @@ from xtree.persistence.memory_store import MemoryStore
 from xtree.tree_state import TreeState
 
 DIMS = [1, 2, 3, 8, 17]
-
-
-@pytest.fixture
-def ws():
-    store = MemoryStore()
-    write_set = store.begin()
-    yield write_set
-    write_set.abort()
-    store.check()
-    store.close()
-
-
-def grown(ws, boxes: np.ndarray, **parameters) -> TreeState:
-    """A tree of these boxes, with ids from 0 on."""
-    state = TreeState.create(boxes.shape[1] // 2, **parameters)
-    insert(ws, state, np.arange(len(boxes)), boxes)
-    return state
 
 
 @pytest.mark.parametrize("dims", DIMS)

@@ -213,6 +213,19 @@ def test_what_a_power_loss_leaves_is_a_prefix_as_long_as_its_mode_promises(tmp_p
         shutil.rmtree(path)
 
 
+def test_the_durable_lag_counts_commits_also_behind_the_gap_that_a_crash_leaves(tmp_path):
+    path = tmp_path / "index"
+    run_and_die(str(path), lambda store, acknowledge: put(store, {"a": "x"}), "commit.published", 1, small("eventual"))
+    config = small("eventual", sync_interval_ms=3_600_000, **ONE_LONG_LOG)
+    with contextlib.closing(open_store(path, config=config)) as store:
+        assert store.stats()["durable_lag"] == 0
+        before = store.published.epoch
+        put(store, {"b": "y"})
+        assert store.published.epoch > before + 1 and store.stats()["durable_lag"] == 1
+        store.checkpoint()
+        assert store.stats()["durable_lag"] == 0
+
+
 def test_a_frame_lost_before_one_that_was_kept_ends_the_log_in_eventual(tmp_path):
     path = tmp_path / "index"
 

@@ -519,6 +519,12 @@ def test_what_progress_raises_ends_the_open_and_changes_nothing(tmp_path, monkey
     assert reopened(path)[0] == texts
 
 
+def test_a_progress_that_cannot_be_called_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(TypeError, match="progress must be callable or None, not 3"):
+        xtree.Runtime(tmp_path / "index", progress=3)
+    assert not (tmp_path / "index").exists()
+
+
 def test_progress_of_an_open_tree_and_runtime(tmp_path):
     with xtree.open(tmp_path / "index", dims=2) as tree:
         tree.insert(1, (0, 0, 1, 1))

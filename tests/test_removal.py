@@ -8,7 +8,7 @@ import brute
 import numpy as np
 import pytest
 from tree_data import ALL, all_equal, uniform
-from walking import commit, pages, records
+from walking import commit, grown, pages, records
 
 from xtree.bucket import describe, entry_limits
 from xtree.insertion import insert
@@ -18,23 +18,6 @@ from xtree.removal import delete
 from xtree.tree_state import TreeState
 
 DIMS = [1, 2, 3, 8, 17]
-
-
-@pytest.fixture
-def ws():
-    store = MemoryStore()
-    write_set = store.begin()
-    yield write_set
-    write_set.abort()
-    store.check()
-    store.close()
-
-
-def grown(ws, boxes: np.ndarray, **parameters) -> TreeState:
-    """A tree of these boxes, with ids from 0 on."""
-    state = TreeState.create(boxes.shape[1] // 2, **parameters)
-    insert(ws, state, np.arange(len(boxes)), boxes)
-    return state
 
 
 def delete_rows(ws, state: TreeState, rows: np.ndarray, boxes: np.ndarray) -> int:

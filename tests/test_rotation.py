@@ -12,7 +12,7 @@ import threading
 
 import pytest
 from faulty_fs import FaultyFileSystem
-from pages import MODES, ONE_LONG_LOG, ManualClock, put, run_and_die, settle, small, texts_of
+from pages import MODES, NO_CHECKPOINTS, ONE_LONG_LOG, ManualClock, by_request, put, run_and_die, settle, texts_of
 
 from xtree.errors import CorruptionError, StoreFailedError
 from xtree.persistence import filenames
@@ -23,12 +23,6 @@ from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
 from xtree.persistence.wal_reader import read_log
 
-NO_CHECKPOINTS = {
-    "checkpoint_log_bytes": 1 << 30,
-    "checkpoint_burst_log_bytes": 1 << 30,
-    "checkpoint_interval_s": 1e8,
-    "checkpoint_idle_s": 1e8,
-}
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
@@ -36,10 +30,6 @@ every_mode = pytest.mark.parametrize("mode", MODES)
 def no_hook():
     yield
     set_hook(None)
-
-
-def config(mode="balanced", **fields):
-    return small(mode, **{**NO_CHECKPOINTS, **fields})
 
 
 def coordinator(store):
@@ -98,13 +88,13 @@ def crashed(path, mode="balanced", spare=False):
         put(store, {"a": "last"}, size_class=1)
         os._exit(42)
 
-    run_and_die(str(path), work, "nowhere", 1, config(mode))
+    run_and_die(str(path), work, "nowhere", 1, by_request(mode))
     assert [log.closed is None for log in manifest_of(path).logs][-3:] == [False, True, True]
     return path
 
 
 def reopened(path, mode="balanced"):
-    store = open_store(path, config=config(mode))
+    store = open_store(path, config=by_request(mode))
     texts = texts_of(store)
     store.check()
     put(store, {"later": "commit"})
@@ -140,7 +130,7 @@ def test_a_log_that_ends_before_the_next_ones_link_is_damage(tmp_path):
         file.seek(link.end_offset - 100)
         file.write(b"\xff" * 8)
     with pytest.raises(CorruptionError, match=rf"wal-0*{first}\.log: expected it to end"):
-        open_store(path, config=config())
+        open_store(path, config=by_request())
 
 
 def test_frames_beyond_the_next_ones_link_never_existed(tmp_path):
@@ -156,7 +146,7 @@ def test_a_log_that_is_missing_in_the_middle_is_damage(tmp_path):
     path = crashed(tmp_path / "index")
     os.unlink(log_path(path, links(path)[1][0]))
     with pytest.raises(CorruptionError, match="isn't there"):
-        open_store(path, config=config())
+        open_store(path, config=by_request())
 
 
 def test_a_link_to_another_log_is_damage(tmp_path):
@@ -166,7 +156,7 @@ def test_a_link_to_another_log_is_damage(tmp_path):
     logs = (dataclasses.replace(third, closed=None), last)
     dataclasses.replace(manifest, logs=logs).save(FileSystem(), str(path))
     with pytest.raises(CorruptionError, match=f"found that it follows log {second.number}"):
-        open_store(path, config=config())
+        open_store(path, config=by_request())
     manifest.save(FileSystem(), str(path))
     assert reopened(path) == {"a": "last"}
 
@@ -181,7 +171,7 @@ def test_a_log_is_on_the_disk_and_listed_before_its_first_frame_and_its_predeces
             size = os.path.getsize(log_path(path, spare.number))
             seen.append((spare.closed, size))
 
-    store = open_store(path, config=config())
+    store = open_store(path, config=by_request())
     set_hook(look)
     fill(store, 0, 20)
     assert len(seen) == coordinator(store)["logs_rotated"] >= 2
@@ -192,7 +182,7 @@ def test_a_log_is_on_the_disk_and_listed_before_its_first_frame_and_its_predeces
 def test_a_rotation_saves_no_manifest_and_makes_no_file(tmp_path):
     fs = FaultyFileSystem()
     asked = []
-    store = open_store(tmp_path / "index", config=config(), fs=fs)
+    store = open_store(tmp_path / "index", config=by_request(), fs=fs)
     until_full(store)
     fs.judge = lambda call, path: asked.append((call, os.path.splitext(path)[1]))
     rotated = coordinator(store)["logs_rotated"]
@@ -207,7 +197,7 @@ def test_a_rotation_saves_no_manifest_and_makes_no_file(tmp_path):
 
 def test_logs_grow_by_doubling_up_to_the_segment(tmp_path):
     path = tmp_path / "index"
-    store = open_store(path, config=config(wal_segment_bytes=256 << 10))
+    store = open_store(path, config=by_request(wal_segment_bytes=256 << 10))
     fill(store, 0, 130)
     sizes = [os.path.getsize(log_path(path, entry.number)) for entry in manifest_of(path).logs]
     assert sizes == sorted(sizes)
@@ -217,7 +207,7 @@ def test_logs_grow_by_doubling_up_to_the_segment(tmp_path):
 
 def test_a_log_is_followed_by_the_next_one_when_it_is_large(tmp_path):
     long = {**ONE_LONG_LOG, **NO_CHECKPOINTS}
-    store = open_store(tmp_path / "index", config=config(**long, wal_rotate_bytes=64 << 10))
+    store = open_store(tmp_path / "index", config=by_request(**long, wal_rotate_bytes=64 << 10))
     fill(store, 0, 60)
     assert coordinator(store)["logs_rotated"] >= 3
     store.close()
@@ -226,7 +216,7 @@ def test_a_log_is_followed_by_the_next_one_when_it_is_large(tmp_path):
 def test_a_log_is_followed_by_the_next_one_when_it_is_old(tmp_path):
     clock = ManualClock()
     long = {**ONE_LONG_LOG, **NO_CHECKPOINTS}
-    store = open_store(tmp_path / "index", config=config(**long, wal_rotate_age_s=60), clock=clock)
+    store = open_store(tmp_path / "index", config=by_request(**long, wal_rotate_age_s=60), clock=clock)
     fill(store, 0, 2)
     clock.advance(store, 59)
     fill(store, 2, 1)
@@ -247,7 +237,7 @@ def test_a_commit_never_waits_for_the_next_log(tmp_path):
                 assert let_go.wait(20)
 
     held, reached, let_go = threading.Event(), threading.Event(), threading.Event()
-    store = open_store(tmp_path / "index", config=config(), fs=Held())
+    store = open_store(tmp_path / "index", config=by_request(), fs=Held())
     held.set()
     for i in range(40):
         put(store, {"a": f"{i}"}, size_class=1)
@@ -273,7 +263,7 @@ def test_an_index_of_a_few_commits_has_one_small_log_and_none_ahead(tmp_path):
 
 
 def test_the_log_made_ahead_goes_at_close_though_nothing_else_is_to_do(tmp_path):
-    store = open_store(tmp_path / "index", config=config(checkpoints_kept=1))
+    store = open_store(tmp_path / "index", config=by_request(checkpoints_kept=1))
     until_spare(store)
     store.checkpoint()
     assert store._journal.manifest.logs == (store._journal.manifest.logs[-1],)
@@ -290,7 +280,7 @@ def test_an_error_at_any_call_of_a_rotation_is_clean_or_poisons_and_loses_nothin
             n += 1
             path = tmp_path / f"{number}-{n}"
             fs = FaultyFileSystem()
-            store = open_store(path, config=config(mode), fs=fs)
+            store = open_store(path, config=by_request(mode), fs=fs)
             until_full(store)
             last = fs.calls + n
             failed = []
@@ -323,7 +313,7 @@ def test_an_error_at_any_call_of_a_rotation_is_clean_or_poisons_and_loses_nothin
             fs.heal()
             with contextlib.suppress(OSError, StoreFailedError):
                 store.close()
-            store = open_store(path, config=config())
+            store = open_store(path, config=by_request())
             assert texts_of(store) in outcomes, (n, failed)
             store.check()
             store.close()
@@ -338,7 +328,7 @@ def test_an_error_at_any_call_of_a_rotation_is_clean_or_poisons_and_loses_nothin
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_a_log_that_cannot_be_made_ahead_stops_nobody_unless_a_sync_failed(tmp_path, call, number):
     clock, fs, told = ManualClock(), FaultyFileSystem(), []
-    store = open_store(tmp_path / "index", config=config(), fs=fs, clock=clock, on_error=told.append)
+    store = open_store(tmp_path / "index", config=by_request(), fs=fs, clock=clock, on_error=told.append)
 
     def judge(asked, path):
         if threading.current_thread().name == "xtree-checkpointer" and asked == call:
@@ -373,7 +363,7 @@ def test_a_log_that_cannot_be_made_ahead_stops_nobody_unless_a_sync_failed(tmp_p
 def test_a_link_that_could_not_be_written_ends_the_old_log_all_the_same(tmp_path):
     fs = FaultyFileSystem()
     path = tmp_path / "index"
-    store = open_store(path, config=config(), fs=fs)
+    store = open_store(path, config=by_request(), fs=fs)
     until_full(store)
     old, spare = store._journal.log, store._journal.spare
     fs.fail("pwritev", os.path.basename(spare.path))

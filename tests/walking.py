@@ -1,4 +1,7 @@
-"""A tree's pages, walked in Python and held against what must be true of them; independent of the compiled check."""
+"""Trees made in a write set; a tree's pages, walked in Python and held against what must be true of them.
+
+Independent of the compiled check.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,18 @@ from typing import Any
 import numpy as np
 
 from xtree.bucket import describe, entry_limits
+from xtree.insertion import insert
 from xtree.persistence.catalog import CatalogEntry
 from xtree.tree_state import TreeState
 
 Record = tuple[int, tuple[float, ...]]
+
+
+def grown(ws, boxes: np.ndarray, **parameters) -> TreeState:
+    """A tree of these boxes, with ids from 0 on."""
+    state = TreeState.create(boxes.shape[1] // 2, **parameters)
+    insert(ws, state, np.arange(len(boxes)), boxes)
+    return state
 
 
 def pages(store, state: TreeState) -> list[dict[str, Any]]:

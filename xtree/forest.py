@@ -8,6 +8,7 @@ from typing import Any
 from xtree import bulk
 from xtree.arguments import as_config, as_dims, as_name
 from xtree.errors import DimensionError
+from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.config import Config
 from xtree.persistence.store import Store
 from xtree.persistence.write_set import WriteSet
@@ -51,8 +52,7 @@ class Forest:
 
     def is_tree(self, name: str) -> bool:
         """Whether a name is that of a tree. Raises KeyError when there is nothing of the name, ClosedError."""
-        with self.store.read() as published:
-            entry = published.catalog.get(as_name(name))
+        entry = self._entry(as_name(name))
         if entry is None:
             raise KeyError(name)
         return bool(entry.kind == KIND)
@@ -66,17 +66,16 @@ class Forest:
         name = as_name(name)
         wanted = None if dims is None else as_dims(dims)
         self._require_open()
-        with self._guard:
-            with self.store.read() as published:
-                entry = published.catalog.get(name)
-            if entry is None:
-                self._forget(name)
-                if wanted is None:
-                    raise ValueError(self._missing(name))
-                self._make(name, TreeState.create(wanted, **self._parameters))
-            elif tree_state_of(entry).dims != wanted and wanted is not None:
-                raise DimensionError(f"tree {name!r} has {tree_state_of(entry).dims} dims, not {wanted}")
-            return self._lock_of(name)
+        while True:  # once more when another thread drops what this one has made
+            with self._guard:
+                entry = self._entry(name)
+                if entry is not None:
+                    if tree_state_of(entry).dims != wanted and wanted is not None:
+                        raise DimensionError(f"tree {name!r} has {tree_state_of(entry).dims} dims, not {wanted}")
+                    return self._lock_of(name)
+            if wanted is None:
+                raise ValueError(self._missing(name))
+            self._make(name, TreeState.create(wanted, **self._parameters))
 
     def find_or_make_structure(self, name: str, wanted: type[Structure]) -> WriterLock:
         """The writer lock of a structure, which is made, empty, when it is missing.
@@ -85,15 +84,14 @@ class Forest:
         """
         name = as_name(name)
         self._require_open()
-        with self._guard:
-            with self.store.read() as published:
-                entry = published.catalog.get(name)
-            if entry is None:
-                self._forget(name)
-                self._make(name, wanted())
-            elif entry.kind != wanted.kind:
-                raise ValueError(f"{name!r} is of the kind {entry.kind!r}, not {wanted.kind!r}")
-            return self._lock_of(name)
+        while True:
+            with self._guard:
+                entry = self._entry(name)
+                if entry is not None:
+                    if entry.kind != wanted.kind:
+                        raise ValueError(f"{name!r} is of the kind {entry.kind!r}, not {wanted.kind!r}")
+                    return self._lock_of(name)
+            self._make(name, wanted())
 
     def drop(self, name: str) -> None:
         """Removes a tree or structure and retires its pages, in one commit.
@@ -113,12 +111,20 @@ class Forest:
         return f"there is no tree {name!r}{others}" + ("" if self.store.read_only else "; give dims= to make it")
 
     def _make(self, name: str, state: Any) -> None:
-        with WriteScope(self.store, ()) as scope:
-            scope._set_entry(name, entry_of(name, state))
+        """Makes a tree or structure, unless another thread has made one of the name meanwhile."""
+        with WriteScope(self.store, ()) as scope, self._guard:  # who waits for room in the log doesn't hold the guard
+            if self._entry(name) is None:
+                self._forget(name)
+                scope._set_entry(name, entry_of(name, state))
+                scope.commit()
+
+    def _entry(self, name: str) -> CatalogEntry | None:
+        with self.store.read() as published:
+            entry: CatalogEntry | None = published.catalog.get(name)
+            return entry
 
     def _lock_of(self, name: str) -> WriterLock:
-        with self.store.read() as published:
-            entry = published.catalog.get(name)
+        entry = self._entry(name)
         if entry is None:
             self._forget(name)
             raise KeyError(name)

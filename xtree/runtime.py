@@ -57,6 +57,8 @@ class Runtime:
         on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
         settings = _settings(config, durability)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress must be callable or None, not {progress!r}")
         if on_error is not None and not callable(on_error):
             raise TypeError(f"on_error must be callable or None, not {on_error!r}")
         store = open_store(
@@ -124,8 +126,9 @@ class Runtime:
         """A transaction over several trees, to be used in a with statement: one commit for all of them.
 
         trees: the names of those it will touch, of other structures too, whose writer locks it takes in the order of
-        their names. timeout: seconds to wait for them altogether, None for ever; then TimeoutError. Raises KeyError for
-        a name that is missing.
+        their names. timeout: seconds to wait for them altogether, None for ever, and for room in a log that has outrun
+        checkpoints, None for `Config.backpressure_timeout_s`; then TimeoutError. Raises KeyError for a name that is
+        missing.
         """
         if isinstance(trees, str):
             raise TypeError("trees must be a list of names, not a str")

@@ -110,8 +110,9 @@ class XTree(Writer):
     def transaction(self, timeout: float | None = None) -> Transaction:
         """A transaction, to be used in a with statement, where it takes the tree's writer lock.
 
-        timeout: seconds to wait for another writer, None for ever; then TimeoutError. TransactionError inside another
-        transaction of this thread on this tree.
+        timeout: seconds to wait for another writer, None for ever, and for room in a log that has outrun checkpoints,
+        None for `Config.backpressure_timeout_s`; then TimeoutError. TransactionError inside another transaction of this
+        thread on this tree.
         """
         return Transaction(self, as_timeout(timeout))
 

@@ -100,7 +100,8 @@ cdef class WriteScope:
     """Some trees' writer locks and a write set, from __enter__ to __exit__: commits there, aborts on an exception.
 
     locks: WriterLocks of the trees to change, each once, in the order of their names. handle: something whose
-    `require_open()` raises once the scope may not go on, or None. timeout: seconds to wait for locks, None for ever.
+    `require_open()` raises once the scope may not go on, or None. timeout: seconds to wait for locks, None
+    for ever, and for room in the log, None for as long as the store says.
     """
 
     cdef object store

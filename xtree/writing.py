@@ -41,7 +41,8 @@ class Writer(Reader):
         """Adds one record. box: (2*d,), or a point (d,).
 
         Raises InvalidBoxError, DimensionError, TypeError, OverflowError for an id outside int64, and what a write may
-        meet: ClosedError, ReadOnlyError, TransactionError, StoreFailedError, OSError, MemoryError.
+        meet: ClosedError, ReadOnlyError, TransactionError, StoreFailedError, OSError, MemoryError, and TimeoutError
+        when the log has outrun checkpoints.
         """
         self._write(insertion.insert, one_id(id), stored_box(box, self._dims))
 

@@ -1,8 +1,8 @@
 """Backpressure: writers wait before they begin while the log is too far ahead of the checkpoints.
 
 Below four fifths of the limit nothing happens. From there on each writer pauses for a moment, the longer the nearer the
-limit is; at the limit it waits until a checkpoint has made room, or its time is up. Nobody who holds a lock waits here,
-and the leader never does: a checkpoint needs it.
+limit is; at the limit it waits until a checkpoint has made room, or its time is up. Who waits here holds no lock but
+those of other transactions that its thread is in, which no checkpoint needs; the leader, which one needs, never waits.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Backpressure:
                     f"and log_limit_bytes is {self._limit}"
                 ) from last_error()
         finally:
-            self.wait_seconds += self._clock.now() - began
+            waited = self._clock.now() - began
+            self.wait_seconds += waited  # no call in between, in which another thread's wait could be lost
 
     def wake(self) -> None:
         """Let those who wait look again: there may be room, or no sense in waiting."""

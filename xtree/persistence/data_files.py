@@ -255,10 +255,6 @@ class DataFiles:
         data_file = self._files.get(window)
         return f"{self._directory} (rebuilt page)" if data_file is None else data_file.file.path
 
-    def path_of_number(self, number: int) -> str:
-        """The path of a file, for messages."""
-        return self._file_of(number).file.path
-
     def verify_headers(self) -> None:
         """Read the header of every file anew. Raises CorruptionError, FormatVersionError, OSError."""
         for data_file in list(self._files.values()):

@@ -54,6 +54,7 @@ class DurableStore(Store):
         self._recycler = Recycler(self.windows, self.flights)
         self.windows.set_recycler(self._recycler)
         self._learn_file_ends()
+        self._first_epoch = recovered.following_epoch  # behind a gap, after an unclean end
         self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock, on_error)
         if recovered.needs_checkpoint and not read_only:
             self._coordinator.end_recovery()
@@ -105,10 +106,11 @@ class DurableStore(Store):
         """Figures of the whole substrate, as nested dicts. docs/metrics.md explains them."""
         common: dict[str, Any] = super().stats()
         coordinator = self._coordinator.stats()
+        durable_epoch = max(coordinator["durable_epoch"], self._first_epoch - 1)
         return {
             **common,
             "durability": self.config.durability,
-            "durable_lag": max(0, common["epoch"] - coordinator["durable_epoch"]),
+            "durable_lag": max(0, common["epoch"] - durable_epoch),
             "commit_latency": self._latency.as_dict(),
             "coordinator": coordinator,
             "recovery": self.recovery.as_dict(),

@@ -10,7 +10,7 @@ Order in the life of a log:
 2. The manifest that lists the log is made durable.
 3. `follow`, once the log before is synced and ends; `write_link`: the link frame, synced. From now on any group frame
    in this file proves that the link was on the disk.
-4. `reserve`, `append`, `sync` for each group.
+4. `reserve`, `frame_of`, `write`, `sync` for each group.
 5. The end (`LogWriter.end`) goes into the next log's link, the manifest and the next checkpoint.
 """
 
