@@ -36,6 +36,10 @@ class Pause:
         self.until = now + min(FIRST_PAUSE_S * 2.0**self._failures, LONGEST_PAUSE_S)
         self._failures = min(self._failures + 1, 30)
 
+    def shorten(self, now: float) -> None:
+        """Wait no longer from now on than after a first failure."""
+        self.until = min(self.until, now + FIRST_PAUSE_S)
+
     def succeeded(self) -> None:
         """End the pauses."""
         self.until = -math.inf
@@ -79,8 +83,9 @@ class CheckpointPolicy:
         self._epochs += epochs
 
     def demand(self) -> None:
-        """Ask for a checkpoint: without a least interval, but not before the pause after a failure is over."""
+        """Ask for a checkpoint: without a least interval, and with no more than a short pause after a failure."""
         self._demanded = True
+        self._pause.shorten(self._clock.now())
 
     def began(self) -> None:
         """Note that a checkpoint holds all commits so far."""

@@ -268,6 +268,7 @@ class Checkpointer:
         counters.checkpoint_seconds_last = seconds
         counters.checkpoint_seconds_max = max(counters.checkpoint_seconds_max, seconds)
         counters.checkpoint_reason = reason
+        self.last_error = None
         self._policy.succeeded()
         self.wake_waiting()
 
