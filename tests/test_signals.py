@@ -198,3 +198,24 @@ def test_an_interrupt_while_the_leader_starts_leaves_one_leader_and_no_commit_wa
     assert texts_of(store) == {"a": "2"}
     store.close()
     assert not started[0].is_alive()
+
+
+@pytest.mark.parametrize("point", ["commit.before_append", "commit.appended", "commit.synced"])
+def test_an_interrupt_of_a_commit_in_an_except_block_is_no_failure(tmp_path, point):
+    store = open_store(tmp_path / "index", config=SMALL)
+    put(store, {"a": "1"})
+
+    def hook(name):
+        if name == point:
+            set_hook(None)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            raise KeyError("something of the caller's own")
+        except KeyError:
+            set_hook(hook)
+            put(store, {"a": "2"})
+    assert store.state == "open"
+    assert texts_of(store) == {"a": "2"}
+    store.close()

@@ -4,6 +4,7 @@ It is compiled so that no Python-level signal handler runs between its steps: a 
 inside the wait, where it is kept and raised once the outcome is known.
 """
 
+import sys
 import threading
 from _thread import start_new_thread
 from queue import SimpleQueue
@@ -96,6 +97,7 @@ def carry(coordinator, CommitQueue queue, Request request):
     """
     turn = coordinator._turn
     interrupt = None
+    handled = sys.exc_info()[1]     # the caller may be in an except block: whatever arrives has that as context
     if not turn.acquire(coordinator._waits_for_turn):
         return False
     try:
@@ -113,7 +115,7 @@ def carry(coordinator, CommitQueue queue, Request request):
                     coordinator._write_group(group)
                     break
                 except BaseException as arrived:
-                    if hides_failure(arrived):
+                    if hides_failure(arrived, handled):
                         fail(coordinator, group, arrived)
                         return True
                     interrupt = arrived
@@ -128,9 +130,12 @@ def carry(coordinator, CommitQueue queue, Request request):
     return True
 
 
-cdef bint hides_failure(object arrived):
-    """Whether it is an error, or an interrupt that arrived while one was on its way, which is then its context."""
-    while arrived is not None:
+cdef bint hides_failure(object arrived, object handled):
+    """Whether it is an error, or an interrupt that arrived while one was on its way, which is then its context.
+
+    handled: the exception that was being handled before, and says nothing.
+    """
+    while arrived is not None and arrived is not handled:
         if isinstance(arrived, Exception):
             return True
         arrived = arrived.__context__
