@@ -379,3 +379,45 @@ def test_a_link_that_could_not_be_written_ends_the_old_log_all_the_same(tmp_path
     shutil.copytree(path, copy)
     assert reopened(copy) == {"a": "next"}
     store.close()
+
+
+@pytest.mark.parametrize("point", ["journal.spare_filled", "journal.spare_listed"])
+def test_a_full_disk_while_the_next_log_is_made_leaves_the_logs_in_link_order(tmp_path, point):
+    made, go, done = threading.Event(), threading.Event(), threading.Event()
+    fs = FaultyFileSystem()
+    settings = config(wal_fill_bytes=4096, wal_fill_limit_bytes=16384, wal_rotate_bytes=1 << 20)
+    store = open_store(tmp_path / "index", config=settings, fs=fs)
+
+    def hook(name):
+        if name == point and not made.is_set():
+            made.set()
+            assert go.wait(20)
+
+    def write_until_room_was_made():
+        while store.stats()["coordinator"]["checkpoints"] == 0:
+            put(store, {"a": "room"})
+        done.set()
+
+    set_hook(hook)
+    while not made.is_set():
+        put(store, {"a": "1"})
+    full = store._journal.log.path
+    fs.judge = lambda call, path: errno.ENOSPC if call in ("reserve", "write_zeros") and path == full else None
+    writer = threading.Thread(target=write_until_room_was_made)
+    writer.start()
+    done.wait(1)  # if the leader doesn't wait for the next log, it has made a later one by then
+    go.set()
+    writer.join(20)
+    assert done.is_set()
+    store._coordinator.checkpointer.call(lambda: None)
+    store._journal.log_aged = True  # whatever was made ahead is taken into use
+    put(store, {"b": "2"})
+    put(store, {"c": "3"})
+    numbers = [entry.number for entry in store._journal.manifest.logs]
+    assert numbers == sorted(numbers) and numbers[-1] == store._journal.log.number
+    shutil.copytree(tmp_path / "index", tmp_path / "crashed")
+    store.close()
+    store = open_store(tmp_path / "crashed", config=settings)
+    assert texts_of(store) == {"a": "room", "b": "2", "c": "3"}
+    store.check()
+    store.close()
