@@ -219,3 +219,30 @@ def test_an_interrupt_of_a_commit_in_an_except_block_is_no_failure(tmp_path, poi
     assert store.state == "open"
     assert texts_of(store) == {"a": "2"}
     store.close()
+
+
+@pytest.mark.parametrize("error", [TimeoutError("too long"), RuntimeError("enough")], ids=["timeout", "other"])
+@pytest.mark.parametrize("mode", ["balanced", "eventual"])
+def test_an_exception_of_a_signal_handler_is_passed_on_once_the_commit_is_done(tmp_path, mode, error):
+    store = open_store(tmp_path / "index", config=small(mode))
+    put(store, {"a": "1"})
+
+    def handle(number, frame):
+        raise error
+
+    def hook(name):
+        if name == "commit.appended":
+            set_hook(None)
+            signal.raise_signal(signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        set_hook(hook)
+        with pytest.raises(type(error), match=str(error)):
+            put(store, {"a": "2"})
+    finally:
+        set_hook(None)
+        signal.signal(signal.SIGALRM, before)
+    assert store.state == "open"
+    assert texts_of(store) == {"a": "2"}
+    store.close()

@@ -11,6 +11,12 @@ from queue import SimpleQueue
 
 cimport cython
 
+from xtree.errors import XTreeError
+
+cdef enum:
+    MOST_INTERRUPTS = 100       # of one commit; what arrives more often is an error of the code
+
+
 
 cdef object wait_for(object lock):
     """Waits for a lock; returns the exception of a signal that arrived meanwhile."""
@@ -95,6 +101,7 @@ def carry(coordinator, CommitQueue queue, Request request):
     an interrupt waits until the group is finished: `_write_group` may be begun again, since it writes the same bytes to
     the same place.
     """
+    cdef int arrivals = 0
     turn = coordinator._turn
     interrupt = None
     handled = sys.exc_info()[1]     # the caller may be in an except block: whatever arrives has that as context
@@ -115,7 +122,8 @@ def carry(coordinator, CommitQueue queue, Request request):
                     coordinator._write_group(group)
                     break
                 except BaseException as arrived:
-                    if hides_failure(arrived, handled):
+                    arrivals += 1
+                    if hides_failure(arrived, handled, arrivals > MOST_INTERRUPTS):
                         fail(coordinator, group, arrived)
                         return True
                     interrupt = arrived
@@ -130,13 +138,17 @@ def carry(coordinator, CommitQueue queue, Request request):
     return True
 
 
-cdef bint hides_failure(object arrived, object handled):
-    """Whether it is an error, or an interrupt that arrived while one was on its way, which is then its context.
+cdef bint hides_failure(object arrived, object handled, bint any_error):
+    """Whether it is an error of a write or sync, or an interrupt that arrived while one was on its way, its context.
 
-    handled: the exception that was being handled before, and says nothing.
+    handled: the exception that was being handled before, and says nothing. any_error: every Exception counts, those
+    too that a signal handler may have raised.
     """
     while arrived is not None and arrived is not handled:
-        if isinstance(arrived, Exception):
+        if isinstance(arrived, OSError):
+            if any_error or arrived.errno is not None or arrived.filename is not None:
+                return True
+        elif isinstance(arrived, (MemoryError, XTreeError)) or (any_error and isinstance(arrived, Exception)):
             return True
         arrived = arrived.__context__
     return False
