@@ -197,3 +197,26 @@ def test_dropping_a_tree_waits_for_what_is_queued_on_it(runtime, fs):
     assert held.outcome() is None and dropping.outcome() is None
     assert runtime.trees() == ["a"]
     runtime.check()
+
+
+def test_what_an_aborted_write_set_would_have_retired_is_free_while_others_still_build_on_it(tmp_path):
+    with_page = open_store(tmp_path / "index", config=small("balanced"))
+    first = with_page.begin()
+    node = first.add_page(200, 0, b"base")
+    first.commit({})
+    failing = with_page.begin()
+    failing.replace_page(node, b"lost")
+    failing._queue()
+    dependent = with_page.begin()
+    dependent.depend_on(failing)
+    failing._end("aborted")
+    another = with_page.begin()
+    another.replace_page(node, b"kept")
+    dependent.abort()  # gives back the pages of the failed one, and must leave the other's claim alone
+    third = with_page.begin()
+    with pytest.raises(xtree.errors.CorruptionError, match="reached twice"):
+        third.replace_page(node, b"twice")
+    third.abort()
+    another.commit({})
+    with_page.check()
+    with_page.close()

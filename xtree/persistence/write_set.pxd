@@ -58,6 +58,7 @@ cdef class WriteSet:
     cdef int grow(self, void **list_, Py_ssize_t *room, Py_ssize_t count, size_t size) except -1 nogil
     cdef int seal_all(self) except -1 nogil
     cdef int give_all_back(self) except -1 nogil
+    cdef void let_claims_go(self) noexcept nogil
     cdef int give_back_pages(self) except -1
     cdef int require_open(self) except -1
     cdef void release_pin(self) noexcept

@@ -301,7 +301,19 @@ cdef class WriteSet:
     def _undo(self):
         self.status = "aborted"
         self.release_pin()
+        self.let_claims_go()
         self.give_back_pages()
+
+    cdef void let_claims_go(self) noexcept nogil:
+        """At once, though the pages it made may have to wait: others may retire now what it would have retired."""
+        cdef Py_ssize_t i
+        for i in range(self.retired_count):
+            store_seq(&self.store.table.row(handle_of(self.retired[i])).claimed, 0)
+        self.retired_count = 0
+        for i in range(self.made_count):
+            if self.made[i].replaces:
+                store_seq(&self.store.table.row(handle_of(self.made[i].replaces)).claimed, 0)
+                self.made[i].replaces = 0
 
     cdef int give_back_pages(self) except -1:
         """Gives the pages back as soon as nothing builds on them, and where it can't wait for the lock, later."""
@@ -337,11 +349,7 @@ cdef class WriteSet:
         cdef Py_ssize_t i
         lock_without_gil(self.store.lock)
         try:
-            for i in range(self.retired_count):
-                store_seq(&self.store.table.row(handle_of(self.retired[i])).claimed, 0)
             for i in range(self.made_count):
-                if self.made[i].replaces:
-                    store_seq(&self.store.table.row(handle_of(self.made[i].replaces)).claimed, 0)
                 if self.made[i].node:
                     self.store.give_back(self.made[i].node)
         finally:
