@@ -220,3 +220,18 @@ def test_what_an_aborted_write_set_would_have_retired_is_free_while_others_still
     another.commit({})
     with_page.check()
     with_page.close()
+
+
+def test_nothing_builds_on_a_write_set_that_is_going_to_fail(store):
+    first, second, third = store.begin(), store.begin(), store.begin()
+    first._queue()
+    second.depend_on(first)
+    second._queue()
+    third.depend_on(second)
+    first._end("aborted")
+    with pytest.raises(TransactionError, match="builds on one that failed"):
+        store.begin().depend_on(second)
+    with pytest.raises(TransactionError, match="builds on one that failed"):
+        third.commit({})
+    second._end("aborted")
+    assert (second.status, third.status) == ("aborted", "aborted")

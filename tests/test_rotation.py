@@ -385,7 +385,7 @@ def test_a_link_that_could_not_be_written_ends_the_old_log_all_the_same(tmp_path
 def test_a_full_disk_while_the_next_log_is_made_leaves_the_logs_in_link_order(tmp_path, point):
     made, go, done = threading.Event(), threading.Event(), threading.Event()
     fs = FaultyFileSystem()
-    settings = config(wal_fill_bytes=4096, wal_fill_limit_bytes=16384, wal_rotate_bytes=1 << 20)
+    settings = by_request(wal_fill_bytes=4096, wal_fill_limit_bytes=16384, wal_rotate_bytes=1 << 20)
     store = open_store(tmp_path / "index", config=settings, fs=fs)
 
     def hook(name):

@@ -447,8 +447,11 @@ class Coordinator:
 
     def _tidy_up(self, group: Group) -> None:
         """After the callers have gone on: pages that nobody sees any more are freed, and the checkpointer is told."""
-        self.checkpointer.reclaimer.run(self.durable_epoch, group.delta_count)
         self.checkpointer.committed(len(group.requests))
+        try:
+            self.checkpointer.reclaimer.run(self.durable_epoch, group.delta_count)
+        except Exception:  # no commit depends on it, and the leader must go on
+            log.exception("xtree: freeing pages of %s failed", self.store.path)
 
     # The beginning and the end.
 

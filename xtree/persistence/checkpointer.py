@@ -5,8 +5,8 @@ of its last epoch are copied. `complete` reads top to bottom and runs in the che
 write the checkpoint, the manifest, the superblock, collect garbage. A slot that is used again meanwhile was retired by
 a later commit, and the log that says so is kept.
 
-One checkpoint at a time. Its place (`_place`) is taken in `begin` and given back by `complete`, and no log is made ahead
-meanwhile; whoever holds it never waits for the leader, so the leader may wait for it.
+One checkpoint at a time. Its place (`_place`) is taken in `begin` and given back by `complete`, and no log is made
+ahead meanwhile; whoever holds it never waits for the leader, so the leader may wait for it.
 
 A failed sync poisons. Any other failure is counted, logged, handed to those who asked and to the user's callback, and
 what was due is tried again after a pause.

@@ -17,7 +17,6 @@ cdef enum:
     MOST_INTERRUPTS = 100       # of one commit; what arrives more often is an error of the code
 
 
-
 cdef object wait_for(object lock):
     """Waits for a lock; returns the exception of a signal that arrived meanwhile."""
     interrupt = None

@@ -244,21 +244,27 @@ cdef class WriteSet:
         return self.made_count > 0 or self.retired_count > 0
 
     def depend_on(self, WriteSet before):
-        """Builds on the pages of a write set that is queued. Does nothing when it has ended well meanwhile."""
+        """Builds on the pages of a write set that is queued. Does nothing when it has ended well meanwhile.
+
+        Raises TransactionError when it is going to fail, because one that it builds on itself has failed.
+        """
         self.require_open()
+        depends = [] if self.depends is None else self.depends
+        before.require_foundation()
         if before.status == "queued" and before is not self:
-            if self.depends is None:
-                self.depends = []
-            self.depends.append(before)
+            depends.append(before)
+            self.depends = depends
             before.dependants += 1
 
     def require_foundation(self):
-        """Raises TransactionError when a write set that this one builds on has failed."""
+        """Raises TransactionError when a write set that this one builds on, directly or not, has failed."""
         cdef WriteSet before
-        if self.depends is not None:
-            for before in self.depends:
+        depends = self.depends
+        if depends is not None:
+            for before in depends:
                 if before.status != "queued" and before.status != "committed":
                     raise TransactionError("the transaction builds on one that failed, and was aborted")
+                before.require_foundation()
 
     @property
     def founded(self):
