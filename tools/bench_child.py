@@ -24,7 +24,15 @@ from xtree.tools.bench_commits import boxes_of
 __all__ = ["NO_CHECKPOINTS", "WINDOW"]
 
 # Everything that is written stays in the log.
-NO_CHECKPOINTS = xtree.Config(durability="eventual", checkpoint_log_bytes=1 << 40)
+DAY_S = 86400.0
+NO_CHECKPOINTS = xtree.Config(
+    durability="eventual",
+    checkpoint_log_bytes=1 << 40,
+    checkpoint_burst_epochs=1 << 40,
+    checkpoint_interval_s=DAY_S,
+    checkpoint_idle_s=DAY_S,
+    log_limit_bytes=1 << 50,
+)
 WINDOW = (0.4, 0.4, 0.41, 0.41)
 BATCH = 200
 
@@ -48,7 +56,7 @@ def write_log(path: str, records: int, log_bytes: int) -> None:
     """A tree of so many records, a checkpoint, then commits of inserts all over it until the log is so long."""
     runtime, tree, boxes = _loaded(path, records)
     found, written = hits(boxes), 0
-    while runtime.stats()["coordinator"]["log_bytes"] < log_bytes:
+    while runtime.stats()["coordinator"]["log_bytes_since_checkpoint"] < log_bytes:
         more = boxes_of(records + written, BATCH)
         tree.insert_many(np.arange(BATCH) + records + written, more)
         found += hits(more)
@@ -68,7 +76,8 @@ def _loaded(path: str, records: int) -> tuple[xtree.Runtime, xtree.XTree, np.nda
 def _say_and_wait(runtime: xtree.Runtime, records: int, found: int, commits: int) -> None:
     """Says what was committed, and then does nothing until the process is killed."""
     coordinator = runtime.stats()["coordinator"]
-    said = {"records": records, "hits": found, "commits": commits, "log_bytes": coordinator["log_bytes"]}
+    log_bytes = coordinator["log_bytes_since_checkpoint"]
+    said = {"records": records, "hits": found, "commits": commits, "log_bytes": log_bytes}
     print(json.dumps({**said, "checkpoints": coordinator["checkpoints"]}), flush=True)
     sys.stdin.read()
 
