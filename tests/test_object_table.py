@@ -549,3 +549,13 @@ class TableModel(RuleBasedStateMachine):
 
 TestTableModel = TableModel.TestCase
 TestTableModel.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_a_retired_page_keeps_its_birth_epoch_and_its_size_class():
+    table = ObjectTable()
+    node = table.reserve_node(3, 2, 1 << 20)
+    table.seal_node(node, 7)
+    table.publish_node(node, 5)
+    table.retire_node(node, 9)
+    row = table.describe(node)
+    assert (row["birth"], row["retire"], row["size_class"], row["state"]) == (5, 9, 2, "retired")
