@@ -10,6 +10,7 @@ import numpy as np
 from xtree.persistence import probes
 from xtree.persistence.config import PAGE_BYTES
 from xtree.persistence.memory_store import MemoryStore
+from xtree.persistence.object_table import ObjectTable
 from xtree.tools.bench_report import Report, require
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["measure_memory"]
 
 KIND = 200  # of pages that no tree has
+ONE_SHARD = 1 << 30  # rows before there is another one
 SLOTS_HELD = 256  # by probes.replace_slots
 TURNS = 9  # of the ways to resolve, in each round: they differ by little
 
@@ -46,7 +48,7 @@ def make_nodes(store: MemoryStore, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _measure_resolve(report: Report, count: int, rounds: int) -> None:
-    store = MemoryStore()
+    store = MemoryStore(ObjectTable(ONE_SHARD))
     try:
         nodes, addresses = make_nodes(store, count)
         pages = np.empty(count, np.uint64)
@@ -58,7 +60,7 @@ def _measure_resolve(report: Report, count: int, rounds: int) -> None:
         ways: dict[str, Callable[[], int]] = {
             f"array of {count:,} pointers": lambda: probes.look_up_all(pages, order),
             f"table of {count:,} without shards": lambda: probes.resolve_all_plainly(plain, shuffled),
-            f"resolve, {count:,} nodes": lambda: probes.resolve_all(store, shuffled),
+            f"resolve, {count:,} nodes, one shard": lambda: probes.resolve_all(store, shuffled),
         }
         samples: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(TURNS * rounds + 1):

@@ -1,4 +1,5 @@
+from xtree.persistence.object_table import ObjectTable
 from xtree.persistence.store import Store
 
 class MemoryStore(Store):
-    def __init__(self) -> None: ...
+    def __init__(self, table: ObjectTable | None = None) -> None: ...

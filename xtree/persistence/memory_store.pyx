@@ -16,12 +16,12 @@ from xtree.persistence.segment_allocator import SegmentAllocator
 
 
 class MemoryStore(Store):
-    """A store that is gone with the object."""
+    """A store that is gone with the object. table: an empty ObjectTable to use; None makes one."""
 
-    def __init__(self):
+    def __init__(self, table=None):
         windows = Windows()
         allocator = SegmentAllocator(MemoryGrowth(windows))
-        self._set_up(ObjectTable(), Epochs(), windows, allocator, 0, Catalog(), None, False)
+        self._set_up(ObjectTable() if table is None else table, Epochs(), windows, allocator, 0, Catalog(), None, False)
         self._commit_lock = threading.Lock()
 
     def _commit(self, WriteSet write_set, dict changes, on_queued):
