@@ -19,9 +19,17 @@ from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.runtime import open_store
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+
+
+@pytest.fixture(autouse=True)
+def interrupts():
+    """SIGINT raises KeyboardInterrupt, also where the tests were started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 SIGNALS = 3000
-
-
 under_fire = False
 
 
