@@ -4,6 +4,7 @@
 #   make test          build xtree and run all tests
 #   make test-all      the same with every Python from 3.10 to 3.13 that is installed
 #   make test-checked  the same tests against a build with bounds checks and C assertions
+#   make torture       under an hour of crashes, faults, kills and damaged files; counts what was tried
 #   make bench         measure what the store costs on this machine, beside other engines
 #   make soak          an hour of work, kills and reopening under check; make soak SOAK_ARGS='--minutes 5' for less
 #   make lint          ruff, cython-lint and mypy alone
@@ -15,6 +16,7 @@ VENV ?= .venv
 CHECKED := $(VENV)-checked
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
+TORTURE_ARGS ?=
 SOAK_ARGS ?= --minutes 60
 
 BIN := $(VENV)/bin
@@ -22,7 +24,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILD_REQUIREMENTS := 'setuptools>=77' 'cython>=3.1,<4'
 COMPILED := pyproject.toml setup.py $(shell find xtree -name '*.py[xd]' -o -name '*.h')
 
-.PHONY: help demo test test-all test-checked bench soak lint wheel clean
+.PHONY: help demo test test-all test-checked torture bench soak lint wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,6 +45,9 @@ test-all:
 
 test-checked: $(CHECKED)/installed
 	PYTHONSAFEPATH=1 $(CHECKED)/bin/pytest $(PYTEST_ARGS)
+
+torture: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m torture $(TORTURE_ARGS)
 
 bench: $(VENV)/installed-bench
 	$(BIN)/xtree bench substrate $(BENCH_ARGS)

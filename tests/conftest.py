@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.runtime import open_store
 
 MEMORY_FILE_SYSTEM = "/dev/shm"
+TALLY = "tried: "
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -23,6 +25,26 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.basetemp is None and os.path.isdir(MEMORY_FILE_SYSTEM) and not hasattr(config, "workerinput"):
         config.option.basetemp = tempfile.mkdtemp(prefix="xtree-tests-", dir=MEMORY_FILE_SYSTEM)
         config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
+
+
+@pytest.fixture
+def tally(record_property):
+    """tally(what, n=1): counts what a test has tried; the sums of all tests stand at the end of the run."""
+    return lambda what, n=1: record_property(TALLY + what, n)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what was tried, by name, summed over all tests and workers."""
+    sums: collections.Counter[str] = collections.Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, n in getattr(report, "user_properties", ()):
+                if getattr(report, "when", "") == "call" and name.startswith(TALLY):
+                    sums[name.removeprefix(TALLY)] += n
+    if sums:
+        terminalreporter.section("tried")
+        for name, n in sorted(sums.items()):
+            terminalreporter.write_line(f"{n:12,} {name}")
 
 
 @pytest.fixture(params=["memory", "durable"])

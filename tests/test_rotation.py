@@ -375,6 +375,7 @@ def test_a_link_that_could_not_be_written_ends_the_old_log_all_the_same(tmp_path
     assert old.end_offset == end and store._journal.log.number not in (old.number, spare.number)
     assert spare.number not in {entry.number for entry in manifest_of(path).logs}
     fs.heal()
+    settle(store)
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
     assert reopened(copy) == {"a": "next"}
@@ -415,6 +416,7 @@ def test_a_full_disk_while_the_next_log_is_made_leaves_the_logs_in_link_order(tm
     put(store, {"c": "3"})
     numbers = [entry.number for entry in store._journal.manifest.logs]
     assert numbers == sorted(numbers) and numbers[-1] == store._journal.log.number
+    settle(store)
     shutil.copytree(tmp_path / "index", tmp_path / "crashed")
     store.close()
     store = open_store(tmp_path / "crashed", config=settings)
