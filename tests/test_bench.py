@@ -101,7 +101,7 @@ def test_resolving_agrees_with_an_array_of_pointers():
     nodes, addresses = make_nodes(store, 3000)
     pages = np.empty(3000, np.uint64)
     probes.pages_at(store.windows, addresses, pages)
-    plain = probes.PlainTable(store, nodes)
+    plain = probes.PlainStore(store, nodes)
     some = np.random.default_rng(1).permutation(3000)[:999].astype(np.uint64)
     expected = int(pages[some].sum())
     assert probes.look_up_all(pages, some) == expected
@@ -110,7 +110,7 @@ def test_resolving_agrees_with_an_array_of_pointers():
     with pytest.raises(ValueError, match="isn't there"):
         probes.resolve_all_plainly(plain, nodes[:1] + np.uint64(1))
     with pytest.raises(ValueError, match="no row"):
-        probes.PlainTable(store, np.array([1 << 40], np.uint64))
+        probes.PlainStore(store, np.array([1 << 40], np.uint64))
     store.close()
 
 

@@ -55,7 +55,7 @@ def _measure_resolve(report: Report, count: int, rounds: int) -> None:
         probes.pages_at(store.windows, addresses, pages)
         order = np.random.default_rng(count).permutation(count).astype(np.uint64)
         shuffled = nodes[order]
-        plain = probes.PlainTable(store, nodes)
+        plain = probes.PlainStore(store, nodes)
         expected = int(pages.sum())
         ways: dict[str, Callable[[], int]] = {
             f"array of {count:,} pointers": lambda: probes.look_up_all(pages, order),

@@ -25,6 +25,9 @@ from xtree.persistence.row cimport (
     STATE_FREE, STATE_LIVE, STATE_RESERVED, STATE_RETIRED, WORD_TAG, WORD_VERIFIED, Row, class_of, kind_of, state_of,
 )
 
+cdef extern from *:                 # of Cython's own
+    bint likely(bint condition) noexcept nogil
+
 cdef enum:
     SLAB_BITS = 16                  # rows a slab: 4 MiB of address space, touched as it is used
     SLAB_ROWS = 65536
@@ -50,7 +53,7 @@ cdef class ObjectTable:
 
     cdef inline Row *row(self, uint64_t handle) noexcept nogil:
         """The row of a handle, NULL for one that was never given out (any 56-bit value may be asked for)."""
-        if handle - 1 < load_acquire(&self.marks[0]) - 1:       # in the first shard; 0 is above every mark then
+        if likely(handle - 1 < load_acquire(&self.marks[0]) - 1):   # in the first shard; 0 is above every mark
             return <Row *>load_acquire(&(<uint64_t *>self.slabs[0])[handle >> SLAB_BITS]) + (handle & (SLAB_ROWS - 1))
         return self.row_of_shard(handle)
 

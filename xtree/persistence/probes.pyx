@@ -10,14 +10,14 @@ from xtree.persistence.atomics cimport load_acquire, load_relaxed, store_release
 from xtree.persistence.memory cimport allocate_zeroed, release
 from xtree.persistence.mmap_windows cimport Windows
 from xtree.persistence.node_id cimport NodeID, handle_of
-from xtree.persistence.object_table cimport MAX_SLABS, SLAB_BITS, SLAB_ROWS, WORD_TAG, WORD_VERIFIED, Row
+from xtree.persistence.object_table cimport MAX_SLABS, SLAB_BITS, SLAB_ROWS, WORD_TAG, WORD_VERIFIED, Row, likely
 from xtree.persistence.segment_allocator cimport SegmentAllocator
 from xtree.persistence.store cimport Store, resolve
 
 
 @cython.final
 cdef class PlainTable:
-    """A table of rows with one directory of slabs and nothing above it: what a lookup costs without shards.
+    """A table of rows with one directory of slabs and nothing above it.
 
     The rows are those of a store, at the addresses where the store has them, so that both read the same cache lines.
     Only nodes of the first shard have a place in it.
@@ -25,7 +25,6 @@ cdef class PlainTable:
 
     cdef uint64_t *slabs
     cdef uint64_t high_water
-    cdef Windows windows
 
     def __cinit__(self, Store store, const NodeID[::1] nodes):
         cdef Py_ssize_t i
@@ -33,7 +32,6 @@ cdef class PlainTable:
         cdef Row *row
         self.slabs = NULL
         self.high_water = 0
-        self.windows = store.windows
         self.slabs = <uint64_t *>allocate_zeroed(MAX_SLABS, sizeof(uint64_t))
         if self.slabs == NULL:
             raise MemoryError("no memory for a directory of slabs")
@@ -49,25 +47,37 @@ cdef class PlainTable:
         release(self.slabs)
 
     cdef inline Row *row(self, uint64_t handle) noexcept nogil:
-        if handle == 0 or handle >= load_acquire(&self.high_water):
-            return NULL
-        return <Row *>load_acquire(&self.slabs[handle >> SLAB_BITS]) + (handle & (SLAB_ROWS - 1))
+        if likely(handle - 1 < load_acquire(&self.high_water) - 1):
+            return <Row *>load_acquire(&self.slabs[handle >> SLAB_BITS]) + (handle & (SLAB_ROWS - 1))
+        return NULL
+
+
+@cython.final
+cdef class PlainStore:
+    """A store as far as a lookup goes, over a table that has no shards: what they cost is the difference."""
+
+    cdef PlainTable table
+    cdef Windows windows
+
+    def __init__(self, Store store not None, const NodeID[::1] nodes):
+        self.table = PlainTable(store, nodes)
+        self.windows = store.windows
 
 
 cdef char *_not_there() except NULL with gil:
     raise ValueError("a node that isn't there, or whose page was never verified")
 
 
-cdef inline char *_resolve_plainly(PlainTable table, NodeID node) except NULL nogil:
+cdef inline char *_resolve_plainly(PlainStore store, NodeID node) except NULL nogil:
     """store.resolve over a plain table, whose pages are all mapped and verified."""
-    cdef Row *row = table.row(handle_of(node))
+    cdef Row *row = store.table.row(handle_of(node))
     cdef uint64_t word
     cdef char *page
-    if row != NULL:
+    if likely(row != NULL):
         word = load_acquire(&row.word)
-        if (word & (WORD_VERIFIED | WORD_TAG)) == (WORD_VERIFIED | (node & WORD_TAG)):
-            page = table.windows.pointer(load_relaxed(&row.address))
-            if page != NULL:
+        if likely((word & (WORD_VERIFIED | WORD_TAG)) == (WORD_VERIFIED | (node & WORD_TAG))):
+            page = store.windows.pointer(load_relaxed(&row.address))
+            if likely(page != NULL):
                 return page
     return _not_there()
 
@@ -93,13 +103,13 @@ def resolve_all(Store store, const NodeID[::1] nodes):
     return total
 
 
-def resolve_all_plainly(PlainTable table, const NodeID[::1] nodes):
-    """The same by a plain table."""
+def resolve_all_plainly(PlainStore store not None, const NodeID[::1] nodes):
+    """The same by a table without shards."""
     cdef uint64_t total = 0
     cdef Py_ssize_t i
     with nogil:
         for i in range(nodes.shape[0]):
-            total += <uint64_t>_resolve_plainly(table, nodes[i])
+            total += <uint64_t>_resolve_plainly(store, nodes[i])
     return total
 
 

@@ -32,7 +32,7 @@ from xtree.persistence.atomics cimport load_acquire, load_relaxed
 from xtree.persistence.mmap_windows cimport Windows
 from xtree.persistence.mvcc cimport Epochs
 from xtree.persistence.node_id cimport NodeID, handle_of
-from xtree.persistence.object_table cimport ObjectTable, Row, WORD_TAG, WORD_VERIFIED
+from xtree.persistence.object_table cimport ObjectTable, Row, WORD_TAG, WORD_VERIFIED, likely
 from xtree.persistence.page cimport PageVerifier
 from xtree.persistence.segment_allocator cimport SegmentAllocator
 
@@ -131,10 +131,10 @@ cdef inline char *resolve(Store store, NodeID node) except NULL nogil:
     cdef Row *row = store.table.row(handle_of(node))
     cdef uint64_t word
     cdef char *page
-    if row != NULL:
+    if likely(row != NULL):
         word = load_acquire(&row.word)
-        if (word & (WORD_VERIFIED | WORD_TAG)) == (WORD_VERIFIED | (node & WORD_TAG)):
+        if likely((word & (WORD_VERIFIED | WORD_TAG)) == (WORD_VERIFIED | (node & WORD_TAG))):
             page = store.windows.pointer(load_relaxed(&row.address))
-            if page != NULL:
+            if likely(page != NULL):
                 return page
     return store.resolve_slowly(node)
