@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xtree import inspection, nearest, search
+from xtree import inspection, join, nearest, search
 from xtree.arguments import as_distance, as_neighbours, as_output, as_predicate
 from xtree.conversion import finite_points, one_id, query_boxes
 from xtree.errors import DimensionError
@@ -101,6 +101,42 @@ class Reader:
         offsets, ids, distances = self._read(_nearest, rows, count, limit)
         found = ids if given.ndim == 1 else _pairs(offsets, ids)
         return (found, distances) if return_distance else found
+
+    def join(self, other: Reader, predicate: str = "intersects") -> Ids:
+        """The pairs of a record of this tree and one of another whose boxes fulfil a predicate.
+
+        other: a tree, a snapshot or a tree inside a transaction, of as many dimensions; of any store. Two trees of one
+        Runtime are read at one epoch. predicate: what this tree's box must do with the other's: "intersects", "within"
+        or "contains", as in `query`.
+
+        Returns (2, n) int64: id of this tree, id of the other, in no particular order; records stored twice come twice.
+        A tree joined with itself has each record with itself among the pairs, and each other pair in both directions.
+
+        Raises TypeError for what is no tree, DimensionError for other dimensions, ValueError for an unknown predicate,
+        ClosedError, MemoryError. The algorithm is that of Brinkhoff, Kriegel and Seeger (SIGMOD 1993).
+        """
+        number = as_predicate(predicate)
+        if not isinstance(other, Reader):
+            raise TypeError(f"a tree is joined with a tree or a snapshot, not with {type(other).__name__}")
+        if self._dims != other._dims:
+            raise DimensionError(f"got a tree of {other._dims} dimensions, expected {self._dims}")
+        pairs: Ids = self._read_both(other, join.join, number)
+        return pairs
+
+    def _read_both(self, other: Reader, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(store, state, other's store, other's state, *arguments), with both states protected meanwhile."""
+        if other is self:
+            return self._read(lambda store, state: function(store, state, store, state, *arguments))
+        mine, its = self._view, other._view
+        if mine is not None and its is not None and mine.store is its.store:
+            store = mine.store
+            with store.read() as published:
+                return function(store, mine.state_at(published), store, its.state_at(published), *arguments)
+        return other._read(
+            lambda its_store, its_state: self._read(
+                lambda store, state: function(store, state, its_store, its_state, *arguments)
+            )
+        )
 
     def items(self) -> tuple[Ids, Floats]:
         """All records, as (ids (n,) int64, boxes (n, 2*d) float64) in matching, unspecified order; copies."""

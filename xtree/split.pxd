@@ -9,17 +9,12 @@ from libc.stdint cimport uint64_t
 
 from xtree.box cimport Frame
 from xtree.bucket cimport Bucket, Geometry
+from xtree.key_sort cimport SortKey
 
 cdef enum Decision:
     STAY_WHOLE = 0                  # the page should become a larger supernode
     SPLIT_ON_AXIS = 1
     SPLIT_BY_POSITION = 2           # all boxes are equal: no axis tells the groups apart
-
-
-cdef struct SortKey:
-    double key
-    double tie
-    int entry
 
 
 cdef struct Cut:                    # the first `first` entries of an order against the rest

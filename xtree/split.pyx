@@ -8,11 +8,11 @@ import numpy as np
 
 from xtree.box cimport MAX_DIMS, make_frame, to_unit
 from xtree.bucket cimport KIND_DIRECTORY, history, lower, make_geometry, refs, stride
+from xtree.key_sort cimport SortKey, sort
 from xtree.persistence.memory cimport allocate, release
 
 cdef enum:
     LEAST_ROOM = 128
-    RUN = 12                        # entries sorted by insertion, before runs are merged
     # Arrays of a sweep. Index k stands for the cut after k entries of an order: k of them on the left.
     LEFT_LOWER = 0
     LEFT_UPPER = 1
@@ -350,54 +350,6 @@ cdef Cut least_overlap_cut(const double *work, int room, int n) noexcept nogil:
         if is_better(&cut, &best, n):
             best = cut
     return best
-
-
-cdef inline bint precedes(const SortKey *a, const SortKey *b) noexcept nogil:
-    return a.key < b.key or (a.key == b.key and a.tie < b.tie)
-
-
-cdef const SortKey *sort(SortKey *keys, SortKey *spare, int n) noexcept nogil:
-    """Sorts stably: runs by insertion, then merges from array to array. Returns the one that holds the result."""
-    cdef int start = 0
-    cdef int width = RUN
-    cdef SortKey *source = keys
-    cdef SortKey *target = spare
-    while start < n:
-        insertion_sort(keys + start, min(width, n - start))
-        start += width
-    while width < n:
-        start = 0
-        while start < n:
-            merge(source, target, start, min(start + width, n), min(start + 2 * width, n))
-            start += 2 * width
-        source, target = target, source
-        width *= 2
-    return source
-
-
-cdef void insertion_sort(SortKey *keys, int n) noexcept nogil:
-    cdef int i, j
-    cdef SortKey moving
-    for i in range(1, n):
-        moving = keys[i]
-        j = i
-        while j > 0 and precedes(&moving, &keys[j - 1]):
-            keys[j] = keys[j - 1]
-            j -= 1
-        keys[j] = moving
-
-
-cdef void merge(const SortKey *source, SortKey *target, int start, int middle, int stop) noexcept nogil:
-    cdef int left = start
-    cdef int right = middle
-    cdef int i
-    for i in range(start, stop):
-        if left < middle and (right >= stop or not precedes(&source[right], &source[left])):
-            target[i] = source[left]
-            left += 1
-        else:
-            target[i] = source[right]
-            right += 1
 
 
 def plan_split(const double[:, ::1] boxes not None, histories=None, *, bint may_stay=False, double max_overlap=0.2,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from xtree.reading import Reader
 from xtree.structure import StructureHandle
 from xtree.write_scope import WriteScope
 from xtree.writing import Writer
@@ -110,6 +111,12 @@ class TransactionTree(Writer):
 
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._transaction._write_tree(self._name, function, *arguments)
+
+    def _read_both(self, other: Reader, function: Callable[..., Any], *arguments: Any) -> Any:
+        if not isinstance(other, TransactionTree) or other._transaction is not self._transaction:
+            return super()._read_both(other, function, *arguments)
+        state = other._read(lambda store, state: state)  # that of the transaction, which goes on being changed
+        return self._read(lambda store, mine: function(store, mine, store, state, *arguments))
 
     def _epoch(self) -> int:
         return self._transaction._base_epoch

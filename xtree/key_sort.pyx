@@ -1,0 +1,52 @@
+"""Sorting entries of a page by a key, then by another: stable, without allocations. docs: key_sort.pxd."""
+
+cdef enum:
+    RUN = 12                        # entries sorted by insertion, before runs are merged
+
+
+cdef inline bint precedes(const SortKey *a, const SortKey *b) noexcept nogil:
+    return a.key < b.key or (a.key == b.key and a.tie < b.tie)
+
+
+cdef const SortKey *sort(SortKey *keys, SortKey *spare, int n) noexcept nogil:
+    # Runs by insertion, then merges from array to array.
+    cdef int start = 0
+    cdef int width = RUN
+    cdef SortKey *source = keys
+    cdef SortKey *target = spare
+    while start < n:
+        insertion_sort(keys + start, min(width, n - start))
+        start += width
+    while width < n:
+        start = 0
+        while start < n:
+            merge(source, target, start, min(start + width, n), min(start + 2 * width, n))
+            start += 2 * width
+        source, target = target, source
+        width *= 2
+    return source
+
+
+cdef void insertion_sort(SortKey *keys, int n) noexcept nogil:
+    cdef int i, j
+    cdef SortKey moving
+    for i in range(1, n):
+        moving = keys[i]
+        j = i
+        while j > 0 and precedes(&moving, &keys[j - 1]):
+            keys[j] = keys[j - 1]
+            j -= 1
+        keys[j] = moving
+
+
+cdef void merge(const SortKey *source, SortKey *target, int start, int middle, int stop) noexcept nogil:
+    cdef int left = start
+    cdef int right = middle
+    cdef int i
+    for i in range(start, stop):
+        if left < middle and (right >= stop or not precedes(&source[right], &source[left])):
+            target[i] = source[left]
+            left += 1
+        else:
+            target[i] = source[right]
+            right += 1
