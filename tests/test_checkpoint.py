@@ -25,13 +25,12 @@ LINK = LogLink(3, 40, 123456, 0xABCDEF01)
 DATA_FILES = (DataFileEntry(1, 0, 65536), DataFileEntry(5, 6, 1 << 30))
 
 
-def some_rows(n):
-    """(rows a shard, rows): all in three shards."""
-    rows = np.zeros(n, ROW)
-    rows["state"] = np.arange(n) % 2 * 2
-    rows["offset"] = np.arange(n) * 4096
-    rows["crc"] = np.arange(n)
-    return [n - n // 2 - n // 3, 0, n // 2, n // 3], rows
+def a_table(handles, live):
+    """(handles of each shard, tags, rows): the handles are in three shards, some have a row."""
+    rows = np.zeros(live, ROW)
+    rows["offset_4k"] = np.arange(live)
+    rows["crc"] = np.arange(live)
+    return [handles - handles // 2 - handles // 3, 0, handles // 2, handles // 3], bytes(range(handles)), rows
 
 
 def padded(counts):
@@ -45,7 +44,7 @@ def fs():
 
 @pytest.fixture
 def entry(fs, tmp_path):
-    return checkpoint.write(fs, tmp_path, 9, UUID, 77, some_rows(100), b"catalog bytes", DATA_FILES, LINK)
+    return checkpoint.write(fs, tmp_path, 9, UUID, 77, a_table(100, 60), b"catalog bytes", DATA_FILES, LINK)
 
 
 def path_in(directory):
@@ -71,26 +70,39 @@ def test_a_checkpoint_is_read_back(fs, tmp_path, entry):
         assert (found.number, found.epoch, found.catalog, found.last_log) == (9, 77, b"catalog bytes", LINK)
         assert found.data_files == DATA_FILES
         assert found.entry == entry
-        counts, rows = some_rows(100)
-        assert found.rows[0] == padded(counts)
-        assert np.frombuffer(found.rows[1], ROW).tolist() == rows.tolist()
+        handles, tags, rows = a_table(100, 60)
+        assert found.table[0] == padded(handles) and found.table[1] == tags
+        assert np.frombuffer(found.table[2], ROW).tolist() == rows.tolist()
         assert path_in(tmp_path).read_bytes()[found.catalog_offset :].startswith(b"catalog bytes")
     assert fs.listdir(tmp_path) == [checkpoint_name(9)]
 
 
-@pytest.mark.parametrize("n", [0, 1, 5])
+@pytest.mark.parametrize(("handles", "live"), [(0, 0), (1, 0), (1, 1), (8, 3), (9, 9)])
 @pytest.mark.parametrize("catalog", [b"", b"12345678", b"123456789"])
-def test_checkpoints_of_any_size_are_read_back(fs, tmp_path, n, catalog):
-    counts, rows = some_rows(n)
-    given = (counts, memoryview(bytearray(rows.tobytes())))
+def test_checkpoints_of_any_size_are_read_back(fs, tmp_path, handles, live, catalog):
+    counts, tags, rows = a_table(handles, live)
+    given = (counts, bytearray(tags), memoryview(bytearray(rows.tobytes())))
     entry = checkpoint.write(fs, tmp_path, 9, UUID, 0, given, catalog, (), LogLink())
     found = checkpoint.read(fs, tmp_path, entry, UUID)
-    assert found.rows == (padded(counts), rows.tobytes()) and found.catalog == catalog and found.data_files == ()
+    assert found.table == (padded(counts), tags, rows.tobytes())
+    assert found.catalog == catalog and found.data_files == ()
+
+
+def test_a_handle_costs_one_byte_and_a_live_page_a_row(fs, tmp_path):
+    sizes = {}
+    for handles, live in ((0, 0), (100_000, 0), (100_000, 3000)):
+        table = ([handles], bytes(handles), bytes(ROW_BYTES * live))
+        sizes[handles, live] = checkpoint.write(fs, tmp_path, 9, UUID, 77, table, b"", (), LINK).bytes
+    assert sizes == {
+        (0, 0): HEADER_BYTES + FOOTER_BYTES,
+        (100_000, 0): HEADER_BYTES + FOOTER_BYTES + 100_000,
+        (100_000, 3000): HEADER_BYTES + FOOTER_BYTES + 100_000 + 3000 * 32,
+    }
 
 
 def test_every_flipped_byte_is_noticed(fs, tmp_path, entry):
     whole = path_in(tmp_path).read_bytes()
-    tail = range(HEADER_BYTES + 90 * ROW_BYTES, len(whole))
+    tail = range(HEADER_BYTES + 55 * ROW_BYTES, len(whole))
     for i in [*range(200), *random.Random(3).sample(range(200, len(whole)), 300), *tail]:
         damaged = bytearray(whole)
         damaged[i] ^= 0x40
@@ -111,7 +123,7 @@ def test_every_truncation_is_noticed(fs, tmp_path, entry):
         checkpoint.read(fs, tmp_path, 9, UUID)
 
 
-@pytest.mark.parametrize("field", [16, 24, 32, 40])
+@pytest.mark.parametrize("field", [16, 24, 32, 40, 80, 80 + 8 * 63])
 @pytest.mark.parametrize("value", [2**31, 2**32 - 1, 2**63, 2**64 - 1])
 def test_a_length_is_never_trusted(fs, tmp_path, entry, field, value):
     data = struct.pack("<Q", value) if field != 32 else struct.pack("<I", value & 0xFFFFFFFF | 0x10000)
@@ -138,28 +150,28 @@ def test_a_checkpoint_of_another_index_number_or_version_is_refused(fs, tmp_path
         checkpoint.read(fs, tmp_path, 10, UUID)
     with pytest.raises(FileNotFoundError):
         checkpoint.read(fs, tmp_path, 9, UUID)
-    path_in(tmp_path).write_bytes(pack_header(checkpoint.MAGIC, 1, UUID, b""))
-    with pytest.raises(FormatVersionError, match="expected format version 2, found 1"):
+    path_in(tmp_path).write_bytes(pack_header(checkpoint.MAGIC, 2, UUID, b""))
+    with pytest.raises(FormatVersionError, match="expected format version 3, found 2"):
         checkpoint.read(fs, tmp_path, 9, UUID)
 
 
 @pytest.mark.parametrize(("number", "size_class"), [(0, 0), (1, 7), (2**32 - 1, 255)])
 def test_a_data_file_that_cannot_be_is_corruption(fs, tmp_path, entry, number, size_class):
-    forge(path_in(tmp_path), HEADER_BYTES + 100 * ROW_BYTES, struct.pack("<IB", number, size_class))
+    forge(path_in(tmp_path), HEADER_BYTES + 60 * ROW_BYTES, struct.pack("<IB", number, size_class))
     with pytest.raises(CorruptionError, match="data file's number"):
         checkpoint.read(fs, tmp_path, 9, UUID)
 
 
-def test_rows_that_are_not_whole_are_refused(fs, tmp_path):
-    for counts, rows in (([1], bytes(50)), ([1, 1], bytes(48)), ([], bytes(48))):
-        with pytest.raises(ValueError, match="48 bytes each"):
-            checkpoint.write(fs, tmp_path, 9, UUID, 77, (counts, rows), b"", (), LINK)
+def test_a_table_that_is_not_whole_is_refused(fs, tmp_path):
+    for table in (([1], b"1", bytes(50)), ([1, 1], b"1", bytes(32)), ([], b"1", b""), ([1], b"", bytes(32))):
+        with pytest.raises(ValueError, match="a byte each and rows 32"):
+            checkpoint.write(fs, tmp_path, 9, UUID, 77, table, b"", (), LINK)
 
 
-@pytest.mark.parametrize("counts", [[50, 0, 51], [0] * 64, [2**64 - 1] * 64, [2**64 - 100]])
-def test_rows_of_shards_that_do_not_add_up_are_corruption(fs, tmp_path, entry, counts):
+@pytest.mark.parametrize("counts", [[50, 0, 55], [96], [0] * 64, [2**64 - 1] * 64, [2**64 - 100], [100, 2**64 - 8]])
+def test_handles_of_shards_that_do_not_add_up_are_corruption(fs, tmp_path, entry, counts):
     forge(path_in(tmp_path), checkpoint.COUNTS_OFFSET, checkpoint.COUNTS.pack(*padded(counts)))
-    with pytest.raises(CorruptionError, match="at offset 112: expected 100 rows"):
+    with pytest.raises(CorruptionError, match="by its header"):
         checkpoint.read(fs, tmp_path, 9, UUID)
 
 
@@ -177,5 +189,5 @@ def test_a_full_disk_leaves_no_checkpoint(fs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(File, "pwritev", full)
     with pytest.raises(OSError):
-        checkpoint.write(fs, tmp_path, 9, UUID, 77, some_rows(10), b"", (), LINK)
+        checkpoint.write(fs, tmp_path, 9, UUID, 77, a_table(10, 10), b"", (), LINK)
     assert fs.listdir(tmp_path) == []

@@ -131,10 +131,12 @@ def test_the_frame_header_that_is_followed_is_the_one_that_is_written():
 
 def test_the_row_of_the_object_table_is_the_one_of_checkpoints():
     assert fields_of_c("xtree/persistence/stored_row.pxd", "StoredRow") == NAMED["Row"]
+    assert 1 << constant_of_c("xtree/persistence/stored_row.pxd", "OFFSET_SHIFT") == checkpoint.OFFSET_UNIT
+    assert "of the slot, in units of 4096 bytes" in section("Row") and checkpoint.OFFSET_UNIT == 4096
 
 
 def test_numbers_that_reach_the_disk_are_the_documented_ones():
-    page, bucket, table = "xtree/persistence/page.pxd", "xtree/bucket.pxd", "xtree/persistence/row.pxd"
+    page, bucket = "xtree/persistence/page.pxd", "xtree/bucket.pxd"
     layout = "xtree/persistence/frame_layout.pxd"
     assert numbers("mode") == superblock.MODES
     assert numbers("kind of frame") == {"link": frame.FRAME_LINK, "group": frame.FRAME_GROUP}
@@ -151,10 +153,6 @@ def test_numbers_that_reach_the_disk_are_the_documented_ones():
     assert constant_of_c(layout, "MODE_STRICT") == superblock.MODES["strict"]
     assert constant_of_c(layout, "LAST_MODE") == max(superblock.MODES.values())
     assert numbers("catalog op") == {"set": catalog.OP_SET, "drop": catalog.OP_DROP}
-    assert numbers("state of a row") == {
-        "free": constant_of_c(table, "STATE_FREE"),
-        "live": constant_of_c(table, "STATE_LIVE"),
-    }
     assert numbers("kind of page") == {
         "leaf": constant_of_c(bucket, "KIND_LEAF"),
         "directory": constant_of_c(bucket, "KIND_DIRECTORY"),

@@ -125,6 +125,15 @@ def test_what_grows_from_round_to_round_is_found():
     assert soak._growth(rounds(30)[:6]) == []
 
 
+def test_a_directory_of_more_than_twice_the_live_bytes_is_found():
+    mib = 1 << 20
+    assert soak._waste({"disk": 20 * mib, "data": 12 * mib}, 10 * mib, 2.0) == []
+    found = soak._waste({"disk": 20 * mib + 4096, "data": 12 * mib}, 10 * mib, 2.0)
+    assert len(found) == 1 and "20,975,616 bytes on the disk, 12,582,912 of them data files" in found[0]
+    assert len(soak._waste({"disk": 2 * mib + 4096, "data": mib}, mib, 2.0)) == 1
+    assert soak._waste({"disk": 2 * mib, "data": mib}, mib // 2, 2.0) == []
+
+
 def test_the_command_exits_with_1_when_something_is_wrong(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(soak, "_run", lambda *arguments: _raise())
     file = tmp_path / "found.json"

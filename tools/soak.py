@@ -47,12 +47,15 @@ STEADY_AFTER = 4  # rounds; earlier ones make threads, pools and files that stay
 # snapshot made them; how long that is depends on how busy the machine was.
 GROWTH_ALLOWED = {"resident": 1.1, "disk": 1.5, "data": 1.5, "descriptors": 1.0, "mappings": 1.2}
 SLACK = {"resident": 8 * MIB, "disk": 64 * MIB, "data": 64 * MIB, "descriptors": 0, "mappings": 16}
-SPACE_SLACK = 4 * MIB  # beyond the space that live pages are allowed: files grow in steps
+SMALLEST_JUDGED = MIB  # live bytes: below, the files' headers and first sizes are most of an index
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do. keep: batches that live in each history, about 100 records each."""
+    """What to do. keep: batches that live in each history, about 100 records each.
+
+    space_factor: bytes on the disk after the last, calm round, all files, for each byte of live pages; at most.
+    """
 
     minutes: float = 60.0
     round_seconds: float = 30.0
@@ -102,8 +105,7 @@ def run_soak(plan: Plan, directory: Path, say: Any = print) -> dict[str, Any]:
         live_bytes = _run(round_, plan, model, index, counters, acknowledged, None)
         round_.left = _left_over(index, model)
         say(_line(round_, live_bytes))
-        if round_.left["data"] > plan.space_factor * live_bytes + SPACE_SLACK:
-            problems.append(f"{round_.left['data']:,} bytes of data files for {live_bytes:,} bytes of live pages")
+        problems += _waste(round_.left, live_bytes, plan.space_factor)
     except (SoakError, xtree.XTreeError, OSError) as error:
         problems.append(f"round {rounds[-1].number}: {type(error).__name__}: {error}")
     problems += _growth(rounds[:-1])
@@ -142,7 +144,7 @@ def _run(
             _require_acknowledged(acknowledged.tolist(), found)
             acknowledged[:] = found
         else:
-            work = Work(runtime, model, acknowledged, plan.snapshot_seconds, calm=seconds is None)
+            work = Work(runtime, model, acknowledged, plan.snapshot_seconds)
             if seconds is None:
                 work.turn_over(REST_S)
             else:
@@ -216,6 +218,16 @@ def _growth(rounds: list[Round]) -> list[str]:
         if late > early * GROWTH_ALLOWED[what] + SLACK[what]:
             problems.append(f"{what} grew from {early:,.0f} to {late:,.0f}")
     return problems
+
+
+def _waste(left: dict[str, int], live_bytes: int, factor: float) -> list[str]:
+    """What is wrong with the space that the whole directory takes: data files, checkpoints, logs and all."""
+    if live_bytes < SMALLEST_JUDGED or left["disk"] <= factor * live_bytes:
+        return []
+    return [
+        f"{left['disk']:,} bytes on the disk, {left['data']:,} of them data files, for {live_bytes:,} bytes of live "
+        f"pages: more than {factor:g} times as many"
+    ]
 
 
 def _line(round_: Round, live_bytes: int) -> str:

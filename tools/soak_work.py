@@ -92,10 +92,7 @@ class Model:
 
 
 class Work:
-    """Threads at work on an open runtime. acknowledged: one int64 a writer, its last step that is committed.
-
-    calm: small changes only, and nobody reads.
-    """
+    """Threads at work on an open runtime. acknowledged: one int64 a writer, its last step that is committed."""
 
     def __init__(
         self,
@@ -103,7 +100,6 @@ class Work:
         model: Model,
         acknowledged: np.ndarray,
         longest_snapshot_s: float = 1.0,
-        calm: bool = False,
     ) -> None:
         self.errors: list[str] = []
         self.counts = {"commits": 0, "checks": 0, "snapshots": 0, "checkpoints": 0}
@@ -112,7 +108,7 @@ class Work:
         self._acknowledged = acknowledged
         self._acknowledged[:] = model.steps(runtime)
         self._longest_snapshot_s = longest_snapshot_s
-        self._calm = calm
+        self._calm = False  # small changes only: nothing is rebuilt or aborted
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -121,10 +117,9 @@ class Work:
         for number in range(COMETS):
             self._spawn(self._write, number)
         self._spawn(self._fly_comets)
-        if not self._calm:
-            self._spawn(self._keep_snapshots)
-            for tree in TREES:
-                self._spawn(self._ask, tree)
+        self._spawn(self._keep_snapshots)
+        for tree in TREES:
+            self._spawn(self._ask, tree)
         self._spawn(self._checkpoint)
 
     def run(self, seconds: float) -> None:
@@ -134,14 +129,24 @@ class Work:
         self._finish()
 
     def turn_over(self, limit_s: float) -> None:
-        """Works until every record that was there at the beginning has gone, or for so long."""
+        """Makes one step after another while nobody reads, until every record that was there has gone, or for so long.
+
+        Side by side the writers leave longer files.
+        """
         first = self._acknowledged.copy()
         deadline = monotonic() + limit_s
-        self.start()
-        while (self._acknowledged - first)[:COMETS].min() < 3 * self._model.keep + 3 and monotonic() < deadline:
-            if self._stop.wait(0.1):
-                break
-        self._finish()
+        rng = random.Random(self._model.seed)
+        self._calm = True
+        self._spawn(self._checkpoint)
+        try:
+            while (self._acknowledged - first)[:COMETS].min() < 3 * self._model.keep + 3 and monotonic() < deadline:
+                for number in range(COMETS):
+                    self._step(number, rng)
+                self._step_of_comets()
+                if self._stop.is_set():
+                    break
+        finally:
+            self._finish()
 
     def _finish(self) -> None:
         self._stop.set()
@@ -169,21 +174,24 @@ class Work:
     # Writers.
 
     def _write(self, number: int) -> None:
-        histories = self._model.of_writer[number]
         rng = random.Random(f"{self._model.seed} {number}")
         while not self._stop.wait(PAUSE_S * rng.random()):
-            step = int(self._acknowledged[number]) + 1
-            if not self._calm and rng.random() < 0.05:
-                self._abort_one(histories, step)
-            if len(histories) == 1:
-                tree = self._runtime.tree(histories[0].tree)
-                self._change_alone(tree, histories[0], step, rng)
-            else:
-                with self._runtime.transaction(trees=[history.tree for history in histories]) as tx:
-                    for history in histories:
-                        _change(tx.tree(history.tree), history, step)
-            self._acknowledged[number] = step
-            self.counts["commits"] += 1
+            self._step(number, rng)
+
+    def _step(self, number: int, rng: random.Random) -> None:
+        histories = self._model.of_writer[number]
+        step = int(self._acknowledged[number]) + 1
+        if not self._calm and rng.random() < 0.05:
+            self._abort_one(histories, step)
+        if len(histories) == 1:
+            tree = self._runtime.tree(histories[0].tree)
+            self._change_alone(tree, histories[0], step, rng)
+        else:
+            with self._runtime.transaction(trees=[history.tree for history in histories]) as tx:
+                for history in histories:
+                    _change(tx.tree(history.tree), history, step)
+        self._acknowledged[number] = step
+        self.counts["commits"] += 1
 
     def _change_alone(self, tree: xtree.XTree, history: History, step: int, rng: random.Random) -> None:
         """One step of one tree: by a call of its own when one call does it, else in a transaction."""
@@ -205,16 +213,19 @@ class Work:
     def _fly_comets(self) -> None:
         rng = random.Random(self._model.seed)
         while not self._stop.wait(PAUSE_S * rng.random()):
-            step = int(self._acknowledged[COMETS]) + 1
-            n, phase = divmod(step, 3)
-            if phase == 0:
-                self._runtime.tree(f"comet {n}", dims=2)
-            elif phase == 1:
-                self._runtime.tree(f"comet {n}").insert_many(*comet_batch(n))
-            else:
-                self._runtime.drop(f"comet {n - COMETS_KEPT}")
-            self._acknowledged[COMETS] = step
-            self.counts["commits"] += 1
+            self._step_of_comets()
+
+    def _step_of_comets(self) -> None:
+        step = int(self._acknowledged[COMETS]) + 1
+        n, phase = divmod(step, 3)
+        if phase == 0:
+            self._runtime.tree(f"comet {n}", dims=2)
+        elif phase == 1:
+            self._runtime.tree(f"comet {n}").insert_many(*comet_batch(n))
+        else:
+            self._runtime.drop(f"comet {n - COMETS_KEPT}")
+        self._acknowledged[COMETS] = step
+        self.counts["commits"] += 1
 
     def _checkpoint(self) -> None:
         rng = random.Random(self._model.seed)

@@ -16,20 +16,19 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xtree.persistence import checkpoint, filenames
-from xtree.persistence.checkpoint import ROW
+from xtree.persistence.checkpoint import OFFSET_UNIT, ROW
 from xtree.persistence.config import PAGE_BYTES
 from xtree.persistence.crash_points import reach
 from xtree.persistence.data_files import BODY, FIRST_SLOT, FORMAT, MAGIC
 from xtree.persistence.file_header import pack_header
 from xtree.persistence.frame import LogLink
 from xtree.persistence.manifest import DataFileEntry, Manifest
-from xtree.persistence.node_id import SLOTS
 from xtree.persistence.page_copy import copy_pages
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.store import Pin
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from xtree.persistence.durable_store import DurableStore
 
 CHUNK_BYTES = 1 << 20
-LIVE = 2  # a row's state, as checkpoints store it
 
 Progress = Callable[[int, int], None]
 
@@ -48,9 +46,8 @@ Progress = Callable[[int, int], None]
 class Pages:
     """The pages of one epoch."""
 
-    stored: Any  # their rows as checkpoint.write takes them
-    rows: NDArray[np.void]  # the same memory as an array, of which files and offsets are changed
-    nodes: NDArray[np.uint64]  # the NodeID of each row
+    table: checkpoint.Table
+    rows: NDArray[np.void]  # those of the table as an array: files and offsets are changed in place
 
 
 @dataclass
@@ -148,7 +145,7 @@ def _write(store: DurableStore, pin: Pin, fs: FileSystem, target: str, progress:
     # No log precedes it; but one that follows it must not be taken for the beginning of everything.
     before = LogLink(last_epoch=pin.epoch)
     checkpoints = tuple(
-        checkpoint.write(fs, target, number, identity, pin.epoch, pages.stored, catalog, entries, before)
+        checkpoint.write(fs, target, number, identity, pin.epoch, pages.table, catalog, entries, before)
         for number in range(first, first + store.config.checkpoints_kept)  # as a clean close leaves them
     )
     reach("backup.checkpoints_written")
@@ -168,30 +165,21 @@ def _write(store: DurableStore, pin: Pin, fs: FileSystem, target: str, progress:
 
 def _pages_at(store: DurableStore, epoch: int) -> Pages:
     """The rows visible at an epoch that is pinned; their file numbers are those of windows."""
-    stored = store._snapshot_rows(epoch, list(range(len(store.windows))))
-    counts, raw = stored
-    rows = np.frombuffer(raw, ROW)
-    handles = np.concatenate([_handles_of(shard, count) for shard, count in enumerate(counts)])
-    return Pages(stored, rows, handles << np.uint64(8) | rows["tag"])
-
-
-def _handles_of(shard: int, count: int) -> NDArray[np.uint64]:
-    """The handles of a shard's rows."""
-    return np.arange(count, dtype=np.uint64) | np.uint64(shard * SLOTS)
+    table = store._snapshot_rows(epoch, list(range(len(store.windows))))
+    return Pages(table, np.frombuffer(table[2], ROW))
 
 
 def _place(rows: NDArray[np.void], window_bytes: int) -> list[NewFile]:
-    """Gives every live row a place in a new file, class by class, in the order in which the pages lie now."""
+    """Gives every row a place in a new file, class by class, in the order in which the pages lie now."""
     files: list[NewFile] = []
-    live = np.flatnonzero(rows["state"] == LIVE)
-    live = live[np.lexsort((rows["offset"][live], rows["file_number"][live], rows["size_class"][live]))]
+    order = np.lexsort((rows["offset_4k"], rows["file_number"], rows["size_class"]))
     for size_class, size in enumerate(PAGE_BYTES):
-        of_class = live[rows["size_class"][live] == size_class]
+        of_class = order[rows["size_class"][order] == size_class]
         most = (window_bytes - FIRST_SLOT) // size
         for start in range(0, len(of_class), most):
             file = NewFile(len(files) + 1, size_class, of_class[start : start + most])
             rows["file_number"][file.chosen] = file.number
-            rows["offset"][file.chosen] = FIRST_SLOT + size * np.arange(len(file.chosen), dtype=np.uint64)
+            rows["offset_4k"][file.chosen] = (FIRST_SLOT + size * np.arange(len(file.chosen))) // OFFSET_UNIT
             files.append(file)
     return files
 
@@ -203,7 +191,7 @@ def _write_file(
     size = PAGE_BYTES[file.size_class]
     step = CHUNK_BYTES // size
     buffer = bytearray(min(step, len(file.chosen)) * size)
-    nodes = pages.nodes[file.chosen]
+    nodes = pages.rows["node_id"][file.chosen]
     out = fs.open(os.path.join(target, filenames.data_name(file.size_class, file.number)), "create")
     try:
         body = BODY.pack(file.number, store.config.window_bytes, file.size_class)

@@ -1,9 +1,9 @@
-"""The checkpoint: all object-table rows and the whole catalog at one epoch, from which recovery starts.
+"""The checkpoint: the object table and the whole catalog at one epoch, from which recovery starts.
 
-A header page (file_header.py) with the number of rows of each shard, the rows (48 bytes each, shard by shard; row i of
-a shard is that of its slot i), the data files that the rows name, the catalog, zeros up to a multiple of 8, a footer.
-The footer's CRC covers the whole file with that field as zero. All lengths are in the header and must add up to the
-size of the file, before anything is read by them.
+A header page (file_header.py) with the number of handles of each shard, the rows of live pages (32 bytes each, by
+rising handle), the data files that they name, the tags of all handles (a byte each, shard by shard) and zeros up to a
+multiple of 8, the catalog and zeros up to a multiple of 8, a footer. The footer's CRC covers the whole file with that
+field as zero. All lengths are in the header and must add up to the size of the file, before anything is read by them.
 """
 
 from __future__ import annotations
@@ -24,29 +24,27 @@ from xtree.persistence.manifest import CheckpointEntry, DataFileEntry
 from xtree.persistence.platform_fs import Buffer, FileSystem, Path
 
 MAGIC = b"XTREECKP"
-FORMAT = 2
-BODY = Struct("<QQQQI4xQ")  # number, epoch, rows, bytes of catalog, data files, bytes of the file
+FORMAT = 3
+BODY = Struct("<QQQQI4xQ")  # number, epoch, live rows, bytes of catalog, data files, bytes of the file
 assert BODY.size == 48
 SHARDS = 64
-COUNTS = Struct(f"<{SHARDS}Q")  # rows of each shard; behind the body and a LogLink
+COUNTS = Struct(f"<{SHARDS}Q")  # handles of each shard; behind the body and a LogLink
 COUNTS_OFFSET = PREFIX.size + BODY.size + LINK_BYTES
 
-Rows = tuple[Sequence[int], Buffer]  # how many each shard has, and all of them: ObjectTable.snapshot
+Table = tuple[Sequence[int], Buffer, Buffer]  # handles of each shard, their tags, live rows: ObjectTable.snapshot
 
-ROW_BYTES = 48
+OFFSET_UNIT = 4096  # bytes: every slot begins at a multiple of it
+ROW_BYTES = 32
 ROW = np.dtype(
     [
-        ("state", "u1"),  # 0 free, 2 live: states of the object table; never renumber
-        ("tag", "u1"),
+        ("node_id", "<u8"),
+        ("birth", "<u8"),
+        ("file_number", "<u4"),
+        ("offset_4k", "<u4"),  # of the slot, in OFFSET_UNIT
+        ("crc", "<u4"),
         ("kind", "u1"),
         ("size_class", "u1"),
-        ("file_number", "<u4"),
-        ("offset", "<u8"),
-        ("birth", "<u8"),
-        ("retire", "<u8"),
-        ("crc", "<u4"),
-        ("reserved_32", "<u4"),
-        ("reserved_64", "<u8"),
+        ("reserved", "<u2"),
     ]
 )
 assert ROW.itemsize == ROW_BYTES
@@ -64,14 +62,14 @@ assert FOOTER.size == FOOTER_BYTES
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose CRC is right; `rows` and `catalog` are as they were given to `write`.
+    """A checkpoint whose CRC is right; `table` and `catalog` are as they were given to `write`.
 
-    The rows are a view of the mapped file, which stays mapped as long as there is one.
+    Tags and rows are views of the mapped file, which stays mapped as long as there is one.
     """
 
     number: int
     epoch: int
-    rows: tuple[tuple[int, ...], memoryview]
+    table: tuple[tuple[int, ...], memoryview, memoryview]
     catalog: bytes
     data_files: tuple[DataFileEntry, ...]
     last_log: LogLink
@@ -85,22 +83,24 @@ def write(
     number: int,
     uuid: bytes,
     epoch: int,
-    rows: Rows,
+    table: Table,
     catalog: bytes,
     data_files: Sequence[DataFileEntry],
     last_log: LogLink,
 ) -> CheckpointEntry:
     """Make a checkpoint's file, durably, and return its entry for the manifest. The data files must be synced."""
-    counts, row_view = list(rows[0]), memoryview(rows[1]).cast("B")
-    row_count = sum(counts)
-    if row_view.nbytes != ROW_BYTES * row_count:
-        raise ValueError(f"{row_count} rows have {ROW_BYTES} bytes each, not {row_view.nbytes} in all")
-    table = b"".join(DATA_FILE.pack(entry.number, entry.size_class, entry.synced_bytes) for entry in data_files)
-    length = _length(row_count, len(data_files), len(catalog))
+    handles, tags, rows = list(table[0]), memoryview(table[1]), memoryview(table[2])
+    if tags.nbytes != sum(handles) or rows.nbytes % ROW_BYTES:
+        raise ValueError(
+            f"{sum(handles)} handles have a byte each and rows {ROW_BYTES}, not {tags.nbytes} and {rows.nbytes} in all"
+        )
+    row_count = rows.nbytes // ROW_BYTES
+    files = b"".join(DATA_FILE.pack(entry.number, entry.size_class, entry.synced_bytes) for entry in data_files)
+    length = _length(row_count, len(data_files), tags.nbytes, len(catalog))
     body = BODY.pack(number, epoch, row_count, len(catalog), len(data_files), length)
-    shards = COUNTS.pack(*counts, *[0] * (SHARDS - len(counts)))
+    shards = COUNTS.pack(*handles, *[0] * (SHARDS - len(handles)))
     header = pack_header(MAGIC, FORMAT, uuid, body + last_log.encode() + shards)
-    parts: list[Buffer] = [header, row_view, table, catalog, bytes(-len(catalog) % 8)]
+    parts: list[Buffer] = [header, rows, files, tags, bytes(-tags.nbytes % 8), catalog, bytes(-len(catalog) % 8)]
     crc = 0
     for part in [*parts, FOOTER.pack(FOOTER_MAGIC, 0, 0, length)]:
         crc = crc32c(part, crc)
@@ -122,14 +122,10 @@ def read(fs: FileSystem, directory: Path, entry: CheckpointEntry | int, uuid: by
         header = file.pread(HEADER_BYTES, 0)
         fields = unpack_header(header, MAGIC, FORMAT, BODY, path, uuid)[1]
         found_number, epoch, row_count, catalog_bytes, data_file_count, length = fields
-        counts = COUNTS.unpack_from(header, COUNTS_OFFSET)
-        if not length == size == _length(row_count, data_file_count, catalog_bytes):
-            raise CorruptionError(
-                f"{path}: expected a file of {_length(row_count, data_file_count, catalog_bytes)} bytes "
-                f"by its header, found {size}"
-            )
-        if sum(counts) != row_count:
-            raise CorruptionError(f"{path}: at offset {COUNTS_OFFSET}: expected {row_count} rows, found {sum(counts)}")
+        handles = COUNTS.unpack_from(header, COUNTS_OFFSET)
+        expected = _length(row_count, data_file_count, sum(handles), catalog_bytes)
+        if not length == size == expected:
+            raise CorruptionError(f"{path}: expected a file of {expected} bytes by its header, found {size}")
         data = memoryview(file.map(size))
     finally:
         file.close()
@@ -141,22 +137,24 @@ def read(fs: FileSystem, directory: Path, entry: CheckpointEntry | int, uuid: by
             f"{path}: expected epoch {entry.epoch}, {entry.bytes} bytes and the CRC {entry.crc:#010x} by the "
             f"manifest, found {epoch}, {length} and {crc:#010x}"
         )
-    table_at = HEADER_BYTES + ROW_BYTES * row_count
-    catalog_at = table_at + DATA_FILE_BYTES * data_file_count
+    files_at = HEADER_BYTES + ROW_BYTES * row_count
+    tags_at = files_at + DATA_FILE_BYTES * data_file_count
+    catalog_at = tags_at + aligned(sum(handles))
     return Checkpoint(
         number=number,
         epoch=epoch,
-        rows=(counts, data[HEADER_BYTES:table_at]),
+        table=(handles, data[tags_at : tags_at + sum(handles)], data[HEADER_BYTES:files_at]),
         catalog=bytes(data[catalog_at : catalog_at + catalog_bytes]),
-        data_files=_data_files(data[table_at:catalog_at], path, table_at),
+        data_files=_data_files(data[files_at:tags_at], path, files_at),
         last_log=LogLink.decode(header[COUNTS_OFFSET - LINK_BYTES : COUNTS_OFFSET]),
         catalog_offset=catalog_at,
         entry=CheckpointEntry(number, epoch, length, crc),
     )
 
 
-def _length(rows: int, data_files: int, catalog_bytes: int) -> int:
-    return HEADER_BYTES + ROW_BYTES * rows + DATA_FILE_BYTES * data_files + aligned(catalog_bytes) + FOOTER_BYTES
+def _length(rows: int, data_files: int, handles: int, catalog_bytes: int) -> int:
+    records = ROW_BYTES * rows + DATA_FILE_BYTES * data_files
+    return HEADER_BYTES + records + aligned(handles) + aligned(catalog_bytes) + FOOTER_BYTES
 
 
 def _verify(data: memoryview, path: str, length: int) -> int:

@@ -49,7 +49,7 @@ class Copy:
     """What a checkpoint will hold: the state of one epoch, and how the log before the next epoch ended."""
 
     epoch: int
-    rows: checkpoints.Rows
+    table: checkpoints.Table
     catalog: bytes
     last_log: LogLink
     started: float
@@ -191,13 +191,13 @@ class Checkpointer:
             journal.close_log()
             self._policy.began()
             epoch = store.published.epoch
-            rows = store._snapshot_rows(epoch, journal.data_files.file_of_window)
+            table = store._snapshot_rows(epoch, journal.data_files.file_of_window)
             catalog = store.published.catalog.encode()
             reach("checkpoint.copied")
         except BaseException:
             self._place.release()
             raise
-        return Copy(epoch, rows, catalog, journal.last_log, started)
+        return Copy(epoch, table, catalog, journal.last_log, started)
 
     def complete(self, copied: Copy, reason: str, hold_back: bool = True) -> None:
         """The second half, in any thread. Without `hold_back` every log goes that nothing needs."""
@@ -214,7 +214,7 @@ class Checkpointer:
                     journal.numbers.take(),
                     journal.manifest.uuid,
                     copied.epoch,
-                    copied.rows,
+                    copied.table,
                     copied.catalog,
                     journal.data_files.entries(),
                     copied.last_log,

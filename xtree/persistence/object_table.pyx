@@ -13,7 +13,7 @@ thread's shard. The next shard opens when those that are active have `shard_rows
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
 from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -31,7 +31,7 @@ from xtree.persistence.row cimport (
     STATE_FREE, STATE_LIVE, STATE_RESERVED, STATE_RETIRED, WORD_TAG, WORD_VERIFIED, Row, class_of, kind_of, make_word,
     state_of, with_state,
 )
-from xtree.persistence.stored_row cimport StoredRow, load_row, store_row
+from xtree.persistence.stored_row cimport StoredRow, is_visible, load_row, store_row
 
 from xtree.errors import CapacityError, CorruptionError
 
@@ -51,7 +51,7 @@ cdef enum:
 
 STATE_NAMES = ("free", "reserved", "live", "retired")
 ROW_BYTES = sizeof(StoredRow)
-assert ROW_BYTES == 48 and sizeof(Row) == 64 and sizeof(Shard) == LINES_A_SHARD * 64
+assert ROW_BYTES == 32 and sizeof(Row) == 64 and sizeof(Shard) == LINES_A_SHARD * 64
 
 
 cdef inline bint _is(const Row *row, NodeID node, int state) noexcept nogil:
@@ -383,39 +383,53 @@ cdef class ObjectTable:
                 shard.live_count += 1
             handle = self.next_handle(handle)
 
-    def restore(self, counts, rows, FilePlaces places not None):
-        """Load the rows of a checkpoint into an empty table: how many each shard has, and all of them, a buffer.
+    def restore(self, uint64_t epoch, handles, tags, rows, FilePlaces places not None):
+        """Load a checkpoint of an epoch into an empty table: how many handles each shard has, their tags, live rows.
 
-        Every row's slot is in a file of its class, aligned, and inside the most that the file may hold; otherwise
-        CorruptionError is raised. MemoryError, CapacityError; after an error the table is of no use.
+        Every row's handle is above that of the row before it and among the shard's, its tag the handle's; its slot is
+        in a file of its class, aligned, and inside the most that the file may hold. Otherwise CorruptionError is
+        raised. MemoryError; after an error the table is of no use.
         """
-        cdef Py_buffer view
+        cdef Py_buffer tag_view, row_view
         cdef uint64_t shard, count, at = 0
+        cdef const StoredRow *stored
+        cdef const StoredRow *end
         if self.high_water != 1:
             raise RuntimeError("rows can be restored into an empty table only")
-        counts = [int(count) for count in counts]
-        PyObject_GetBuffer(rows, &view, PyBUF_SIMPLE)
+        handles = list(map(int, handles))
+        _require_room(self, handles)
+        PyObject_GetBuffer(tags, &tag_view, PyBUF_SIMPLE)
         try:
-            if len(counts) > MAX_SHARDS or sum(counts) * ROW_BYTES != view.len:
-                raise CorruptionError(f"rows of a checkpoint: {view.len} bytes, expected a multiple of {ROW_BYTES} "
-                                      f"for {sum(counts)} rows in up to {MAX_SHARDS} shards")
-            for shard, count in enumerate(counts):
-                with nogil:
-                    _restore(self, places, shard, <const StoredRow *>view.buf + at, count)
-                at += count
+            PyObject_GetBuffer(rows, &row_view, PyBUF_SIMPLE)
+            try:
+                if sum(handles) != tag_view.len or row_view.len % ROW_BYTES:
+                    raise CorruptionError(f"object table: {tag_view.len} tags of {sum(handles)} handles, "
+                                          f"{row_view.len} bytes of rows of {ROW_BYTES}")
+                stored = <const StoredRow *>row_view.buf
+                end = stored + row_view.len // <Py_ssize_t>sizeof(StoredRow)
+                for shard, count in enumerate(handles):
+                    with nogil:
+                        _restore(self, places, epoch, shard, <const uint8_t *>tag_view.buf + at, count, &stored, end)
+                    at += count
+                if stored != end:
+                    _bad_row(handle_of(stored.node_id), "out of order, or of a handle that was never given out")
+            finally:
+                PyBuffer_Release(&row_view)
         finally:
-            PyBuffer_Release(&view)
+            PyBuffer_Release(&tag_view)
 
     def snapshot(self, uint64_t epoch, list file_of_window):
-        """(rows a shard, rows) of a checkpoint: those visible at an epoch are live, all others free with their tag.
+        """(handles of each shard, their tags, live rows) of a checkpoint: live are those visible at its epoch.
 
         `file_of_window` gives the number of each window's data file. Raises CorruptionError, MemoryError.
         """
         cdef uint32_t windows = len(file_of_window)
-        cdef uint64_t shard, at = 0
-        cdef uint64_t marks[MAX_SHARDS]
-        cdef bytearray rows
+        cdef uint64_t shard, total = 0, most = 0
+        cdef uint64_t handles[MAX_SHARDS]
+        cdef bytearray tags, rows
+        cdef uint8_t *tag
         cdef StoredRow *out
+        cdef StoredRow *end
         cdef uint32_t *files = <uint32_t *>allocate(windows * sizeof(uint32_t))
         if files == NULL:
             raise MemoryError("no memory for the table of data files")
@@ -423,20 +437,22 @@ cdef class ObjectTable:
             for window, file_number in enumerate(file_of_window):
                 files[window] = file_number
             for shard in range(MAX_SHARDS):
-                marks[shard] = load_acquire(&self.marks[shard])
-                if shard and marks[shard] == 1:
-                    marks[shard] = 0
-                at += marks[shard]
-            rows = PyByteArray_FromStringAndSize(NULL, at * sizeof(StoredRow))
+                handles[shard] = load_acquire(&self.marks[shard]) - 1
+                total += handles[shard]
+                most += _most_visible(&self.shards[shard])
+            tags = PyByteArray_FromStringAndSize(NULL, total)
+            rows = PyByteArray_FromStringAndSize(NULL, most * sizeof(StoredRow))
+            tag = <uint8_t *>PyByteArray_AS_STRING(tags)
             out = <StoredRow *>PyByteArray_AS_STRING(rows)
-            at = 0
+            end = out + most
             with nogil:
                 for shard in range(MAX_SHARDS):
-                    _snapshot(self, shard, marks[shard], epoch, files, windows, out + at)
-                    at += marks[shard]
+                    _snapshot(self, shard, handles[shard], epoch, files, windows, tag, &out, end)
+                    tag += handles[shard]
+            PyByteArray_Resize(rows, <char *>out - PyByteArray_AS_STRING(rows))
         finally:
             release(files)
-        return [marks[shard] for shard in range(MAX_SHARDS)], rows
+        return [handles[shard] for shard in range(MAX_SHARDS)], tags, rows
 
     # For people, tests and tools.
 
@@ -615,44 +631,72 @@ cdef int _check_list(ObjectTable t, uint64_t head, uint64_t tail, uint64_t count
     return 0
 
 
-cdef int _restore(ObjectTable t, FilePlaces places, uint64_t which, const StoredRow *stored,
-                  uint64_t count) except -1 nogil:
-    cdef Shard *shard = &t.shards[which]
-    cdef const char *wrong
-    cdef uint64_t slot
-    cdef Row *row
-    cdef Row blank
-    if count == 0:
-        return 0
-    memset(&blank, 0, sizeof(Row))
-    if load_row(stored, places, &blank) != NULL or blank.word:
-        return _bad_row(make_handle(which, 0), "expected all of it to be zero")
-    t.cover(which, count)
-    slot = 0
-    while slot + 1 < count:
-        prefault(_row_at(t, make_handle(which, slot)), min(count - slot, <uint64_t>SLAB_ROWS) * sizeof(Row))
-        slot += SLAB_ROWS
-    for slot in range(1, count):
-        row = _row_at(t, make_handle(which, slot))
-        wrong = load_row(stored + slot, places, row)
-        if wrong != NULL:
-            return _bad_row(make_handle(which, slot), wrong)
-        if state_of(row.word) == STATE_FREE:
-            _append(t, &shard.free_head, &shard.free_tail, make_handle(which, slot), row)
-            shard.free_count += 1
-        else:
-            shard.live_count += 1
+cdef int _require_room(ObjectTable t, list handles) except -1:
+    cdef uint64_t shard
+    for shard, count in enumerate(handles):
+        if count and (shard >= t.max_shards or not 0 < count < t.shard_slots):
+            raise CorruptionError(f"object table: {count} handles in shard {shard}, expected up to {t.shard_slots - 1} "
+                                  f"in each of {t.max_shards}")
     return 0
 
 
-cdef int _snapshot(ObjectTable t, uint64_t which, uint64_t mark, uint64_t epoch, const uint32_t *files,
-                   uint32_t windows, StoredRow *out) except -1 nogil:
+# Fills a shard, and moves `stored` behind the live rows that are the shard's, as long as they come in order.
+cdef int _restore(ObjectTable t, FilePlaces places, uint64_t epoch, uint64_t which, const uint8_t *tags, uint64_t count,
+                  const StoredRow **stored, const StoredRow *end) except -1 nogil:
+    cdef Shard *shard = &t.shards[which]
+    cdef const StoredRow *following = stored[0]
     cdef const char *wrong
-    cdef uint64_t slot
-    if mark:
-        memset(out, 0, sizeof(StoredRow))
-    for slot in range(1, mark):
-        wrong = store_row(_row_at(t, make_handle(which, slot)), epoch, files, windows, out + slot)
+    cdef uint64_t slot = 0, handle
+    cdef Row *row
+    t.cover(which, count + 1)
+    while slot < count:
+        prefault(_row_at(t, make_handle(which, slot)), min(count + 1 - slot, <uint64_t>SLAB_ROWS) * sizeof(Row))
+        slot += SLAB_ROWS
+    for slot in range(1, count + 1):
+        handle = make_handle(which, slot)
+        row = _row_at(t, handle)
+        if following < end and handle_of(following.node_id) == handle:
+            wrong = load_row(following, tags[slot - 1], epoch, places, row)
+            if wrong != NULL:
+                return _bad_row(handle, wrong)
+            shard.live_count += 1
+            following += 1
+        else:
+            row.word = tags[slot - 1]
+            _append(t, &shard.free_head, &shard.free_tail, handle, row)
+            shard.free_count += 1
+    stored[0] = following
+    return 0
+
+
+# How many rows of a shard are visible at one epoch, at most, for which nothing has been reclaimed.
+cdef uint64_t _most_visible(Shard *shard) noexcept nogil:
+    cdef uint64_t count
+    spin_lock(&shard.lock)
+    count = shard.live_count + shard.retired_count
+    spin_unlock(&shard.lock)
+    return count
+
+
+# Stores the tags of a shard, and at `out`, which moves behind them, the rows visible at an epoch.
+cdef int _snapshot(ObjectTable t, uint64_t which, uint64_t count, uint64_t epoch, const uint32_t *files,
+                   uint32_t windows, uint8_t *tags, StoredRow **out, StoredRow *end) except -1 nogil:
+    cdef StoredRow *place = out[0]
+    cdef const char *wrong
+    cdef uint64_t slot, handle, word
+    cdef Row *row
+    for slot in range(1, count + 1):
+        handle = make_handle(which, slot)
+        row = _row_at(t, handle)
+        word = load_acquire(&row.word)
+        tags[slot - 1] = word & WORD_TAG
+        if not is_visible(row, word, epoch):
+            continue
+        if place == end:
+            return _bad_row(handle, "visible, and not counted")
+        wrong = store_row(row, word, make_node_id(handle, word & WORD_TAG), files, windows, place)
         if wrong != NULL:
-            return _bad_row(make_handle(which, slot), wrong)
+            return _bad_row(handle, wrong)
+        place += 1
+    out[0] = place
     return 0

@@ -247,7 +247,7 @@ def _start(
     places = FilePlaces(files, config.window_bytes)
     if base is None:
         return Replay(table, places, Catalog(), 0)
-    table.restore(*base.rows, places)
+    table.restore(base.epoch, *base.table, places)
     catalog = Catalog.decode(base.catalog, f"checkpoint {base.number}", base.catalog_offset)
     report.advance(base.entry.bytes)
     return Replay(table, places, catalog, base.epoch)

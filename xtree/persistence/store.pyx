@@ -387,7 +387,7 @@ cdef class Store:
         return done
 
     def _snapshot_rows(self, uint64_t epoch, list file_of_window):
-        """The rows visible at an epoch, as a checkpoint stores them."""
+        """The handles, their tags and the rows visible at an epoch, as a checkpoint stores them."""
         with nogil:
             hold_lock(self)
         try:
