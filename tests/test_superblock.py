@@ -142,6 +142,39 @@ def test_after_a_failed_sync_the_superblock_is_not_written_again(fs, path, monke
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_only_copy_that_can_be_read_is_not_written_before_there_is_another(path, lost):
+    written = []
+
+    class Watching(FileSystem):
+        def open(self, path, mode):
+            file = super().open(path, mode)
+            return WatchedWrites(file.path, os.dup(file.fileno()), written)
+
+    data = bytearray(path.read_bytes())
+    data[lost * HEADER_BYTES + 40] ^= 1
+    path.write_bytes(data)
+    file = SuperblockFile.open(Watching(), path.parent, writable=True)
+    for epoch in range(6, 9):
+        file.publish(sync=True, epoch=epoch)
+    file.close()
+    assert written == [lost * HEADER_BYTES, (1 - lost) * HEADER_BYTES, lost * HEADER_BYTES]
+
+
+class WatchedWrites(File):
+    """Notes where is written."""
+
+    __slots__ = ("written",)
+
+    def __init__(self, path, fd, written):
+        super().__init__(path, fd)
+        self.written = written
+
+    def pwrite(self, data, offset):
+        self.written.append(offset)
+        super().pwrite(data, offset)
+
+
 def test_a_directory_without_a_superblock_has_none(fs, tmp_path):
     with pytest.raises(FileNotFoundError):
         SuperblockFile.open(fs, tmp_path, writable=False)

@@ -12,7 +12,7 @@ Invariants:
 
 1. At every moment at least one copy is on the disk whole: a write goes only to the copy that isn't the last synced
    one. After opening nobody knows which that is, so the first write rewrites the newest copy in place, byte for byte,
-   and syncs it.
+   and syncs it. If it is the only one that can be read it is synced as it is: a crash may tear what is being written.
 2. Generations grow by one; epochs never regress; durable_epoch <= epoch <= epoch_ceiling.
 """
 
@@ -168,7 +168,8 @@ class SuperblockFile:
         self._file.close()
 
     def _settle(self) -> None:
-        self._file.pwrite(self.value.encode(), self._newest * HEADER_BYTES)
+        if self.copies_readable == COPIES:
+            self._file.pwrite(self.value.encode(), self._newest * HEADER_BYTES)
         self._file.sync()
         self._synced = self._newest
 
