@@ -2,7 +2,8 @@
 
     offset  size  name           meaning (of a copy; offsets 0 to 31 as in file_header.py)
     32      8     generation     one more with every write; the copy with the higher one counts
-    40      8     epoch          last epoch known to be committed when it was written; in strict, the last committed
+    40      8     epoch          last epoch known to be committed when it was written, in strict the last committed; or
+                                 passed over at the end of a recovery
     48      8     durable_epoch  everything up to this epoch was on the disk; its loss is damage
     56      8     epoch_ceiling  no epoch at or above it has been handed out
     64      1     mode           durability mode of the writer: 1 strict, 2 balanced, 3 eventual
