@@ -9,7 +9,9 @@ import sys
 import pytest
 from crash_runs import Inquiry, cases, run, sample
 from pages import MODES
-from workloads import WORKLOADS
+from workloads import WORKLOADS, Stage
+
+from xtree.persistence.crash_points import CRASH_POINTS
 
 SEEDS = 10  # ways in which a power loss turns out, for each sector size
 SAMPLE = 30
@@ -48,3 +50,29 @@ def test_every_crash_of_every_workload_keeps_what_was_promised(tmp_path, name, m
         inquiry.ask(case)
     tally("moments of workloads crashed at", len(made.moments))
     count(tally, "everywhere in a workload", inquiry)
+
+
+def test_the_workloads_reach_every_named_point(tmp_path):
+    reached = {moment.what for name in ("backup", "rotation", "creation") for mode in MODES
+               for moment in run(name, mode, tmp_path / "run").moments}  # fmt: skip
+    assert {point for point in CRASH_POINTS if not point.startswith("recovery.")} <= reached
+
+
+def test_the_workloads_do_what_they_are_named_after(tmp_path):
+    ended = {}
+    for name in ("supernodes", "deletes", "rotation", "inserts with splits"):
+        stage = Stage(tmp_path / name, WORKLOADS[name], "balanced")
+        stage.root.mkdir()
+        stage.open()
+        heights, supernodes = set(), 0
+        for number in range(len(WORKLOADS[name].steps)):
+            stage.perform(number)
+            for tree in map(stage.runtime.tree, stage.runtime.trees()):
+                heights.add(tree.height)
+                supernodes = max(supernodes, tree.stats()["supernodes"])
+        ended[name] = heights, supernodes, stage.runtime.stats()["coordinator"], tree.height
+        stage.runtime.close()
+    assert ended["supernodes"][1] > 0
+    assert max(ended["deletes"][0]) > ended["deletes"][3]
+    assert ended["rotation"][2]["logs_rotated"] > 3 and ended["rotation"][2]["logs_collected"] > 3
+    assert max(ended["inserts with splits"][0]) > 1
