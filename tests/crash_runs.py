@@ -29,8 +29,8 @@ Contents = dict[str, bytes]  # by name: records or items, as bytes that are the 
 class Moment:
     """A moment of a run: what was to come next, the disk, and what had been promised by then.
 
-    `finished`, `begun`: how many steps were, the opening being the first; `durable`: the epoch that the store itself
-    takes for durable; `handed_out`: the last epoch that a commit may have got.
+    `finished`, `begun`: how many steps were, the opening being the first; `visible`: the epoch that readers saw;
+    `durable`: the one that the store itself takes for durable; `handed_out`: the last that a commit may have got.
     """
 
     number: int
@@ -39,6 +39,7 @@ class Moment:
     mode: str
     finished: int
     begun: int
+    visible: int
     durable: int
     handed_out: int
 
@@ -63,7 +64,7 @@ class Watch:
         self.fs = fs
         self.stage: Stage | None = None
         self.mode = ""
-        self.finished = self.begun = self.durable = self.handed_out = 0
+        self.finished = self.begun = self.visible = self.durable = self.handed_out = 0
         self.moments: list[Moment] = []
         fs.observe = self.note
 
@@ -73,10 +74,11 @@ class Watch:
         if runtime is not None:
             coordinator = runtime._store._coordinator
             self.durable = max(self.durable, coordinator.durable_epoch)
-            self.handed_out = max(self.handed_out, coordinator.following_epoch - 1, runtime._store.published.epoch)
+            self.visible = max(self.visible, runtime._store.published.epoch)
+            self.handed_out = max(self.handed_out, coordinator.following_epoch - 1, self.visible)
         self.moments.append(
-            Moment(len(self.moments), what, self.fs.state(), self.mode, self.finished, self.begun, self.durable,
-                   self.handed_out)
+            Moment(len(self.moments), what, self.fs.state(), self.mode, self.finished, self.begun, self.visible,
+                   self.durable, self.handed_out)
         )  # fmt: skip
 
 
@@ -233,7 +235,9 @@ def judge(run: Run, moment: Moment, found: Found, killed: bool = False) -> None:
         assert moment.finished == 0, "the index isn't there any more"
         return
     if moment.finished:
-        promised = run.epochs[moment.finished - 1] if killed or moment.mode != "eventual" else moment.durable
+        promised = moment.durable
+        if killed or moment.mode != "eventual":
+            promised = max(promised, moment.visible, run.epochs[moment.finished - 1])
         assert promised <= found.epoch, f"epoch {promised} was promised, {found.epoch} recovered"
     assert found.epoch <= run.epochs[min(moment.begun, len(run.epochs)) - 1], "a commit that never began"
     assert found.following > moment.handed_out, f"epoch {found.following} was handed out again"

@@ -7,6 +7,7 @@ import os
 import random
 
 import pytest
+from faults import SECTORS, ForgetfulFileSystem, PowerLoss
 
 from xtree.errors import CorruptionError, FormatVersionError, StoreFailedError
 from xtree.persistence import crash_points, superblock
@@ -180,53 +181,20 @@ def test_a_directory_without_a_superblock_has_none(fs, tmp_path):
         SuperblockFile.open(fs, tmp_path, writable=False)
 
 
-class ForgetfulDisk(FileSystem):
-    """Keeps, beside the file, what is on the disk for sure and which sectors may be in any state."""
-
-    def __init__(self, path):
-        self.path = path
-        self.disk = bytearray(path.read_bytes())
-        self.unsynced = set()
-
-    def open(self, path, mode):
-        disk = self
-
-        class Watched(File):
-            def pwrite(self, data, offset):
-                super().pwrite(data, offset)
-                disk.unsynced.add(offset)
-
-            def sync(self):
-                super().sync()
-                disk.disk[:] = disk.path.read_bytes()
-                disk.unsynced.clear()
-
-        real = super().open(path, mode)
-        return Watched(real.path, os.dup(real.fileno()))
-
-    def worst_power_loss(self):
-        """The file with every unsynced copy torn."""
-        data = bytearray(self.disk)
-        for offset in self.unsynced:
-            data[offset : offset + HEADER_BYTES] = b"torn" * (HEADER_BYTES // 4)
-        return bytes(data)
-
-
 @pytest.mark.parametrize("seed", range(20))
-def test_a_power_loss_at_any_moment_leaves_the_last_synced_values(path, seed):
+def test_a_power_loss_at_any_moment_leaves_the_last_synced_values(path, tmp_path_factory, seed):
     print("seed", seed)
     random_ = random.Random(seed)
-    disk = ForgetfulDisk(path)
+    disk = ForgetfulFileSystem(path.parent)
+    left = tmp_path_factory.mktemp("left") / SUPERBLOCK
     synced_epoch = 5
     file = SuperblockFile.open(disk, path.parent, writable=True)
     checked = []
 
     def lose_power(name):
-        kept = path.read_bytes()
-        path.write_bytes(disk.worst_power_loss())
-        found = reopened(path).value
-        path.write_bytes(kept)
-        assert found.epoch >= synced_epoch
+        for how in (PowerLoss(2, 512), PowerLoss(random_.randrange(1 << 32), random_.choice(SECTORS))):
+            left.write_bytes(disk.state().after(how)[SUPERBLOCK])
+            assert reopened(left).value.epoch >= synced_epoch
         checked.append(name)
 
     crash_points.set_hook(lose_power)
