@@ -12,7 +12,7 @@ from pathlib import Path
 
 import brute
 import numpy as np
-from faults import SECTORS, DiskState, ForgetfulFileSystem, Image, PowerLoss, digest, write_image
+from faults import SECTORS, DiskState, ForgetfulFileSystem, Image, PowerLoss, digest, read_image, write_image
 from stack_writer import PageStack
 from workloads import COPY, INDEX, WORKLOADS, Model, Stage, canonical, models, open_runtime, records, stack_of
 
@@ -163,11 +163,12 @@ class Examiner:
         key = digest(image), mode
         if key not in self.found:
             write_image(image, self.path)
-            self.found[key] = self._examined(self.path, mode)
+            self.found[key] = self._examined(image, mode)
             shutil.rmtree(self.path)
         return self.found[key]
 
-    def _examined(self, root: Path, mode: str) -> Found:
+    def _examined(self, image: Image, mode: str) -> Found:
+        root = self.path
         copy = self._copied(root / COPY) if (root / COPY).exists() else None
         path, config = root / INDEX, WORKLOADS[self.run.workload].config(mode)
         if not exists(path):
@@ -177,6 +178,7 @@ class Examiner:
         epoch, held = verify(path, config)
         assert epoch in self.run.contents, f"recovered epoch {epoch}, which is no step's"
         assert held == self.run.contents[epoch], f"epoch {epoch} holds something else than the step left"
+        assert read_image(root) == image, "a read-only open has written"
         with open_runtime(path, config) as runtime:
             assert runtime.stats()["epoch"] == epoch and held_by(runtime) == held, "recovered again it's another state"
             runtime.check()

@@ -235,6 +235,12 @@ def write_image(image: Image, target: Path) -> None:
             (target / name).write_bytes(content)
 
 
+def read_image(root: Path) -> Image:
+    """The image that a directory is; locks are no part of it."""
+    paths = {os.path.relpath(path, root): path for path in root.rglob("*") if path.name != LOCK}
+    return {name: None if path.is_dir() else path.read_bytes() for name, path in sorted(paths.items())}
+
+
 class ForgetfulFileSystem(FileSystem):
     """The real file system, watched in one directory and those in it.
 
@@ -249,10 +255,8 @@ class ForgetfulFileSystem(FileSystem):
         self.names: dict[str, object] = {}  # Inode, or DIRECTORY
         self.changes: list[Change] = []
         self._last: DiskState | None = None
-        for path in sorted(Path(self.root).rglob("*")):
-            if path.name != LOCK:
-                name = os.path.relpath(path, self.root)
-                self.names[name] = DIRECTORY if path.is_dir() else Inode(path, path.read_bytes())
+        for name, content in read_image(Path(self.root)).items():
+            self.names[name] = DIRECTORY if content is None else Inode(os.path.join(self.root, name), content)
         self.durable_names = dict(self.names)
 
     @classmethod

@@ -61,7 +61,9 @@ WORKLOADS = {
     "creation": Workload(
         _steps(("make", "a", 2), ("insert", "a", 3), ("make", "b", 3), ("reopen",), ("insert", "b", 2), ("wait",))
     ),
-    "inserts with splits": Workload(_steps(("make", "a", 2), [("insert", "a", 70)] * 7, ("wait",), ("insert", "a", 1))),
+    "inserts with splits": Workload(
+        _steps(("make", "a", 2), [("insert", "a", 70)] * 4, [("insert", "a", 70), ("wait",)] * 3, ("insert", "a", 1))
+    ),
     "supernodes": Workload(
         _steps(("make", "deep", 14), [("insert", "deep", 130)] * 4, ("wait",), [("insert", "deep", 130)] * 2),
         {"max_overlap": 0.0, "wal_rotate_bytes": 1 << 20, "wal_fill_limit_bytes": 64 << 10, "min_fanout": 0.5},
