@@ -288,6 +288,13 @@ def sample(moments: list[Moment], n: int, rng: random.Random) -> Iterator[Case]:
             yield Case(moment, seed, sector_bytes)
 
 
+def firsts(moments: list[Moment], losses: int, killed: int, rng: random.Random) -> list[Case]:
+    """Crashes whose recovery is to be crashed: some of all, and kills while there is a frame that isn't on the disk."""
+    appended = [moment for moment in moments if moment.what == "commit.appended"]
+    found = [next(sample(moments, 1, rng)) for _ in range(losses)]
+    return found + [Case(rng.choice(appended), None) for _ in range(killed)]
+
+
 class Inquiry:
     """Judges cases of a run, and counts what was looked at."""
 

@@ -7,7 +7,7 @@ import secrets
 import sys
 
 import pytest
-from crash_runs import Inquiry, cases, run, sample
+from crash_runs import Inquiry, cases, firsts, run, sample
 from test_crash_everywhere import count, every_mode, every_workload
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
@@ -21,8 +21,8 @@ def test_some_crashes_inside_recovery_change_nothing(tmp_path, name, mode, tally
     rng = random.Random(seed)
     made = run(name, mode, tmp_path / "run")
     inquiry = Inquiry(made, tmp_path / "image")
-    for first in sample(made.moments, 2, rng):
-        inquiry.ask_again(first, tmp_path / "again", lambda moments: sample(moments, 4, rng))
+    for first in firsts(made.moments, 1, 1, rng):
+        inquiry.ask_again(first, tmp_path / "again", lambda moments: sample(moments, 6, rng))
     count(tally, "somewhere in a recovery", inquiry)
 
 
@@ -33,6 +33,7 @@ def test_some_crashes_inside_recovery_change_nothing(tmp_path, name, mode, tally
 def test_every_crash_inside_recovery_changes_nothing(tmp_path, name, mode, tally):
     made = run(name, mode, tmp_path / "run")
     inquiry = Inquiry(made, tmp_path / "image")
-    for first in sample(made.moments, 6, random.Random(name + mode)):
+    rng = random.Random(name + mode)
+    for first in firsts(made.moments, 4, 2, rng):
         inquiry.ask_again(first, tmp_path / "again", lambda moments: cases(moments, 4))
     count(tally, "everywhere in a recovery", inquiry)
