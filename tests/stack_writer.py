@@ -9,7 +9,9 @@ from pathlib import Path
 import xtree
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from page_stack import PageStack, StackState
+from page_stack import PageStack, StackState, push
+
+__all__ = ["PageStack", "StackState", "item", "push"]
 
 MODES = ("strict", "balanced", "eventual")
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import brute
 import numpy as np
 import pytest
+from faults import ForgetfulFileSystem
 from faulty_fs import FaultyFileSystem
 from pages import KIND, MODES, ONE_LONG_LOG, SMALL, put, small, texts_of
-from power_loss import ForgetfulFileSystem
 
 import xtree
 from xtree.persistence import filenames
@@ -396,18 +396,15 @@ class Losses(ForgetfulFileSystem):
 
     def lose(self, point: str = "") -> None:
         for _ in range(3):
-            self.left.append(Path(f"{self.directory}-{len(self.left)}"))
+            self.left.append(Path(f"{self.root}-{len(self.left)}"))
             self.power_loss(self.left[-1], self.rng)
 
     def unlink(self, path):
-        if os.path.basename(path) == filenames.LOCK:
-            FileSystem.unlink(self, path)
-        else:
-            super().unlink(path)
+        super().unlink(path)
         self.lose()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads unlinked files through /proc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_power_loss_at_any_step_leaves_a_whole_backup_or_none(tmp_path, fails):
     seed = random.SystemRandom().randrange(1 << 32)

@@ -12,9 +12,9 @@ import sys
 import threading
 
 import pytest
+from faults import ForgetfulFileSystem
 from faulty_fs import FaultyFileSystem
 from pages import MODES, SMALL, ManualClock, SteppingClock, by_request, put, run_and_die, settle, small, texts_of
-from power_loss import ForgetfulFileSystem
 
 import xtree
 from xtree.errors import StoreFailedError
@@ -484,7 +484,7 @@ def judge(texts, least, most=None):
             assert last <= most[thread] + 1, (thread, last, most)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads unlinked files through /proc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
 @pytest.mark.parametrize("mode", ["strict", "balanced"])
 @pytest.mark.parametrize("seed", [1, secrets.randbits(32)], ids=["one", "random"])
 def test_a_power_loss_while_checkpoints_and_commits_go_on_loses_no_acknowledged_commit(tmp_path, mode, seed):

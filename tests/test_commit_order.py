@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
-from pages import KIND, SMALL, SteppingClock, put, run_and_die, settle, texts_of
+from pages import KIND, SMALL, SteppingClock, put, run_and_die, settle, small, texts_of
 
 from xtree.errors import CorruptionError
 from xtree.persistence import filenames
@@ -17,7 +19,7 @@ from xtree.persistence.crash_points import set_hook
 from xtree.persistence.manifest import Manifest
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
-from xtree.persistence.superblock import SuperblockFile
+from xtree.persistence.superblock import Superblock, SuperblockFile
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +32,12 @@ def superblock_of(path: Path):
     file = SuperblockFile.open(FileSystem(), str(path), writable=False)
     file.close()
     return file.value
+
+
+def put_nine(store, acknowledge) -> None:
+    """Nine commits."""
+    for i in range(9):
+        put(store, {"a": str(i)})
 
 
 def put_many(store, count: int, text: str) -> int:
@@ -117,6 +125,51 @@ def test_with_one_superblock_copy_lost_epochs_go_on_a_stride_further(tmp_path, c
     store = open_store(path, config=SMALL)
     assert put(store, {"a": "2"}) >= ceiling + SMALL.epoch_stride
     store.close()
+
+
+def test_a_superblock_copy_that_reserves_less_than_was_committed_is_enough(tmp_path):
+    path, config = tmp_path / "index", small("balanced", epoch_stride=3)
+    run_and_die(str(path), put_nine, "commit.published", 8, config)
+    both = (path / filenames.SUPERBLOCK).read_bytes()
+    copies = [Superblock.decode(both[at:at + 4096], "", at) for at in (0, 4096)]
+    newest = max((0, 1), key=lambda copy: copies[copy].generation)
+    assert copies[1 - newest].epoch_ceiling <= 7
+    with open(path / filenames.SUPERBLOCK, "r+b") as file:
+        file.seek(4096 * newest + 40)
+        file.write(b"\xff\xff")
+    store = open_store(path, config=config)
+    assert texts_of(store) == {"a": "7"}
+    assert put(store, {"a": "8"}) > 8
+    store.close()
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_epochs_that_a_crash_has_left_out_stay_so_after_a_clean_close_without_a_commit(tmp_path, kept):
+    path, config = tmp_path / "index", small("strict", checkpoints_kept=kept)
+    run_and_die(str(path), put_nine, "commit.synced", 3, config)
+    for _ in range(2):
+        store = open_store(path, config=config)
+        assert texts_of(store) == {"a": "1"} and store.published.epoch == 2
+        store.close()
+    store = open_store(path, config=config)
+    assert put(store, {"a": "other"}) > 3  # which has been in the log with other content
+    store.close()
+
+
+def test_a_crash_at_the_end_of_recovery_leaves_no_epoch_to_be_used_again(tmp_path):
+    path, config = tmp_path / "index", small("strict", checkpoints_kept=1)
+    run_and_die(str(path), put_nine, "commit.synced", 3, config)
+    for nth in itertools.count(1):
+        twin = tmp_path / f"{nth}"
+        shutil.copytree(path, twin)
+        crashed = run_and_die(str(twin), lambda store, _: None, None, nth, config)[1]
+        store = open_store(twin, config=config)
+        assert texts_of(store) == {"a": "1"}
+        assert put(store, {"a": "other"}) > 3
+        store.close()
+        if not crashed:
+            break
+    assert nth > 10
 
 
 def test_what_the_superblock_says_was_durable_must_be_recovered(tmp_path):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import ForgetfulFileSystem, WatchedFile
 from faulty_fs import FaultyFileSystem
 from pages import MODES, SMALL, put, random_changes, small, texts_of
-from power_loss import ForgetfulFileSystem, WatchedFile
 
 import xtree
 from xtree.persistence import filenames
@@ -31,7 +31,7 @@ class OrderWatchingFileSystem(ForgetfulFileSystem):
 
     def open(self, path, mode):
         file = super().open(path, mode)
-        return LookingFile(file.path, os.dup(file.fileno()), file.node, self)
+        return LookingFile(file.path, os.dup(file.fileno()), file.inode, self)
 
     def replace(self, source, target):
         if os.path.basename(target) == filenames.MANIFEST:
@@ -52,18 +52,14 @@ class OrderWatchingFileSystem(ForgetfulFileSystem):
         }
         self.seen[file.name] = {
             "its name is durable": file.name in self.durable_names,
-            "its header is durable": file.node.durable[:8] == b"XTREELOG",
-            "the ground of the frame is durable": len(file.node.durable) > offset,
+            "its header is durable": file.inode.durable[:8] == b"XTREELOG",
+            "the ground of the frame is durable": len(file.inode.durable) > offset,
             "the durable manifest lists it": file.name in listed,
         }
 
 
 class LookingFile(WatchedFile):
-    __slots__ = ("fs",)
-
-    def __init__(self, path, fd, node, fs):
-        super().__init__(path, fd, node, fs.busy)
-        self.fs = fs
+    __slots__ = ()
 
     def pwritev(self, buffers, offset):
         start = bytes(memoryview(buffers[0]).cast("B")[:4]) if buffers else b""

@@ -10,6 +10,7 @@ import sys
 import threading
 
 import pytest
+from faults import ForgetfulFileSystem
 from faulty_fs import PATIENCE_S, CountingFileSystem, FaultyFileSystem, HeldFileSystem, queued
 from pages import (
     MODES,
@@ -25,7 +26,6 @@ from pages import (
     texts_of,
     write_steps,
 )
-from power_loss import ForgetfulFileSystem
 
 from xtree.errors import CorruptionError, StoreFailedError
 from xtree.persistence import filenames
@@ -193,7 +193,7 @@ class Losses:
         return self.left
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads unlinked files through /proc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
 @pytest.mark.parametrize("seed", [1, secrets.randbits(32)], ids=["one", "random"])
 @every_mode
 def test_what_a_power_loss_leaves_is_a_prefix_as_long_as_its_mode_promises(tmp_path, mode, seed):

@@ -6,15 +6,15 @@ import shutil
 import sys
 
 import pytest
+from faults import ForgetfulFileSystem
 from pages import SMALL, after, history, put, random_changes, texts_of
-from power_loss import ForgetfulFileSystem
 
 from xtree.persistence.crash_points import set_hook
 from xtree.persistence.runtime import open_store
 
 STEPS = 45
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads unlinked files through /proc")
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
 
 
 class PowerLosses:

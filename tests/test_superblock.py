@@ -7,6 +7,7 @@ import os
 import random
 
 import pytest
+from faults import SECTORS, ForgetfulFileSystem, PowerLoss
 
 from xtree.errors import CorruptionError, FormatVersionError, StoreFailedError
 from xtree.persistence import crash_points, superblock
@@ -142,58 +143,58 @@ def test_after_a_failed_sync_the_superblock_is_not_written_again(fs, path, monke
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_only_copy_that_can_be_read_is_not_written_before_there_is_another(path, lost):
+    written = []
+
+    class Watching(FileSystem):
+        def open(self, path, mode):
+            file = super().open(path, mode)
+            return WatchedWrites(file.path, os.dup(file.fileno()), written)
+
+    data = bytearray(path.read_bytes())
+    data[lost * HEADER_BYTES + 40] ^= 1
+    path.write_bytes(data)
+    file = SuperblockFile.open(Watching(), path.parent, writable=True)
+    for epoch in range(6, 9):
+        file.publish(sync=True, epoch=epoch)
+    file.close()
+    assert written == [lost * HEADER_BYTES, (1 - lost) * HEADER_BYTES, lost * HEADER_BYTES]
+
+
+class WatchedWrites(File):
+    """Notes where is written."""
+
+    __slots__ = ("written",)
+
+    def __init__(self, path, fd, written):
+        super().__init__(path, fd)
+        self.written = written
+
+    def pwrite(self, data, offset):
+        self.written.append(offset)
+        super().pwrite(data, offset)
+
+
 def test_a_directory_without_a_superblock_has_none(fs, tmp_path):
     with pytest.raises(FileNotFoundError):
         SuperblockFile.open(fs, tmp_path, writable=False)
 
 
-class ForgetfulDisk(FileSystem):
-    """Keeps, beside the file, what is on the disk for sure and which sectors may be in any state."""
-
-    def __init__(self, path):
-        self.path = path
-        self.disk = bytearray(path.read_bytes())
-        self.unsynced = set()
-
-    def open(self, path, mode):
-        disk = self
-
-        class Watched(File):
-            def pwrite(self, data, offset):
-                super().pwrite(data, offset)
-                disk.unsynced.add(offset)
-
-            def sync(self):
-                super().sync()
-                disk.disk[:] = disk.path.read_bytes()
-                disk.unsynced.clear()
-
-        real = super().open(path, mode)
-        return Watched(real.path, os.dup(real.fileno()))
-
-    def worst_power_loss(self):
-        """The file with every unsynced copy torn."""
-        data = bytearray(self.disk)
-        for offset in self.unsynced:
-            data[offset : offset + HEADER_BYTES] = b"torn" * (HEADER_BYTES // 4)
-        return bytes(data)
-
-
 @pytest.mark.parametrize("seed", range(20))
-def test_a_power_loss_at_any_moment_leaves_the_last_synced_values(path, seed):
+def test_a_power_loss_at_any_moment_leaves_the_last_synced_values(path, tmp_path_factory, seed):
     print("seed", seed)
     random_ = random.Random(seed)
-    disk = ForgetfulDisk(path)
+    disk = ForgetfulFileSystem(path.parent)
+    left = tmp_path_factory.mktemp("left") / SUPERBLOCK
     synced_epoch = 5
     file = SuperblockFile.open(disk, path.parent, writable=True)
     checked = []
 
     def lose_power(name):
-        kept = path.read_bytes()
-        path.write_bytes(disk.worst_power_loss())
-        found = reopened(path).value
-        path.write_bytes(kept)
-        assert found.epoch >= synced_epoch
+        for how in (PowerLoss(2, 512), PowerLoss(random_.randrange(1 << 32), random_.choice(SECTORS))):
+            left.write_bytes(disk.state().after(how)[SUPERBLOCK])
+            assert reopened(left).value.epoch >= synced_epoch
         checked.append(name)
 
     crash_points.set_hook(lose_power)

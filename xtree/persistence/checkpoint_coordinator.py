@@ -456,8 +456,14 @@ class Coordinator:
     # The beginning and the end.
 
     def end_recovery(self) -> None:
-        """Ends an unclean open: what was recovered is on the disk, and no log tail is trusted twice."""
-        self.checkpointer.take_here("recovery")
+        """Ends an unclean open: what was recovered is on the disk, and no log tail is trusted twice.
+
+        The epochs of the gap count as passed from here on, also if a clean close comes before the next commit. Before
+        the superblock says so the logs stay: without any, the next open would take this one's end for a clean close.
+        """
+        self.checkpointer.take_here("recovery", collect=False)
+        with self.poisoning_failed_syncs():
+            self.journal.publish_superblock(sync=True, epoch=self.following_epoch - 1)
 
     def _finish(self) -> None:
         """A clean close: nothing is left to replay, and the files end where their last page ends."""

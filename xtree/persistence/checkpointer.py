@@ -199,8 +199,8 @@ class Checkpointer:
             raise
         return Copy(epoch, table, catalog, journal.last_log, started)
 
-    def complete(self, copied: Copy, reason: str, hold_back: bool = True) -> None:
-        """The second half, in any thread. Without `hold_back` every log goes that nothing needs."""
+    def complete(self, copied: Copy, reason: str, hold_back: bool = True, collect: bool = True) -> None:
+        """The second half, in any thread. Without `hold_back` every log goes that nothing needs; see Journal.keep."""
         journal = self._journal
         try:
             with self._coordinator.poisoning_failed_syncs():
@@ -221,10 +221,15 @@ class Checkpointer:
                 )
                 reach("checkpoint.written")
                 self._require_healthy()
-                journal.keep(entry, self._clock.now(), hold_back)
+                journal.keep(entry, self._clock.now(), hold_back, collect)
                 reach("checkpoint.manifest_saved")
                 self._require_healthy()
-                journal.publish_superblock(sync=True, epoch=copied.epoch, durable_epoch=copied.epoch)
+                journal.publish_superblock(
+                    sync=True,
+                    epoch=copied.epoch,
+                    durable_epoch=copied.epoch,
+                    epoch_ceiling=self._coordinator.following_epoch,  # a copy that was lost may have said more
+                )
                 reach("checkpoint.superblock_synced")
                 self._require_healthy()
                 journal.remove_unlisted()
@@ -233,16 +238,16 @@ class Checkpointer:
             self._place.release()
         self._count(reason, time.perf_counter() - copied.started)
 
-    def take_here(self, reason: str) -> None:
+    def take_here(self, reason: str, collect: bool = True) -> None:
         """A whole checkpoint in the calling thread, also when nothing is new: between two groups, or before the first.
 
-        Waits for the one under way. Every log goes that nothing needs.
+        Waits for the one under way. Every log goes that nothing needs, or with `collect` false none.
         """
         try:
             with self._coordinator.poisoning_failed_syncs():
                 copied = self.begin(again=True)
                 assert copied is not None
-                self.complete(copied, reason, hold_back=False)
+                self.complete(copied, reason, hold_back=False, collect=collect)
         except BaseException:
             self._failed()
             raise

@@ -125,9 +125,13 @@ class Journal:
         self.superblock.publish(sync=sync, mode=self.config.durability, **epochs)
 
     def raise_ceiling(self, epoch: int) -> None:
-        """Makes sure that the superblock reserves `epoch`: durably, before the epoch is handed out."""
-        if epoch >= self.superblock.value.epoch_ceiling:
-            self.publish_superblock(sync=True, epoch_ceiling=epoch + self.config.epoch_stride)
+        """Makes sure that the superblock reserves `epoch`: durably, before the epoch is handed out.
+
+        One stride with each write: so much more than the one before may a copy have said that can't be read any more.
+        """
+        while epoch >= self.superblock.value.epoch_ceiling:
+            ceiling = self.superblock.value.epoch_ceiling + self.config.epoch_stride
+            self.publish_superblock(sync=True, epoch_ceiling=ceiling)
 
     # Logs. Only the leader, between two groups, opens, rotates and closes them; only the checkpointer makes them ahead.
 
@@ -271,10 +275,10 @@ class Journal:
 
     # Checkpoints and garbage. For whoever holds the checkpointer's place.
 
-    def keep(self, entry: CheckpointEntry, now: float, hold_back: bool = True) -> None:
+    def keep(self, entry: CheckpointEntry, now: float, hold_back: bool = True, collect: bool = True) -> None:
         """Makes a written checkpoint part of the manifest, and drops what the oldest one kept makes useless.
 
-        Without `hold_back` the knobs of Config that let logs stay longer don't count.
+        Without `hold_back` the knobs of Config that let logs stay longer don't count; without `collect` all stay.
         """
         garbage = self._log_garbage
         with self._changing:
@@ -282,7 +286,7 @@ class Journal:
             logs = self.manifest.logs
             garbage.count_checkpoint(entry, logs)
             going: frozenset[int] = frozenset()
-            if self.config.gc_on_checkpoint or not hold_back:
+            if collect and (self.config.gc_on_checkpoint or not hold_back):
                 going = garbage.going(checkpoints, logs, now, hold_back)
             self.save_manifest(checkpoints, tuple(log for log in logs if log.number not in going))
         self._gone(going)

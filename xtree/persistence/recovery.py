@@ -395,7 +395,7 @@ def _place_images(replay: Replay, data_files: DataFiles, writable: bool, report:
 
 def _following_epoch(epoch: int, superblock: SuperblockFile, report: RecoveryReport, config: Config) -> int:
     """The first epoch to hand out: never one that an unexposed frame may carry with other content."""
-    following = epoch + 1
+    following = max(epoch, superblock.value.epoch) + 1
     if not report.clean:
         following = max(following, superblock.value.epoch_ceiling)
     if superblock.copies_readable < 2:

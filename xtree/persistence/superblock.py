@@ -2,7 +2,8 @@
 
     offset  size  name           meaning (of a copy; offsets 0 to 31 as in file_header.py)
     32      8     generation     one more with every write; the copy with the higher one counts
-    40      8     epoch          last epoch known to be committed when it was written; in strict, the last committed
+    40      8     epoch          last epoch known to be committed when it was written, in strict the last committed; or
+                                 passed over at the end of a recovery
     48      8     durable_epoch  everything up to this epoch was on the disk; its loss is damage
     56      8     epoch_ceiling  no epoch at or above it has been handed out
     64      1     mode           durability mode of the writer: 1 strict, 2 balanced, 3 eventual
@@ -12,7 +13,7 @@ Invariants:
 
 1. At every moment at least one copy is on the disk whole: a write goes only to the copy that isn't the last synced
    one. After opening nobody knows which that is, so the first write rewrites the newest copy in place, byte for byte,
-   and syncs it.
+   and syncs it. If it is the only one that can be read it is synced as it is: a crash may tear what is being written.
 2. Generations grow by one; epochs never regress; durable_epoch <= epoch <= epoch_ceiling.
 """
 
@@ -168,7 +169,8 @@ class SuperblockFile:
         self._file.close()
 
     def _settle(self) -> None:
-        self._file.pwrite(self.value.encode(), self._newest * HEADER_BYTES)
+        if self.copies_readable == COPIES:
+            self._file.pwrite(self.value.encode(), self._newest * HEADER_BYTES)
         self._file.sync()
         self._synced = self._newest
 

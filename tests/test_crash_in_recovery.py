@@ -1,0 +1,39 @@
+"""A crash inside recovery, at any call of it, with damage again: recovered once more, it is the same state."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import sys
+
+import pytest
+from crash_runs import Inquiry, cases, firsts, run, sample
+from test_crash_everywhere import count, every_mode, every_workload
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
+
+
+@every_mode
+@every_workload
+def test_some_crashes_inside_recovery_change_nothing(tmp_path, name, mode, tally):
+    seed = secrets.randbits(32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    made = run(name, mode, tmp_path / "run")
+    inquiry = Inquiry(made, tmp_path / "image")
+    for first in firsts(made.moments, 1, 1, rng):
+        inquiry.ask_again(first, tmp_path / "again", lambda moments: sample(moments, 6, rng))
+    count(tally, "somewhere in a recovery", inquiry)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(1800)
+@every_mode
+@every_workload
+def test_every_crash_inside_recovery_changes_nothing(tmp_path, name, mode, tally):
+    made = run(name, mode, tmp_path / "run")
+    inquiry = Inquiry(made, tmp_path / "image")
+    rng = random.Random(name + mode)
+    for first in firsts(made.moments, 4, 2, rng):
+        inquiry.ask_again(first, tmp_path / "again", lambda moments: cases(moments, 4))
+    count(tally, "everywhere in a recovery", inquiry)
