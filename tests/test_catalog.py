@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from xtree.errors import CorruptionError
 from xtree.persistence.catalog import (
     ENTRIES_PER_BLOCK,
+    MAX_STATE_BYTES,
     OP_SET,
     RECORD,
     Catalog,
@@ -26,6 +27,10 @@ def entries(draw):
 
 def entry(name, root=1, state=b"state"):
     return CatalogEntry(name, "xtree", root, state)
+
+
+def parts_of(entry):
+    return entry.name, entry.kind, entry.root, entry.state
 
 
 def filled(n):
@@ -77,6 +82,19 @@ def test_blocks_stay_small_as_a_catalog_grows_one_by_one():
 
 def test_dropping_what_is_not_there_changes_nothing():
     assert filled(3).with_changes({"absent": None}) == filled(3)
+
+
+@given(entries(), st.integers(0, 2**64 - 1), st.binary(max_size=50))
+def test_an_entry_that_follows_another_is_as_if_made_anew(before, root, state):
+    view = object()
+    after = before.followed_by(root, state, view)
+    assert after == CatalogEntry(before.name, before.kind, root, state) and after.view is view
+    assert encode_changes({after.name: after}) == encode_changes({after.name: CatalogEntry(*parts_of(after))})
+    assert decode_changes(after.encode()) == {before.name: after}
+    with pytest.raises(ValueError, match="root"):
+        before.followed_by(1 << 64, state)
+    with pytest.raises(ValueError, match="state"):
+        before.followed_by(root, bytes(MAX_STATE_BYTES + 1))
 
 
 def test_an_entry_is_set_under_its_own_name_only():

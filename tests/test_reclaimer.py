@@ -7,7 +7,7 @@ from pages import KIND, ManualClock, put, settle, small
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.checkpointer import RECLAIM_INTERVAL_S
 from xtree.persistence.memory_store import MemoryStore
-from xtree.persistence.reclaimer import LEAST_PAGES, STEP_PAGES, Reclaimer
+from xtree.persistence.reclaimer import FRESH_PAGES, LEAST_PAGES, STEP_PAGES, Reclaimer
 from xtree.persistence.runtime import open_store
 
 
@@ -38,6 +38,21 @@ def test_a_run_ends_when_nothing_more_may_go():
     reclaimer = Reclaimer(store)
     assert reclaimer.run(5) == 10 and reclaimer.run(5) == 0
     assert reclaimer.steps == 2
+
+
+def test_commits_look_for_garbage_when_the_durable_epoch_moves_and_else_once_in_many_pages():
+    reclaimer = Reclaimer(Garbage(10_000))
+    reclaimer.committed(1, 5)
+    assert reclaimer.steps > 0
+    steps = reclaimer.steps
+    for _ in range(FRESH_PAGES - 1):
+        reclaimer.committed(1, 5)
+    assert reclaimer.steps == steps
+    reclaimer.committed(1, 5)
+    assert reclaimer.steps > steps
+    steps = reclaimer.steps
+    reclaimer.committed(1, 6)
+    assert reclaimer.steps > steps
 
 
 def test_nothing_goes_that_a_pin_sees_or_that_is_not_durable():

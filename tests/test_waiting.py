@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from faulty_fs import FaultyFileSystem
+from faulty_fs import FaultyFileSystem, queued
 from pages import KIND, SMALL, put, run_and_die, small, texts_of
 
 import xtree
@@ -19,6 +19,7 @@ from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
 
 PATIENCE_S = 20  # before a test that waits for a thread fails
+MOST_AT_TURN = 2  # of commit_queue.pyx
 
 
 class HoldingFileSystem(FaultyFileSystem):
@@ -147,6 +148,26 @@ def test_nobody_waits_for_the_flush_of_a_large_transaction(tmp_path, mode):
     fs.let_go.set()
     assert ended(flushing)
     assert len(texts_of(store)) == 41
+    store.close()
+
+
+def test_many_that_commit_without_waiting_for_a_sync_are_carried_together(tmp_path):
+    fs = HoldingFileSystem("pwritev", ".log")
+    store = open_store(tmp_path / "index", config=small("eventual"), fs=fs)
+    put(store, {"a": "1"})
+    before = store.stats()["coordinator"]
+    fs.hold = True
+    threads = [started(put, store, {"first": "1"})]
+    assert fs.held.wait(PATIENCE_S)
+    threads += [started(put, store, {f"n{i}": "1"}) for i in range(8)]
+    queued(store, 1 + 8 - MOST_AT_TURN)
+    fs.hold = False
+    fs.let_go.set()
+    assert all(ended(thread) for thread in threads)
+    after = store.stats()["coordinator"]
+    assert after["commits"] - before["commits"] == 9
+    assert after["groups"] - before["groups"] <= 2 + MOST_AT_TURN
+    assert texts_of(store) == {"a": "1", "first": "1", **{f"n{i}": "1" for i in range(8)}}
     store.close()
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence import frame as frames
-from xtree.persistence import wal_reader
+from xtree.persistence import wal, wal_reader
 from xtree.persistence.file_header import HEADER_BYTES, pack_header
 from xtree.persistence.frame import (
     DELTA,
@@ -219,6 +219,23 @@ def test_a_frame_longer_than_the_fill_limit_gets_space_beforehand(fs, tmp_path):
     log.close()
 
 
+def test_a_frame_is_the_same_in_one_buffer_and_in_many(fs, tmp_path, monkeypatch):
+    monkeypatch.setattr(wal.time, "time_ns", lambda: 1)
+    contents = []
+    for joined_bytes in (0, 1 << 30):
+        monkeypatch.setattr(wal, "JOINED_BYTES", joined_bytes)
+        directory = tmp_path / f"{joined_bytes}"
+        directory.mkdir()
+        log = LogWriter.create(fs, directory, UUID, 7, LINK, 64 << 10)
+        log.write_link(LINK.last_epoch)
+        for epoch in range(41, 44):
+            append(log, epoch, n=epoch - 40, catalog=b"c" * epoch)
+        assert epochs_of(log.path)[0] == [41, 42, 43]
+        contents.append(whole_file(log.path))
+        log.close()
+    assert contents[0] == contents[1]
+
+
 def test_a_full_disk_is_reported_before_anything_is_appended(written, fs, monkeypatch):
     before = whole_file(written.path)
 
@@ -264,6 +281,8 @@ def test_parts_that_do_not_match_their_counts_are_refused_before_they_are_writte
     deltas, _ = births(41, 2)
     with pytest.raises(ValueError, match="deltas"):
         log.append(41, 41, 40, [deltas.tobytes()], b"", 0, [], 3)
+    with pytest.raises(ValueError, match="payloads"):
+        log.frame_of(41, 41, 40, [deltas.tobytes()], b"", 0, [b"x"], 2, 2)
     assert epochs_of(log.path)[0] == []
 
 

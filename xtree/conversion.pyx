@@ -12,6 +12,8 @@ from libc.math cimport INFINITY, isfinite, isnan
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
+from xtree.box cimport MAX_DIMS
+
 import operator
 
 import numpy as np
@@ -47,6 +49,14 @@ def stored_boxes(given, int dims):
 
 def stored_box(given, int dims):
     """One box to keep, (1, 2*dims): finite. Many boxes are refused."""
+    cdef double box[2 * MAX_DIMS]
+    cdef Py_buffer view
+    if read_plain_box(given, dims, box) and first_invalid(box, 1, dims, True) < 0:
+        boxes = empty((1, 2 * dims))
+        PyObject_GetBuffer(boxes, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
+        memcpy(view.buf, box, 2 * dims * sizeof(double))
+        PyBuffer_Release(&view)
+        return boxes
     boxes = boxes_of(given, dims, True)
     if boxes.ndim == 2:
         raise DimensionError(f"got {len(boxes)} boxes, expected one of shape ({2 * dims},), or a point ({dims},)")

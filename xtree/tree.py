@@ -22,7 +22,7 @@ from xtree.roots import tree_state_of
 from xtree.snapshot import Snapshot
 from xtree.transaction import Transaction
 from xtree.view import TreeView
-from xtree.write_scope import WriterLock, WriteScope
+from xtree.write_scope import WriterLock, write_alone
 from xtree.writing import Progress, Writer, matching_ids
 
 if TYPE_CHECKING:
@@ -190,8 +190,7 @@ class XTree(Writer):
         return self._view.run(function, *arguments)
 
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        with WriteScope(self._store, (self._lock,), self._view) as scope:
-            return scope._write_tree(self._lock.name, function, *arguments)
+        return write_alone(self._store, self._lock, self._view, function, *arguments)
 
     def _epoch(self) -> int:
         return self._store.published.epoch

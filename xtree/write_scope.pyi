@@ -14,6 +14,10 @@ class WriterLock:
     dropped: bool
     def __init__(self, name: str, holding: dict[int, int]) -> None: ...
 
+def write_alone(
+    store: Store, lock: WriterLock, handle: TreeView, function: Callable[..., Any], *arguments: Any
+) -> Any: ...
+
 class WriteScope:
     def __init__(
         self, store: Store, locks: tuple[WriterLock, ...], handle: TreeView | None = None, timeout: float | None = None

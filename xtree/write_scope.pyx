@@ -15,8 +15,10 @@ cimport cython
 import threading
 import time
 
+from xtree.persistence.store cimport Store
+
 from xtree.errors import ClosedError, TransactionError
-from xtree.roots import entry_of, state_of
+from xtree.roots import state_of
 
 cdef object get_ident = threading.get_ident
 cdef object monotonic = time.monotonic
@@ -77,7 +79,7 @@ cdef class WriterLock:
         return 0
 
 
-cdef object entry_to_change(WriterLock lock, store, write_set):
+cdef object entry_to_change(WriterLock lock, Store store, write_set):
     """The entry of a tree that a write set is going to change, whose lock is held: queued, or else published."""
     if lock.tip is not None:
         before, entry = lock.tip
@@ -96,6 +98,19 @@ cdef double left_until(object deadline) except? -1.0:
     return min(max(deadline - monotonic(), 0.0), LONGEST_WAIT_S)
 
 
+def write_alone(Store store not None, WriterLock lock not None, handle, function, *arguments):
+    """function(write_set, state, *arguments), which changes a tree, as a transaction of its own."""
+    cdef WriteScope scope = WriteScope(store, (lock,), handle)
+    scope.begin()
+    try:
+        result = scope.run(True, lock.name, function, arguments)
+    except BaseException:
+        scope.finish(False, False)
+        raise
+    scope.finish(True, False)
+    return result
+
+
 cdef class WriteScope:
     """Some trees' writer locks and a write set, from __enter__ to __exit__: commits there, aborts on an exception.
 
@@ -104,7 +119,7 @@ cdef class WriteScope:
     for ever, and for room in the log, None for as long as the store says.
     """
 
-    cdef object store
+    cdef Store store
     cdef object handle
     cdef object timeout
     cdef tuple locks
@@ -113,14 +128,14 @@ cdef class WriteScope:
     cdef object inside              # which thread that is
     cdef object write_set
     cdef dict states                # name -> TreeState as this scope has changed it
-    cdef dict roots                 # name -> root that the state had at first
+    cdef dict entries               # name -> entry that the state was at first
     cdef dict changes               # name -> entry or None: trees made and dropped
     cdef dict queued_changes        # name -> entry: all that is committed
     cdef readonly str status        # "new", "open", "committed", "aborted", "failed": the outcome is unknown
     cdef object doom                # the error that doomed it
     cdef object __weakref__
 
-    def __init__(self, store, tuple locks not None, handle=None, timeout=None):
+    def __init__(self, Store store not None, tuple locks not None, handle=None, timeout=None):
         self.store = store
         self.locks = locks
         self.handle = handle
@@ -128,7 +143,7 @@ cdef class WriteScope:
         self.held = []
         self.turn = threading.Lock()
         self.states = {}
-        self.roots = {}
+        self.entries = {}
         self.changes = {}
         self.status = "new"
 
@@ -138,13 +153,7 @@ cdef class WriteScope:
             self.give_locks_back()
 
     def __enter__(self):
-        if self.status != "new":
-            raise TransactionError(f"the transaction is {self.status}; a new one is needed")
-        try:
-            self.open()
-        except BaseException:
-            self.let_go("aborted")
-            raise
+        self.begin()
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -191,6 +200,16 @@ cdef class WriteScope:
         self.states.pop(name, None)
         self.changes[name] = entry
 
+    cdef int begin(self) except -1:
+        if self.status != "new":
+            raise TransactionError(f"the transaction is {self.status}; a new one is needed")
+        try:
+            self.open()
+        except BaseException:
+            self.let_go("aborted")
+            raise
+        return 0
+
     cdef int open(self) except -1:
         """Takes the locks in order, then begins."""
         cdef WriterLock lock
@@ -216,21 +235,24 @@ cdef class WriteScope:
         if entry is None:
             raise KeyError(lock.name)
         self.states[lock.name] = state_of(entry).copy()
-        self.roots[lock.name] = entry.root
+        self.entries[lock.name] = entry
         return 0
 
     cdef object run(self, bint writes, str name, function, tuple arguments):
+        cdef int flight
         self.enter_turn()
         try:
             self.require_usable()
             state = self.states[name]
-            with self.store.call():
-                try:
-                    return function(self.write_set if writes else self.store, state, *arguments)
-                except BaseException as error:
-                    if writes or isinstance(error, (OSError, MemoryError)):
-                        self.doom = error
-                    raise
+            flight = self.store.enter()
+            try:
+                return function(self.write_set if writes else self.store, state, *arguments)
+            except BaseException as error:
+                if writes or isinstance(error, (OSError, MemoryError)):
+                    self.doom = error
+                raise
+            finally:
+                self.store.leave(flight)
         finally:
             self.leave_turn()
 
@@ -294,8 +316,10 @@ cdef class WriteScope:
         self.store.require_writable()
         changes = dict(self.changes)
         for name, state in self.states.items():
-            if state.root != self.roots[name]:
-                changes[name] = entry_of(name, state)
+            before = self.entries[name]
+            root = state.root
+            if root != before.root:
+                changes[name] = before.followed_by(root, state.encode(), state)
         if changes:
             self.queued_changes = changes
             self.write_set.commit(changes, None if self.changes else self.let_others_begin)

@@ -24,6 +24,8 @@ MAX_NAME_BYTES = 1024
 MAX_STATE_BYTES = 1 << 20
 ENTRIES_PER_BLOCK = 16
 
+_PADDING = [bytes(n) for n in range(8)]
+
 
 class CatalogEntry:
     """One structure: its name, what kind it is, the NodeID of its root (0: none), and state that only it understands.
@@ -31,19 +33,40 @@ class CatalogEntry:
     Immutable but for `view`, where the structure may keep the decoded state; it is neither compared nor stored.
     """
 
-    __slots__ = ("name", "kind", "root", "state", "view")
+    __slots__ = ("name", "kind", "root", "state", "view", "_name", "_kind")
 
     def __init__(self, name: str, kind: str, root: int, state: bytes, view: object = None) -> None:
-        if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
-            raise ValueError(f"a name has 1 to {MAX_NAME_BYTES} bytes of UTF-8, not {len(name.encode())}")
-        if not 1 <= len(kind.encode()) <= 255:
-            raise ValueError(f"a kind has 1 to 255 bytes of UTF-8, not {len(kind.encode())}")
+        self._name = name.encode()
+        self._kind = kind.encode()
+        if not 1 <= len(self._name) <= MAX_NAME_BYTES:
+            raise ValueError(f"a name has 1 to {MAX_NAME_BYTES} bytes of UTF-8, not {len(self._name)}")
+        if not 1 <= len(self._kind) <= 255:
+            raise ValueError(f"a kind has 1 to 255 bytes of UTF-8, not {len(self._kind)}")
+        self.name = name
+        self.kind = kind
+        self._become(root, state, view)
+
+    def followed_by(self, root: int, state: bytes, view: object = None) -> CatalogEntry:
+        """The entry of the same name and kind with another root and state."""
+        entry = CatalogEntry.__new__(CatalogEntry)
+        entry._name = self._name
+        entry._kind = self._kind
+        entry.name = self.name
+        entry.kind = self.kind
+        entry._become(root, state, view)
+        return entry
+
+    def encode(self) -> bytes:
+        """The record that sets this entry."""
+        kind, name, state = self._kind, self._name, self.state
+        record = RECORD.pack(OP_SET, len(kind), len(name), len(state), self.root) + kind + name + state
+        return record + _PADDING[-len(record) % 8]
+
+    def _become(self, root: int, state: bytes, view: object) -> None:
         if not 0 <= root < 1 << 64:
             raise ValueError(f"a root is a NodeID of 64 bits, not {root}")
         if len(state) > MAX_STATE_BYTES:
             raise ValueError(f"a state has up to {MAX_STATE_BYTES} bytes, not {len(state)}")
-        self.name = name
-        self.kind = kind
         self.root = root
         self.state = state
         self.view = view
@@ -81,22 +104,22 @@ class Catalog:
 
     def with_changes(self, changes: Changes) -> Catalog:
         """The catalog after some entries were set (an entry) or dropped (None). Dropping what isn't there is fine."""
-        blocks = list(self._blocks)
-        touched: set[int] = set()
+        before = self._blocks
+        blocks = list(before)
         count = self._count
         for name, entry in changes.items():
             which = _block_of(name, len(blocks))
-            if which not in touched:
-                blocks[which] = dict(blocks[which])
-                touched.add(which)
-            before = len(blocks[which])
+            block = blocks[which]
+            if block is before[which]:
+                block = blocks[which] = block.copy()
+            count -= len(block)
             if entry is None:
-                blocks[which].pop(name, None)
+                block.pop(name, None)
             elif entry.name != name:
                 raise ValueError(f"entry {entry.name!r} can't be set under the name {name!r}")
             else:
-                blocks[which][name] = entry
-            count += len(blocks[which]) - before
+                block[name] = entry
+            count += len(block)
         after = Catalog.__new__(Catalog)
         if count > 2 * ENTRIES_PER_BLOCK * len(blocks):
             after._build({name: entry for block in blocks for name, entry in block.items()})
@@ -107,7 +130,7 @@ class Catalog:
 
     def encode(self) -> bytes:
         """All entries as records, sorted by name."""
-        return b"".join(_encode(entry.name, entry) for entry in sorted(self, key=lambda entry: entry.name))
+        return b"".join([entry.encode() for entry in sorted(self, key=lambda entry: entry.name)])
 
     @classmethod
     def decode(cls, data: bytes, path: str = "catalog", offset: int = 0) -> Catalog:
@@ -151,7 +174,7 @@ class Catalog:
 
 def encode_changes(changes: Changes) -> bytes:
     """Changed entries as records, for a log frame."""
-    return b"".join(_encode(name, entry) for name, entry in changes.items())
+    return b"".join([_dropping(name) if entry is None else entry.encode() for name, entry in changes.items()])
 
 
 def decode_changes(data: bytes, path: str = "catalog", offset: int = 0) -> dict[str, CatalogEntry | None]:
@@ -160,18 +183,13 @@ def decode_changes(data: bytes, path: str = "catalog", offset: int = 0) -> dict[
 
 
 def _block_of(name: str, blocks: int) -> int:
-    return crc32c(name.encode()) & (blocks - 1)
+    return crc32c(name.encode()) & (blocks - 1) if blocks > 1 else 0
 
 
-def _encode(name: str, entry: CatalogEntry | None) -> bytes:
+def _dropping(name: str) -> bytes:
+    """The record that drops the entry of a name."""
     label = name.encode()
-    if entry is None:
-        record = RECORD.pack(OP_DROP, 0, len(label), 0, 0) + label
-    else:
-        kind = entry.kind.encode()
-        header = RECORD.pack(OP_SET, len(kind), len(label), len(entry.state), entry.root)
-        record = b"".join((header, kind, label, entry.state))
-    return record + bytes(-len(record) % 8)
+    return RECORD.pack(OP_DROP, 0, len(label), 0, 0) + label + _PADDING[-len(label) % 8]
 
 
 def _records(data: bytes, path: str, base: int) -> Iterator[tuple[int, str, CatalogEntry | None]]:

@@ -30,6 +30,7 @@ from xtree.persistence.wal import LogWriter, PlannedFrame
 
 if TYPE_CHECKING:
     from xtree.persistence.durable_store import DurableStore
+    from xtree.persistence.write_set import WriteSet
 
 log = logging.getLogger("xtree")
 
@@ -42,16 +43,14 @@ class Group:
     """Commits that share one frame, one append and one sync."""
 
     __slots__ = (
-        "requests", "epochs", "catalog", "changes", "change_count",
+        "requests", "commits", "catalog", "changes", "change_count",
         "deltas", "delta_count", "payloads", "payload_bytes",
         "bytes", "frame", "started",
     )  # fmt: skip
 
-    def __init__(
-        self, requests: list[Request], epochs: list[int], catalog: Catalog, changes: bytes, change_count: int
-    ) -> None:
+    def __init__(self, requests: list[Request], catalog: Catalog, changes: bytes, change_count: int) -> None:
         self.requests = requests
-        self.epochs = epochs
+        self.commits: list[tuple[WriteSet, int]] = []  # with their epochs
         self.catalog = catalog
         self.changes = changes
         self.change_count = change_count
@@ -106,7 +105,8 @@ class Coordinator:
     ) -> int:
         """Commits a sealed write set and returns its epoch: in this thread when it is alone, else through the queue."""
         request = Request("commit", write_set, changes, largest_payload, on_queued)
-        self._ensure_leader()
+        if self._thread is None:
+            self._ensure_leader()
         if self._carries_alone and not self._queue.waiting and carry(self, self._queue, request):
             return int(outcome_of(request))
         return int(self._queue.submit(request))
@@ -333,25 +333,22 @@ class Coordinator:
     def _group_of(self, requests: list[Request], log_number: int) -> Group:
         """The parts of a frame for the log of a number; changes nothing."""
         store = self.store
-        first = self.following_epoch
+        epoch = self.following_epoch
         changes: dict[str, Any] = requests[0].changes
-        for request in requests[1:]:
-            changes = {**changes, **request.changes}
-        group = Group(
-            requests,
-            list(range(first, first + len(requests))),
-            store.published.catalog.with_changes(changes),
-            encode_changes(changes),
-            len(changes),
-        )
-        for request, epoch in zip(requests, group.epochs):
+        if len(requests) > 1:
+            changes = {name: entry for request in requests for name, entry in request.changes.items()}
+        group = Group(requests, store.published.catalog.with_changes(changes), encode_changes(changes), len(changes))
+        for request in requests:
+            write_set = request.write_set
             deltas, count, payloads, size = store.deltas_of(
-                request.write_set, epoch, request.largest_payload, group.payload_bytes, log_number
+                write_set, epoch, request.largest_payload, group.payload_bytes, log_number
             )
+            group.commits.append((write_set, epoch))
             group.deltas.append(deltas)
             group.delta_count += count
             group.payloads += payloads
             group.payload_bytes += size
+            epoch += 1
         group.bytes = frame_bytes(group.delta_count, len(group.changes), group.payload_bytes)
         return group
 
@@ -364,18 +361,19 @@ class Coordinator:
         mode = self.journal.config.durability
         writer = self.journal.log
         assert writer is not None
-        last_epoch = group.epochs[-1]
+        first_epoch, last_epoch = group.commits[0][1], group.commits[-1][1]
         self.following_epoch = last_epoch + 1
         reach("commit.before_append")
         if group.frame is None:
             group.frame = writer.frame_of(
-                group.epochs[0],
+                first_epoch,
                 last_epoch,
                 self.durable_epoch,
                 group.deltas,
                 group.changes,
                 group.change_count,
                 group.payloads,
+                group.payload_bytes,
                 group.delta_count,
             )
         writer.write(group.frame)
@@ -390,9 +388,8 @@ class Coordinator:
             self.durable_epoch = last_epoch
         elif self._sync_at is None:
             self._sync_at = self._clock.now() + self.journal.config.sync_interval_ms / 1000
-        if group.requests[0].write_set.status == "queued":
-            self.store._publish([(request.write_set, epoch) for request, epoch in zip(group.requests, group.epochs)],
-                                group.catalog)
+        if group.commits[0][0].status == "queued":
+            self.store._publish(group.commits, group.catalog)
         reach("commit.published")
 
     def _finish_group(self, group: Group) -> None:
@@ -403,8 +400,8 @@ class Coordinator:
         counters.wal_bytes += group.bytes
         counters.wal_syncs += self.journal.config.durability != "eventual"
         counters.commit_seconds += time.perf_counter() - group.started
-        for request, epoch in zip(group.requests, group.epochs):
-            request.finish(result=epoch)
+        for request, (_, epoch) in zip(group.requests, group.commits):
+            request.finish(epoch)
         self._tidy_up(group)
 
     def _fail(self, group: Group, error: BaseException) -> None:
@@ -449,7 +446,7 @@ class Coordinator:
         """After the callers have gone on: pages that nobody sees any more are freed, and the checkpointer is told."""
         self.checkpointer.committed(len(group.requests))
         try:
-            self.checkpointer.reclaimer.run(self.durable_epoch, group.delta_count)
+            self.checkpointer.reclaimer.committed(group.delta_count, self.durable_epoch)
         except Exception:  # no commit depends on it, and the leader must go on
             log.exception("xtree: freeing pages of %s failed", self.store.path)
 

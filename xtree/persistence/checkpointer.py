@@ -158,14 +158,15 @@ class Checkpointer:
 
     def committed(self, epochs: int) -> None:
         """Notes commits, and wakes the thread when there is something new for it to do or to wait for."""
-        self._policy.committed(epochs)
-        journal = self._journal
+        policy, journal = self._policy, self._journal
+        policy.committed(epochs)
+        log_bytes = journal.uncovered_bytes
         if (
             self._unaware
             or (journal.spare_wanted and self._clock.now() >= self._spare_pause.until)
             or journal.rotations != self._rotations_seen
             or (not self._reclaiming and self.reclaimer.backlog)
-            or (self._policy.large(journal.uncovered_bytes) and self._policy.due(journal.uncovered_bytes))
+            or (policy.large(log_bytes) and policy.due(log_bytes))
         ):
             self._queue.wake_once()
 

@@ -6,15 +6,18 @@ inside the wait, where it is kept and raised once the outcome is known.
 
 import sys
 import threading
-from _thread import start_new_thread
+from _thread import allocate_lock, start_new_thread
 from queue import SimpleQueue
 
 cimport cython
+
+from xtree.persistence.mvcc cimport Epochs
 
 from xtree.errors import XTreeError
 
 cdef enum:
     MOST_INTERRUPTS = 100       # of one commit; what arrives more often is an error of the code
+    MOST_AT_TURN = 2            # threads that wait to carry their own commits: more are faster as a group
 
 
 cdef object wait_for(object lock):
@@ -33,6 +36,7 @@ def uninterrupted(function, *arguments):
     if threading.current_thread() is not threading.main_thread():
         return function(*arguments)     # handlers run in the main thread only
     request = Request("call")
+    request.expect()
 
     def run():
         try:
@@ -51,7 +55,7 @@ def uninterrupted(function, *arguments):
 
 cpdef object outcome_of(Request request):
     """Waits until a request is finished; returns its result or raises its error, or an interrupt."""
-    interrupt = wait_for(request.done)
+    interrupt = None if request.done is None else wait_for(request.done)
     if interrupt is not None:
         raise interrupt from request.error
     if request.error is not None:
@@ -72,7 +76,7 @@ cdef class Request:
     cdef readonly object changes
     cdef readonly Py_ssize_t largest_payload    # of a commit: larger pages have been flushed
     cdef readonly object on_queued
-    cdef object done                # a lock, held until the outcome is known
+    cdef object done                # a lock, held until the outcome is known; None when nobody waits for it
     cdef object result
     cdef object error
 
@@ -82,14 +86,20 @@ cdef class Request:
         self.changes = changes
         self.largest_payload = largest_payload
         self.on_queued = on_queued
-        self.done = threading.Lock()
-        self.done.acquire()
+
+    cdef int expect(self) except -1:
+        """Another thread is going to finish it."""
+        done = allocate_lock()
+        done.acquire()
+        self.done = done
+        return 0
 
     def finish(self, result=None, error=None):
         """Sets the outcome, and wakes the waiting thread."""
         self.result = result
         self.error = error
-        self.done.release()
+        if self.done is not None:
+            self.done.release()
 
 
 def carry(coordinator, CommitQueue queue, Request request):
@@ -100,36 +110,40 @@ def carry(coordinator, CommitQueue queue, Request request):
     an interrupt waits until the group is finished: `_write_group` may be begun again, since it writes the same bytes to
     the same place.
     """
-    cdef int arrivals = 0
+    cdef int arrivals = 0, flight = -1
+    cdef Epochs flights
     turn = coordinator._turn
     interrupt = None
     handled = sys.exc_info()[1]     # the caller may be in an except block: whatever arrives has that as context
-    if not turn.acquire(coordinator._waits_for_turn):
+    if not queue.take_turn(turn, coordinator._waits_for_turn):
         return False
+    flights = coordinator.store.flights
     try:
-        with coordinator.store.in_flight():     # as long as there are pointers to pages
-            group = coordinator._plan(request)
-            if group is None:
-                return False
-            queue.carried = 1
-            request.write_set._queue()
-            if request.on_queued is not None:
-                request.on_queued()
-            awaited = coordinator._sync_at is not None
-            while True:
-                try:
-                    coordinator._write_group(group)
-                    break
-                except BaseException as arrived:
-                    arrivals += 1
-                    if hides_failure(arrived, handled, arrivals > MOST_INTERRUPTS):
-                        fail(coordinator, group, arrived)
-                        return True
-                    interrupt = arrived
-            if not awaited and coordinator._sync_at is not None:
-                queue.wake()
-            coordinator._finish_group(group)
+        flight = flights.pin()      # as long as there are pointers to pages
+        group = coordinator._plan(request)
+        if group is None:
+            return False
+        queue.carried = 1
+        request.write_set._queue()
+        if request.on_queued is not None:
+            request.on_queued()
+        awaited = coordinator._sync_at is not None
+        while True:
+            try:
+                coordinator._write_group(group)
+                break
+            except BaseException as arrived:
+                arrivals += 1
+                if hides_failure(arrived, handled, arrivals > MOST_INTERRUPTS):
+                    fail(coordinator, group, arrived)
+                    return True
+                interrupt = arrived
+        if not awaited and coordinator._sync_at is not None:
+            queue.wake()
+        coordinator._finish_group(group)
     finally:
+        if flight >= 0:
+            flights.unpin(flight)
         queue.carried = 0
         turn.release()
     if interrupt is not None:
@@ -172,14 +186,28 @@ cdef class CommitQueue:
     cdef object clock
     cdef readonly Py_ssize_t waiting    # threads in submit
     cdef readonly Py_ssize_t carried    # commits that their own thread carries to disk
+    cdef Py_ssize_t at_turn             # threads that wait to carry their own commits
     cdef bint woken                     # by wake_once, and take has not ended since
 
     def __init__(self, clock):
         self.queue = SimpleQueue()
         self.clock = clock
 
+    cdef bint take_turn(self, object turn, bint wait) except -1:
+        """Takes the coordinator's turn for a thread that carries its own commit; returns whether it has."""
+        if turn.acquire(False):
+            return True
+        if not wait or self.at_turn >= MOST_AT_TURN:
+            return False
+        self.at_turn += 1
+        try:
+            return turn.acquire()
+        finally:
+            self.at_turn -= 1
+
     def submit(self, Request request):
         """Queues a request, waits for its outcome, and returns its result or raises its error."""
+        request.expect()
         if request.write_set is not None:
             request.write_set._queue()
         self.waiting += 1

@@ -189,6 +189,8 @@ class Config:
         """This config with the stored fields of an existing index in the place of its own."""
         if set(stored) != set(self.STORED):
             raise ValueError(f"stored fields must be {_listed(self.STORED)}, not {_listed(stored)}")
+        if all(type(stored[name]) is int and stored[name] == getattr(self, name) for name in self.STORED):
+            return self
         return dataclasses.replace(self, **stored)
 
     def tree_parameters(self) -> dict[str, int | float | None]:

@@ -200,12 +200,14 @@ class DataFiles:
     def mark_dirty(self, window: int) -> None:
         """Say that pages of a window were written; before the sync that must cover them. Raises OSError."""
         data_file = self._files[window]
-        data_file.file.keep()
-        data_file.changed = True
+        if not data_file.changed:  # a sync that begins from now on clears the mark before it begins
+            data_file.file.keep()
+            data_file.changed = True
 
     def overdue(self) -> set[int]:
         """Windows to sync earlier than need be: of the files that wait longest for it, when very many do."""
-        if self._open_files.kept_count <= max(LEAST_KEPT, self._config.descriptor_budget):
+        kept = self._open_files.kept_count
+        if kept <= LEAST_KEPT or kept <= self._config.descriptor_budget:
             return set()
         longest = set(self._open_files.kept[: LEAST_KEPT // 2])
         return {window for window, data_file in list(self._files.items()) if data_file.file in longest}

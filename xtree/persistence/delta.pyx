@@ -83,13 +83,11 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
         if size > largest_payload:
             continue
         row.log_number = log_number
-        with nogil:
-            page = resolve(ws.store, ws.made[i].node)
+        page = resolve(ws.store, ws.made[i].node)
         if delta.replaces:
             base = ws.store.table.row(handle_of(delta.replaces))
             if base.log_number == log_number and class_of(base.word) == delta.size_class:
-                with nogil:
-                    before = resolve(ws.store, delta.replaces)
+                before = resolve(ws.store, delta.replaces)
                 if len(ranges) < ranges_used + <Py_ssize_t>size:
                     PyByteArray_Resize(ranges, 2 * len(ranges) + size)
                 found = changed_ranges(before, page, size, PyByteArray_AS_STRING(ranges) + ranges_used, size // 2)

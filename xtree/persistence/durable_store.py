@@ -173,9 +173,10 @@ class DurableStore(Store):
 
     def _largest_payload(self, bytes_made: int) -> int:
         """The size of the largest page that the log carries, of a transaction with so many bytes of new pages."""
-        if self.config.durability == "strict" or bytes_made > self.config.bulk_payload_limit:
+        config = self._journal.config
+        if config.durability == "strict" or bytes_made > config.bulk_payload_limit:
             return 0
-        return PAGE_BYTES[-1] if self.config.durability == "eventual" else int(self.config.max_payload_in_wal)
+        return PAGE_BYTES[-1] if config.durability == "eventual" else config.max_payload_in_wal
 
     def _learn_file_ends(self) -> None:
         """How far rows may reach: the files that were there at the open may have grown since."""

@@ -95,7 +95,8 @@ def aligned(n: int, alignment: int = ALIGNMENT) -> int:
 
 def frame_bytes(delta_count: int, catalog_bytes: int, payload_bytes: int) -> int:
     """The length of a frame with these parts."""
-    return FRAME_HEADER_BYTES + DELTA_BYTES * delta_count + aligned(catalog_bytes) + aligned(payload_bytes)
+    padding = -catalog_bytes % ALIGNMENT + -payload_bytes % ALIGNMENT
+    return FRAME_HEADER_BYTES + DELTA_BYTES * delta_count + catalog_bytes + payload_bytes + padding
 
 
 class Frame:

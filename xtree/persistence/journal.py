@@ -101,7 +101,7 @@ class Journal:
     def uncovered_bytes(self) -> int:
         """Bytes of all logs that no checkpoint holds."""
         log = self.log
-        return self._closed_bytes + (0 if log is None else log.bytes_since_start)
+        return self._closed_bytes if log is None else self._closed_bytes + log.end_offset - HEADER_BYTES
 
     def save_manifest(
         self, checkpoints: tuple[CheckpointEntry, ...] | None = None, logs: tuple[LogEntry, ...] | None = None

@@ -27,8 +27,10 @@ from xtree.persistence.filenames import MANIFEST, MAX_NUMBER, SIZE_CLASSES
 from xtree.persistence.platform_fs import FileSystem
 
 FORMAT = 1
+_HEXADECIMAL = frozenset("0123456789abcdef")
 _HEAD = re.compile(rb'\{"format": ([0-9]{1,9}), "crc32c": "([0-9a-f]{8})", "body":\n')
 _NO_CRC = b"00000000"
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _NUMBERS_TOO_LONG = re.compile(rb"[0-9]{33}")  # longer than any number, or UUID, that is written
 _MOST_BRACKETS = 6  # how deep the body may nest; the parser is recursive
 _U32 = 2**32 - 1
@@ -128,7 +130,7 @@ def _verified_body(data: bytes, path: str) -> str:
         raise FormatVersionError(f"{path}: expected format version {FORMAT}, found {int(head.group(1))}")
     body = data[head.end() : -2]
     depth = 0
-    for bracket in re.findall(rb"[\[\]{}]", body):
+    for bracket in body.translate(None, _NO_BRACKETS):
         depth += 1 if bracket in b"[{" else -1
         if depth > _MOST_BRACKETS:
             raise CorruptionError(f"{path}: expected at most {_MOST_BRACKETS} levels of brackets, found more")
@@ -150,7 +152,7 @@ class _Reader:
         """The manifest of a parsed body."""
         self.keys(values, {field.name for field in dataclasses.fields(Manifest)}, "body")
         uuid = values["uuid"]
-        if not isinstance(uuid, str) or not re.fullmatch(rf"[0-9a-f]{{{2 * UUID_BYTES}}}", uuid):
+        if not isinstance(uuid, str) or len(uuid) != 2 * UUID_BYTES or not _HEXADECIMAL.issuperset(uuid):
             self.refuse("uuid", f"{2 * UUID_BYTES} hexadecimal digits", uuid)
         manifest = Manifest(
             uuid=bytes.fromhex(uuid),
@@ -196,7 +198,7 @@ class _Reader:
     def config(self, values: Any) -> dict[str, int]:
         self.keys(values, set(Config.STORED), "config")
         try:
-            return Config().with_stored(values).to_stored()
+            return Config(**values).to_stored()
         except (ValueError, TypeError) as error:
             raise CorruptionError(f"{self.path}: config: {error}") from None
 

@@ -16,7 +16,6 @@ class Latency:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._count = 0
         self._seconds = 0.0
         self._longest = 0.0
         self._counts = [0] * (len(BOUNDS_S) + 1)
@@ -24,9 +23,9 @@ class Latency:
     def observe(self, seconds: float) -> None:
         """Counts one more."""
         with self._lock:
-            self._count += 1
             self._seconds += seconds
-            self._longest = max(self._longest, seconds)
+            if seconds > self._longest:
+                self._longest = seconds
             self._counts[bisect_left(BOUNDS_S, seconds)] += 1
 
     def as_dict(self) -> dict[str, Any]:
@@ -38,7 +37,7 @@ class Latency:
                 so_far += count
                 buckets[bound] = so_far
             return {
-                "count": self._count,
+                "count": sum(counts),
                 "seconds": self._seconds,
                 "max_seconds": self._longest,
                 "buckets": buckets,

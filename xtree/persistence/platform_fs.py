@@ -83,29 +83,26 @@ class File:
 
     def pwrite(self, data: Buffer, offset: int) -> None:
         """Write all of `data` at `offset`."""
-        view = memoryview(data).cast("B")
-        done = 0
-        while done < view.nbytes:
-            done += self._write_once(view[done:] if done else view, offset + done)
+        done = self._write_once(data, offset)
+        if done < memoryview(data).nbytes:
+            view = memoryview(data).cast("B")
+            while done < view.nbytes:
+                done += self._write_once(view[done:], offset + done)
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         """Write buffers one behind the other, from `offset` on, without joining them."""
         if not hasattr(os, "pwritev"):
-            for buffer in buffers:
-                self.pwrite(buffer, offset)
-                offset += memoryview(buffer).nbytes
+            self._write_rest(buffers, 0, offset)
             return
         for start in range(0, len(buffers), _MOST_BUFFERS):
             some = buffers[start : start + _MOST_BUFFERS]
             done = os.pwritev(self.fileno(), some, offset)
+            size = 0
             for buffer in some:
-                size = memoryview(buffer).nbytes
-                if done < size:
-                    self.pwrite(memoryview(buffer).cast("B")[done:], offset + done)
-                    done = 0
-                else:
-                    done -= size
-                offset += size
+                size += memoryview(buffer).nbytes
+            if done < size:
+                self._write_rest(some, done, offset)
+            offset += size
 
     def map(self, n: int) -> Buffer:
         """The first `n` bytes, mapped to be read; nothing is copied. Unmapped with the last reference to them.
@@ -194,7 +191,16 @@ class File:
             os.lseek(self.fileno(), offset, os.SEEK_SET)
             return os.read(self.fileno(), n)
 
-    def _write_once(self, view: memoryview, offset: int) -> int:
+    def _write_rest(self, buffers: Sequence[Buffer], done: int, offset: int) -> None:
+        """Write what comes behind the first `done` bytes of buffers that belong at `offset`."""
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B")
+            if done < view.nbytes:
+                self.pwrite(view[done:], offset + done)
+            done = max(0, done - view.nbytes)
+            offset += view.nbytes
+
+    def _write_once(self, view: Buffer, offset: int) -> int:
         if self._position_lock is None:
             return os.pwrite(self.fileno(), view, offset)
         with self._position_lock:

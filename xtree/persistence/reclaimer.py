@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 STEP_PAGES = 1024
 LEAST_PAGES = 4096  # a call may free at least so many
+FRESH_PAGES = 64  # changed by commits before it is worth a look whether a pin has ended meanwhile
 
 
 class Reclaimer:
@@ -23,11 +24,21 @@ class Reclaimer:
         self._store = store
         self.reclaimed = 0
         self.steps = 0
+        self._fresh = 0  # pages changed since the last look
+        self._looked_at = 0  # the durable epoch at the last look
 
     @property
     def backlog(self) -> int:
         """Retired pages that are still there."""
         return self._store.table.retired
+
+    def committed(self, pages: int, durable_epoch: int) -> None:
+        """After a group of commits that changed so many pages: free pages, if it is likely that there are some."""
+        self._fresh += pages
+        if durable_epoch > self._looked_at or self._fresh >= FRESH_PAGES:
+            self.run(durable_epoch, self._fresh)
+            self._looked_at = durable_epoch
+            self._fresh = 0
 
     def run(self, durable_epoch: int, new_garbage: int = 0) -> int:
         """Free what may be freed, up to some more pages than have just become garbage; returns how many those were."""

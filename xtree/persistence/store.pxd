@@ -19,13 +19,14 @@ A pin says which pages somebody may still want to see, a flight which mappings a
     *_failures        whoever holds `lock`                    stats                   plain
     table, allocator  whoever holds `lock`                    see their headers
 
-`lock` is never awaited while holding the GIL, and may be held while asking for it; so the two can't deadlock. Where
+`lock` is never awaited while holding the GIL, and may be held while asking for it; so the two can't deadlock. Who has
+the GIL may try it, and then holds it only as long as nothing gives the GIL away. Where
 Python code runs under it, hold_lock notes the thread: garbage collection may abort a forgotten write set there, which
 then can't wait for the lock and is put on the list `abandoned` instead.
 """
 
 cimport cython
-from cpython.pythread cimport WAIT_LOCK, PyThread_acquire_lock, PyThread_release_lock, PyThread_type_lock
+from cpython.pythread cimport NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_release_lock, PyThread_type_lock
 from libc.stdint cimport uint32_t, uint64_t
 
 from xtree.persistence.atomics cimport load_acquire, load_relaxed
@@ -52,6 +53,13 @@ cdef int register_kind(int kind, PageVerifier verifier) except -1
 cdef inline void lock_without_gil(PyThread_type_lock lock) noexcept nogil:
     """Waits for a store's lock. Never call it while holding the GIL."""
     PyThread_acquire_lock(lock, WAIT_LOCK)
+
+
+cdef inline void lock_with_gil(PyThread_type_lock lock) noexcept:
+    """Takes a store's lock from code that has the GIL, which is given away only if there is a wait."""
+    if not PyThread_acquire_lock(lock, NOWAIT_LOCK):
+        with nogil:
+            PyThread_acquire_lock(lock, WAIT_LOCK)
 
 
 @cython.final
@@ -82,7 +90,7 @@ cdef class Store:
     cdef object closing             # set once the close that has begun is over, or was interrupted
     cdef object closer              # the thread that carries it out
     cdef object idle                # set when the last running call has ended, once the store is closing
-    cdef object write_sets          # those still open
+    cdef dict write_sets            # weak references to those that haven't ended, by their ids
     cdef uint64_t allocation_failures   # pages for which there was no slot; written under `lock`
     cdef uint64_t handle_failures       # pages for which there was no handle; written under `lock`
     cdef object __weakref__

@@ -33,6 +33,7 @@ cdef PageVerifier verifiers[256]
 memset(verifiers, 0, sizeof(verifiers))
 
 _stores = weakref.WeakSet()
+cdef object _write_set = None       # the class, once it is needed
 
 
 def _forked():
@@ -163,7 +164,7 @@ cdef class Store:
         self.status = OPEN
         self.idle = threading.Event()
         self.callers = NULL
-        self.write_sets = weakref.WeakSet()
+        self.write_sets = {}
         self.abandoned = []
         self.flights = Epochs(timed=False)
         self.lock = PyThread_allocate_lock()
@@ -259,14 +260,17 @@ cdef class Store:
 
     def begin(self):
         """A new WriteSet on the current epoch. Raises ClosedError, ReadOnlyError, StoreFailedError."""
-        from xtree.persistence.write_set import WriteSet  # which is built on this module
-
-        cdef int flight = self.enter()
+        global _write_set
+        cdef int flight
+        if _write_set is None:
+            from xtree.persistence.write_set import WriteSet as _write_set  # which is built on this module
+        flight = self.enter()
         try:
             self.require_writable()
             self._before_write()
-            self._give_back_abandoned()
-            return WriteSet(self)
+            if self.abandoned:
+                self._give_back_abandoned()
+            return _write_set(self)
         finally:
             self.leave(flight)
 
@@ -316,8 +320,10 @@ cdef class Store:
         while self.calls > 0:
             self.idle.wait()
         try:
-            for write_set in list(self.write_sets):
-                write_set.abort()
+            for reference in list(self.write_sets.values()):
+                write_set = reference()
+                if write_set is not None:
+                    write_set.abort()
             self._give_back_abandoned()
             self._shut_down(failed)
         finally:

@@ -51,6 +51,8 @@ from xtree.persistence.frame import (
 from xtree.persistence.platform_fs import Buffer, File, FileSystem, Path, SyncFailedError
 from xtree.persistence.superblock import MODES
 
+JOINED_BYTES = 32 << 10  # frames up to this length are copied into one buffer: cheaper than many small ones
+
 _PADDING = [bytes(n) for n in range(ALIGNMENT)]
 
 
@@ -116,7 +118,7 @@ class Ground:
         self.end = end
 
 
-@dataclass
+@dataclass(slots=True)
 class PlannedFrame:
     """A frame and its place in the log."""
 
@@ -197,8 +199,8 @@ class LogWriter:
     def write_link(self, durable_through: int) -> None:
         """Write and sync the first frame, once the manifest that lists this log is durable."""
         epoch = self._link.last_epoch
-        payload = self._link.encode()
-        self.write(self._plan(FRAME_LINK, epoch, epoch, durable_through, 0, [], b"", 0, [payload], LINK_BYTES))
+        link = [self._link.encode()]
+        self.write(self.frame_of(epoch, epoch, durable_through, [], b"", 0, link, LINK_BYTES, 0, FRAME_LINK))
         self.sync()
         reach("wal.linked")
 
@@ -231,7 +233,15 @@ class LogWriter:
         appended: part of the frame may be there.
         """
         frame = self.frame_of(
-            first_epoch, last_epoch, durable_through, deltas, catalog, catalog_count, payloads, delta_count
+            first_epoch,
+            last_epoch,
+            durable_through,
+            deltas,
+            catalog,
+            catalog_count,
+            payloads,
+            _bytes_of(payloads),
+            delta_count,
         )
         self.write(frame)
         return frame.end_offset - frame.offset
@@ -245,23 +255,50 @@ class LogWriter:
         catalog: bytes,
         catalog_count: int,
         payloads: Sequence[Buffer],
+        payload_bytes: int,
         delta_count: int,
+        kind: int = FRAME_GROUP,
     ) -> PlannedFrame:
-        """The frame that `append` would write, for `write`."""
-        if _bytes_of(deltas) != DELTA_BYTES * delta_count:
-            raise ValueError(f"{delta_count} deltas have {DELTA_BYTES} bytes each, not {_bytes_of(deltas)} in all")
-        return self._plan(
-            FRAME_GROUP,
+        """The frame that `append` would write, for `write`. Raises ValueError for parts that don't have their sizes."""
+        length = frame_bytes(delta_count, len(catalog), payload_bytes)
+        offset = self._next_offset()
+        header = bytearray(FRAME_HEADER_BYTES)
+        FRAME_HEADER.pack_into(
+            header,
+            0,
+            FRAME_MAGIC,
+            0,
+            length,
+            self._uuid,
+            offset,
+            self.last_crc,
+            kind,
+            self._mode,
+            FRAME_FORMAT,
             first_epoch,
             last_epoch,
             durable_through,
             delta_count,
-            deltas,
-            catalog,
             catalog_count,
-            payloads,
-            _bytes_of(payloads),
+            len(catalog),
+            payload_bytes,
+            self.number,
+            time.time_ns(),
         )
+        parts = [header, *deltas, catalog, _PADDING[-len(catalog) % 8], *payloads, _PADDING[-payload_bytes % 8]]
+        if length <= JOINED_BYTES:
+            header = bytearray().join(parts)
+            parts = [header]
+        if _bytes_of(parts) != length:
+            raise ValueError(
+                f"{delta_count} deltas of {DELTA_BYTES} bytes have {_bytes_of(deltas)}, "
+                f"payloads of {payload_bytes} bytes {_bytes_of(payloads)}"
+            )
+        crc = 0
+        for part in parts:
+            crc = crc32c(part, crc)
+        CRC.pack_into(header, FRAME_CRC_OFFSET, crc)
+        return PlannedFrame(parts, offset, offset + length, crc, last_epoch)
 
     def write(self, frame: PlannedFrame) -> None:
         """Write a frame that was planned for this place. Doing it again, before the next one, does the same again."""
@@ -314,54 +351,9 @@ class LogWriter:
     def _next_offset(self) -> int:
         return aligned(self.end_offset, SECTOR_BYTES) if self.end_offset == self._boundary else self.end_offset
 
-    def _plan(
-        self,
-        kind: int,
-        first_epoch: int,
-        last_epoch: int,
-        durable_through: int,
-        delta_count: int,
-        deltas: Sequence[Buffer],
-        catalog: bytes,
-        catalog_count: int,
-        payloads: Sequence[Buffer],
-        payload_bytes: int,
-    ) -> PlannedFrame:
-        length = frame_bytes(delta_count, len(catalog), payload_bytes)
-        offset = self._next_offset()
-        header = bytearray(FRAME_HEADER_BYTES)
-        FRAME_HEADER.pack_into(
-            header,
-            0,
-            FRAME_MAGIC,
-            0,
-            length,
-            self._uuid,
-            offset,
-            self.last_crc,
-            kind,
-            self._mode,
-            FRAME_FORMAT,
-            first_epoch,
-            last_epoch,
-            durable_through,
-            delta_count,
-            catalog_count,
-            len(catalog),
-            payload_bytes,
-            self.number,
-            time.time_ns(),
-        )
-        parts = [header, *deltas, catalog, _PADDING[-len(catalog) % 8], *payloads, _PADDING[-payload_bytes % 8]]
-        if length <= SECTOR_BYTES:
-            parts = [bytearray().join(parts)]
-            header = parts[0]
-        crc = 0
-        for part in parts:
-            crc = crc32c(part, crc)
-        CRC.pack_into(header, FRAME_CRC_OFFSET, crc)
-        return PlannedFrame(parts, offset, offset + length, crc, last_epoch)
-
 
 def _bytes_of(buffers: Sequence[Buffer]) -> int:
-    return sum([memoryview(buffer).nbytes for buffer in buffers])
+    total = 0
+    for buffer in buffers:
+        total += len(buffer) if type(buffer) is bytearray else memoryview(buffer).nbytes
+    return total

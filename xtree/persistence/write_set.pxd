@@ -61,4 +61,6 @@ cdef class WriteSet:
     cdef void let_claims_go(self) noexcept nogil
     cdef int give_back_pages(self) except -1
     cdef int require_open(self) except -1
+    cdef int ends(self, str status) except -1
+    cdef void publish_all(self, uint64_t epoch) noexcept nogil
     cdef void release_pin(self) noexcept

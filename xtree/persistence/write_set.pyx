@@ -2,6 +2,7 @@
 
 cimport cython
 from cpython.pythread cimport PyThread_release_lock
+from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
@@ -12,10 +13,19 @@ from xtree.persistence.object_table cimport STATE_RESERVED, WORD_TAG, Row, class
 from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, SIZE_CLASSES, PagePrefix, class_bytes
 from xtree.persistence.page_checksum cimport page_crc
 from xtree.persistence.store cimport (
-    CLOSED, FORKED, PyThread_get_thread_ident, Store, drop_lock, hold_lock, lock_without_gil, resolve,
+    CLOSED, FORKED, PyThread_get_thread_ident, Store, drop_lock, hold_lock, lock_with_gil, lock_without_gil, resolve,
 )
 
 from xtree.errors import CorruptionError, TransactionError
+
+cdef enum:                          # work so short that giving the GIL away for it costs more
+    SEALED_WITH_GIL = 1 << 17       # bytes of pages
+    PUBLISHED_WITH_GIL = 256        # rows
+
+
+cdef inline bint fits(int size_class, Py_ssize_t content_bytes) noexcept nogil:
+    """Whether a page of a class has room for so much behind its prefix."""
+    return <uint64_t>content_bytes <= class_bytes(size_class) - sizeof(PagePrefix)
 
 
 @cython.final
@@ -28,7 +38,7 @@ cdef class WriteSet:
         self.status = "open"
         self.pin = store.epochs.pin()
         self.base = store.published
-        store.write_sets.add(self)
+        store.write_sets[<size_t><void *>self] = PyWeakref_NewRef(self, None)
 
     def __dealloc__(self):
         # abort() has run in __del__; here only memory is left.
@@ -200,15 +210,16 @@ cdef class WriteSet:
     def replace_page(self, NodeID node, const unsigned char[::1] content):
         """Overwrites the beginning of a page, or of a copy of it; returns the NodeID that it has now."""
         cdef char *page
-        cdef int flight
+        cdef int size_class, flight
         self.require_open()
         flight = self.store.enter()
         try:
             with nogil:
                 page = resolve(self.store, node)
-            self._require_fits((<PagePrefix *>page).size_class, content)
-            with nogil:
-                page = self.writable(&node)
+                size_class = (<PagePrefix *>page).size_class
+                if fits(size_class, content.shape[0]):
+                    page = self.writable(&node)
+            self._require_fits(size_class, content)
             if content.shape[0]:
                 memcpy(page + sizeof(PagePrefix), &content[0], content.shape[0])
             return node
@@ -228,7 +239,7 @@ cdef class WriteSet:
 
     def _require_fits(self, int size_class, const unsigned char[::1] content):
         self.require_open()
-        if <uint64_t>content.shape[0] > class_bytes(size_class) - sizeof(PagePrefix):
+        if not fits(size_class, content.shape[0]):
             raise ValueError(f"{content.shape[0]} bytes don't fit into a page of {class_bytes(size_class)}")
 
     def __len__(self):
@@ -304,9 +315,14 @@ cdef class WriteSet:
         if self.status == "open":
             self._undo()
 
-    def _undo(self):
-        self.status = "aborted"
+    cdef int ends(self, str status) except -1:
+        self.status = status
+        self.store.write_sets.pop(<size_t><void *>self, None)
         self.release_pin()
+        return 0
+
+    def _undo(self):
+        self.ends("aborted")
         self.let_claims_go()
         self.give_back_pages()
 
@@ -366,8 +382,15 @@ cdef class WriteSet:
 
     def _seal(self):
         """Finishes the pages: CRCs. Nothing changes them any more."""
-        with self.store.in_flight(), nogil:
-            self.seal_all()
+        cdef int flight = self.store.flights.pin()
+        try:
+            if self.bytes_made <= SEALED_WITH_GIL:
+                self.seal_all()
+            else:
+                with nogil:
+                    self.seal_all()
+        finally:
+            self.store.flights.unpin(flight)
 
     def _queue(self):
         """The point of no return: from here on there is no abort."""
@@ -376,24 +399,29 @@ cdef class WriteSet:
 
     def _publish_rows(self, uint64_t epoch):
         """The rows become live and retired; nobody can see it before the catalog that names them. Can't fail."""
+        lock_with_gil(self.store.lock)
+        if self.made_count + self.retired_count <= PUBLISHED_WITH_GIL:
+            self.publish_all(epoch)
+        else:
+            with nogil:
+                self.publish_all(epoch)
+        PyThread_release_lock(self.store.lock)
+
+    cdef void publish_all(self, uint64_t epoch) noexcept nogil:
         cdef Py_ssize_t i
-        with nogil:
-            lock_without_gil(self.store.lock)
-            for i in range(self.made_count):
-                if self.made[i].node:
-                    self.store.table.publish(self.made[i].node, epoch)
-                    if self.made[i].replaces:
-                        self.store.table.retire(self.made[i].replaces, epoch)
-            for i in range(self.retired_count):
-                self.store.table.retire(self.retired[i], epoch)
-            PyThread_release_lock(self.store.lock)
+        for i in range(self.made_count):
+            if self.made[i].node:
+                self.store.table.publish(self.made[i].node, epoch)
+                if self.made[i].replaces:
+                    self.store.table.retire(self.made[i].replaces, epoch)
+        for i in range(self.retired_count):
+            self.store.table.retire(self.retired[i], epoch)
 
     def _end(self, str status):
         """Ends a queued write set: "committed", "aborted", or "failed" when its outcome is unknown."""
         if status == "aborted":
             self._undo()
             return
-        self.status = status
-        self.release_pin()
+        self.ends(status)
         if status == "committed":
             self._let_foundation_go()
