@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from pages import KIND, SMALL, SteppingClock, put, run_and_die, settle, texts_of
+from pages import KIND, ONE_LONG_LOG, SMALL, SteppingClock, by_request, put, run_and_die, settle, texts_of
 
 from xtree.errors import CorruptionError
 from xtree.persistence import filenames
@@ -17,7 +17,7 @@ from xtree.persistence.crash_points import set_hook
 from xtree.persistence.manifest import Manifest
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
-from xtree.persistence.superblock import SuperblockFile
+from xtree.persistence.superblock import Superblock, SuperblockFile
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +116,29 @@ def test_with_one_superblock_copy_lost_epochs_go_on_a_stride_further(tmp_path, c
         file.write(b"\xff\xff")
     store = open_store(path, config=SMALL)
     assert put(store, {"a": "2"}) >= ceiling + SMALL.epoch_stride
+    store.close()
+
+
+def test_commits_above_the_ceiling_of_the_superblock_copy_that_is_left_survive(tmp_path):
+    path, config = tmp_path / "index", by_request(**ONE_LONG_LOG)
+    steps = SMALL.epoch_stride + 20
+
+    def work(store, acknowledge):
+        for i in range(steps):
+            put(store, {"a": str(i)})
+        os._exit(42)
+
+    run_and_die(str(path), work, "nowhere", 1, config)
+    lost = superblock_of(path)
+    with open(path / filenames.SUPERBLOCK, "r+b") as file:
+        copies = [Superblock.decode(file.read(4096), "superblock") for _ in range(2)]
+        file.seek(4096 * copies.index(lost) + 50)
+        file.write(b"\xff\xff")
+    assert min(copy.epoch_ceiling for copy in copies) < steps < lost.epoch_ceiling
+    store = open_store(path, config=config)
+    assert texts_of(store) == {"a": str(steps - 1)}
+    assert superblock_of(path).epoch_ceiling >= lost.epoch_ceiling
+    assert put(store, {"a": "next"}) >= lost.epoch_ceiling
     store.close()
 
 

@@ -224,7 +224,11 @@ class Checkpointer:
                 journal.keep(entry, self._clock.now(), hold_back)
                 reach("checkpoint.manifest_saved")
                 self._require_healthy()
-                journal.publish_superblock(sync=True, epoch=copied.epoch, durable_epoch=copied.epoch)
+                # After recovery with a copy of the superblock lost, the other one's ceiling may lie below both epochs.
+                ceiling = self._coordinator.following_epoch
+                journal.publish_superblock(
+                    sync=True, epoch=copied.epoch, durable_epoch=copied.epoch, epoch_ceiling=ceiling
+                )
                 reach("checkpoint.superblock_synced")
                 self._require_healthy()
                 journal.remove_unlisted()
