@@ -132,8 +132,8 @@ def recover(
 
     `progress(bytes read, bytes to read)` is called between reads; what it raises ends the recovery. Without
     `check_pages`, which is for looking at what is left of a damaged index, a page that isn't its row's is met only when
-    it is touched. The caller holds the lock. Raises CorruptionError, FormatVersionError, OSError; nothing was changed then, except that pages of the
-    recovered state may have been written again.
+    it is touched. The caller holds the lock. Raises CorruptionError, FormatVersionError, OSError; nothing was changed
+    then, except that pages of the recovered state may have been written again.
     """
     if writable and not check_pages:
         raise ValueError("pages are only written where all have been checked")
