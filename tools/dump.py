@@ -12,24 +12,20 @@ from xtree.errors import CorruptionError
 from xtree.persistence import filenames
 from xtree.persistence.catalog import Catalog, CatalogEntry
 from xtree.persistence.checkpoint import Checkpoint
-from xtree.persistence.config import Config
 from xtree.persistence.file_header import HEADER_BYTES
-from xtree.persistence.file_places import FilePlaces
 from xtree.persistence.filenames import MANIFEST, SUPERBLOCK
-from xtree.persistence.object_table import ObjectTable
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.superblock import Superblock
 from xtree.roots import KIND, tree_state_of
 from xtree.tools.dump_pages import dump_page, dump_trees
 from xtree.tools.dump_wal import dump_logs
 from xtree.tools.fsck import require_index
-from xtree.tools.fsck_files import READ_ERRORS, Directory
+from xtree.tools.fsck_files import EVERY_EPOCH, READ_ERRORS, Directory
 from xtree.tools.fsck_pages import TREE_KINDS
 
 __all__ = ["WHAT", "dump_index"]
 
 WHAT = ("all", "superblock", "manifest", "wal", "checkpoint", "page", "tree")
-_EVERY_EPOCH = 2**64 - 2
 
 
 def dump_index(
@@ -46,8 +42,8 @@ def dump_index(
 
     which: a NodeID for "page", decimal or hexadecimal with 0x; the name of a tree for "tree", None for all. deltas: of
     frames, one by one. depth: levels of a tree's outline. entries: how many of a page. Returns a dict with path,
-    problems, and the parts. Raises LockedError, ValueError for a NodeID that is none, KeyError for a tree that there
-    isn't, FileNotFoundError, CorruptionError for a directory that never was an index, OSError.
+    problems, and the parts. Raises LockedError, ValueError for a NodeID or a tree that there isn't, FileNotFoundError,
+    CorruptionError for a directory that never was an index, OSError.
     """
     if which is not None and what not in ("page", "tree"):
         raise ValueError(f"{what!r} takes no further argument, got {which!r}")
@@ -158,11 +154,8 @@ def _dump_checkpoint(
 
 def _dump_rows(directory: Directory, found: Checkpoint) -> dict[str, Any]:
     """How many rows there are, and of what kinds."""
-    config = Config().to_stored() if directory.manifest is None else directory.manifest.config
-    files = {entry.number: (i, entry.size_class) for i, entry in enumerate(found.data_files)}
-    table = ObjectTable()
-    table.restore(*found.rows, FilePlaces(files, config["window_bytes"]))
-    rows = table.visible(_EVERY_EPOCH)
+    table = directory.table_of(found)
+    rows = table.visible(EVERY_EPOCH)
     kinds = Counter(rows["kind"].tolist())
     births = {} if not len(rows) else {"first_birth": int(rows["birth"].min()), "last_birth": int(rows["birth"].max())}
     return {

@@ -59,7 +59,7 @@ def dump_page(directory: Directory, node: int, entries: int, problems: list[str]
         if (name, offset) != row_place:
             found.append({"file": name, "offset": offset, "live": False, "row": None, **_dump_bytes(data, entries)})
     if not found:
-        raise KeyError(f"no row and no slot has node {node:#x}")
+        raise ValueError(f"no row and no slot has node {node:#x}")
     return found
 
 
@@ -116,7 +116,7 @@ def _slots_of(directory: Directory, node: int) -> Iterator[tuple[str, int, bytes
 
 
 def dump_trees(directory: Directory, name: str | None, depth: int, problems: list[str]) -> dict[str, dict[str, Any]]:
-    """The trees of the furthest state by name, or one of them. Raises KeyError for a name that there isn't."""
+    """The trees of the furthest state by name, or one of them. Raises ValueError for a name that there isn't."""
     with _state(directory) as pages:
         if pages is None:
             if not directory.unborn:
@@ -124,7 +124,7 @@ def dump_trees(directory: Directory, name: str | None, depth: int, problems: lis
             return {}
         entries = sorted((e for e in pages.catalog if e.kind == KIND), key=lambda entry: entry.name)
         if name is not None and name not in {entry.name for entry in entries}:
-            raise KeyError(f"there is no tree {name!r}, only {', '.join(repr(entry.name) for entry in entries[:10])}")
+            raise ValueError(f"there is no tree {name!r}, only {', '.join(repr(entry.name) for entry in entries[:10])}")
         chosen = [entry for entry in entries if name is None or entry.name == name]
         return {entry.name: _dump_tree(pages, entry, depth, problems) for entry in chosen}
 

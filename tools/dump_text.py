@@ -17,6 +17,8 @@ def dump_lines(result: dict[str, Any]) -> Iterator[str]:
         yield from _manifest(result["manifest"])
     for checkpoint in result.get("checkpoints", ()):
         yield from _checkpoint(checkpoint)
+    if result.get("logs") == []:
+        yield "no logs: the index was closed"
     for log in result.get("logs", ()):
         yield from _log(log)
     for page in result.get("pages", ()):

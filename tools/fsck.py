@@ -74,7 +74,7 @@ def check_directory(fs: FileSystem, path: str, progress: Progress | None = None)
         with contextlib.closing(store):
             report.epoch = store.published.epoch
             meter.data()
-            _check_epoch(store, report, meter)
+            _check_epoch(store, report, meter, store.published.epoch < directory.known_epoch)
     judge_leftovers(directory, report.epoch, report)
     meter.end()
     return report, directory
@@ -113,18 +113,18 @@ def _check_runtime(runtime: Runtime, progress: Progress | None) -> Report:
             store._journal.data_files.verify_headers()
         except (CorruptionError, FormatVersionError) as error:
             report.add_error(DAMAGE, "data file", error, "a data file's header")
-    store._learn_file_ends()
     meter.data()
     _check_epoch(store, report, meter)
     meter.end()
     return report
 
 
-def _check_epoch(store: DurableStore, report: Report, meter: _Meter) -> None:
+def _check_epoch(store: DurableStore, report: Report, meter: _Meter, behind: bool = False) -> None:
     pin = store.pin()
     try:
+        store._learn_file_ends()  # they may have grown since the open
         report.epoch = pin.epoch
-        PageCheck(store, pin, report, meter.share).run()
+        PageCheck(store, pin, report, meter.share, behind).run()
     finally:
         pin.release()
 

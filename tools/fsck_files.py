@@ -15,19 +15,23 @@ from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence import checkpoint as checkpoints
 from xtree.persistence import filenames
 from xtree.persistence.checkpoint import Checkpoint
+from xtree.persistence.config import Config
 from xtree.persistence.file_header import HEADER_BYTES, PREFIX
+from xtree.persistence.file_places import FilePlaces
 from xtree.persistence.frame import LogLink
 from xtree.persistence.journal import closed_log
 from xtree.persistence.manifest import LogEntry, Manifest
+from xtree.persistence.object_table import ObjectTable
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.recovery import Exposure
 from xtree.persistence.scan import scan_directory
 from xtree.persistence.superblock import COPIES, Superblock
 from xtree.persistence.wal_reader import LogReader, find_later_link, read_log
 
-__all__ = ["Directory", "Log", "READ_ERRORS"]
+__all__ = ["EVERY_EPOCH", "Directory", "Log", "READ_ERRORS"]
 
 READ_ERRORS = (CorruptionError, FormatVersionError, OSError)
+EVERY_EPOCH = 2**64 - 2  # what is visible then is what there is
 Copy = Superblock | Exception
 
 
@@ -49,6 +53,7 @@ class Log:
     unexposed: int = 0
     damage: Exception | None = None
     evidence: str | None = None  # why a bad frame is damage, not the beginning of a torn tail
+    known_epoch: int = 0  # of a commit that was in it once
 
     @property
     def name(self) -> str:
@@ -119,6 +124,16 @@ class Directory:
         readable = [one for one in found if isinstance(one, Checkpoint)]
         return sorted(readable, key=lambda one: (one.epoch, one.number), reverse=True)
 
+    @property
+    def known_epoch(self) -> int:
+        """The last epoch of which something says that it was committed."""
+        epochs = [log.known_epoch for log in self.logs.values()]
+        if self.superblock is not None:
+            epochs.append(self.superblock.durable_epoch)
+        if self.manifest is not None:
+            epochs += [entry.epoch for entry in self.manifest.checkpoints]
+        return max(epochs, default=0)
+
     def place(self, name: str) -> str:
         """The path of a file."""
         return os.path.join(self.path, name)
@@ -129,6 +144,18 @@ class Directory:
             return self.fs.size(self.place(name))
         except FileNotFoundError:
             return None
+
+    @property
+    def stored(self) -> dict[str, int]:
+        """The settings fixed at creation."""
+        return Config().to_stored() if self.manifest is None else self.manifest.config
+
+    def table_of(self, checkpoint: Checkpoint) -> ObjectTable:
+        """The rows of a checkpoint. Raises CorruptionError."""
+        files = {entry.number: (i, entry.size_class) for i, entry in enumerate(checkpoint.data_files)}
+        table = ObjectTable()
+        table.restore(*checkpoint.rows, FilePlaces(files, self.stored["window_bytes"]))
+        return table
 
     def listed(self) -> set[str]:
         """The names that the manifest knows."""
@@ -228,6 +255,7 @@ class Directory:
         if log.recorded is not None:
             if closed_log(log.recorded) != closed_log(reader.end):
                 log.evidence = f"log {log.number} ends at offset {log.recorded.end_offset} by what is recorded of it"
+                log.known_epoch = log.recorded.last_epoch
             return
         log.tail_bytes = reader.tail_bytes
         if log.tail_bytes:
@@ -237,6 +265,7 @@ class Directory:
                 log.evidence = (
                     f"the frame at offset {later.offset} says that epoch {later.durable_through} was on the disk"
                 )
+                log.known_epoch = later.last_epoch
             if log.stopped_because == "not exposed":
                 log.unexposed = reader.count_unexposed()
 

@@ -7,22 +7,18 @@ import contextlib
 from xtree.persistence import filenames
 from xtree.persistence.catalog import Catalog
 from xtree.persistence.checkpoint import Checkpoint
-from xtree.persistence.config import Config
 from xtree.persistence.data_files import read_header
 from xtree.persistence.file_header import HEADER_BYTES
-from xtree.persistence.file_places import FilePlaces
 from xtree.persistence.filenames import MANIFEST, SUPERBLOCK
 from xtree.persistence.frame import LogLink
-from xtree.persistence.object_table import ObjectTable
 from xtree.persistence.superblock import COPIES, Superblock
 from xtree.roots import KIND, tree_state_of
-from xtree.tools.fsck_files import READ_ERRORS, Directory, Log
+from xtree.tools.fsck_files import EVERY_EPOCH, READ_ERRORS, Directory, Log
 from xtree.tools.fsck_report import DAMAGE, NOTE, ORPHAN, Report
 
 __all__ = ["judge_files", "judge_leftovers", "orphans"]
 
 _EPOCHS = ("epoch", "durable_epoch", "epoch_ceiling")
-_EVERY_EPOCH = 2**64 - 2
 
 
 def judge_files(directory: Directory, report: Report) -> None:
@@ -121,15 +117,12 @@ def _judge_checkpoint(directory: Directory, number: int, found: Checkpoint | Exc
         severity = DAMAGE if listed else ORPHAN
         report.add_error(severity, "checkpoint", found, "a checkpoint", file=name)
         return
-    config = Config().to_stored() if directory.manifest is None else directory.manifest.config
-    files = {entry.number: (i, entry.size_class) for i, entry in enumerate(found.data_files)}
-    table = ObjectTable()
     try:
-        table.restore(*found.rows, FilePlaces(files, config["window_bytes"]))
+        table = directory.table_of(found)
     except READ_ERRORS as error:
         report.add_error(DAMAGE, "row", error, "a row that can be", file=name)
         return
-    rows = table.visible(_EVERY_EPOCH)
+    rows = table.visible(EVERY_EPOCH)
     for row in rows[rows["birth"] > found.epoch]:
         expected = f"a birth up to epoch {found.epoch}, the checkpoint's"
         report.add(DAMAGE, "row", expected, f"{row['birth']}", file=name, node=int(row["node"]))
@@ -204,14 +197,11 @@ def _judge_ceiling(directory: Directory, log: Log, report: Report) -> None:
 
 def _judge_reach(directory: Directory, listed: set[int], report: Report) -> None:
     """The logs reach the last epoch that is known to have been on the disk."""
-    manifest, value = directory.manifest, directory.superblock
-    if manifest is None or value is None:
-        return
-    known = max([value.durable_epoch, *(entry.epoch for entry in manifest.checkpoints)])
+    known = directory.known_epoch
     logs = [log for log in directory.logs.values() if log.number in listed and log.end is not None]
     ends = [log.end.last_epoch for log in logs if log.end is not None]
     reached = max([0, *ends, *(one.epoch for one in directory.good_checkpoints)])
-    if reached < known:
+    if reached < known and all(log.whole for log in logs):
         used = [log for log in logs if log.link is not None]
         end = used[-1].end if used else None
         name, offset = (used[-1].name, end.end_offset) if end is not None else (None, None)
@@ -225,7 +215,6 @@ def _judge_reach(directory: Directory, listed: set[int], report: Report) -> None
 def _judge_data_files(directory: Directory, report: Report) -> None:
     if directory.uuid is None:
         return
-    stored = Config().to_stored() if directory.manifest is None else directory.manifest.config
     for name in sorted(directory.listed()):
         parsed = filenames.parse_data(name)
         if parsed is None or directory.size(name) is None:
@@ -236,7 +225,7 @@ def _judge_data_files(directory: Directory, report: Report) -> None:
         except READ_ERRORS as error:
             report.add_error(DAMAGE, "data file", error, "a data file's header", file=name, offset=0)
             continue
-        expected = (parsed[1], stored["window_bytes"], parsed[0])
+        expected = (parsed[1], directory.stored["window_bytes"], parsed[0])
         if (number, window_bytes, size_class) != expected:
             wanted = f"number, window bytes and size class {expected}"
             report.add(

@@ -128,10 +128,9 @@ def _try(directory: Directory, base: Checkpoint | None) -> Remains | None:
     data_files = _data_files(directory, base)
     superblock = directory.superblock
     value = Superblock(directory.uuid, 1, _NEVER, 0, _NEVER, "balanced" if superblock is None else superblock.mode)
-    stored = Config().to_stored() if directory.manifest is None else directory.manifest.config
     manifest = Manifest(
         uuid=directory.uuid,
-        config=stored,
+        config=directory.stored,
         checkpoints=() if base is None else (base.entry,),
         logs=tuple(logs),
         data_files=tuple(data_files),
@@ -144,7 +143,7 @@ def _try(directory: Directory, base: Checkpoint | None) -> Remains | None:
     sizes = {}
     for entry in data_files:
         name = filenames.data_name(entry.size_class, entry.number)
-        sizes[directory.place(name)] = min(directory.size(name) or HEADER_BYTES, stored["window_bytes"])
+        sizes[directory.place(name)] = min(directory.size(name) or HEADER_BYTES, directory.stored["window_bytes"])
     try:
         store = _store(Overlay(directory.fs, content, sizes), directory.path, check_pages=False)
     except READ_ERRORS:

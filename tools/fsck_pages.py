@@ -37,15 +37,24 @@ PAGES_A_CALL = 256  # of a tree: neither close() nor the unmapping of windows wa
 
 
 class PageCheck:
-    """Checks the epoch of a pin, which the caller holds, and notes what it finds in a report."""
+    """Checks the epoch of a pin, which the caller holds, and notes what it finds in a report.
+
+    behind: commits that came later can't be read, so that pages of theirs may stand in the slots of this epoch.
+    """
 
     def __init__(
-        self, store: DurableStore, pin: Pin, report: Report, advance: Callable[[float], object] = lambda share: None
+        self,
+        store: DurableStore,
+        pin: Pin,
+        report: Report,
+        advance: Callable[[float], object] = lambda share: None,
+        behind: bool = False,
     ) -> None:
         self.store = store
         self.report = report
         self.catalog = pin.published.catalog
         self.rows = store.table.visible(pin.epoch)
+        self._behind = behind
         self.bad: set[int] = set()  # NodeIDs of pages that can't be read
         self._advance = advance
         self._owner: dict[int, str] = {}  # of each tree page that was reached: the tree's name
@@ -142,6 +151,9 @@ class PageCheck:
         elif header["computed_crc"] != header["crc"]:
             found = f"bytes with CRC {header['computed_crc']:#010x}, {header['crc']:#010x} in their header"
             self._add("page", expected, found, row)
+        elif header["node"] != node and self._behind:
+            found = f"the page of node {header['node']:#x}, whole, maybe of a commit that can't be read"
+            self._add("page", expected, found, row, NOTE)
         elif header["node"] != node:
             self._add("page", expected, f"the page of node {header['node']:#x}, whole", row)
         else:

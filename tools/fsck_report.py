@@ -16,8 +16,8 @@ ORPHAN = "orphan"  # a leftover that nothing refers to and that holds no commit
 NOTE = "note"  # nothing wrong, and worth knowing: a torn tail, a copy that a crash may have cut off
 
 _SENTENCES = (
-    re.compile(r"expected (?P<expected>.+?), found (?P<found>.+)", re.DOTALL),
-    re.compile(r"(?:page of node \w+ )?has (?P<found>.+?)[;,] (?:expected|its row says) (?P<expected>.+)", re.DOTALL),
+    re.compile(r"(?:level \d+: (?P<what>[^:]+): )?expected (?P<expected>.+?), found (?P<found>.+)"),
+    re.compile(r"(?P<what>)(?:page of node \w+ )?has (?P<found>.+?)[;,] (?:expected|its row says) (?P<expected>.+)"),
 )
 
 
@@ -131,5 +131,5 @@ def expected_and_found(error: BaseException, expected: str) -> tuple[str, str]:
     text = " ".join(str(error).split())
     for sentence in _SENTENCES:
         if match := sentence.search(text):
-            return match["expected"], match["found"]
+            return f"{match['what']} {match['expected']}" if match["what"] else match["expected"], match["found"]
     return expected, re.sub(rf"\S*{re.escape(os.sep)}\S*: (at offset \d+: )?", "", text, count=1)

@@ -29,7 +29,7 @@ def report_lines(report: Report) -> Iterator[str]:
     if report.actions and not report.repaired:
         yield "to be done:"
     for action in report.actions:
-        yield f"  {'done' if report.repaired else '-'}: {action}"
+        yield f"  {'done:' if report.repaired else '-'} {action}"
     if report.error is not None:
         yield f"can't be opened: {report.error}"
     yield f"{report.path}: {_verdict(report)} ({report.seconds:.2f} s)"

@@ -2,6 +2,7 @@
 
 Which pages are live, and whose, the furthest state says that can be put together (fsck_open): a checkpoint's rows
 and what the logs changed. Trees are walked from their roots; leaves below a page that is lost are told by their dims.
+Where that state isn't the last one, pages of later commits may have overwritten some of its pages; they are taken too.
 Where there are no rows, every page in the data files counts that is whole by itself: then nobody knows which are
 outdated, and records that were deleted may come back.
 """
@@ -27,6 +28,8 @@ from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.config import PAGE_BYTES
 from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.frame import PAYLOAD_WHOLE, Frame
+from xtree.persistence.node_id import unpack
+from xtree.persistence.object_table import ObjectTable
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.wal_reader import read_log
 from xtree.roots import KIND, tree_state_of
@@ -39,6 +42,7 @@ from xtree.tools.fsck_report import Report
 __all__ = ["salvage_index"]
 
 LEAF, DIRECTORY = 1, 2  # kinds of pages, as rows have them
+TAGS = 255
 Progress = Callable[[int, int], object]
 Page = dict[str, Any]
 
@@ -91,8 +95,8 @@ def salvage_index(
     """Puts what can be read of the trees of the index at `path` into a new index at `target`.
 
     Changes nothing at `path`. target: missing or an empty directory, not inside of `path`. Returns what was saved and
-    what is lost: `lost` is the number of records that the catalog knows of and that weren't found, None where there is
-    no catalog; `complete` says that nothing is lost. Raises LockedError, FileNotFoundError, FileExistsError,
+    what is lost: `lost` is the number of records that the catalog knows of and that weren't found, None where that
+    can't be said; `complete` says that nothing is lost. Raises LockedError, FileNotFoundError, FileExistsError,
     ValueError, OSError, CorruptionError when nothing at all is left.
     """
     started = time.perf_counter()
@@ -117,7 +121,7 @@ def salvage_index(
             "dims": saved.dims,
             "expected": saved.expected,
             "saved": saved.count,
-            "lost": None if saved.expected is None else max(0, saved.expected - saved.count),
+            "lost": None if saved.expected is None or not harvest.certain else max(0, saved.expected - saved.count),
         }
         for name, saved in harvest.trees.items()
     }
@@ -164,16 +168,16 @@ class _Walk:
     def __init__(self, directory: Directory, remains: Remains, pages: PageCheck) -> None:
         base = "the empty index" if remains.checkpoint is None else filenames.checkpoint_name(remains.checkpoint)
         epoch = remains.store.published.epoch
+        self.directory = directory
         self.harvest = Harvest(f"{base} and {len(remains.logs)} logs, epoch {epoch}", True, epoch)
         self.pages = pages
         self.rows = {int(row["node"]): row for row in pages.rows if row["kind"] in (LEAF, DIRECTORY)}
         self.reached: set[int] = set()
         self.images = _Images(directory)
-        value = directory.superblock
-        known = max([0 if value is None else value.durable_epoch, *(one.epoch for one in directory.good_checkpoints)])
+        known = directory.known_epoch
         if epoch < known:
             self.harvest.lost_epochs = known - epoch
-            self.harvest.notes.append(f"commits from epoch {epoch + 1} to {known} are lost")
+            self.harvest.notes.append(f"commits after epoch {epoch} are lost; epoch {known} was there once")
 
     def run(self, progress: Progress | None) -> Harvest:
         """Trees first, from their roots on, then the leaves that no root leads to any more."""
@@ -186,6 +190,8 @@ class _Walk:
             if progress is not None:
                 progress(len(self.reached), max(len(self.rows), 1))
         self._assign_strays()
+        if harvest.lost_epochs and harvest.unreadable:
+            self._add_later()
         if progress is not None:
             progress(max(len(self.rows), 1), max(len(self.rows), 1))
         return harvest
@@ -227,14 +233,45 @@ class _Walk:
             page = self._read(node)
             if page is None:
                 continue
-            losers = [
-                name for name, saved in self.harvest.trees.items() if saved.dims == page["dims"] and not saved.whole
-            ]
-            name = losers[0] if len(losers) == 1 else f"salvaged-{page['dims']}d"
-            if name not in self.harvest.trees:
-                self.harvest.trees[name] = Saved(page["dims"])
-                self.harvest.notes.append(f"leaves whose tree isn't known are in {name!r}")
-            self.harvest.trees[name].leaves.append(page)
+            self._tree_of(page, True).leaves.append(page)
+
+    def _tree_of(self, page: Page, only_losers: bool) -> Saved:
+        """The tree that a leaf must be of, since no other has its dims; or one for leaves of which that isn't known."""
+        trees = self.harvest.trees
+        possible = [
+            name for name, saved in trees.items()
+            if saved.dims == page["dims"] and saved.expected is not None and not (only_losers and saved.whole)
+        ]  # fmt: skip
+        name = possible[0] if len(possible) == 1 else f"salvaged-{page['dims']}d"
+        if name not in trees:
+            trees[name] = Saved(page["dims"])
+            self.harvest.notes.append(f"leaves whose tree isn't known are in {name!r}")
+        return trees[name]
+
+    def _add_later(self) -> None:
+        """Leaves of lost commits, which may stand where the pages that they replaced had been."""
+        harvest, table = self.harvest, self.pages.store.table
+        touched: dict[int, Saved] = {}
+        for page in _whole_pages(self.directory, Harvest("", False), None):
+            if page["kind"] == "leaf" and page["node"] not in self.rows and _is_later(table, page["node"]):
+                saved = self._tree_of(page, False)
+                saved.leaves.append(page)
+                touched[id(saved)] = saved
+                harvest.read += 1
+        if touched:
+            harvest.certain = False
+            harvest.notes.append("leaves of lost commits were taken too: records of several moments are mixed")
+        for saved in touched.values():
+            _deduplicate(saved)
+
+
+def _is_later(table: ObjectTable, node: int) -> bool:
+    """Whether a NodeID belongs to a later life of its handle than the table knows: tags go round."""
+    try:
+        known = int(table.describe(node)["tag"])
+    except KeyError:
+        return True
+    return 1 <= (unpack(node)[2] - known) % TAGS <= TAGS // 2
 
 
 class _Images:
