@@ -119,7 +119,13 @@ def _recovery(directory: Directory) -> str:
 
 
 def _rewrite_manifest(fs: FileSystem, directory: str, name: str) -> None:
-    scan_directory(fs, directory, _uuid(fs, directory)).save(fs, directory)
+    """The scan takes files as they are; a manifest says only what is on the disk."""
+    manifest = scan_directory(fs, directory, _superblock(fs, directory).uuid)
+    for entry in manifest.data_files:
+        path = os.path.join(directory, filenames.data_name(entry.size_class, entry.number))
+        with contextlib.closing(fs.open(path, "rw")) as file:
+            file.sync()
+    manifest.save(fs, directory)
 
 
 def _replace_checkpoint(fs: FileSystem, directory: str, name: str) -> None:
@@ -182,10 +188,6 @@ def _superblock(fs: FileSystem, directory: str) -> Superblock:
     file = SuperblockFile.open(fs, directory, writable=False)
     file.close()
     return file.value
-
-
-def _uuid(fs: FileSystem, directory: str) -> bytes:
-    return _superblock(fs, directory).uuid
 
 
 def _number(name: str) -> int:
