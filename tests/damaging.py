@@ -16,6 +16,7 @@ from pages import ONE_LONG_LOG, by_request
 
 import xtree
 from xtree.bucket import describe
+from xtree.persistence import checkpoint as checkpoints
 from xtree.persistence import filenames
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.manifest import Manifest
@@ -125,6 +126,20 @@ def change_copy(path: Path, number: int, **changes) -> None:
         file.write(dataclasses.replace(copy, **changes).encode())
 
 
+def rewrite_checkpoints(path: Path, **changes) -> None:
+    """Writes every checkpoint anew with other values, CRCs, manifest and all."""
+    manifest, fs = manifest_of(path), FileSystem()
+    entries = []
+    for entry in manifest.checkpoints:
+        found = checkpoints.read(fs, path, entry, manifest.uuid)
+        values = {
+            "epoch": found.epoch, "rows": found.rows, "catalog": found.catalog, "data_files": found.data_files,
+            "last_log": found.last_log, **changes,
+        }  # fmt: skip
+        entries.append(checkpoints.write(fs, path, found.number, manifest.uuid, **values))
+    change_manifest(path, checkpoints=tuple(entries))
+
+
 # Pages.
 
 
@@ -201,6 +216,13 @@ def miscount(store) -> None:
     state = bytearray(entry.state)
     state[8:16] = (int.from_bytes(state[8:16], "little") + 1).to_bytes(8, "little")
     store.begin().commit({"flat": CatalogEntry("flat", entry.kind, entry.root, bytes(state))})
+
+
+def lose_the_root(store) -> None:
+    """The catalog names a root that was never given out."""
+    entry = store.published.catalog.get("flat")
+    root = store.table.stats()["handles"] + 1000 << 8 | 1
+    store.begin().commit({"flat": CatalogEntry("flat", entry.kind, root, entry.state)})
 
 
 def lose_a_page(store) -> None:

@@ -29,13 +29,15 @@ from damaging import (
     files,
     flip,
     lose_a_page,
+    lose_the_root,
     manifest_of,
     miscount,
     newest_copy,
     number_in,
     overlap,
+    rewrite_checkpoints,
     with_own_crc,
-)  # fmt: skip
+)
 from pages import MODES, history, run_and_die, small, write_steps
 from test_damage import damage
 
@@ -91,6 +93,26 @@ def both_superblock_copies_flipped(path: Path) -> None:
 
 def superblock_epoch_regressed(path: Path) -> None:
     change_copy(path, 1 - newest_copy(path), epoch_ceiling=1 << 40)
+
+
+def durable_epoch_that_is_not_there(path: Path) -> None:
+    change_copy(path, newest_copy(path), epoch=99, durable_epoch=99)
+
+
+def manifest_of_another_index(path: Path) -> None:
+    change_manifest(path, uuid=bytes(range(16)))
+
+
+def checkpoints_older_than_their_rows(path: Path) -> None:
+    rewrite_checkpoints(path, epoch=1)
+
+
+def catalog_that_is_none(path: Path) -> None:
+    rewrite_checkpoints(path, catalog=b"no catalog record at all")
+
+
+def root_that_is_not_there(path: Path) -> None:
+    change_store(path, lose_the_root)
 
 
 def superblock_missing(path: Path) -> None:
@@ -216,6 +238,10 @@ CLOSED: dict[Damage, tuple[str, str, str, str]] = {  # part, place, expected, fo
     both_superblock_copies_flipped: ("superblock", "superblock.bin, offset 0", ANY_CRC, "0x.*"),
     superblock_epoch_regressed: ("superblock", "superblock.bin", "epoch_ceiling 1099511627776 .*", ".* in gen.*"),
     superblock_missing: ("superblock", "superblock.bin, offset 0", "copy 0 of the superblock", "No such file.*"),
+    manifest_of_another_index: ("manifest", "manifest.json", "the manifest of index .*", "that of 0001.*"),
+    checkpoints_older_than_their_rows: ("row", "checkpoint-.*, node .*", "a birth up to epoch 1, .*", "[0-9]+"),
+    catalog_that_is_none: ("checkpoint", "checkpoint-.*, offset [0-9]+", "a catalog record .*", "one of .*"),
+    root_that_is_not_there: ("row", "checkpoint-.*, tree 'flat', node .*", "a row of the root", "none: .*"),
     manifest_truncated: ("manifest", "manifest.json, offset 0", "the first line of a manifest", ".*"),
     listed_data_file_missing: ("directory", "data-c0-.*", "a file that the manifest lists", "none"),
     listed_checkpoint_missing: ("directory", "checkpoint-.*", "a file that the manifest lists", "none"),
@@ -238,6 +264,7 @@ CLOSED: dict[Damage, tuple[str, str, str, str]] = {  # part, place, expected, fo
 KILLED: dict[Damage, tuple[str, str, str, str]] = {
     log_damaged_in_the_middle: ("log", "wal-.*, offset [0-9]+", "a frame", "bad CRC, though the frame at offset .*"),
     log_header_flipped: ("log", "wal-.*, offset 0", ANY_CRC, "0x.*"),
+    durable_epoch_that_is_not_there: ("log", "wal-.*, offset .*", "commits up to epoch 99, .*", "none after epoch .*"),
     log_missing: ("directory", "wal-.*", "a file that the manifest lists", "none"),
     log_not_listed: ("directory", "wal-.*", "a file that the manifest lists", "one that it doesn't, with commits .*"),
 }
@@ -305,6 +332,25 @@ def test_a_whole_index_has_no_findings(closed, made):
     assert done.exit_code == 0
     assert re.search(r"tree 'flat': 9,048 records in \d+ pages\n", done.stdout)
     assert re.search(r": fine at epoch \d+ \(", done.stdout)
+
+
+def test_a_backup_has_no_findings_and_progress_rises_to_the_end(closed, tmp_path):
+    with xtree.Runtime(closed, mode="r") as runtime:
+        runtime.backup(tmp_path / "copy")
+    seen: list[tuple[int, int]] = []
+    assert not fsck(tmp_path / "copy", lambda done, total: seen.append((done, total))).findings
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert len({total for _, total in seen}) == 1 and seen[-1][0] == seen[-1][1]
+
+
+def test_what_progress_raises_ends_it_and_lets_the_index_go(closed):
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    for check in (fsck, lambda path, progress: repair(path, progress=progress)):
+        with pytest.raises(KeyboardInterrupt):
+            check(closed, stop)
+    assert fsck(closed).ok and not repair(closed).actions
 
 
 def test_a_torn_tail_is_a_note_with_its_place_and_length(killed):

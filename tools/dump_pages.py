@@ -66,7 +66,7 @@ def dump_page(directory: Directory, node: int, entries: int, problems: list[str]
 def _dump_live(pages: PageCheck, row: Any, entries: int) -> dict[str, Any]:
     """The page of a row."""
     values = {name: int(row[name]) for name in ("birth", "retire", "crc", "kind", "size_class", "offset")}
-    name = os.path.basename(pages.store._file_name(int(row["window"])))
+    name = os.path.basename(pages.files.path_of(int(row["window"])))
     dumped: dict[str, Any] = {"file": name, "offset": int(row["offset"]), "live": True, "row": values}
     data = pages.raw_page(row)
     if data is None:  # rebuilt from a log, in memory, or in a file that isn't there

@@ -189,9 +189,13 @@ class Directory:
             return self.manifest.uuid
         seen: Counter[bytes] = Counter()
         for name in self.names:
-            if re.search(r"\.(ckpt|log|xd)$", name):
-                with contextlib.closing(self.fs.open(self.place(name), "r")) as file:
-                    head = file.pread(PREFIX.size, 0)
+            if not re.search(r"\.(ckpt|log|xd)$", name):
+                continue
+            with (
+                contextlib.suppress(OSError),
+                contextlib.closing(self.fs.open(self.place(name), "r")) as file,
+            ):
+                head = file.pread(PREFIX.size, 0)
                 if len(head) == PREFIX.size and any(head):
                     seen[PREFIX.unpack(head)[4]] += 1
         return seen.most_common(1)[0][0] if seen else None

@@ -51,6 +51,7 @@ class PageCheck:
         behind: bool = False,
     ) -> None:
         self.store = store
+        self.files = store._journal.data_files
         self.report = report
         self.catalog = pin.published.catalog
         self.rows = store.table.visible(pin.epoch)
@@ -73,11 +74,10 @@ class PageCheck:
 
     def check_slots(self) -> None:
         """Every row has a slot of its class, inside its file, and no two rows the same one."""
-        files = self.store._journal.data_files
-        allocator = SegmentAllocator(files)
-        for window, size_class, usable, limit in files.attached():
+        allocator = SegmentAllocator(self.files)
+        for window, size_class, usable, limit in self.files.attached():
             allocator.attach(window, size_class, HEADER_BYTES, max(usable, HEADER_BYTES), max(limit, HEADER_BYTES))
-        in_files = self.rows[~np.isin(self.rows["window"], list(self._windows_in_memory()))]
+        in_files = self.rows[~np.isin(self.rows["window"], self.files.in_memory_only())]
         for i, (address, size_class) in enumerate(zip(in_files["address"].tolist(), in_files["size_class"].tolist())):
             try:
                 allocator.occupy_slot(size_class, address)
@@ -161,24 +161,22 @@ class PageCheck:
 
     def raw_page(self, row: Any) -> bytes | None:
         """The bytes in a row's slot as the file has them, fewer at its end; None when they aren't in a file."""
-        files = self.store._journal.data_files
         window = int(row["window"])
-        if window in self._windows_in_memory():
+        if window in self.files.in_memory_only():
             return None
         try:
-            with contextlib.closing(self.store._journal.fs.open(files.path_of(window), "r")) as file:
+            with contextlib.closing(self.store._journal.fs.open(self.files.path_of(window), "r")) as file:
                 return file.pread(PAGE_BYTES[row["size_class"]], int(row["offset"]))
         except OSError:
             return None
 
     def _file_is_bad(self, row: Any) -> bool:
         """Whether the file of a row can't be opened as one of this index."""
-        files = self.store._journal.data_files
         try:
-            with files._files[int(row["window"])].file.opened():
-                return False
+            self.files.verify_header(int(row["window"]))
         except READ_ERRORS:
             return True
+        return False
 
     # Trees.
 
@@ -284,17 +282,13 @@ class PageCheck:
                 return page if page["node"] == node else None
         return None
 
-    def _windows_in_memory(self) -> set[int]:
-        files = self.store._journal.data_files
-        return {window for window, number in enumerate(files.file_of_window) if window not in files._files}
-
     def _place_of(self, node: int) -> dict[str, Any]:
         rows = self.rows[self.rows["node"] == node]
         return self._place(rows[0]) if len(rows) else {"node": node}
 
     def _place(self, row: Any) -> dict[str, Any]:
         window = int(row["window"])
-        file = None if window in self._windows_in_memory() else os.path.basename(self.store._file_name(window))
+        file = None if window in self.files.in_memory_only() else os.path.basename(self.files.path_of(window))
         return {"node": int(row["node"]), "file": file, "offset": None if file is None else int(row["offset"])}
 
     def _add(self, part: str, expected: str, found: str, row: Any, severity: str = DAMAGE) -> None:

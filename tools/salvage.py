@@ -378,20 +378,20 @@ def _parsed(data: bytes, harvest: Harvest) -> Page | None:
 
 def _deduplicate(saved: Saved) -> None:
     """A record counts as often as it stands in the one page that has it most often: others are other versions of it."""
-    most: dict[bytes, int] = {}
-    kept: list[Page] = []
-    for leaf in saved.leaves:
-        words = np.ascontiguousarray(np.hstack([leaf["refs"].view(np.float64)[:, None], leaf["boxes"]]))
-        here: dict[bytes, int] = {}
-        chosen = []
-        for i, record in enumerate(row.tobytes() for row in words):
-            here[record] = here.get(record, 0) + 1
-            if here[record] > most.get(record, 0):
-                most[record] = here[record]
-                chosen.append(i)
-        if chosen:
-            kept.append({**leaf, "refs": leaf["refs"][chosen], "boxes": leaf["boxes"][chosen], "count": len(chosen)})
-    saved.leaves = kept
+    if not saved.leaves:
+        return
+    ids, boxes = saved.records()
+    words = np.hstack([ids.view(np.uint64)[:, None], np.ascontiguousarray(boxes).view(np.uint64)])
+    records = np.unique(words, axis=0, return_inverse=True)[1].reshape(-1)
+    leaves = np.repeat(np.arange(len(saved.leaves)), [leaf["count"] for leaf in saved.leaves])
+    order = np.lexsort((records, leaves))
+    first = np.ones(len(order), bool)  # of equal records in a leaf
+    first[1:] = (np.diff(records[order]) != 0) | (np.diff(leaves[order]) != 0)
+    starts = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    nth = np.empty(len(order), np.int64)
+    nth[order] = np.arange(len(order)) - starts
+    chosen = np.sort(np.unique(records * (nth.max() + 1) + nth, return_index=True)[1])
+    saved.leaves = [{"refs": ids[chosen], "boxes": boxes[chosen], "count": len(chosen)}]
 
 
 # The new index.
