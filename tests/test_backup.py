@@ -103,6 +103,18 @@ def test_a_backup_holds_the_epoch_at_which_it_began_whatever_is_committed_meanwh
     assert opened(tmp_path / "copy") == (before, epoch)
 
 
+def test_a_backup_reaches_pages_in_files_that_have_grown_since_the_open(tmp_path):
+    store = open_store(tmp_path / "index", config=SMALL)
+    put(store, {"first": "page"})
+    store.close()
+    store = open_store(tmp_path / "index", config=SMALL)
+    put(store, {f"name {i}": f"text {i}" for i in range(100)})
+    before, epoch = texts_of(store), store.published.epoch
+    store.backup(tmp_path / "copy")
+    store.close()
+    assert opened(tmp_path / "copy") == (before, epoch)
+
+
 def test_backups_beside_a_writing_thread_are_whole_commits(tmp_path, random):
     stop = threading.Event()
     with xtree.Runtime(tmp_path / "index", config=CONFIG) as runtime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from tree_data import uniform
 from walking import commit, pages
 
-from xtree.bucket import describe, entry_limits, size_class_of
+from xtree.bucket import describe, entry_limits, header_of, parse, size_class_of
 from xtree.errors import CorruptionError
 from xtree.insertion import insert
 from xtree.persistence.memory_store import MemoryStore
@@ -209,3 +210,33 @@ def test_writing_to_a_tree_of_forged_pages_ends_cleanly(tmp_path, random, dims):
                 pass
             ws.abort()
         store.close()
+
+
+def test_the_bytes_of_a_page_say_what_its_store_says_of_it(tmp_path, random):
+    state = TreeState.create(3)
+    with contextlib.closing(open_store(tmp_path / "index")) as durable:
+        write_set = durable.begin()
+        insert(write_set, state, np.arange(2000), uniform(random, 2000, 3))
+        commit(write_set, state)
+        expected = {page["node"]: page for page in pages(durable, state)}
+    (file,) = (tmp_path / "index").glob("data-*")
+    content, size = file.read_bytes()[4096:], 4096 << expected[state.root]["size_class"]
+    found = {}
+    for at in range(0, len(content), size):
+        page = parse(content[at:at + size])
+        found[page["node"]] = page
+        header = header_of(content[at:at + size])
+        assert header["crc"] == header["computed_crc"] and header["node"] == page["node"]
+    assert set(found) >= set(expected)
+    for node, page in expected.items():
+        assert {name: np.asarray(value).tolist() for name, value in page.items()} == {
+            name: np.asarray(value).tolist() for name, value in found[node].items()
+        }
+    changed = bytearray(content[:size])
+    changed[100] ^= 1
+    with pytest.raises(CorruptionError, match="expected the CRC 0x.* of the page's bytes, found 0x.* in its header"):
+        parse(changed)
+    with pytest.raises(CorruptionError, match="expected the magic"):
+        parse(bytes(size))
+    with pytest.raises(ValueError, match="at least 64 bytes, got 3"):
+        header_of(b"abc")

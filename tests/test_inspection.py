@@ -279,3 +279,18 @@ def test_supernodes_are_counted(random):
     assert stats["supernodes"] == supernodes == sum(level["supernodes"] for level in stats["levels"])
     assert supernodes > 0
     inspection.check(store, state)
+
+
+def test_a_page_is_checked_by_itself_and_gives_its_count(loaded):
+    store, state = loaded
+    root = describe(store, state.root)
+    assert inspection.check_page(store, state, state.root, 2, state.bounds, False) == root["count"]
+    child, box = int(root["refs"][0]), root["boxes"][0].copy()
+    assert inspection.check_page(store, state, child, 1, box, True) == describe(store, child)["count"]
+    box[3] += 1.0
+    with pytest.raises(CorruptionError, match="level 1: upper bound on axis 1: expected .* by its parent"):
+        inspection.check_page(store, state, child, 1, box, True)
+    with pytest.raises(CorruptionError, match="expected kind 1, level 0"):
+        inspection.check_page(store, state, child, 0, box, True)
+    with pytest.raises(ValueError, match="box of 3 numbers"):
+        inspection.check_page(store, state, child, 1, box[:3].copy(), True)

@@ -47,7 +47,11 @@ LAYERS = [
      "xtree.tools.bench_groups",
      "xtree.tools.bench_child", "xtree.tools.bench_commits", "xtree.tools.bench_memory", "xtree.tools.bench_peers",
      "xtree.tools.bench_recovery", "xtree.tools.bench_report", "xtree.tools.bench_size", "xtree.tools.build",
-     "xtree.tools.check", "xtree.tools.describe", "xtree.tools.soak", "xtree.tools.soak_model",
+     "xtree.tools.check", "xtree.tools.describe", "xtree.tools.dump", "xtree.tools.dump_pages",
+     "xtree.tools.dump_text", "xtree.tools.dump_wal", "xtree.tools.fsck", "xtree.tools.fsck_files",
+     "xtree.tools.fsck_judge", "xtree.tools.fsck_open", "xtree.tools.fsck_pages", "xtree.tools.fsck_repair",
+     "xtree.tools.fsck_report", "xtree.tools.fsck_text", "xtree.tools.salvage", "xtree.tools.soak",
+     "xtree.tools.soak_model",
      "xtree.tools.soak_work", "xtree.tools.tables"},
 ]
 LAYER_OF = {

@@ -203,6 +203,22 @@ def test_a_failed_allocation_leaves_the_table_as_it_was():
     table.check()
 
 
+def test_what_is_visible_at_an_epoch_is_listed(table):
+    early, late, gone, _ = (table.reserve_node(7, 2, i << 40 | 16384) for i in range(4))
+    for node, epoch in ((early, 3), (late, 9), (gone, 2)):
+        table.seal_node(node, epoch * 11)
+        table.publish_node(node, epoch)
+    table.retire_node(gone, 6)
+    assert [table.visible(epoch)["node"].tolist() for epoch in (1, 2, 5, 6, 9)] == [
+        [], [gone], [early, gone], [early], [early, late],
+    ]  # fmt: skip
+    row = table.visible(6)[0]
+    described = table.describe(early)
+    assert {name: int(row[name]) for name in ("kind", "size_class", "window", "offset", "birth", "retire", "crc")} == {
+        name: described[name] for name in ("kind", "size_class", "window", "offset", "birth", "retire", "crc")
+    }
+
+
 def test_rows_never_move_when_slabs_are_added(table):
     nodes = [live(table, address=i) for i in range(200_000)]
     assert all(table.describe(nodes[i])["offset"] == i for i in range(0, 200_000, 997))

@@ -5,8 +5,11 @@ from libc.string cimport memcpy
 
 import numpy as np
 
-from xtree.persistence.page cimport SIZE_CLASSES, class_bytes
+from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, SIZE_CLASSES, class_bytes
+from xtree.persistence.page_checksum cimport page_crc
 from xtree.persistence.store cimport Store, register_kind, resolve
+
+from xtree.errors import CorruptionError, FormatVersionError
 
 cdef enum:
     LEAST_BASE_ENTRIES = 24         # of the base page size that is picked for a number of dims
@@ -166,9 +169,60 @@ def describe(Store store, node: int) -> dict:
     cdef char *page
     with nogil:
         page = resolve(store, name)
-    cdef Bucket *b = <Bucket *>page
-    if b.kind != KIND_LEAF and b.kind != KIND_DIRECTORY:
-        raise ValueError(f"node {node} is a page of kind {b.kind}, not of an X-tree")
+    if (<Bucket *>page).kind != KIND_LEAF and (<Bucket *>page).kind != KIND_DIRECTORY:
+        raise ValueError(f"node {node} is a page of kind {(<Bucket *>page).kind}, not of an X-tree")
+    return _describe(page)
+
+
+def header_of(const unsigned char[::1] page not None) -> dict:
+    """The fields of a page's header as they stand in its bytes, whatever they are, and the CRC that the bytes have."""
+    cdef const Bucket *b
+    if page.shape[0] < HEADER_BYTES:
+        raise ValueError(f"a page has at least {HEADER_BYTES} bytes, got {page.shape[0]}")
+    b = <const Bucket *>&page[0]
+    return {
+        "magic": b.magic,
+        "crc": b.crc,
+        "computed_crc": page_crc(<const char *>&page[0], page.shape[0]),
+        "node": b.node_id,
+        "kind": b.kind,
+        "size_class": b.size_class,
+        "format": b.format,
+        "flags": b.flags,
+        "level": b.level,
+        "dims": b.dims,
+        "count": b.count,
+        "blocks": b.blocks,
+    }
+
+
+def parse(const unsigned char[::1] page not None) -> dict:
+    """What `describe` says, of a whole page wherever its bytes come from, and its NodeID as `node`.
+
+    Raises CorruptionError for bytes that are no right page of an X-tree by themselves, FormatVersionError.
+    """
+    header = header_of(page)
+    cdef int size_class = header["size_class"]
+    cdef const char *wrong
+    if header["magic"] != PAGE_MAGIC:
+        raise CorruptionError(f"expected the magic {PAGE_MAGIC:#010x} of a page, found {header['magic']:#010x}")
+    if header["crc"] != header["computed_crc"]:
+        raise CorruptionError(f"expected the CRC {header['computed_crc']:#010x} of the page's bytes, "
+                              f"found {header['crc']:#010x} in its header")
+    if header["format"] != PAGE_FORMAT:
+        raise FormatVersionError(f"expected page format {PAGE_FORMAT}, found {header['format']}")
+    if header["kind"] != KIND_LEAF and header["kind"] != KIND_DIRECTORY:
+        raise CorruptionError(f"expected a page of an X-tree, found kind {header['kind']}")
+    if size_class >= SIZE_CLASSES or class_bytes(size_class) != <uint64_t>page.shape[0]:
+        raise CorruptionError(f"expected a page of {page.shape[0]} bytes, found size class {size_class}")
+    wrong = _verify(<const char *>&page[0], size_class)
+    if wrong != NULL:
+        raise CorruptionError(f"expected a page that can be, found {wrong.decode()}")
+    return {"node": header["node"], **_describe(<const char *>&page[0])}
+
+
+cdef dict _describe(const char *page):
+    cdef const Bucket *b = <const Bucket *>page
     cdef bint directory = b.kind == KIND_DIRECTORY
     cdef Py_ssize_t step = column_capacity(b.dims, class_bytes(b.size_class), directory)
     cdef Py_ssize_t columns = 2 * b.dims + (2 if directory else 1)

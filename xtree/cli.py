@@ -1,4 +1,4 @@
-"""The command `xtree`: build, query, info, check, backup, demo and bench.
+"""The command `xtree`: build, query, info, check, fsck, dump, backup, demo and bench.
 
 Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usage or a request that can't be met.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -22,6 +22,12 @@ from xtree.tools.backup import backup_index
 from xtree.tools.build import build_index
 from xtree.tools.check import check_index
 from xtree.tools.describe import describe_index, plain
+from xtree.tools.dump import WHAT, dump_index
+from xtree.tools.dump_text import dump_lines
+from xtree.tools.fsck import fsck
+from xtree.tools.fsck_repair import repair
+from xtree.tools.fsck_text import report_lines, salvage_lines
+from xtree.tools.salvage import salvage_index
 
 __all__ = ["main"]
 
@@ -221,6 +227,105 @@ def check(path: Path, json_output: bool) -> None:
         state = "fine" if result["ok"] else f"DAMAGED: {result['error']}"
         click.echo(f"{path}: {state} ({result['seconds']:.2f} s)")
     if not result["ok"]:
+        sys.exit(FOUND)
+
+
+@main.command("fsck")
+@index_path
+@click.option("--repair", "mend", is_flag=True, help="Put right what is safe to; says before what it will do.")
+@click.option("--dry-run", is_flag=True, help="With --repair: only say what it would do.")
+@click.option(
+    "--salvage",
+    "target",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Put the records of all pages that can be read into the new index OUT instead.",
+)
+@as_json
+@clear_errors
+def fsck_command(path: Path, mend: bool, dry_run: bool, target: Path | None, json_output: bool) -> None:
+    """Verify every file of the index PATH, and all that they say about each other; go on behind what is wrong.
+
+    Changes nothing unless --repair is given, and works on an index that can't be opened. Exit status 1 when there is
+    damage, or with --salvage when something is lost; orphans (leftovers that hold no commit) and notes alone are fine.
+
+    JSON keys: path, scope, ok, opens, error (why it doesn't open, or null), epoch, counts (damage, orphan, note),
+    findings (severity, part, file, offset, node, tree, expected, found, message), figures, trees (by name: records,
+    found, pages, ok, dims, height), actions (kind, file, what), repaired, seconds. With --repair findings are those
+    that are left. With --salvage: path, target, source, epoch, certain, trees (by name: dims, expected, saved, lost),
+    pages (read, unreadable, stale), lost (records, or null), lost_epochs, complete, skipped, notes, seconds.
+    """
+    if dry_run and not mend:
+        raise click.UsageError("--dry-run goes with --repair")
+    if mend and target is not None:
+        raise click.UsageError("--repair and --salvage exclude each other")
+    with _progress_bar(enabled=not json_output, unit="B" if target is None else " pages") as progress:
+        if target is not None:
+            _salvage(path, target, json_output, progress)
+            return
+        if mend:
+            said = (lambda report: None) if json_output else (lambda report: _say(report_lines(report)))
+            report = repair(path, dry_run, said, progress)
+        else:
+            report = fsck(path, progress)
+    if json_output:
+        _print_json(report.as_dict())
+    elif not mend or report.repaired:
+        _say(report_lines(report))
+    if not report.ok:
+        sys.exit(FOUND)
+
+
+def _salvage(path: Path, target: Path, json_output: bool, progress: Callable[[int, int], None] | None) -> None:
+    result = salvage_index(path, target, progress)
+    if json_output:
+        _print_json(result)
+    else:
+        _say(salvage_lines(result))
+    if not result["complete"]:
+        sys.exit(FOUND)
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+@main.command()
+@index_path
+@click.argument("what", type=click.Choice(WHAT), default="all")
+@click.argument("which", required=False)
+@click.option("--deltas", is_flag=True, help="wal: what each frame says about each page.")
+@click.option("--depth", type=click.IntRange(min=0), default=1, show_default=True, help="tree: levels of the outline.")
+@click.option("--entries", type=click.IntRange(min=0), default=5, show_default=True, help="page: how many to show.")
+@as_json
+@clear_errors
+def dump(
+    path: Path, what: str, which: str | None, deltas: bool, depth: int, entries: int, json_output: bool
+) -> None:
+    """Show what the files of the index PATH say, as far as they can be read; never changes anything.
+
+    \b
+    WHAT is one of
+      superblock       both copies
+      manifest         what it lists
+      checkpoint       every checkpoint: epoch, rows, catalog, data files
+      wal              every log, a line for each frame; --deltas
+      page NODEID      a page, wherever it stands: header, entries, row; --entries
+      tree [NAME]      levels, pages, fill, and an outline of --depth levels
+      all              (the default) superblock, manifest, checkpoints, logs, trees in brief
+
+    Exit status 1 when something of it can't be read.
+
+    JSON keys: path, problems (what can't be read), and those that were asked for: superblock (copies), manifest,
+    checkpoints, logs (frames, deltas), pages, trees. docs/tools.md explains them.
+    """
+    result = dump_index(path, what, which, deltas=deltas, depth=depth, entries=entries)
+    if json_output:
+        _print_json(result)
+    else:
+        _say(dump_lines(result))
+    if result["problems"]:
         sys.exit(FOUND)
 
 

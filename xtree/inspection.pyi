@@ -1,7 +1,13 @@
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from xtree.persistence.store import Store
 from xtree.tree_state import TreeState
 
 def check(store: Store, state: TreeState) -> None: ...
+def check_page(
+    store: Store, state: TreeState, node: int, level: int, box: npt.NDArray[np.float64], siblings: bool
+) -> int: ...
 def stats(store: Store, state: TreeState) -> dict[str, Any]: ...

@@ -64,6 +64,23 @@ def check(Store store not None, TreeState state not None) -> None:
         release(census.seen)
 
 
+def check_page(Store store not None, TreeState state not None, NodeID node, int level, const double[::1] box not None,
+               bint siblings) -> int:
+    """Verifies one page of a tree and nothing below it; returns how many entries it has.
+
+    level: that its place asks for. box: (2 * dims,) float64, what its parent's entry says, or the tree's bounds of a
+    root. siblings: whether the parent has other entries. The caller is in flight, and has pinned an epoch of the state.
+    Raises CorruptionError, as `check` does.
+    """
+    cdef Bucket *b
+    if box.shape[0] != 2 * state.g.dims:
+        raise ValueError(f"a box of {box.shape[0]} numbers in a tree of {state.g.dims} dims")
+    with nogil:
+        b = resolve_bucket(store, state, node, level)
+        _check_content(store.path is not None, store, state, node, b, &box[0], siblings)
+    return b.count
+
+
 cdef int _check_page(Census *census, Store store, TreeState state, NodeID node, int level, const double *box,
                      bint siblings) except -1 nogil:
     """Checks a page, whose parent says it has this box, and all below it."""
@@ -77,9 +94,7 @@ cdef int _check_page(Census *census, Store store, TreeState state, NodeID node, 
     if census.seen[number >> 6] >> (number & 63) & 1:
         _raise_wrong(node, level, "number of times reached", 1, 2)
     census.seen[number >> 6] |= <uint64_t>1 << (number & 63)
-    _check_slot(census, store, state, node, b)
-    _check_count(state, node, b, siblings)
-    _check_entries(state, node, b, box)
+    _check_content(census.durable, store, state, node, b, box, siblings)
     if level == 0:
         census.records += b.count
         return 0
@@ -89,7 +104,14 @@ cdef int _check_page(Census *census, Store store, TreeState state, NodeID node, 
     return 0
 
 
-cdef int _check_slot(Census *census, Store store, TreeState state, NodeID node, Bucket *b) except -1 nogil:
+cdef int _check_content(bint durable, Store store, TreeState state, NodeID node, Bucket *b, const double *box,
+                        bint siblings) except -1 nogil:
+    _check_slot(durable, store, state, node, b)
+    _check_count(state, node, b, siblings)
+    return _check_entries(state, node, b, box)
+
+
+cdef int _check_slot(bint durable, Store store, TreeState state, NodeID node, Bucket *b) except -1 nogil:
     """The header against the row and the tree's page size."""
     cdef Row *row = store.table.row(handle_of(node))
     cdef int row_state = state_of(load_acquire(&row.word))
@@ -101,7 +123,7 @@ cdef int _check_slot(Census *census, Store store, TreeState state, NodeID node, 
         _raise_wrong(node, b.level, "number of blocks", class_bytes(b.size_class) // block_bytes, b.blocks)
     if b.size_class != state.g.base_class and b.blocks * block_bytes <= class_bytes(b.size_class - 1):
         _raise_wrong(node, b.level, "size class", b.size_class - 1, b.size_class)
-    if census.durable and row_state != STATE_RESERVED:
+    if durable and row_state != STATE_RESERVED:
         crc = page_crc(<const char *>b, class_bytes(b.size_class))
         if crc != row.crc:
             _raise_wrong(node, b.level, "CRC", row.crc, crc)

@@ -252,6 +252,10 @@ class DataFiles:
         """The window of each file number."""
         return {number: window for window, number in enumerate(self.file_of_window)}
 
+    def in_memory_only(self) -> list[int]:
+        """The windows with no file behind them."""
+        return [window for window in range(len(self.file_of_window)) if window not in self._files]
+
     def path_of(self, window: int) -> str:
         """The path of the file behind a window, for messages."""
         data_file = self._files.get(window)
@@ -259,9 +263,14 @@ class DataFiles:
 
     def verify_headers(self) -> None:
         """Read the header of every file anew. Raises CorruptionError, FormatVersionError, OSError."""
-        for data_file in list(self._files.values()):
-            with data_file.file.opened() as file:
-                self._verify_header(file, data_file.number, data_file.size_class)
+        for window in list(self._files):
+            self.verify_header(window)
+
+    def verify_header(self, window: int) -> None:
+        """The same of the file behind a window."""
+        data_file = self._files[window]
+        with data_file.file.opened() as file:
+            self._verify_header(file, data_file.number, data_file.size_class)
 
     def stats(self) -> dict[str, Any]:
         """Files and their bytes, in all and by size class, and the descriptors open for them."""

@@ -14,8 +14,10 @@ thread's shard. The next shard opens when those that are active have `shard_rows
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
-from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
+
+import numpy as np
 
 from xtree.persistence.atomics cimport (
     compare_exchange, fetch_add, load_acquire, load_relaxed, spin_lock, spin_unlock, store_relaxed, store_release,
@@ -48,6 +50,24 @@ cdef enum:
     # Why a shard gave no handle.
     FULL = 1
     NO_MEMORY = 2
+
+cdef packed struct VisibleRow:       # for Python, as VISIBLE_ROW
+    NodeID node
+    uint64_t birth
+    uint64_t retire                 # 2**64 - 1 until it is retired
+    uint64_t address
+    uint64_t offset
+    uint32_t window
+    uint32_t crc
+    uint8_t kind
+    uint8_t size_class
+    uint16_t unused
+
+VISIBLE_ROW = np.dtype([
+    ("node", "<u8"), ("birth", "<u8"), ("retire", "<u8"), ("address", "<u8"), ("offset", "<u8"), ("window", "<u4"),
+    ("crc", "<u4"), ("kind", "u1"), ("size_class", "u1"), ("unused", "<u2"),
+])
+assert VISIBLE_ROW.itemsize == sizeof(VisibleRow)
 
 STATE_NAMES = ("free", "reserved", "live", "retired")
 ROW_BYTES = sizeof(StoredRow)
@@ -455,6 +475,32 @@ cdef class ObjectTable:
         return [handles[shard] for shard in range(MAX_SHARDS)], tags, rows
 
     # For people, tests and tools.
+
+    def visible(self, uint64_t epoch):
+        """The rows visible at an epoch, which is pinned, as an array of VISIBLE_ROW, by handle."""
+        cdef uint64_t handle = self.next_handle(0), word, birth, retire
+        cdef Py_ssize_t room = self.high_water, used = 0
+        cdef bytearray found = PyByteArray_FromStringAndSize(NULL, room * sizeof(VisibleRow))
+        cdef VisibleRow *out = <VisibleRow *>PyByteArray_AS_STRING(found)
+        cdef Row *row
+        with nogil:
+            while handle and used < room:
+                row = self.row(handle)
+                word = load_acquire(&row.word)
+                retire = load_acquire(&row.retire)      # before birth, as in store_row
+                birth = load_acquire(&row.birth)
+                if state_of(word) >= STATE_LIVE and birth <= epoch < retire:
+                    out[used].node = make_node_id(handle, word & WORD_TAG)
+                    out[used].birth, out[used].retire = birth, retire
+                    out[used].address = load_relaxed(&row.address)
+                    out[used].offset = offset_of(out[used].address)
+                    out[used].window = window_of(out[used].address)
+                    out[used].crc = row.crc
+                    out[used].kind, out[used].size_class = kind_of(word), class_of(word)
+                    out[used].unused = 0
+                    used += 1
+                handle = self.next_handle(handle)
+        return np.frombuffer(found, VISIBLE_ROW, used)
 
     def reserve_node(self, int kind, int size_class, uint64_t address):
         """Reserve a handle for a page at an address; returns its NodeID. Raises MemoryError, CapacityError."""

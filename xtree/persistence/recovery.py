@@ -121,14 +121,22 @@ class Exposure:
 
 
 def recover(
-    fs: FileSystem, directory: str, config: Config, writable: bool, progress: Progress | None = None
+    fs: FileSystem,
+    directory: str,
+    config: Config,
+    writable: bool,
+    progress: Progress | None = None,
+    check_pages: bool = True,
 ) -> Recovered:
     """Brings the directory's last exposed state into memory; with `writable` also its pages into their places.
 
-    `progress(bytes read, bytes to read)` is called between reads; what it raises ends the recovery. The caller holds
-    the lock. Raises CorruptionError, FormatVersionError, OSError; nothing was changed then, except that pages of the
-    recovered state may have been written again.
+    `progress(bytes read, bytes to read)` is called between reads; what it raises ends the recovery. Without
+    `check_pages`, which is for looking at what is left of a damaged index, a page that isn't its row's is met only when
+    it is touched. The caller holds the lock. Raises CorruptionError, FormatVersionError, OSError; nothing was changed
+    then, except that pages of the recovered state may have been written again.
     """
+    if writable and not check_pages:
+        raise ValueError("pages are only written where all have been checked")
     started = time.perf_counter()
     report = RecoveryReport()
     superblock = SuperblockFile.open(fs, directory, writable)
@@ -154,7 +162,7 @@ def recover(
         del base  # and the mapping of its file
         _replay_logs(journal, replay, report)
         _require_durable(replay.epoch, superblock, manifest)
-        _place_images(replay, data_files, writable, report)
+        _place_images(replay, data_files, writable, check_pages, report)
         catalog = replay.catalog
         report.end()
     except BaseException:
@@ -370,16 +378,19 @@ def _require_durable(epoch: int, superblock: SuperblockFile, manifest: Manifest)
         raise CorruptionError(f"recovered up to epoch {epoch}, but epoch {known} was on the disk: a log is damaged")
 
 
-def _place_images(replay: Replay, data_files: DataFiles, writable: bool, report: RecoveryReport) -> None:
+def _place_images(
+    replay: Replay, data_files: DataFiles, writable: bool, check_pages: bool, report: RecoveryReport
+) -> None:
     """Checks every page that a log brought in, then puts the images of live ones where their rows say."""
     if not replay.frames:
         return
     replay.finish()
     number_of = data_files.file_of_window
-    replay.check_pages(
-        lambda window, offset, n: data_files.read(number_of[window], offset, n),
-        lambda window: data_files.path_of(window),
-    )
+    if check_pages:
+        replay.check_pages(
+            lambda window, offset, n: data_files.read(number_of[window], offset, n),
+            lambda window: data_files.path_of(window),
+        )
     reach("recovery.images_checked")
     if not replay.image_count:
         return

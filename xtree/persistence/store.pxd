@@ -15,7 +15,7 @@ A pin says which pages somebody may still want to see, a flight which mappings a
     closing, closer   the thread that closes; fork            any thread              the GIL
     epochs, flights   see mvcc.pxd                            any thread              seq_cst
     windows           see mmap_windows.pxd                    any thread              seq_cst / acquire
-    usable[w]         open, before the store is shared        any thread              plain
+    usable[w]         open; check() and backup, once pinned   any thread              plain
     *_failures        whoever holds `lock`                    stats                   plain
     table, allocator  whoever holds `lock`                    see their headers
 
