@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
 from pathlib import Path
 
 import pytest
-from pages import KIND, SMALL, SteppingClock, put, run_and_die, settle, texts_of
+from pages import KIND, SMALL, SteppingClock, by_request, put, run_and_die, settle, texts_of
 
 from xtree.errors import CorruptionError
 from xtree.persistence import filenames
@@ -117,6 +118,28 @@ def test_with_one_superblock_copy_lost_epochs_go_on_a_stride_further(tmp_path, c
     store = open_store(path, config=SMALL)
     assert put(store, {"a": "2"}) >= ceiling + SMALL.epoch_stride
     store.close()
+
+
+def test_epochs_beyond_the_ceiling_of_the_superblock_copy_that_is_left_are_recovered(tmp_path):
+    path = tmp_path / "index"
+
+    def work(store, acknowledge):
+        for step in range(25):
+            put(store, {"a": f"{step}"})
+            acknowledge(step)
+        os._exit(42)
+
+    config = by_request(epoch_stride=10)
+    assert run_and_die(str(path), work, "nowhere", 1, config) == (24, True)
+    ceiling = superblock_of(path).epoch_ceiling
+    content = bytearray((path / filenames.SUPERBLOCK).read_bytes())
+    newer = max((0, 4096), key=lambda at: content[at + 32:at + 40])
+    content[newer + 100] ^= 1
+    (path / filenames.SUPERBLOCK).write_bytes(content)
+    assert superblock_of(path).epoch_ceiling < 25
+    with contextlib.closing(open_store(path, config=config)) as store:
+        assert texts_of(store) == {"a": "24"}
+        assert put(store, {"a": "25"}) >= ceiling
 
 
 def test_what_the_superblock_says_was_durable_must_be_recovered(tmp_path):

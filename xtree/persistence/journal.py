@@ -12,8 +12,9 @@ import dataclasses
 import os
 import threading
 
+from xtree.errors import CapacityError
 from xtree.persistence import filenames
-from xtree.persistence.config import Config
+from xtree.persistence.config import MAX_EPOCH, Config
 from xtree.persistence.crash_points import reach
 from xtree.persistence.data_files import DataFiles
 from xtree.persistence.file_header import HEADER_BYTES
@@ -38,9 +39,11 @@ class FileNumbers:
         return self._following
 
     def take(self) -> int:
-        """A number that no file of this directory has had."""
+        """A number that no file of this directory has had. Raises CapacityError when there is none any more."""
         with self._lock:
             number = self._following
+            if number > filenames.MAX_NUMBER:
+                raise CapacityError(f"all {filenames.MAX_NUMBER} file numbers of the index are used up")
             self._following += 1
             return number
 
@@ -121,11 +124,21 @@ class Journal:
             self.data_files.listed = len(manifest.data_files)
 
     def publish_superblock(self, sync: bool, **epochs: int) -> None:
-        """Writes these epochs, and the mode in force, to the superblock."""
+        """Writes these epochs, and the mode in force, to the superblock.
+
+        The ceiling is above the epoch, also where the copy that had raised it was lost.
+        """
+        if "epoch" in epochs:
+            epochs["epoch_ceiling"] = epochs["epoch"] + 1  # as ever, one that is further on stays
         self.superblock.publish(sync=sync, mode=self.config.durability, **epochs)
 
     def raise_ceiling(self, epoch: int) -> None:
-        """Makes sure that the superblock reserves `epoch`: durably, before the epoch is handed out."""
+        """Makes sure that the superblock reserves `epoch`: durably, before the epoch is handed out.
+
+        Raises CapacityError when there are no more epochs.
+        """
+        if epoch > MAX_EPOCH:
+            raise CapacityError(f"all epochs of the index up to {MAX_EPOCH} are used up")
         if epoch >= self.superblock.value.epoch_ceiling:
             self.publish_superblock(sync=True, epoch_ceiling=epoch + self.config.epoch_stride)
 
