@@ -150,10 +150,10 @@ def recover(
             for entry in manifest.data_files
         }
         report.watch(progress, _bytes_to_read(fs, directory, manifest, base))
-        replay = _start(base, config, files, report)
+        replay = _start(directory, base, config, files, report)
         del base  # and the mapping of its file
         _replay_logs(journal, replay, report)
-        _require_durable(replay.epoch, superblock, manifest)
+        _require_durable(replay.epoch, journal, superblock, manifest)
         _place_images(replay, data_files, writable, report)
         catalog = replay.catalog
         report.end()
@@ -191,7 +191,11 @@ def _load_manifest(fs: FileSystem, directory: str, uuid: bytes, report: Recovery
         report.notes.append(f"manifest unreadable, directory scanned instead: {error}")
         return scan_directory(fs, directory, uuid)
     if manifest.uuid != uuid:
-        raise CorruptionError(f"{directory}: superblock of index {uuid.hex()}, manifest of {manifest.uuid.hex()}")
+        path = os.path.join(directory, filenames.MANIFEST)
+        raise CorruptionError(
+            f"{path}: expected a manifest of index {uuid.hex()}, as {filenames.SUPERBLOCK} says, "
+            f"found one of {manifest.uuid.hex()}"
+        )
     return manifest
 
 
@@ -240,15 +244,23 @@ def _bytes_to_read(
 
 
 def _start(
-    base: checkpoints.Checkpoint | None, config: Config, files: dict[int, tuple[int, int]], report: RecoveryReport
+    directory: str,
+    base: checkpoints.Checkpoint | None,
+    config: Config,
+    files: dict[int, tuple[int, int]],
+    report: RecoveryReport,
 ) -> Replay:
     """The state of a checkpoint, or the empty one; `files` gives window and size class of each data file."""
     table = ObjectTable(config.shard_rows)
     places = FilePlaces(files, config.window_bytes)
     if base is None:
         return Replay(table, places, Catalog(), 0)
-    table.restore(*base.rows, places)
-    catalog = Catalog.decode(base.catalog, f"checkpoint {base.number}", base.catalog_offset)
+    path = os.path.join(directory, filenames.checkpoint_name(base.number))
+    try:
+        table.restore(*base.rows, places)
+    except CorruptionError as error:
+        raise CorruptionError(f"{path}: {error}") from None
+    catalog = Catalog.decode(base.catalog, path, base.catalog_offset)
     report.advance(base.entry.bytes)
     return Replay(table, places, catalog, base.epoch)
 
@@ -363,11 +375,17 @@ def _judge_tail(journal: Journal, reader: LogReader, replay: Replay, report: Rec
     report.notes.append(f"{reader.path}: {what} of {tail_bytes} bytes at offset {end} dropped: {why}")
 
 
-def _require_durable(epoch: int, superblock: SuperblockFile, manifest: Manifest) -> None:
+def _require_durable(epoch: int, journal: Journal, superblock: SuperblockFile, manifest: Manifest) -> None:
     """What is known to have been durable must be there."""
-    known = max([superblock.value.durable_epoch, *(entry.epoch for entry in manifest.checkpoints)])
+    told = [(superblock.value.durable_epoch, filenames.SUPERBLOCK)]
+    told += [(entry.epoch, filenames.MANIFEST) for entry in manifest.checkpoints]
+    known, witness = max(told)
     if epoch < known:
-        raise CorruptionError(f"recovered up to epoch {epoch}, but epoch {known} was on the disk: a log is damaged")
+        last = journal.last_log.number
+        raise CorruptionError(
+            f"{os.path.join(journal.directory, witness)}: says that epoch {known} was on the disk; the last one found "
+            f"is {epoch}: {filenames.log_name(last) if last else 'a log'} is damaged, or a later one is gone"
+        )
 
 
 def _place_images(replay: Replay, data_files: DataFiles, writable: bool, report: RecoveryReport) -> None:
