@@ -60,9 +60,12 @@ def lay_out(path: Path, files: Files) -> None:
 def answers(runtime: xtree.Runtime) -> Answers:
     """What every structure answers, as JSON has it: windows, counts, nearest neighbours, all records."""
     found: Answers = {name: answers_of(runtime.tree(name)) for name in runtime.trees()}
-    for name in runtime.structures():
-        found[name] = [hashlib.sha256(item).hexdigest() for item in PageStack(runtime.structure(name, StackState))]
-    return found
+    return found | {name: answers_of_stack(runtime, name) for name in runtime.structures()}
+
+
+def answers_of_stack(runtime: xtree.Runtime, name: str) -> list[str]:
+    """What one stack holds, the item on top first."""
+    return [hashlib.sha256(item).hexdigest() for item in PageStack(runtime.structure(name, StackState))]
 
 
 def answers_of(tree: xtree.XTree) -> list[Any]:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from forging import checkpoints_of, frames_of, logs_of, manifest_of
-from healthy import CONFIG, Files, Index, answers, answers_of, lay_out, read_files
+from healthy import CONFIG, Files, Index, answers, answers_of, answers_of_stack, lay_out, read_files
 from mutations import Mutant
-from page_stack import PageStack, StackState
+from page_stack import StackState
 
 import xtree
 from xtree.errors import CapacityError, CorruptionError, FormatVersionError, StoreFailedError
@@ -68,6 +68,17 @@ def vouched(index: Index, files: Files) -> int:
                 if at == HEADER_BYTES:
                     known.append(LINK.unpack_from(data, at + FRAME_HEADER_BYTES)[1])
     return max(known)
+
+
+def remains(index: Index, files: Files, epoch: int) -> bool:
+    """Whether anything but zeros stands where frames of later epochs were."""
+    for name in logs_of(index.files):
+        data = index.files[name]
+        for at, length in frames_of(data):
+            later = FrameHeader(data[at:at + FRAME_HEADER_BYTES]).last_epoch > epoch
+            if later and any(files.get(name, b"")[at:at + length]):
+                return True
+    return False
 
 
 class Judge:
@@ -143,7 +154,7 @@ class Judge:
         for name, kind in runtime.structures().items():
             if kind == StackState.kind:
                 names.append(name)
-                ask(name, lambda name=name: stack_of(runtime, name))
+                ask(name, lambda name=name: answers_of_stack(runtime, name))
         try:
             runtime.check()
         except REFUSALS as error:
@@ -175,6 +186,8 @@ class Judge:
             raise Flaw(f"wrong answers for epoch {epoch}")
         if epoch < self.index.last_epoch and epoch < vouched(self.index, files):
             raise Flaw(f"epoch {epoch} of {self.index.last_epoch}, though {vouched(self.index, files)} was vouched for")
+        if epoch < self.index.last_epoch and not recovery["notes"] and remains(self.index, files, epoch):
+            raise Flaw(f"epoch {epoch} of {self.index.last_epoch}, and no word of what was cut off")
 
     def _require_parts(self, mutant: Mutant, found: dict[str, Any]) -> None:
         """What one structure answers is right, though another has refused."""
@@ -214,13 +227,6 @@ class Judge:
                 return
             except Exception as error:
                 raise Flaw(f"{name}: a write raised {type(error).__name__}: {error}") from error
-
-
-def stack_of(runtime: xtree.Runtime, name: str) -> list[str]:
-    """What `answers` says of a stack."""
-    import hashlib
-
-    return [hashlib.sha256(item).hexdigest() for item in PageStack(runtime.structure(name, StackState))]
 
 
 # Child processes.

@@ -141,6 +141,15 @@ def test_each_question_to_a_tree_with_damaged_pages_is_answered_right_or_refused
     assert refused
 
 
+@pytest.mark.parametrize("mode", ["r", "a"])
+def test_a_manifest_older_than_a_log_is_not_believed(index_of, tmp_path, mode):
+    index = index_of("rotated")
+    lay_out(tmp_path / "index", {**index.files, filenames.MANIFEST: index.older[0][filenames.MANIFEST]})
+    with xtree.Runtime(tmp_path / "index", mode) as runtime:
+        assert "manifest.json: older than wal-" in runtime.stats()["recovery"]["notes"][0]
+        assert answers(runtime) == index.history[index.last_epoch]
+
+
 @pytest.mark.parametrize("field", [{"generation": 2**64 - 1}, {"epoch_ceiling": 2**64 - 1}])
 def test_a_superblock_whose_numbers_leave_no_room_for_more_is_damaged(index_of, tmp_path, field):
     files = index_of("killed").files

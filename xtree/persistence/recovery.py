@@ -185,18 +185,35 @@ def holds_data(fs: FileSystem, directory: str, names: Iterable[str]) -> bool:
 
 
 def _load_manifest(fs: FileSystem, directory: str, uuid: bytes, report: RecoveryReport) -> Manifest:
+    path = os.path.join(directory, filenames.MANIFEST)
     try:
         manifest = Manifest.load(fs, directory)
     except (CorruptionError, FileNotFoundError) as error:
         report.notes.append(f"manifest unreadable, directory scanned instead: {error}")
         return scan_directory(fs, directory, uuid)
     if manifest.uuid != uuid:
-        path = os.path.join(directory, filenames.MANIFEST)
         raise CorruptionError(
             f"{path}: expected a manifest of index {uuid.hex()}, as {filenames.SUPERBLOCK} says, "
             f"found one of {manifest.uuid.hex()}"
         )
+    newer = _log_after(fs, directory, manifest)
+    if newer is not None:
+        report.notes.append(f"{path}: older than {newer}, directory scanned instead")
+        return scan_directory(fs, directory, uuid)
     return manifest
+
+
+def _log_after(fs: FileSystem, directory: str, manifest: Manifest) -> str | None:
+    """A log with frames that was made after the manifest. Logs are listed before their first frame: it is out of date."""
+    for name in fs.listdir(directory):
+        number = filenames.parse_log(name)
+        if number is not None and number >= manifest.next_number:
+            with contextlib.suppress(CorruptionError):
+                reader = read_log(fs, os.path.join(directory, name), manifest.uuid, number)
+                reader.close()
+                if reader.link is not None:
+                    return name
+    return None
 
 
 def _newest_checkpoint(
