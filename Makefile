@@ -4,6 +4,8 @@
 #   make test          build xtree and run all tests
 #   make test-all      the same with every Python from 3.10 to 3.13 that is installed
 #   make test-checked  the same tests against a build with bounds checks and C assertions
+#   make asan          the tests of the core and of hostile files against a build with AddressSanitizer and UBSan
+#   make fuzz          feed each parser what a fuzzer makes of real files; make fuzz FUZZ_SECONDS=60 for longer
 #   make torture       under an hour of crashes, faults, kills and damaged files; counts what was tried
 #   make bench         measure what the store costs on this machine, beside other engines
 #   make soak          an hour of work, kills and reopening under check; make soak SOAK_ARGS='--minutes 5' for less
@@ -14,17 +16,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 CHECKED := $(VENV)-checked
+ASAN := $(VENV)-asan
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
 TORTURE_ARGS ?=
 SOAK_ARGS ?= --minutes 60
+FUZZ_SECONDS ?= 20
 
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILD_REQUIREMENTS := 'setuptools>=77' 'cython>=3.1,<4'
 COMPILED := pyproject.toml setup.py $(shell find xtree -name '*.py[xd]' -o -name '*.h')
 
-.PHONY: help demo test test-all test-checked torture bench soak lint wheel clean
+.PHONY: help demo test test-all test-checked asan fuzz torture bench soak lint wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +49,23 @@ test-all:
 
 test-checked: $(CHECKED)/installed
 	PYTHONSAFEPATH=1 $(CHECKED)/bin/pytest $(PYTEST_ARGS)
+
+# Leaks aren't looked for: what the interpreter keeps to its end can't be told from them.
+SANITIZED := LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=malloc PYTHONSAFEPATH=1 \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024:detect_stack_use_after_return=1 \
+  UBSAN_OPTIONS=print_stacktrace=1
+ASAN_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,hostile_files forged_rows page_verification object_table \
+  node_id mvcc mmap_windows segment_allocator page_checksum replay wal checkpoint superblock manifest catalog store \
+  recovery page_differences box bucket split insertion removal search nearest bulk window_kernels inspection \
+  tree_state model adversarial))
+
+FUZZ_TARGETS ?= superblock manifest checkpoint log catalog directory
+
+asan: $(ASAN)/installed
+	$(SANITIZED) $(ASAN)/bin/python -m pytest $(PYTEST_ARGS) $(ASAN_TESTS)
+
+fuzz: $(VENV)/installed-fuzz
+	for target in $(FUZZ_TARGETS); do $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; done
 
 torture: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m torture $(TORTURE_ARGS)
@@ -88,9 +109,20 @@ $(VENV)/installed-bench: $(VENV)/installed
 	$(PIP) install --no-build-isolation --editable '.[bench]'
 	@touch $@
 
+$(VENV)/installed-fuzz: $(VENV)/installed
+	$(PIP) install --no-build-isolation --editable '.[fuzz]'
+	@touch $@
+
 $(CHECKED)/installed: BIN := $(CHECKED)/bin
 $(CHECKED)/installed: $(COMPILED) $(shell find xtree tools -name '*.py')
 	test -d $(CHECKED) || $(PYTHON) -m venv $(CHECKED)
 	$(PIP) install $(BUILD_REQUIREMENTS)
 	XTREE_DEBUG=1 $(PIP) install --no-build-isolation '.[test]'
+	@touch $@
+
+$(ASAN)/installed: BIN := $(ASAN)/bin
+$(ASAN)/installed: $(COMPILED) $(shell find xtree tools -name '*.py')
+	test -d $(ASAN) || $(PYTHON) -m venv $(ASAN)
+	$(PIP) install $(BUILD_REQUIREMENTS)
+	XTREE_SANITIZE=address $(PIP) install --no-build-isolation '.[test]'
 	@touch $@

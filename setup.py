@@ -1,7 +1,8 @@
 """Builds the Cython modules. Everything else about the package is in pyproject.toml.
 
-`XTREE_DEBUG=1` makes the checked build: bounds checks, wraparound checks and C assertions, in a build
-directory of its own.
+`XTREE_DEBUG=1` makes the checked build: bounds checks, wraparound checks and C assertions. `XTREE_SANITIZE=address`
+adds the compiler's checks of every access to memory and of undefined behaviour, for a process that is started with the
+compiler's libasan preloaded (make asan). Either has a build directory of its own.
 """
 
 import os
@@ -10,7 +11,11 @@ import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-DEBUG = os.environ.get("XTREE_DEBUG", "") not in ("", "0")
+SANITIZE = os.environ.get("XTREE_SANITIZE", "")
+if SANITIZE not in ("", "address"):
+    raise SystemExit(f"XTREE_SANITIZE must be address or empty, not {SANITIZE!r}")
+DEBUG = bool(SANITIZE) or os.environ.get("XTREE_DEBUG", "") not in ("", "0")
+BUILD = SANITIZE or ("checked" if DEBUG else "")
 
 MODULES = [
     "xtree.persistence.memory",
@@ -67,6 +72,10 @@ if sys.platform == "win32":
 else:
     COMPILE = ["-std=gnu11", "-ffp-contract=off", "-Wno-unused-function", "-Wno-unreachable-code"]
     COMPILE += ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", "-fno-math-errno"]
+LINK = []
+if SANITIZE:
+    LINK = ["-fsanitize=address,undefined"]
+    COMPILE += [*LINK, "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 
 extensions = [
     Extension(
@@ -74,6 +83,7 @@ extensions = [
         [name.replace(".", "/") + ".pyx"],
         include_dirs=["xtree", "xtree/persistence"],
         extra_compile_args=COMPILE,
+        extra_link_args=LINK,
         define_macros=[("XTREE_DEBUG", "1")] if DEBUG else [],
     )
     for name in MODULES
@@ -83,12 +93,12 @@ setup(
     ext_modules=cythonize(
         extensions,
         compiler_directives=DIRECTIVES,
-        build_dir="build/checked" if DEBUG else "build/cython",
+        build_dir=f"build/{BUILD or 'cython'}",
         nthreads=os.cpu_count() or 1 if sys.platform == "linux" else 0,    # where workers fork
         show_all_warnings=False,
     ),
     options={
-        "build": {"build_base": "build/checked" if DEBUG else "build/release"},
+        "build": {"build_base": f"build/{BUILD or 'release'}"},
         "build_ext": {"parallel": os.cpu_count() or 1},
     },
 )

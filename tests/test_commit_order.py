@@ -10,18 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from pages import (
-    KIND,
-    ONE_LONG_LOG,
-    SMALL,
-    SteppingClock,
-    by_request,
-    put,
-    run_and_die,
-    settle,
-    small,
-    texts_of,
-)
+from pages import KIND, SMALL, SteppingClock, put, run_and_die, settle, small, texts_of
 
 from xtree.errors import CorruptionError
 from xtree.persistence import filenames
@@ -181,29 +170,6 @@ def test_a_crash_at_the_end_of_recovery_leaves_no_epoch_to_be_used_again(tmp_pat
         if not crashed:
             break
     assert nth > 10
-
-
-def test_commits_above_the_ceiling_of_the_superblock_copy_that_is_left_survive(tmp_path):
-    path, config = tmp_path / "index", by_request(**ONE_LONG_LOG)
-    steps = SMALL.epoch_stride + 20
-
-    def work(store, acknowledge):
-        for i in range(steps):
-            put(store, {"a": str(i)})
-        os._exit(42)
-
-    run_and_die(str(path), work, "nowhere", 1, config)
-    lost = superblock_of(path)
-    with open(path / filenames.SUPERBLOCK, "r+b") as file:
-        copies = [Superblock.decode(file.read(4096), "superblock") for _ in range(2)]
-        file.seek(4096 * copies.index(lost) + 50)
-        file.write(b"\xff\xff")
-    assert min(copy.epoch_ceiling for copy in copies) < steps < lost.epoch_ceiling
-    store = open_store(path, config=config)
-    assert texts_of(store) == {"a": str(steps - 1)}
-    assert superblock_of(path).epoch_ceiling >= lost.epoch_ceiling
-    assert put(store, {"a": "next"}) >= lost.epoch_ceiling
-    store.close()
 
 
 def test_what_the_superblock_says_was_durable_must_be_recovered(tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 from crc32c import crc32c
 
 from xtree.errors import CorruptionError
+from xtree.persistence.config import MAX_EPOCH
 from xtree.persistence.file_header import HEADER_BYTES, PREFIX, pack_header, unpack_header
 from xtree.persistence.filenames import MAX_NUMBER, SIZE_CLASSES, checkpoint_name
 from xtree.persistence.frame import CRC, LINK_BYTES, LogLink, aligned
@@ -130,8 +131,11 @@ def read(fs: FileSystem, directory: Path, entry: CheckpointEntry | int, uuid: by
     finally:
         file.close()
     crc = _verify(data, path, length)
-    if found_number != number:
-        raise CorruptionError(f"{path}: expected checkpoint {number}, found checkpoint {found_number}")
+    if found_number != number or epoch > MAX_EPOCH:
+        raise CorruptionError(
+            f"{path}: expected checkpoint {number} and an epoch up to {MAX_EPOCH}, found checkpoint {found_number} "
+            f"and epoch {epoch}"
+        )
     if isinstance(entry, CheckpointEntry) and (epoch, length, crc) != (entry.epoch, entry.bytes, entry.crc):
         raise CorruptionError(
             f"{path}: expected epoch {entry.epoch}, {entry.bytes} bytes and the CRC {entry.crc:#010x} by the "

@@ -16,6 +16,7 @@ GIB = 1 << 30
 DURABILITY_MODES = ("strict", "balanced", "eventual")
 PAGE_BYTES = tuple(4 * KIB << size_class for size_class in range(7))
 MAX_WINDOW_BYTES = 1 << 40
+MAX_EPOCH = 1 << 62  # no commit gets a higher one: sums with strides stay far from 64 bits
 LEAST_SHARE = 0.01
 LONGEST_S = 1e9
 

@@ -6,7 +6,7 @@ others decide.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from xtree.persistence.frame_layout cimport (
@@ -19,6 +19,7 @@ from xtree.persistence.page cimport SIZE_CLASSES, class_bytes
 from xtree.persistence.page_checksum cimport crc32c
 
 from xtree.errors import CorruptionError, FormatVersionError
+from xtree.persistence.config import MAX_EPOCH as _MAX_EPOCH
 
 cdef enum:                          # how a look at a place ends
     GOOD
@@ -33,6 +34,7 @@ cdef enum:                          # how a look at a place ends
 
 PROBLEMS = ("", "more", "end of file", "zeros", "no frame", "unlinked", "bad length", "bad CRC", "ask")
 
+cdef uint64_t MAX_EPOCH = _MAX_EPOCH
 assert sizeof(FrameHeader) == 128 and sizeof(Delta) == 64 and sizeof(Range) == 4
 
 
@@ -213,7 +215,7 @@ cdef int _require_right(FrameChain chain, FrameRun run, const FrameHeader *heade
         with gil:
             raise CorruptionError(f"{chain.path}: at offset {at}: expected a frame of kind {kind} and a mode, found "
                                   f"kind {header.kind}, mode {header.mode}")
-    if (not header.durable_through <= header.first_epoch <= header.last_epoch or header.last_epoch == UINT64_MAX
+    if (not header.durable_through <= header.first_epoch <= header.last_epoch or header.last_epoch > MAX_EPOCH
             or header.first_epoch < chain.last_epoch + group):
         with gil:
             raise CorruptionError(f"{chain.path}: at offset {at}: expected epochs in order and after "

@@ -12,8 +12,9 @@ import dataclasses
 import os
 import threading
 
+from xtree.errors import CapacityError
 from xtree.persistence import filenames
-from xtree.persistence.config import Config
+from xtree.persistence.config import MAX_EPOCH, Config
 from xtree.persistence.crash_points import reach
 from xtree.persistence.data_files import DataFiles
 from xtree.persistence.file_header import HEADER_BYTES
@@ -38,9 +39,11 @@ class FileNumbers:
         return self._following
 
     def take(self) -> int:
-        """A number that no file of this directory has had."""
+        """A number that no file of this directory has had. Raises CapacityError when there is none any more."""
         with self._lock:
             number = self._following
+            if number > filenames.MAX_NUMBER:
+                raise CapacityError(f"all {filenames.MAX_NUMBER} file numbers of the index are used up")
             self._following += 1
             return number
 
@@ -127,11 +130,15 @@ class Journal:
     def raise_ceiling(self, epoch: int) -> None:
         """Makes sure that the superblock reserves `epoch`: durably, before the epoch is handed out.
 
-        One stride with each write: so much more than the one before may a copy have said that can't be read any more.
+        The copy that isn't written last then says one stride less, at most: so much may have been handed out above the
+        only copy that a crash leaves. Raises CapacityError when there are no more epochs.
         """
-        while epoch >= self.superblock.value.epoch_ceiling:
-            ceiling = self.superblock.value.epoch_ceiling + self.config.epoch_stride
-            self.publish_superblock(sync=True, epoch_ceiling=ceiling)
+        if epoch > MAX_EPOCH:
+            raise CapacityError(f"all epochs of the index up to {MAX_EPOCH} are used up")
+        if epoch > self.superblock.value.epoch_ceiling:
+            self.publish_superblock(sync=True, epoch_ceiling=epoch)
+        if epoch == self.superblock.value.epoch_ceiling:
+            self.publish_superblock(sync=True, epoch_ceiling=epoch + self.config.epoch_stride)
 
     # Logs. Only the leader, between two groups, opens, rotates and closes them; only the checkpointer makes them ahead.
 

@@ -158,7 +158,7 @@ def recover(
             for entry in manifest.data_files
         }
         report.watch(progress, _bytes_to_read(fs, directory, manifest, base))
-        replay = _start(base, config, files, report)
+        replay = _start(directory, base, config, files, report)
         del base  # and the mapping of its file
         _replay_logs(journal, replay, report)
         _require_durable(replay.epoch, superblock, manifest)
@@ -193,14 +193,35 @@ def holds_data(fs: FileSystem, directory: str, names: Iterable[str]) -> bool:
 
 
 def _load_manifest(fs: FileSystem, directory: str, uuid: bytes, report: RecoveryReport) -> Manifest:
+    path = os.path.join(directory, filenames.MANIFEST)
     try:
         manifest = Manifest.load(fs, directory)
     except (CorruptionError, FileNotFoundError) as error:
         report.notes.append(f"manifest unreadable, directory scanned instead: {error}")
         return scan_directory(fs, directory, uuid)
     if manifest.uuid != uuid:
-        raise CorruptionError(f"{directory}: superblock of index {uuid.hex()}, manifest of {manifest.uuid.hex()}")
+        raise CorruptionError(
+            f"{path}: expected a manifest of index {uuid.hex()}, as {filenames.SUPERBLOCK} says, "
+            f"found one of {manifest.uuid.hex()}"
+        )
+    newer = _log_after(fs, directory, manifest)
+    if newer is not None:
+        report.notes.append(f"{path}: older than {newer}, directory scanned instead")
+        return scan_directory(fs, directory, uuid)
     return manifest
+
+
+def _log_after(fs: FileSystem, directory: str, manifest: Manifest) -> str | None:
+    """A log with frames that was made after the manifest. Logs are listed before their first frame: it is out of date."""
+    for name in fs.listdir(directory):
+        number = filenames.parse_log(name)
+        if number is not None and number >= manifest.next_number:
+            with contextlib.suppress(CorruptionError):
+                reader = read_log(fs, os.path.join(directory, name), manifest.uuid, number)
+                reader.close()
+                if reader.link is not None:
+                    return name
+    return None
 
 
 def _newest_checkpoint(
@@ -248,15 +269,23 @@ def _bytes_to_read(
 
 
 def _start(
-    base: checkpoints.Checkpoint | None, config: Config, files: dict[int, tuple[int, int]], report: RecoveryReport
+    directory: str,
+    base: checkpoints.Checkpoint | None,
+    config: Config,
+    files: dict[int, tuple[int, int]],
+    report: RecoveryReport,
 ) -> Replay:
     """The state of a checkpoint, or the empty one; `files` gives window and size class of each data file."""
     table = ObjectTable(config.shard_rows)
     places = FilePlaces(files, config.window_bytes)
     if base is None:
         return Replay(table, places, Catalog(), 0)
-    table.restore(base.epoch, *base.table, places)
-    catalog = Catalog.decode(base.catalog, f"checkpoint {base.number}", base.catalog_offset)
+    path = os.path.join(directory, filenames.checkpoint_name(base.number))
+    try:
+        table.restore(base.epoch, *base.table, places)
+    except CorruptionError as error:
+        raise CorruptionError(f"{path}: {error}") from None
+    catalog = Catalog.decode(base.catalog, path, base.catalog_offset)
     report.advance(base.entry.bytes)
     return Replay(table, places, catalog, base.epoch)
 
@@ -371,11 +400,17 @@ def _judge_tail(journal: Journal, reader: LogReader, replay: Replay, report: Rec
     report.notes.append(f"{reader.path}: {what} of {tail_bytes} bytes at offset {end} dropped: {why}")
 
 
-def _require_durable(epoch: int, superblock: SuperblockFile, manifest: Manifest) -> None:
+def _require_durable(epoch: int, journal: Journal, superblock: SuperblockFile, manifest: Manifest) -> None:
     """What is known to have been durable must be there."""
-    known = max([superblock.value.durable_epoch, *(entry.epoch for entry in manifest.checkpoints)])
+    told = [(superblock.value.durable_epoch, filenames.SUPERBLOCK)]
+    told += [(entry.epoch, filenames.MANIFEST) for entry in manifest.checkpoints]
+    known, witness = max(told)
     if epoch < known:
-        raise CorruptionError(f"recovered up to epoch {epoch}, but epoch {known} was on the disk: a log is damaged")
+        last = journal.last_log.number
+        raise CorruptionError(
+            f"{os.path.join(journal.directory, witness)}: says that epoch {known} was on the disk; the last one found "
+            f"is {epoch}: {filenames.log_name(last) if last else 'a log'} is damaged, or a later one is gone"
+        )
 
 
 def _place_images(

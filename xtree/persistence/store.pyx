@@ -407,18 +407,21 @@ cdef class Store:
         Raises CorruptionError when two rows overlap, or one has no slot of its class.
         """
         cdef uint64_t handle
-        cdef Row *row
-        with nogil:
-            lock_without_gil(self.lock)
-            try:
-                handle = self.table.next_handle(0)
-                while handle:
-                    row = self.table.row(handle)
-                    if state_of(row.word) == STATE_LIVE and not self.windows.is_anonymous(window_of(row.address)):
-                        allocator.occupy(class_of(row.word), row.address)
-                    handle = self.table.next_handle(handle)
-            finally:
-                PyThread_release_lock(self.lock)
+        cdef Row *row = NULL
+        try:
+            with nogil:
+                lock_without_gil(self.lock)
+                try:
+                    handle = self.table.next_handle(0)
+                    while handle:
+                        row = self.table.row(handle)
+                        if state_of(row.word) == STATE_LIVE and not self.windows.is_anonymous(window_of(row.address)):
+                            allocator.occupy(class_of(row.word), row.address)
+                        handle = self.table.next_handle(handle)
+                finally:
+                    PyThread_release_lock(self.lock)
+        except CorruptionError as error:
+            raise CorruptionError(f"{self._where(row.address)}: {error}") from None
 
     def _use_allocator(self, SegmentAllocator allocator):
         """Begins to allocate from another allocator, while nobody is writing."""

@@ -27,6 +27,7 @@ from struct import Struct
 from typing import Any
 
 from xtree.errors import CorruptionError, FormatVersionError, StoreFailedError
+from xtree.persistence.config import MAX_EPOCH
 from xtree.persistence.crash_points import reach
 from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
 from xtree.persistence.filenames import SUPERBLOCK
@@ -37,6 +38,7 @@ FORMAT = 1
 BODY = Struct("<QQQQB7x")
 assert BODY.size == 40
 COPIES = 2
+MOST = 2 * MAX_EPOCH  # that a generation or a ceiling can have reached
 MODES = {"strict": 1, "balanced": 2, "eventual": 3}  # never renumber
 MODE_NAMES = {number: name for name, number in MODES.items()}
 _EPOCHS = ("epoch", "durable_epoch", "epoch_ceiling")
@@ -71,10 +73,11 @@ class Superblock:
         uuid, (generation, epoch, durable, ceiling, mode) = unpack_header(
             data, MAGIC, FORMAT, BODY, path, offset=offset
         )
-        if mode not in MODE_NAMES or not durable <= epoch <= ceiling:
+        in_order = durable <= epoch <= min(ceiling, MAX_EPOCH)
+        if mode not in MODE_NAMES or not in_order or max(ceiling, generation) > MOST:
             raise CorruptionError(
-                f"{path}: at offset {offset}: expected a mode and epochs in order, "
-                f"found {mode}, {durable}, {epoch}, {ceiling}"
+                f"{path}: at offset {offset}: expected a mode, epochs in order and a generation, "
+                f"found {mode}, {durable}, {epoch}, {ceiling}, {generation}"
             )
         return cls(uuid, generation, epoch, durable, ceiling, MODE_NAMES[mode])
 

@@ -1,0 +1,36 @@
+"""Feeds one target, led by the coverage of the Python code, for some seconds: python tests/fuzz/fuzz.py TARGET SECONDS
+
+Ends with a status that isn't 0 at the first finding, whose bytes are then in a file `crash-...` of the directory given
+by FUZZ_FINDINGS, the present one if it isn't. The compiled modules aren't instrumented, but run as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["xtree"]):
+    import targets
+
+
+def main() -> None:
+    name, seconds = sys.argv[1], sys.argv[2]
+    place = targets.Workplace()
+    corpus = place.folder / "corpus"
+    corpus.mkdir()
+    for i, seed in enumerate(targets.seeds(place)[name]):
+        (corpus / f"seed-{i}").write_bytes(seed)
+    findings = os.path.join(os.environ.get("FUZZ_FINDINGS", "."), "")
+    options = [f"-max_total_time={seconds}", "-max_len=20000", "-timeout=30", "-rss_limit_mb=2048", "-verbosity=0",
+               "-print_final_stats=1", f"-artifact_prefix={findings}"]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: targets.run(place, name, data))
+    try:
+        atheris.Fuzz()
+    finally:
+        place.remove()
+
+
+if __name__ == "__main__":
+    main()
