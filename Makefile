@@ -4,6 +4,7 @@
 #   make test          build xtree and run all tests
 #   make test-all      the same with every Python from 3.10 to 3.13 that is installed
 #   make test-checked  the same tests against a build with bounds checks and C assertions
+#   make tsan          tests of threads against a build that ThreadSanitizer watches (gcc); any race fails
 #   make torture       under an hour of crashes, faults, kills and damaged files; counts what was tried
 #   make bench         measure what the store costs on this machine, beside other engines
 #   make soak          an hour of work, kills and reopening under check; make soak SOAK_ARGS='--minutes 5' for less
@@ -14,6 +15,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 CHECKED := $(VENV)-checked
+TSAN := $(VENV)-tsan
+TSAN_TESTS := mvcc object_table recycler snapshots reader_torture long_calls
+TSAN_OPTIONS := halt_on_error=0 exitcode=0 report_thread_leaks=0 die_after_fork=0 history_size=4
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
 TORTURE_ARGS ?=
@@ -24,7 +28,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILD_REQUIREMENTS := 'setuptools>=77' 'cython>=3.1,<4'
 COMPILED := pyproject.toml setup.py $(shell find xtree -name '*.py[xd]' -o -name '*.h')
 
-.PHONY: help demo test test-all test-checked torture bench soak lint wheel clean
+.PHONY: help demo test test-all test-checked tsan torture bench soak lint wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +49,15 @@ test-all:
 
 test-checked: $(CHECKED)/installed
 	PYTHONSAFEPATH=1 $(CHECKED)/bin/pytest $(PYTEST_ARGS)
+
+# The interpreter isn't instrumented: what it does is known by its locks. Reports are files, so that none gets lost
+# with a process of the tests. Where addresses are random, older versions of the sanitizer don't find their place.
+tsan: $(TSAN)/installed
+	rm -rf build/tsan && mkdir -p build/tsan
+	$(shell setarch -R true 2>/dev/null && echo setarch -R) env PYTHONSAFEPATH=1 \
+	  LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="$(TSAN_OPTIONS) log_path=$(CURDIR)/build/tsan/race" \
+	  $(TSAN)/bin/pytest $(PYTEST_ARGS) --timeout 1200 $(TSAN_TESTS:%=tests/test_%.py)
+	@if ls build/tsan/race.* 2>/dev/null; then cat build/tsan/race.*; exit 1; else echo "no race"; fi
 
 torture: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m torture $(TORTURE_ARGS)
@@ -93,4 +106,11 @@ $(CHECKED)/installed: $(COMPILED) $(shell find xtree tools -name '*.py')
 	test -d $(CHECKED) || $(PYTHON) -m venv $(CHECKED)
 	$(PIP) install $(BUILD_REQUIREMENTS)
 	XTREE_DEBUG=1 $(PIP) install --no-build-isolation '.[test]'
+	@touch $@
+
+$(TSAN)/installed: BIN := $(TSAN)/bin
+$(TSAN)/installed: $(COMPILED) $(shell find xtree tools -name '*.py')
+	test -d $(TSAN) || $(PYTHON) -m venv $(TSAN)
+	$(PIP) install $(BUILD_REQUIREMENTS)
+	XTREE_SANITIZE=thread $(PIP) install --no-build-isolation '.[test]'
 	@touch $@

@@ -1,7 +1,7 @@
 """Builds the Cython modules. Everything else about the package is in pyproject.toml.
 
 `XTREE_DEBUG=1` makes the checked build: bounds checks, wraparound checks and C assertions, in a build
-directory of its own.
+directory of its own. `XTREE_SANITIZE=thread` makes a build that a sanitizer of the compiler watches, likewise.
 """
 
 import os
@@ -11,6 +11,12 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 DEBUG = os.environ.get("XTREE_DEBUG", "") not in ("", "0")
+
+SANITIZERS = {  # value of XTREE_SANITIZE -> flags of compiler and linker
+    "": [],
+    "thread": ["-fsanitize=thread", "-fno-omit-frame-pointer"],
+}
+SANITIZE = os.environ.get("XTREE_SANITIZE", "")
 
 MODULES = [
     "xtree.persistence.memory",
@@ -64,7 +70,8 @@ if sys.platform == "win32":
     COMPILE = ["/O2", "/fp:precise", "/std:c11"] if not DEBUG else ["/Od", "/std:c11"]
 else:
     COMPILE = ["-std=gnu11", "-ffp-contract=off", "-Wno-unused-function", "-Wno-unreachable-code"]
-    COMPILE += ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", "-fno-math-errno"]
+    COMPILE += ["-O1", "-g", "-UNDEBUG"] if DEBUG or SANITIZE else ["-O3", "-g0", "-fno-math-errno"]
+    COMPILE += SANITIZERS[SANITIZE]
 
 extensions = [
     Extension(
@@ -72,6 +79,7 @@ extensions = [
         [name.replace(".", "/") + ".pyx"],
         include_dirs=["xtree", "xtree/persistence"],
         extra_compile_args=COMPILE,
+        extra_link_args=SANITIZERS[SANITIZE],
         define_macros=[("XTREE_DEBUG", "1")] if DEBUG else [],
     )
     for name in MODULES
@@ -86,7 +94,7 @@ setup(
         show_all_warnings=False,
     ),
     options={
-        "build": {"build_base": "build/checked" if DEBUG else "build/release"},
+        "build": {"build_base": "build/" + (SANITIZE or ("checked" if DEBUG else "release"))},
         "build_ext": {"parallel": os.cpu_count() or 1},
     },
 )
