@@ -576,8 +576,8 @@ cdef class ObjectTable:
         for shard in range(MAX_SHARDS):
             _check_shard(self, shard)
         if load_acquire(&self.high_water) - 1 != sum([self.marks[shard] - 1 for shard in range(MAX_SHARDS)]):
-            raise CorruptionError(f"object table: {load_acquire(&self.high_water) - 1} handles given out, expected the sum of its "
-                                  f"shards")
+            raise CorruptionError(f"object table: {load_acquire(&self.high_water) - 1} handles given out, expected "
+                                  f"the sum of its shards")
 
 
 cdef int _require_state(ObjectTable t, NodeID node, int state) except -1:

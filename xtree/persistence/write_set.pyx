@@ -12,7 +12,7 @@ from xtree.persistence.object_table cimport STATE_RESERVED, WORD_TAG, Row, class
 from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, SIZE_CLASSES, PagePrefix, class_bytes
 from xtree.persistence.page_checksum cimport page_crc
 from xtree.persistence.store cimport (
-    CLOSED, FORKED, PyThread_get_thread_ident, Store, drop_lock, hold_lock, holds_lock, lock_without_gil, resolve,
+    CLOSED, FORKED, Store, drop_lock, hold_lock, holds_lock, lock_without_gil, resolve,
 )
 
 from xtree.errors import CorruptionError, TransactionError
