@@ -5,6 +5,7 @@
 #   make test-all      the same with every Python from 3.10 to 3.13 that is installed
 #   make test-checked  the same tests against a build with bounds checks and C assertions
 #   make asan          the tests of the core and of hostile files against a build with AddressSanitizer and UBSan
+#   make tsan          tests of threads against a build that ThreadSanitizer watches (gcc); any race fails
 #   make fuzz          feed each parser what a fuzzer makes of real files; make fuzz FUZZ_SECONDS=60 for longer
 #   make torture       under an hour of crashes, faults, kills and damaged files; counts what was tried
 #   make bench         measure what the store costs on this machine, beside other engines
@@ -17,6 +18,9 @@ PYTHON ?= python3
 VENV ?= .venv
 CHECKED := $(VENV)-checked
 ASAN := $(VENV)-asan
+TSAN := $(VENV)-tsan
+TSAN_TESTS := mvcc object_table recycler snapshots reader_torture long_calls
+TSAN_OPTIONS := halt_on_error=0 exitcode=0 report_thread_leaks=0 die_after_fork=0 history_size=4
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
 TORTURE_ARGS ?=
@@ -28,7 +32,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILD_REQUIREMENTS := 'setuptools>=77' 'cython>=3.1,<4'
 COMPILED := pyproject.toml setup.py $(shell find xtree -name '*.py[xd]' -o -name '*.h')
 
-.PHONY: help demo test test-all test-checked asan fuzz torture bench soak lint wheel clean
+.PHONY: help demo test test-all test-checked asan tsan fuzz torture bench soak lint wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -66,6 +70,15 @@ asan: $(ASAN)/installed
 
 fuzz: $(VENV)/installed-fuzz
 	for target in $(FUZZ_TARGETS); do $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; done
+
+# The interpreter isn't instrumented: what it does is known by its locks. Reports are files, so that none gets lost
+# with a process of the tests. Where addresses are random, older versions of the sanitizer don't find their place.
+tsan: $(TSAN)/installed
+	rm -rf build/tsan && mkdir -p build/tsan
+	$(shell setarch -R true 2>/dev/null && echo setarch -R) env PYTHONSAFEPATH=1 \
+	  LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="$(TSAN_OPTIONS) log_path=$(CURDIR)/build/tsan/race" \
+	  $(TSAN)/bin/pytest $(PYTEST_ARGS) --timeout 1200 $(TSAN_TESTS:%=tests/test_%.py)
+	@if ls build/tsan/race.* 2>/dev/null; then cat build/tsan/race.*; exit 1; else echo "no race"; fi
 
 torture: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m torture $(TORTURE_ARGS)
@@ -125,4 +138,11 @@ $(ASAN)/installed: $(COMPILED) $(shell find xtree tools -name '*.py')
 	test -d $(ASAN) || $(PYTHON) -m venv $(ASAN)
 	$(PIP) install $(BUILD_REQUIREMENTS)
 	XTREE_SANITIZE=address $(PIP) install --no-build-isolation '.[test]'
+	@touch $@
+
+$(TSAN)/installed: BIN := $(TSAN)/bin
+$(TSAN)/installed: $(COMPILED) $(shell find xtree tools -name '*.py')
+	test -d $(TSAN) || $(PYTHON) -m venv $(TSAN)
+	$(PIP) install $(BUILD_REQUIREMENTS)
+	XTREE_SANITIZE=thread $(PIP) install --no-build-isolation '.[test]'
 	@touch $@

@@ -1,8 +1,9 @@
 """Builds the Cython modules. Everything else about the package is in pyproject.toml.
 
-`XTREE_DEBUG=1` makes the checked build: bounds checks, wraparound checks and C assertions. `XTREE_SANITIZE=address`
-adds the compiler's checks of every access to memory and of undefined behaviour, for a process that is started with the
-compiler's libasan preloaded (make asan). Either has a build directory of its own.
+`XTREE_DEBUG=1` makes the checked build: bounds checks, wraparound checks and C assertions. `XTREE_SANITIZE` makes one
+that the compiler's sanitizers watch, for a process that is started with their library preloaded: `address` looks at
+every access to memory and at undefined behaviour (make asan), `thread` at what threads share (make tsan). Each has a
+build directory of its own.
 """
 
 import os
@@ -11,10 +12,15 @@ import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+SANITIZERS = {  # value of XTREE_SANITIZE -> flags of compiler and linker
+    "": [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
+    "thread": ["-fsanitize=thread", "-fno-omit-frame-pointer"],
+}
 SANITIZE = os.environ.get("XTREE_SANITIZE", "")
-if SANITIZE not in ("", "address"):
-    raise SystemExit(f"XTREE_SANITIZE must be address or empty, not {SANITIZE!r}")
-DEBUG = bool(SANITIZE) or os.environ.get("XTREE_DEBUG", "") not in ("", "0")
+if SANITIZE not in SANITIZERS:
+    raise SystemExit(f"XTREE_SANITIZE must be {' or '.join(filter(None, SANITIZERS))}, not {SANITIZE!r}")
+DEBUG = SANITIZE == "address" or os.environ.get("XTREE_DEBUG", "") not in ("", "0")
 BUILD = SANITIZE or ("checked" if DEBUG else "")
 
 MODULES = [
@@ -71,11 +77,8 @@ if sys.platform == "win32":
     COMPILE = ["/O2", "/fp:precise", "/std:c11"] if not DEBUG else ["/Od", "/std:c11"]
 else:
     COMPILE = ["-std=gnu11", "-ffp-contract=off", "-Wno-unused-function", "-Wno-unreachable-code"]
-    COMPILE += ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", "-fno-math-errno"]
-LINK = []
-if SANITIZE:
-    LINK = ["-fsanitize=address,undefined"]
-    COMPILE += [*LINK, "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    COMPILE += ["-O1", "-g", "-UNDEBUG"] if DEBUG or SANITIZE else ["-O3", "-g0", "-fno-math-errno"]
+    COMPILE += SANITIZERS[SANITIZE]
 
 extensions = [
     Extension(
@@ -83,7 +86,7 @@ extensions = [
         [name.replace(".", "/") + ".pyx"],
         include_dirs=["xtree", "xtree/persistence"],
         extra_compile_args=COMPILE,
-        extra_link_args=LINK,
+        extra_link_args=SANITIZERS[SANITIZE],
         define_macros=[("XTREE_DEBUG", "1")] if DEBUG else [],
     )
     for name in MODULES

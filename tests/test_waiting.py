@@ -204,6 +204,31 @@ def test_queries_take_no_lock_that_a_writer_holds_while_a_file_grows(tmp_path, m
         assert len(tree) == 20_300
 
 
+def test_statistics_wait_for_who_changes_the_slots_and_never_for_their_own_thread(tmp_path, monkeypatch):
+    """The list of windows with slots may move while it grows: nobody walks it meanwhile without the store's lock."""
+    store = open_store(tmp_path / "index", config=small("balanced"))
+    put(store, {"a": "1"})
+    reserve = xtree.persistence.platform_fs.File.reserve
+    asking: list[threading.Thread] = []
+    outcomes: list[object] = []
+
+    def ask(self, n: int) -> None:
+        if self.path.endswith(".xd") and not asking:
+            outcomes.append(store.stats()["allocator"])  # as a finalizer or a signal handler would
+            asking.append(started(lambda: outcomes.append(store.stats()["allocator"])))
+            asking[0].join(0.3)
+            outcomes.append(asking[0].is_alive())
+        reserve(self, n)
+
+    monkeypatch.setattr(xtree.persistence.platform_fs.File, "reserve", ask)
+    put(store, {"b": "2"}, size_class=3)
+    assert ended(asking[0])
+    store.close()
+    before, waits, after = outcomes
+    assert waits is True
+    assert before[3]["windows"] == 0 and after[3]["windows"] == 1
+
+
 def test_all_names_of_a_commit_change_together_for_every_reader(tmp_path):
     store = open_store(tmp_path / "index", config=small("eventual"))
     names = ("a", "b", "c")

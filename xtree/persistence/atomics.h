@@ -2,7 +2,8 @@
  *
  * Every field that one thread writes while another reads without a lock goes through these, so that the
  * memory order stands at the place of use. GCC and Clang have builtins; MSVC's Interlocked functions are full
- * barriers, which is stronger than asked for and therefore right.
+ * barriers, which is stronger than asked for and therefore right. There are no fences apart from a word: the order stands
+ * at each access, where ThreadSanitizer understands it too.
  *
  * A spin lock is such a word too: 0 open, 1 held. It is for a few dozen instructions that take no other lock; who waits
  * for it gives its time slice away now and then, in case the holder lost its processor.
@@ -42,8 +43,6 @@ static inline int xt_compare_exchange(uint64_t *p, uint64_t expected, uint64_t d
 }
 static inline uint64_t xt_fetch_or(uint64_t *p, uint64_t bits) { return (uint64_t)_InterlockedOr64((volatile __int64 *)p, (__int64)bits); }
 static inline uint64_t xt_fetch_add(uint64_t *p, uint64_t n) { return (uint64_t)_InterlockedExchangeAdd64((volatile __int64 *)p, (__int64)n); }
-static inline void xt_fence_acquire(void) { _ReadWriteBarrier(); }
-static inline void xt_fence_seq(void) { MemoryBarrier(); }
 #else
 #include <sched.h>
 #if defined(__x86_64__) || defined(__i386__)
@@ -66,8 +65,6 @@ static inline int xt_compare_exchange(uint64_t *p, uint64_t expected, uint64_t d
 }
 static inline uint64_t xt_fetch_or(uint64_t *p, uint64_t bits) { return __atomic_fetch_or(p, bits, __ATOMIC_ACQ_REL); }
 static inline uint64_t xt_fetch_add(uint64_t *p, uint64_t n) { return __atomic_fetch_add(p, n, __ATOMIC_ACQ_REL); }
-static inline void xt_fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
-static inline void xt_fence_seq(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 #endif
 
 static inline void xt_spin_lock(uint64_t *lock) {

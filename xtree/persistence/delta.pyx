@@ -6,6 +6,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
+from xtree.persistence.atomics cimport load_relaxed
 from xtree.persistence.frame_layout cimport (
     FIRST_WORD, OP_BIRTH, OP_RETIRE, PAYLOAD_RANGES, PAYLOAD_WHOLE, Delta, Range,
 )
@@ -53,6 +54,7 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
     cdef Py_ssize_t i, count = 0, found
     cdef uint64_t size, start = payload_base
     cdef Row *row
+    cdef uint64_t word
     cdef Row *base
     cdef Delta *delta
     cdef const char *page
@@ -86,7 +88,7 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
         page = resolve(ws.store, ws.made[i].node)
         if delta.replaces:
             base = ws.store.table.row(handle_of(delta.replaces))
-            if base.log_number == log_number and class_of(base.word) == delta.size_class:
+            if base.log_number == log_number and class_of(load_relaxed(&base.word)) == delta.size_class:
                 before = resolve(ws.store, delta.replaces)
                 if len(ranges) < ranges_used + <Py_ssize_t>size:
                     PyByteArray_Resize(ranges, 2 * len(ranges) + size)
@@ -111,14 +113,14 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
         payload_base += ranges_used
         whole.append(ranges)
     for i in range(ws.retired_count):
-        row = ws.store.table.row(handle_of(ws.retired[i]))
+        word = load_relaxed(&ws.store.table.row(handle_of(ws.retired[i])).word)
         delta = <Delta *>out + count
         count += 1
         delta.node_id = ws.retired[i]
         delta.epoch = epoch
         delta.op = OP_RETIRE
-        delta.kind = kind_of(row.word)
-        delta.size_class = class_of(row.word)
+        delta.kind = kind_of(word)
+        delta.size_class = class_of(word)
     if <Py_ssize_t>(count * sizeof(Delta)) < len(deltas):
         del deltas[count * sizeof(Delta):]
     return deltas, count, whole, payload_base - start

@@ -9,7 +9,7 @@ has ended that may hold a pointer, and drops the mapping unless somebody has sho
     mappings[w]    map_window, drop, unmap_all    the same, flush, dealloc    the GIL
     bytes[w]       add_file, add_anonymous        any thread                  plain: before the id is known
     announced[w]   announce, expect_writes        writers, no lock            release / acquire
-    touched[w]     map_window                     hide, is_anonymous          plain: ANONYMOUS never changes
+    touched[w]     map_window                     hide; is_anonymous, no lock relaxed: ANONYMOUS never changes
     busy[w]        flush                          hide, drop                  the GIL
     counters       all of these                   the same, stats             the GIL
 
@@ -23,7 +23,7 @@ finds the flight and waits for it, or the flight finds the new generation, and w
 cimport cython
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 
-from xtree.persistence.atomics cimport load_acquire
+from xtree.persistence.atomics cimport load_acquire, load_relaxed
 
 cdef enum:
     OFFSET_BITS = 48
@@ -81,4 +81,4 @@ cdef class Windows:
 
     cdef inline bint is_anonymous(self, uint32_t window) noexcept nogil:
         """Whether a window is of memory."""
-        return self.touched[window] == UINT64_MAX
+        return load_relaxed(&self.touched[window]) == UINT64_MAX

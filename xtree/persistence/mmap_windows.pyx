@@ -14,7 +14,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from xtree.persistence.atomics cimport store_release, store_seq
+from xtree.persistence.atomics cimport store_relaxed, store_release, store_seq
 from xtree.persistence.memory cimport allocate_zeroed, release
 
 from xtree.errors import CapacityError
@@ -72,7 +72,7 @@ cdef object _append(Windows windows, object file, uint64_t bytes, void *base):
 # Makes a mapping visible and notes that it is in use.
 cdef inline char *_show(Windows windows, uint32_t window) noexcept:
     windows.tick += 1
-    windows.touched[window] = windows.tick
+    store_relaxed(&windows.touched[window], windows.tick)
     store_seq(&windows.bases[window], windows.mappings[window])
     return <char *>windows.mappings[window]
 

@@ -14,7 +14,6 @@ from libc.stdint cimport UINT64_MAX, uint64_t
 
 from xtree.persistence.atomics cimport (
     compare_exchange,
-    fence_seq,
     load_relaxed,
     load_seq,
     store_relaxed,
@@ -217,7 +216,6 @@ cdef class Epochs:
         cdef uint64_t least = self.min_active()
         if least > load_seq(&self.horizon):
             store_seq(&self.horizon, least)
-        fence_seq()
         return min(least, self.min_active())
 
     def pin_epoch(self, epoch=None):

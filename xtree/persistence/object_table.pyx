@@ -145,6 +145,23 @@ cdef inline void _free_row(ObjectTable t, Shard *shard, uint64_t handle, Row *ro
     shard.free_count += 1
 
 
+# How many rows of a shard are in a state, between two changes.
+cdef uint64_t _count(ObjectTable t, uint64_t which, int state) noexcept nogil:
+    cdef Shard *shard = &t.shards[which]
+    cdef uint64_t count
+    spin_lock(&shard.lock)
+    if state == STATE_LIVE:
+        count = shard.live_count
+    elif state == STATE_RETIRED:
+        count = shard.retired_count
+    elif state == STATE_RESERVED:
+        count = shard.reserved_count
+    else:
+        count = shard.free_count
+    spin_unlock(&shard.lock)
+    return count
+
+
 # Reserving.
 
 
@@ -554,14 +571,15 @@ cdef class ObjectTable:
     def describe(self, NodeID node):
         """The row of a NodeID's handle, whichever life it is in. Raises KeyError for one that was never given out."""
         cdef Row *row = self.row(handle_of(node))
-        cdef uint64_t word
+        cdef uint64_t word, address
         if row == NULL:
             raise KeyError(f"handle {handle_of(node)} was never given out")
         word = load_acquire(&row.word)
+        address = load_relaxed(&row.address)
         return dict(node=make_node_id(handle_of(node), word & WORD_TAG), handle=handle_of(node), tag=word & WORD_TAG,
                     state=STATE_NAMES[state_of(word)], verified=bool(word & WORD_VERIFIED), kind=kind_of(word),
-                    size_class=class_of(word), window=window_of(row.address), offset=offset_of(row.address),
-                    birth=row.birth, retire=row.retire, crc=row.crc)
+                    size_class=class_of(word), window=window_of(address), offset=offset_of(address),
+                    birth=load_acquire(&row.birth), retire=load_acquire(&row.retire), crc=row.crc)
 
     def rows(self):
         """describe() of every handle that was ever given out, in order."""
@@ -595,22 +613,22 @@ cdef class ObjectTable:
                     self.reclaim_one(base, &address, &size_class)
 
     def __len__(self):
-        return sum([self.shards[shard].live_count for shard in range(self.active)])
+        return sum([_count(self, shard, STATE_LIVE) for shard in range(load_acquire(&self.active))])
 
     @property
     def retired(self):
         """Retired pages that haven't been freed yet."""
         cdef uint64_t shard, count = 0
-        for shard in range(self.active):
-            count += self.shards[shard].retired_count
+        for shard in range(load_acquire(&self.active)):
+            count += _count(self, shard, STATE_RETIRED)
         return count
 
     def stats(self):
         """Handles by state, and how many were ever given out: in all, and for each of the active `shards`."""
-        shards = [dict(live=self.shards[i].live_count, reserved=self.shards[i].reserved_count,
-                       retired=self.shards[i].retired_count, free=self.shards[i].free_count,
-                       handles=self.marks[i] - 1)
-                  for i in range(self.active)]
+        shards = [dict(live=_count(self, i, STATE_LIVE), reserved=_count(self, i, STATE_RESERVED),
+                       retired=_count(self, i, STATE_RETIRED), free=_count(self, i, STATE_FREE),
+                       handles=load_acquire(&self.marks[i]) - 1)
+                  for i in range(load_acquire(&self.active))]
         totals = {name: sum([shard[name] for shard in shards]) for name in shards[0]}
         return {**totals, "shards": shards}
 
@@ -619,9 +637,9 @@ cdef class ObjectTable:
         cdef uint64_t shard
         for shard in range(MAX_SHARDS):
             _check_shard(self, shard)
-        if self.high_water - 1 != sum([self.marks[shard] - 1 for shard in range(MAX_SHARDS)]):
-            raise CorruptionError(f"object table: {self.high_water - 1} handles given out, expected the sum of its "
-                                  f"shards")
+        if load_acquire(&self.high_water) - 1 != sum([self.marks[shard] - 1 for shard in range(MAX_SHARDS)]):
+            raise CorruptionError(f"object table: {load_acquire(&self.high_water) - 1} handles given out, expected "
+                                  f"the sum of its shards")
 
 
 cdef int _require_state(ObjectTable t, NodeID node, int state) except -1:
@@ -634,7 +652,7 @@ cdef int _require_state(ObjectTable t, NodeID node, int state) except -1:
 cdef int _check_shard(ObjectTable t, uint64_t which) except -1:
     cdef Shard *shard = &t.shards[which]
     cdef uint64_t counts[4]
-    cdef uint64_t slot, handle
+    cdef uint64_t slot, handle, word
     cdef Row *row
     memset(counts, 0, sizeof(counts))
     for slot in range(1, t.marks[which]):
@@ -642,12 +660,13 @@ cdef int _check_shard(ObjectTable t, uint64_t which) except -1:
         if which >= t.active:
             return _bad_row(handle, "in a shard that isn't active")
         row = t.row(handle)
-        counts[state_of(row.word)] += 1
-        if state_of(row.word) != STATE_FREE and row.word & WORD_TAG == 0:
+        word = load_acquire(&row.word)          # readers may mark it as verified meanwhile
+        counts[state_of(word)] += 1
+        if state_of(word) != STATE_FREE and word & WORD_TAG == 0:
             return _bad_row(handle, "in use without a tag")
-        if state_of(row.word) == STATE_RESERVED and row.birth != UINT64_MAX:
+        if state_of(word) == STATE_RESERVED and row.birth != UINT64_MAX:
             return _bad_row(handle, "reserved with a birth epoch")
-        if state_of(row.word) == STATE_LIVE and row.retire != UINT64_MAX:
+        if state_of(word) == STATE_LIVE and row.retire != UINT64_MAX:
             return _bad_row(handle, "live with a retire epoch")
     found = tuple(counts)
     expected = (shard.free_count, shard.reserved_count, shard.live_count, shard.retired_count)
@@ -664,7 +683,7 @@ cdef int _check_list(ObjectTable t, uint64_t head, uint64_t tail, uint64_t count
     cdef Row *row
     while handle and seen <= count:
         row = t.row(handle)
-        if row == NULL or state_of(row.word) != state or shard_of(handle) != which:
+        if row == NULL or state_of(load_acquire(&row.word)) != state or shard_of(handle) != which:
             return _bad_row(handle, "on the list of another state or shard")
         if last and state == STATE_RETIRED and row.retire < _row_at(t, last).retire:
             return _bad_row(handle, "retired before the row that stands before it")

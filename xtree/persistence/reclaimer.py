@@ -1,7 +1,7 @@
 """The reclaimer: gives back the slots and handles of pages that nobody can see any more.
 
-Each step has three phases, which `Store.reclaim` runs under the store's lock: publish the horizon and look at all pins
-behind a fence; collect retired rows up to the horizon and the durable epoch; give their slots and handles back. A step
+Each step has three phases, which `Store.reclaim` runs under the store's lock: look at all pins, publish the horizon,
+look again; collect retired rows up to the horizon and the durable epoch; give their slots and handles back. A step
 frees a bounded number of pages, so that writers wait for the lock no longer than that.
 """
 

@@ -3,12 +3,12 @@
     field               written by                                 read by              order
     word                reserve, publish, retire, free;            any thread           release / acquire
                         verified bit: any reader (exchange)
-    address             reserve, relocate                          any thread           relaxed, ordered by word
+    address             reserve                                    any thread           relaxed, ordered by word
     birth, retire       reserve, publish, retire                   with a pin           release / acquire; who may meet
                                                                                         a reservation reads retire first
     crc                 seal, before publish                       with a pin           plain, ordered by word
     next                the shard's lists                          the shard's lock     plain
-    log_number          the leader, when it logs the page; reserve leader               plain
+    log_number          who carries a commit; reserve              who carries one      plain, the turn
     claimed             writers (compare-exchange), reserve        writers              seq_cst
     made_at             the write set that reserved the row;       the same one         plain
                         replay, before anyone else sees the table

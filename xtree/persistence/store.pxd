@@ -15,8 +15,9 @@ A pin says which pages somebody may still want to see, a flight which mappings a
     closing, closer   the thread that closes; fork            any thread              the GIL
     epochs, flights   see mvcc.pxd                            any thread              seq_cst
     windows           see mmap_windows.pxd                    any thread              seq_cst / acquire
-    usable[w]         open; check() and backup, once pinned   any thread              plain
-    *_failures        whoever holds `lock`                    stats                   plain
+    usable[w]         open; check() and backup, once pinned   any thread              relaxed: either value is right
+    lock_holder       whoever holds `lock`, for itself        any thread              relaxed: only one's own counts
+    *_failures        whoever holds `lock`                    stats                   relaxed
     table, allocator  whoever holds `lock`                    see their headers
 
 `lock` is never awaited while holding the GIL, and may be held while asking for it; so the two can't deadlock. Who has
@@ -29,7 +30,7 @@ cimport cython
 from cpython.pythread cimport NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_release_lock, PyThread_type_lock
 from libc.stdint cimport uint32_t, uint64_t
 
-from xtree.persistence.atomics cimport load_acquire, load_relaxed
+from xtree.persistence.atomics cimport load_acquire, load_relaxed, store_relaxed
 from xtree.persistence.mmap_windows cimport Windows
 from xtree.persistence.mvcc cimport Epochs
 from xtree.persistence.node_id cimport NodeID, handle_of
@@ -114,13 +115,18 @@ cdef class Store:
 cdef inline void hold_lock(Store store) noexcept nogil:
     """Waits for the store's lock, to run Python code under it."""
     lock_without_gil(store.lock)
-    store.lock_holder = PyThread_get_thread_ident()
+    store_relaxed(&store.lock_holder, PyThread_get_thread_ident())
 
 
 cdef inline void drop_lock(Store store) noexcept nogil:
     """Gives back what hold_lock took."""
-    store.lock_holder = 0
+    store_relaxed(&store.lock_holder, 0)
     PyThread_release_lock(store.lock)
+
+
+cdef inline bint holds_lock(Store store) noexcept nogil:
+    """Whether this thread runs Python code under the store's lock, and so can't wait for it."""
+    return load_relaxed(&store.lock_holder) == PyThread_get_thread_ident()
 
 
 cdef inline int breathe(Store store, uint64_t *generation) except -1 nogil:

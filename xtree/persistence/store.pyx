@@ -13,6 +13,7 @@ from cpython.pythread cimport (
 )
 from libc.string cimport memset
 
+from xtree.persistence.atomics cimport load_acquire, load_relaxed, store_relaxed
 from xtree.persistence.memory cimport allocate_zeroed, reallocate, release
 from xtree.persistence.mmap_windows cimport MAX_WINDOWS, offset_of, window_of
 from xtree.persistence.node_id cimport make_node_id, tag_of
@@ -356,7 +357,7 @@ cdef class Store:
 
     def _set_usable(self, uint32_t window, uint64_t bytes_):
         """How far the rows of a reopened file may reach."""
-        self.usable[window] = bytes_
+        store_relaxed(&self.usable[window], bytes_)
 
     # Publication and reclaim.
 
@@ -406,8 +407,8 @@ cdef class Store:
 
         Raises CorruptionError when two rows overlap, or one has no slot of its class.
         """
-        cdef uint64_t handle
-        cdef Row *row = NULL
+        cdef uint64_t handle, word, address = 0
+        cdef Row *row
         try:
             with nogil:
                 lock_without_gil(self.lock)
@@ -415,13 +416,14 @@ cdef class Store:
                     handle = self.table.next_handle(0)
                     while handle:
                         row = self.table.row(handle)
-                        if state_of(row.word) == STATE_LIVE and not self.windows.is_anonymous(window_of(row.address)):
-                            allocator.occupy(class_of(row.word), row.address)
+                        word, address = load_acquire(&row.word), load_relaxed(&row.address)
+                        if state_of(word) == STATE_LIVE and not self.windows.is_anonymous(window_of(address)):
+                            allocator.occupy(class_of(word), address)
                         handle = self.table.next_handle(handle)
                 finally:
                     PyThread_release_lock(self.lock)
         except CorruptionError as error:
-            raise CorruptionError(f"{self._where(row.address)}: {error}") from None
+            raise CorruptionError(f"{self._where(address)}: {error}") from None
 
     def _use_allocator(self, SegmentAllocator allocator):
         """Begins to allocate from another allocator, while nobody is writing."""
@@ -476,12 +478,12 @@ cdef class Store:
 
     cdef int verify(self, NodeID node, Row *row, const char *page) except -1 nogil:
         """A page against its row, at the first touch."""
-        cdef uint64_t word = row.word, address = row.address, size
+        cdef uint64_t word = load_acquire(&row.word), address = load_relaxed(&row.address), size
         cdef int size_class = class_of(word)
         cdef const PagePrefix *prefix = <const PagePrefix *>page
         cdef const char *wrong = NULL
         cdef uint32_t crc
-        cdef uint64_t end = self.usable[window_of(address)]
+        cdef uint64_t end = load_relaxed(&self.usable[window_of(address)])
         size = class_bytes(size_class)
         if offset_of(address) + size > (end if end else self.windows.bytes[window_of(address)]):
             with gil:
@@ -575,11 +577,25 @@ cdef class Store:
                 "roots": len(self.published.catalog),
                 "state": self.state,
                 "object_table": self.table.stats(),
-                "allocator": self.allocator.stats(),
+                "allocator": self._allocator_stats(),
                 "epochs": self.epochs.stats(),
                 "windows": self.windows.stats(),
-                "failures": {"allocations": self.allocation_failures, "handles": self.handle_failures},
+                "failures": {
+                    "allocations": load_relaxed(&self.allocation_failures),
+                    "handles": load_relaxed(&self.handle_failures),
+                },
             }
+
+    def _allocator_stats(self):
+        """The allocator's counters, under the lock: this thread's own, if it is a signal handler's or a finalizer's."""
+        if holds_lock(self):
+            return self.allocator.stats()
+        with nogil:
+            hold_lock(self)
+        try:
+            return self.allocator.stats()
+        finally:
+            drop_lock(self)
 
     def check(self):
         """Verifies table, allocator and their agreement. Raises CorruptionError."""

@@ -6,14 +6,14 @@ from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
-from xtree.persistence.atomics cimport compare_exchange, load_relaxed, store_seq
+from xtree.persistence.atomics cimport compare_exchange, load_relaxed, store_relaxed, store_seq
 from xtree.persistence.memory cimport reallocate, release
 from xtree.persistence.node_id cimport handle_of, tag_of
 from xtree.persistence.object_table cimport STATE_RESERVED, WORD_TAG, Row, class_of, state_of
 from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, SIZE_CLASSES, PagePrefix, class_bytes
 from xtree.persistence.page_checksum cimport page_crc
 from xtree.persistence.store cimport (
-    CLOSED, FORKED, PyThread_get_thread_ident, Store, drop_lock, hold_lock, lock_with_gil, lock_without_gil, resolve,
+    CLOSED, FORKED, Store, drop_lock, hold_lock, holds_lock, lock_with_gil, lock_without_gil, resolve,
 )
 
 from xtree.errors import CorruptionError, TransactionError
@@ -98,11 +98,11 @@ cdef class WriteSet:
                 placed = True
             finally:
                 if not placed:
-                    self.store.handle_failures += 1
+                    store_relaxed(&self.store.handle_failures, self.store.handle_failures + 1)
                     self.store.allocator.free(address)
         finally:
             if not allocated:
-                self.store.allocation_failures += 1
+                store_relaxed(&self.store.allocation_failures, self.store.allocation_failures + 1)
             drop_lock(self.store)
         self.store.table.row(handle_of(node[0])).made_at = self.made_count
         self.made[self.made_count].node = node[0]
@@ -342,7 +342,7 @@ cdef class WriteSet:
         self.held_back = self.dependants > 0
         if self.held_back:
             return 0
-        if self.store.lock_holder == PyThread_get_thread_ident():   # garbage collection, in the middle of take()
+        if holds_lock(self.store):          # garbage collection, in the middle of take()
             self.store.abandoned.append(self)
             return 0
         if self.store.status < FORKED:
