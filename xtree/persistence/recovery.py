@@ -161,7 +161,7 @@ def recover(
         replay = _start(directory, base, config, files, report)
         del base  # and the mapping of its file
         _replay_logs(journal, replay, report)
-        _require_durable(replay.epoch, superblock, manifest)
+        _require_durable(replay.epoch, journal, superblock, manifest)
         _place_images(replay, data_files, writable, check_pages, report)
         catalog = replay.catalog
         report.end()
