@@ -8,6 +8,7 @@ from xtree.bucket cimport (
     KIND_DIRECTORY, Geometry, bounding_box, column_capacity, get_box, history, refs, remove_entry, set_entry,
 )
 from xtree.insertion cimport make_writable
+from xtree.persistence.atomics cimport load_acquire
 from xtree.persistence.memory cimport reallocate, release
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.page cimport class_bytes
@@ -76,7 +77,7 @@ cdef class Remover:
                 level += 1
                 continue
             visited += 1
-            if visited > self.store.table.high_water:
+            if visited > load_acquire(&self.store.table.high_water):
                 raise_endless(self.state.root)
             level -= 1
             path[level] = refs(g, b)[chosen[level + 1]]
