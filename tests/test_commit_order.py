@@ -54,9 +54,10 @@ def test_a_logged_image_never_overwrites_a_slot_that_a_flushed_page_has_taken(tm
     path = tmp_path / "index"
 
     def work(store, acknowledge):
+        names = [f"logged {i}" for i in range(5)]
         for i in range(3):
-            put(store, {"logged": f"text {i}"})
-        put(store, {"logged": None})
+            put(store, {name: f"text {i}" for name in names})
+        put(store, dict.fromkeys(names))
         put(store, {"other": "1"})
         put_many(store, 40, "flushed")
         os._exit(42)

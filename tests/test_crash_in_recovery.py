@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import secrets
 import sys
+from functools import partial
 
 import pytest
-from crash_runs import Inquiry, cases, firsts, run, sample
+from crash_runs import Case, Inquiry, cases, firsts, run, sample
 from test_crash_everywhere import count, every_mode, every_workload
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
@@ -37,3 +38,13 @@ def test_every_crash_inside_recovery_changes_nothing(tmp_path, name, mode, tally
     for first in firsts(made.moments, 4, 2, rng):
         inquiry.ask_again(first, tmp_path / "again", lambda moments: cases(moments, 4))
     count(tally, "everywhere in a recovery", inquiry)
+
+
+@every_mode
+def test_what_only_the_cache_held_is_durable_for_nobody_before_the_recovery_that_found_it_ends(tmp_path, mode, tally):
+    made = run("checkpoints", mode, tmp_path / "run")
+    inquiry = Inquiry(made, tmp_path / "image")
+    killed = [moment for moment in made.moments if moment.what == "commit.appended"][-1]
+    nothing_unsynced = partial(map, lambda moment: Case(moment, 0, 512))
+    inquiry.ask_again(Case(killed, None), tmp_path / "again", nothing_unsynced)
+    count(tally, "somewhere in a recovery", inquiry)

@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import pytest
-from faults import ForgetfulFileSystem
+from faults import ForgetfulFileSystem, PowerLoss, write_image
 from pages import SMALL, after, history, put, random_changes, texts_of
 
 from xtree.persistence.crash_points import set_hook
@@ -97,3 +97,26 @@ def test_a_power_loss_during_recovery_changes_nothing_of_what_is_recovered(tmp_p
         for other, second_point, _ in again.left:
             checked(other, [found], (path, point, other, second_point))
         shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty directory"])
+def test_a_kill_while_an_index_is_made_and_a_power_loss_after_a_commit_lose_nothing(tmp_path, there):
+    root = tmp_path / "root"
+    root.mkdir()
+    if there:
+        (root / "index").mkdir()
+    fs = ForgetfulFileSystem(root)
+    states = {}
+    fs.observe = lambda what: states.setdefault(what, fs.state())
+    open_store(root / "index", config=SMALL, fs=fs).close()
+    assert len(states) > 8
+    for what, state in states.items():
+        again = ForgetfulFileSystem.after_kill(state, tmp_path / "again")
+        store = open_store(tmp_path / "again" / "index", config=SMALL, fs=again)
+        put(store, {"a": "1"})
+        for seed in range(12):
+            write_image(again.state().after(PowerLoss(seed, 512)), tmp_path / "left")
+            assert checked(tmp_path / "left" / "index", [{"a": "1"}], what)
+            (tmp_path / "left").rmdir()
+        store.close()
+        shutil.rmtree(tmp_path / "again")

@@ -141,6 +141,8 @@ def recover(
     report = RecoveryReport()
     superblock = SuperblockFile.open(fs, directory, writable)
     try:
+        if writable:
+            superblock.confirm_creation(fs, directory)
         manifest = _load_manifest(fs, directory, superblock.value.uuid, report)
         config = config.with_stored(manifest.config)
         base, last_log = _newest_checkpoint(fs, directory, manifest, report)

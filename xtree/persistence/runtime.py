@@ -75,15 +75,16 @@ def open_store(
     directory = os.path.abspath(os.fspath(path))
     read_only = mode == "r"
     _require_mode(directory, mode, exists(directory, fs))
-    if not fs.exists(directory):
+    made = not fs.exists(directory)
+    if made:
         with contextlib.suppress(FileExistsError):  # made by another process in this moment
             fs.mkdir(directory)
-        fs.sync_directory(os.path.dirname(directory))
     lock = fs.lock(os.path.join(directory, filenames.LOCK), shared=read_only, timeout=timeout)
     try:
         born = exists(directory, fs)
         _require_mode(directory, mode, born)
         if not born:
+            _sync_name(fs, directory, made)
             _create(fs, directory, config)
         return _open_locked(fs, directory, config, lock, read_only, clock or Clock(), progress, on_error)
     except BaseException:
@@ -115,6 +116,18 @@ def _require_mode(directory: str, mode: str, born: bool) -> None:
         raise FileExistsError(errno.EEXIST, "there is an index already", directory)
     if not born and mode in ("r", "r+"):
         raise FileNotFoundError(errno.ENOENT, "no index", directory)
+
+
+def _sync_name(fs: FileSystem, directory: str, made: bool) -> None:
+    """Puts the directory's own name on the disk, also when it was there: its maker may have been killed before that.
+
+    Nobody's, if it was made by somebody else in a directory that may not be read.
+    """
+    try:
+        fs.sync_directory(os.path.dirname(directory))
+    except PermissionError:
+        if made:
+            raise
 
 
 def _create(fs: FileSystem, directory: str, config: Config) -> None:

@@ -39,6 +39,7 @@ BODY = Struct("<QQQQB7x")
 assert BODY.size == 40
 COPIES = 2
 MOST = 2 * MAX_EPOCH  # that a generation or a ceiling can have reached
+CREATED = 2  # generation of an index that nothing was published of since it was made
 MODES = {"strict": 1, "balanced": 2, "eventual": 3}  # never renumber
 MODE_NAMES = {number: name for name, number in MODES.items()}
 _EPOCHS = ("epoch", "durable_epoch", "epoch_ceiling")
@@ -127,6 +128,15 @@ class SuperblockFile:
             file.close()
             raise
         return cls(file, value, newest, readable, None)
+
+    def confirm_creation(self, fs: FileSystem, directory: str) -> None:
+        """Put the file on the disk, and its name, if nothing has since it was made: its maker may have been killed.
+
+        Raises SyncFailedError.
+        """
+        if self.value.generation <= CREATED:
+            self._file.sync()
+            fs.sync_directory(directory)
 
     def publish(self, sync: bool, **changes: Any) -> Superblock:
         """Write the values with some changed as the next generation, to the copy that may be overwritten.
