@@ -56,6 +56,7 @@ def repair(
     lock = fs.lock(os.path.join(directory, filenames.LOCK), shared=False)
     try:
         report, files = check_directory(fs, directory, progress)
+        report.path = os.fspath(path)
         report.actions = plan(report, files)
         report.seconds = time.perf_counter() - started
         announce(report)
@@ -66,7 +67,7 @@ def repair(
         after, _ = check_directory(fs, directory, progress)
     finally:
         lock.release()
-    after.actions, after.repaired = report.actions, True
+    after.path, after.actions, after.repaired = report.path, report.actions, True
     after.seconds = time.perf_counter() - started
     return after
 
