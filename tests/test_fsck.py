@@ -321,6 +321,16 @@ def test_all_damage_is_found_not_only_the_first(closed):
     assert report.opens and report.figures["pages"]["unreadable"] == 3
 
 
+def test_a_page_without_a_slot_has_one_finding(closed):
+    data_file_truncated(closed)
+    report = fsck(closed)
+    nodes = [finding.node for finding in report.of("damage") if finding.node is not None]
+    assert len(nodes) == len(set(nodes)) == report.figures["pages"]["unreadable"] > 0
+    assert {finding.found for finding in report.of("damage") if finding.part == "slot"} == {
+        "an address that is misaligned or outside its file"
+    }
+
+
 def test_a_whole_index_has_no_findings(closed, made):
     report = fsck(closed)
     assert report.ok and report.opens and not report.findings
