@@ -45,28 +45,39 @@ def contents(path: Path) -> Records:
         return records_of(runtime)
 
 
-def build(path: Path, close: bool) -> Records:
-    """Two trees in a child process: a bulk load, a checkpoint, then commits; closed, or killed. What they hold."""
+def in_a_killed_process(work: Callable[[], object]) -> None:
+    """Runs something in a child process, which then ends without closing what it returns."""
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            rng = np.random.default_rng(7)
-            runtime = xtree.Runtime(path, config=by_request(**ONE_LONG_LOG))
-            low = rng.random((9000, 2))
-            runtime.tree("flat", dims=2).bulk_load(np.arange(9000), np.hstack([low, low + 0.01]))
-            runtime.tree("deep", dims=3).insert_many(np.arange(700), rng.random((700, 3)))
-            runtime.checkpoint()
-            for i in range(6):
-                low = rng.random((8, 2))
-                runtime.tree("flat").insert_many(np.arange(8) + 100_000 * i, np.hstack([low, low + 0.01]))
-                runtime.tree("deep").insert(-i, rng.random(3))
-            if close:
-                runtime.close()
-            status = 0
+            left = work()
+            status = 0 if left is not None else 1
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def build(path: Path, close: bool) -> Records:
+    """Two trees in a child process: a bulk load, a checkpoint, then commits; closed, or killed. What they hold."""
+
+    def work() -> xtree.Runtime:
+        rng = np.random.default_rng(7)
+        runtime = xtree.Runtime(path, config=by_request(**ONE_LONG_LOG))
+        low = rng.random((9000, 2))
+        runtime.tree("flat", dims=2).bulk_load(np.arange(9000), np.hstack([low, low + 0.01]))
+        runtime.tree("deep", dims=3).insert_many(np.arange(700), rng.random((700, 3)))
+        runtime.checkpoint()
+        for i in range(6):
+            low = rng.random((8, 2))
+            runtime.tree("flat").insert_many(np.arange(8) + 100_000 * i, np.hstack([low, low + 0.01]))
+            runtime.tree("deep").insert(-i, rng.random(3))
+        if close:
+            runtime.close()
+        return runtime
+
+    in_a_killed_process(work)
+    assert close == (not files(path, "log"))
     copy = path.with_name(path.name + "-opened")
     shutil.copytree(path, copy)
     with xtree.Runtime(copy, mode="r") as runtime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -38,6 +39,7 @@ from damaging import (
     rewrite_checkpoints,
     with_own_crc,
 )
+from faulty_fs import FaultyFileSystem
 from pages import MODES, history, run_and_die, small, write_steps
 from test_damage import damage
 
@@ -319,6 +321,16 @@ def test_all_damage_is_found_not_only_the_first(closed):
     assert report.opens and report.figures["pages"]["unreadable"] == 3
 
 
+def test_a_page_without_a_slot_has_one_finding(closed):
+    data_file_truncated(closed)
+    report = fsck(closed)
+    nodes = [finding.node for finding in report.of("damage") if finding.node is not None]
+    assert len(nodes) == len(set(nodes)) == report.figures["pages"]["unreadable"] > 0
+    assert {finding.found for finding in report.of("damage") if finding.part == "slot"} == {
+        "an address that is misaligned or outside its file"
+    }
+
+
 def test_a_whole_index_has_no_findings(closed, made):
     report = fsck(closed)
     assert report.ok and report.opens and not report.findings
@@ -565,6 +577,36 @@ def test_what_cannot_be_repaired_is_left_alone(request, harm):
     report = repair(path)
     assert not report.ok and not report.actions
     assert bytes_of(path) == before
+
+
+def test_no_log_goes_while_pages_are_damaged(killed):
+    pages = Pages(killed)
+    pages.spoil(next(node for node in pages.levels["flat"][0] if pages.files[node].exists()))  # not from a log
+    log_torn(killed)
+    leftovers(killed)
+    before = bytes_of(killed)
+    report = repair(killed)
+    assert report.opens and not report.actions
+    assert bytes_of(killed) == before
+
+
+@pytest.mark.parametrize("harm", [*REPAIRS], ids=lambda harm: harm.__name__)
+def test_a_repair_that_fails_at_any_call_can_be_run_again(made, tmp_path, tally, harm):
+    for n in range(1, 1000):
+        path = Path(shutil.copytree(made["closed"][0], tmp_path / str(n)))
+        harm(path)
+        fs = FaultyFileSystem()
+        fs.fail_nth(n)
+        with contextlib.suppress(OSError):
+            repair(path, fs=fs)
+        assert fsck(path).opens
+        assert not repair(path).findings
+        assert contents(path) == made["closed"][1]
+        shutil.rmtree(path)
+        tally("repairs that failed and were run again")
+        if fs.calls < n:
+            break
+    assert n > 2
 
 
 def test_a_log_with_commits_is_never_removed(killed):

@@ -34,6 +34,7 @@ from xtree.persistence.frame import LOG_MAGIC
 from xtree.persistence.manifest import Manifest
 from xtree.persistence.page_checksum import page_crc
 from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.recovery import recover
 from xtree.persistence.runtime import open_store
 
 STEPS = 40
@@ -255,6 +256,14 @@ def test_one_superblock_copy_is_enough(tmp_path, copy):
     path, texts = crashed_index(tmp_path)
     overwrite(str(path / filenames.SUPERBLOCK), copy * 4096 + 50, b"\xff" * 8)
     assert reopened(path)[0] == texts
+
+
+def test_pages_go_unchecked_only_where_none_is_written(tmp_path):
+    path, _ = crashed_index(tmp_path)
+    before = {name: (path / name).read_bytes() for name in os.listdir(path)}
+    with pytest.raises(ValueError, match="only written where all have been checked"):
+        recover(FileSystem(), str(path), SMALL, writable=True, check_pages=False)
+    assert before == {name: (path / name).read_bytes() for name in os.listdir(path)}
 
 
 def test_without_a_superblock_copy_the_index_is_refused(tmp_path):

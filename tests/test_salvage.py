@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from damaging import Pages, Records, build, contents, cut, files, flip
+from damaging import Pages, Records, build, contents, cut, files, flip, in_a_killed_process
 from pages import by_request, put
 from test_fsck import bytes_of, log_damaged_in_the_middle
 
 import xtree
+from xtree.bucket import parse
 from xtree.cli import main
 from xtree.persistence import filenames
 from xtree.persistence.runtime import open_store
@@ -42,8 +43,6 @@ def killed(made, tmp_path) -> Path:
 
 def leaf_records(pages: Pages, node: int) -> Counter:
     """The records of a leaf, read before it is damaged."""
-    from xtree.bucket import parse
-
     page = parse(pages.read(node))
     return Counter(zip(page["refs"].tolist(), map(tuple, page["boxes"].tolist()), strict=True))
 
@@ -117,6 +116,30 @@ def test_behind_damage_in_a_log_pages_of_later_commits_stand_in_for_those_they_o
         assert not Counter({record: n for record, n in records.items() if 0 < record[0] < 9000}) - found[name]
     assert result["lost_epochs"] > 0 and not result["complete"]
     assert [note for note in result["notes"] if "are lost" in note]
+
+
+def test_a_flushed_page_that_recovery_refuses_is_named_and_the_rest_is_saved(tmp_path):
+    path = tmp_path / "index"
+    boxes = np.random.default_rng(3).random((5000, 2))
+
+    def load() -> xtree.Runtime:
+        runtime = xtree.Runtime(path, config=by_request())
+        runtime.tree("flat", dims=2).bulk_load(np.arange(5000), boxes)
+        return runtime
+
+    in_a_killed_process(load)
+    pages = Pages(path)
+    node = pages.levels["flat"][0][7]
+    lost = leaf_records(pages, node)
+    pages.spoil(node)
+    with pytest.raises(xtree.CorruptionError):
+        xtree.Runtime(path, mode="r")
+    report = fsck(path)
+    assert not report.opens and [finding.node for finding in report.of("damage") if finding.part == "page"] == [node]
+    assert report.trees["flat"]["found"] == 5000 - lost.total()
+    result = salvage_index(path, tmp_path / "out")
+    assert result["lost"] == lost.total() and not contents(tmp_path / "out")["flat"] & lost
+    assert contents(tmp_path / "out")["flat"].total() == 5000 - lost.total()
 
 
 def test_a_damaged_header_of_a_data_file_costs_no_page(made, closed, tmp_path):

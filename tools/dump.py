@@ -54,7 +54,7 @@ def dump_index(
     lock = fs.lock(os.path.join(directory_path, filenames.LOCK), shared=True)
     try:
         directory = Directory(fs, directory_path)
-        found: dict[str, Any] = {"path": directory_path, "problems": []}
+        found: dict[str, Any] = {"path": os.fspath(path), "problems": []}
         problems: list[str] = found["problems"]
         if what in ("all", "superblock"):
             found["superblock"] = _dump_superblock(directory, problems)

@@ -44,6 +44,7 @@ def fsck(
         lock = fs.lock(os.path.join(path, filenames.LOCK), shared=True)
         try:
             report, _ = check_directory(fs, path, progress)
+            report.path = os.fspath(source)
         finally:
             lock.release()
     report.seconds = time.perf_counter() - started

@@ -127,8 +127,9 @@ class PageCheck:
             try:
                 copy_pages(self.store, np.array([node], np.uint64), int(row["size_class"]), buffer)
             except READ_ERRORS as error:
+                if node not in self.bad:  # for want of a slot
+                    self._judge(row, error)
                 self.bad.add(node)
-                self._judge(row, error)
 
     def _judge(self, row: Any, error: Exception) -> None:
         """Says what stands in the place of a page that was refused."""

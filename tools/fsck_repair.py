@@ -2,7 +2,8 @@
 
 Planned from a report first, step by step, and then done in this order: what is stored twice is made whole again, each
 step durable before the next; recovery, which any open after a crash does, ends what a crash has left; leftovers go
-last. Nothing that holds commits is ever removed, and nothing at all is done about an index that doesn't open.
+last. Nothing that holds commits is ever removed, and nothing at all is done about an index that doesn't open. Each
+step may fail or be cut off anywhere, and repair be run again.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from xtree.tools.fsck import Progress, check_directory, require_index
 from xtree.tools.fsck_files import Directory
 from xtree.tools.fsck_judge import orphans
 from xtree.tools.fsck_open import BorrowedLock
-from xtree.tools.fsck_report import Action, Report
+from xtree.tools.fsck_report import DAMAGE, Action, Report
 
 __all__ = ["plan", "repair"]
+
+_OF_PAGES = ("data file", "row", "slot", "page", "tree")  # parts of an index that only salvage can do something about
 
 
 def repair(
@@ -53,6 +56,7 @@ def repair(
     lock = fs.lock(os.path.join(directory, filenames.LOCK), shared=False)
     try:
         report, files = check_directory(fs, directory, progress)
+        report.path = os.fspath(path)
         report.actions = plan(report, files)
         report.seconds = time.perf_counter() - started
         announce(report)
@@ -63,14 +67,20 @@ def repair(
         after, _ = check_directory(fs, directory, progress)
     finally:
         lock.release()
-    after.actions, after.repaired = report.actions, True
+    after.path, after.actions, after.repaired = report.path, report.actions, True
     after.seconds = time.perf_counter() - started
     return after
 
 
 def plan(report: Report, directory: Directory) -> list[Action]:
-    """The steps that make an index whole again, in their order; none where it can't be opened."""
+    """The steps that make an index whole again, in their order; none where it can't be opened.
+
+    Where pages are damaged, no log goes: an older version, or the page itself, may stand there for salvage.
+    """
     if directory.unborn or not report.opens or report.epoch is None:
+        return []
+    broken = any(finding.part in _OF_PAGES for finding in report.of(DAMAGE))
+    if broken and not directory.clean:
         return []
     actions = []
     if directory.manifest_error is not None:
@@ -83,6 +93,8 @@ def plan(report: Report, directory: Directory) -> list[Action]:
     if readable < COPIES:
         actions.append(Action("superblock", SUPERBLOCK, "the unreadable copy written anew from the other one"))
     for name in orphans(directory, report.epoch):
+        if broken and not filenames.is_temporary(name):
+            continue
         actions.append(Action("remove", name, f"removed: {directory.size(name) or 0} bytes that nothing refers to"))
     return actions
 

@@ -130,8 +130,8 @@ def salvage_index(
         expected = sum(saved.expected or 0 for saved in harvest.trees.values())
         lost = max(0, expected - sum(saved.count for saved in harvest.trees.values()))
     return {
-        "path": source,
-        "target": goal,
+        "path": os.fspath(path),
+        "target": os.fspath(target),
         "source": harvest.source,
         "epoch": harvest.epoch,
         "certain": harvest.certain,
