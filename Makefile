@@ -62,7 +62,7 @@ ASAN_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,hostile_files forged_rows 
 FUZZ_TARGETS ?= superblock manifest checkpoint log catalog directory
 
 asan: $(ASAN)/installed
-	$(SANITIZED) $(ASAN)/bin/python -m pytest $(PYTEST_ARGS) $(ASAN_TESTS)
+	$(SANITIZED) $(ASAN)/bin/python -m pytest $(PYTEST_ARGS) --hypothesis-profile=ci $(ASAN_TESTS)
 
 fuzz: $(VENV)/installed-fuzz
 	for target in $(FUZZ_TARGETS); do $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; done
