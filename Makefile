@@ -65,7 +65,10 @@ asan: $(ASAN)/installed
 	$(SANITIZED) $(ASAN)/bin/python -m pytest $(PYTEST_ARGS) --hypothesis-profile=ci $(ASAN_TESTS)
 
 fuzz: $(VENV)/installed-fuzz
-	for target in $(FUZZ_TARGETS); do $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; done
+	mkdir -p build/fuzz
+	for target in $(FUZZ_TARGETS); do \
+	  FUZZ_FINDINGS=build/fuzz $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; \
+	done
 
 torture: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m torture $(TORTURE_ARGS)
