@@ -67,10 +67,13 @@ ASAN_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,hostile_files forged_rows 
 FUZZ_TARGETS ?= superblock manifest checkpoint log catalog directory
 
 asan: $(ASAN)/installed
-	$(SANITIZED) $(ASAN)/bin/python -m pytest $(PYTEST_ARGS) $(ASAN_TESTS)
+	$(SANITIZED) $(ASAN)/bin/python -m pytest $(PYTEST_ARGS) --hypothesis-profile=ci $(ASAN_TESTS)
 
 fuzz: $(VENV)/installed-fuzz
-	for target in $(FUZZ_TARGETS); do $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; done
+	mkdir -p build/fuzz
+	for target in $(FUZZ_TARGETS); do \
+	  FUZZ_FINDINGS=build/fuzz $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; \
+	done
 
 # The interpreter isn't instrumented: what it does is known by its locks. Reports are files, so that none gets lost
 # with a process of the tests. Where addresses are random, older versions of the sanitizer don't find their place. What

@@ -472,6 +472,8 @@ cdef int _collect_items(Store store, TreeState state, Arena ids, Arena boxes) ex
             if walk.visits % A_BREATH == 0:
                 breathe(store, &generation)
             leaf = resolve_bucket(store, state, node, 0)
+            if leaf.count == 0:             # forged
+                continue
             ids.need(<Py_ssize_t>leaf.count * sizeof(uint64_t))
             boxes.need(leaf.count * box_bytes)
             memcpy(ids.data + ids.used, refs(&state.g, leaf), leaf.count * sizeof(uint64_t))

@@ -214,7 +214,7 @@ def _load_manifest(fs: FileSystem, directory: str, uuid: bytes, report: Recovery
 
 
 def _log_after(fs: FileSystem, directory: str, manifest: Manifest) -> str | None:
-    """A log with frames that was made after the manifest. Logs are listed before their first frame: it is out of date."""
+    """A log with frames that the manifest is too old to list: logs are listed before their first frame."""
     for name in fs.listdir(directory):
         number = filenames.parse_log(name)
         if number is not None and number >= manifest.next_number:

@@ -159,7 +159,8 @@ cdef class Replay:
                 row = self.table.row(handle_of(self.born[i].node))
                 row.made_at = 0
                 self.born[i].address = row.address
-            qsort(self.born, self.born_count, sizeof(Born), _by_address)
+            if self.born_count:             # else there is no array
+                qsort(self.born, self.born_count, sizeof(Born), _by_address)
             self.table.rebuild_lists()
 
     def check_pages(self, read, path_of, Py_ssize_t most_bytes=1 << 20):
