@@ -7,11 +7,13 @@ import os
 
 import pytest
 from faulty_fs import FaultyFileSystem
-from pages import MODES, SMALL, SteppingClock, put, small, texts_of
+from pages import MODES, SMALL, ManualClock, SteppingClock, put, small, texts_of
 
 from xtree.errors import StoreFailedError
+from xtree.persistence import filenames
 from xtree.persistence.data_files import DataFiles
 from xtree.persistence.runtime import open_store
+from xtree.persistence.superblock import SuperblockFile
 
 
 @pytest.fixture
@@ -54,6 +56,20 @@ def test_a_failed_sync_of_the_log_poisons(store, fs, tmp_path):
     store.close()
     assert directory_bytes(tmp_path / "index") == before
     assert reopened_texts(tmp_path / "index") in ({"a": "1"}, {"a": "2"})
+
+
+def test_a_failed_write_of_the_superblock_behind_eventual_commits_costs_nothing(tmp_path, fs):
+    clock = ManualClock()
+    store = open_store(tmp_path / "index", config=small("eventual"), fs=fs, clock=clock)
+    put(store, {"a": "1"})
+    fs.fail("pwrite", filenames.SUPERBLOCK)
+    clock.advance(store, 10.0)
+    assert store.state == "open" and store.stats()["durable_lag"] == 0
+    put(store, {"a": "2"})
+    clock.advance(store, 10.0)
+    assert SuperblockFile.open(fs, store.path, writable=False).value.durable_epoch == store.published.epoch
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "2"}
 
 
 def test_a_failed_append_poisons(store, fs, tmp_path):

@@ -428,7 +428,12 @@ class Coordinator:
             self.journal.publish_superblock(sync=False, epoch=self.durable_epoch, durable_epoch=self.durable_epoch)
             reach("sync.superblock_written")
             self.checkpointer.reclaimer.run(self.durable_epoch)
-        except Exception as error:  # nobody waits for it: the next commit says so
+        except OSError as error:
+            if isinstance(error, SyncFailedError):  # nobody waits for it: the next commit says so
+                self.poison(error)
+            else:  # of the superblock, which only follows: it is written again behind the next sync
+                log.warning("xtree: writing the superblock of %s failed: %s", self.store.path, error)
+        except Exception as error:
             self.poison(error)
 
     def _sync_log(self, turn: contextlib.AbstractContextManager[Any] = NO_TURN) -> None:
