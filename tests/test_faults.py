@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import os
+import threading
+import time
+import weakref
 
 import pytest
-from faulty_fs import FaultyFileSystem
-from pages import MODES, SMALL, ManualClock, SteppingClock, put, small, texts_of
+from faulty_fs import PATIENCE_S, FaultyFileSystem, queued
+from pages import MODES, SMALL, ManualClock, SteppingClock, by_request, put, settle, small, texts_of
 
+import xtree
 from xtree.errors import StoreFailedError
 from xtree.persistence import filenames
+from xtree.persistence.crash_points import set_hook
 from xtree.persistence.data_files import DataFiles
+from xtree.persistence.memory import fail_allocation
 from xtree.persistence.runtime import open_store
 from xtree.persistence.superblock import SuperblockFile
 
@@ -216,6 +224,36 @@ def test_no_memory_for_a_new_windows_slots_leaves_an_index_that_closes_cleanly(s
     store.check()
     store.close()
     assert reopened_texts(tmp_path / "index") == {"a": "1", "b": "2"}
+
+
+def test_a_log_made_ahead_is_used_though_an_error_follows_its_listing(tmp_path):
+    store = open_store(tmp_path / "index", config=by_request(wal_fill_bytes=4096, wal_fill_limit_bytes=16384))
+    with raising("journal.spare_listed", MemoryError):
+        put(store, {"a": "0"})
+        settle(store)
+    assert store._journal.spare is not None
+    for i in range(20):
+        put(store, {"a": f"{i}"})
+    settle(store)
+    assert store.stats()["coordinator"]["logs_rotated"] > 0
+    store.close()
+    assert not [name for name in os.listdir(tmp_path / "index") if name.endswith(".log")]
+
+
+@contextlib.contextmanager
+def raising(point: str, kind: type[BaseException]):
+    """A block in which a named point raises when it is first reached."""
+
+    def hook(name):
+        if name == point:
+            set_hook(None)
+            raise kind(name)
+
+    set_hook(hook)
+    try:
+        yield
+    finally:
+        set_hook(None)
 
 
 def test_a_directory_made_by_another_process_in_the_same_moment_is_opened(tmp_path):
