@@ -240,6 +240,20 @@ def test_a_log_made_ahead_is_used_though_an_error_follows_its_listing(tmp_path):
     assert not [name for name in os.listdir(tmp_path / "index") if name.endswith(".log")]
 
 
+def test_an_index_that_could_not_be_closed_well_is_forgotten(tmp_path):
+    runtime = xtree.Runtime(tmp_path / "index")
+    runtime.tree("a", 2).insert(1, (0, 0))
+    store = weakref.ref(runtime._store)
+    with raising("checkpoint.copied", MemoryError), pytest.raises(MemoryError):
+        runtime.close()
+    assert runtime.closed
+    del runtime
+    deadline = time.monotonic() + PATIENCE_S
+    while store() is not None and time.monotonic() < deadline:  # a thread that ends may hold it for a moment
+        gc.collect()
+    assert store() is None
+
+
 @contextlib.contextmanager
 def raising(point: str, kind: type[BaseException]):
     """A block in which a named point raises when it is first reached."""
