@@ -226,6 +226,101 @@ def test_no_memory_for_a_new_windows_slots_leaves_an_index_that_closes_cleanly(s
     assert reopened_texts(tmp_path / "index") == {"a": "1", "b": "2"}
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_no_memory_behind_the_publication_is_no_failure_of_the_commit(tmp_path, mode):
+    store = open_store(tmp_path / "index", config=small(mode))
+    put(store, {"a": "1"})
+    with raising("commit.published", MemoryError):
+        assert put(store, {"a": "2"}) == store.published.epoch
+    assert store.state == "open" and texts_of(store) == {"a": "2"}
+    put(store, {"a": "3"})
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "3"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_memory_between_a_frame_and_its_publication_poisons(tmp_path, mode):
+    store = open_store(tmp_path / "index", config=small(mode))
+    put(store, {"a": "1"})
+    with raising("commit.appended", MemoryError), pytest.raises(MemoryError):
+        put(store, {"a": "2"})
+    assert store.state == "poisoned" and texts_of(store) == {"a": "1"}
+    store.close()
+    assert reopened_texts(tmp_path / "index") in ({"a": "1"}, {"a": "2"})
+
+
+def test_a_leader_without_memory_for_its_flight_fails_the_commit_cleanly(tmp_path):
+    store = open_store(tmp_path / "index", config=small("strict"))
+    put(store, {"a": "1"})
+    outcome = []
+
+    def commit():
+        try:
+            put(store, {"a": "2"})
+        except MemoryError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=commit)
+    with contextlib.ExitStack() as stack:
+        with store._coordinator._turn:
+            thread.start()
+            queued(store, 1)
+            for _ in range(256):  # the places that are there
+                stack.enter_context(store.in_flight())
+            fail_allocation(1)
+        thread.join(PATIENCE_S)
+        assert fail_allocation(0) == 0
+    assert len(outcome) == 1
+    assert store.state == "open" and texts_of(store) == {"a": "1"}
+    store.check()
+    put(store, {"a": "3"})
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "3"}
+
+
+class ForgetfulClock(SteppingClock):
+    """Raises MemoryError where a thread waits for something to do, once `thread` names it."""
+
+    thread = ""
+
+    def get(self, items, timeout):
+        found = super().get(items, timeout)
+        if threading.current_thread().name == self.thread:
+            self.thread = ""
+            raise MemoryError
+        return found
+
+
+def test_a_leader_that_finds_no_memory_between_two_groups_poisons_and_keeps_nobody_waiting(tmp_path):
+    clock = ForgetfulClock(0.01)
+    store = open_store(tmp_path / "index", config=small("strict"), clock=clock)
+    put(store, {"a": "1"})
+    clock.thread = "xtree-leader"
+    store._coordinator._queue.wake()
+    while clock.thread:
+        time.sleep(0)
+    with pytest.raises(StoreFailedError):
+        put(store, {"a": "2"})
+        put(store, {"a": "3"})
+    store.close()
+    assert reopened_texts(tmp_path / "index") in ({"a": "1"}, {"a": "2"})
+
+
+def test_a_checkpointer_that_finds_no_memory_goes_on(tmp_path):
+    clock = ForgetfulClock(0.01)
+    store = open_store(tmp_path / "index", config=SMALL, clock=clock)
+    put(store, {"a": "1"})
+    settle(store)
+    clock.thread = "xtree-checkpointer"
+    store._coordinator.checkpointer._queue.wake()
+    while clock.thread:
+        time.sleep(0)
+    put(store, {"a": "2"})
+    store.checkpoint()
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "2"}
+
+
 def test_a_log_made_ahead_is_used_though_an_error_follows_its_listing(tmp_path):
     store = open_store(tmp_path / "index", config=by_request(wal_fill_bytes=4096, wal_fill_limit_bytes=16384))
     with raising("journal.spare_listed", MemoryError):

@@ -91,6 +91,11 @@ cdef class Request:
         self.error = error
         self.done.release()
 
+    @property
+    def finished(self):
+        """Whether the outcome is known."""
+        return not self.done.locked()
+
 
 def carry(coordinator, CommitQueue queue, Request request):
     """Carries a commit to disk in the calling thread, if nothing stands in the way; returns whether it did.
@@ -113,8 +118,7 @@ def carry(coordinator, CommitQueue queue, Request request):
                 return False
             queue.carried = 1
             request.write_set._queue()
-            if request.on_queued is not None:
-                request.on_queued()
+            interrupt = tell_queued(request)
             awaited = coordinator._sync_at is not None
             while True:
                 try:
@@ -123,6 +127,8 @@ def carry(coordinator, CommitQueue queue, Request request):
                 except BaseException as arrived:
                     arrivals += 1
                     if hides_failure(arrived, handled, arrivals > MOST_INTERRUPTS):
+                        if coordinator.has_published(group):    # no memory behind it, say: that changes nothing
+                            break
                         fail(coordinator, group, arrived)
                         return True
                     interrupt = arrived
@@ -135,6 +141,15 @@ def carry(coordinator, CommitQueue queue, Request request):
     if interrupt is not None:
         raise interrupt
     return True
+
+
+cdef object tell_queued(Request request):
+    """Calls on_queued; returns what it raises, to be raised once the outcome is known: there is no way back."""
+    try:
+        if request.on_queued is not None:
+            request.on_queued()
+    except BaseException as arrived:
+        return arrived
 
 
 cdef bint hides_failure(object arrived, object handled, bint any_error):
@@ -185,11 +200,13 @@ cdef class CommitQueue:
         self.waiting += 1
         self.queue.put(request)
         try:
-            if request.on_queued is not None:
-                request.on_queued()
-            return outcome_of(request)
+            interrupt = tell_queued(request)
+            result = outcome_of(request)
         finally:
             self.waiting -= 1
+        if interrupt is not None:
+            raise interrupt
+        return result
 
     def wake(self):
         """Ends a wait in `take`: there may be something to do that is no request."""
