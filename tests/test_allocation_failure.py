@@ -295,7 +295,7 @@ def try_points(script, mode, tmp_path, share, tally) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=lambda script: script.name)
 def test_no_memory_between_some_steps_is_a_clean_failure_or_poisons(script, mode, tmp_path, tally):
-    try_points(script, mode, tmp_path, 0.1, tally)
+    try_points(script, mode, tmp_path, 0.03, tally)
 
 
 @needs_proc

@@ -11,7 +11,7 @@ from attempts import KINDS, LASTING, Fault, attempt, make_template
 from pages import MODES
 from scripts import SCRIPTS
 
-SOME = 0.02  # share of all combinations in the default run
+SOME = 0.015  # share of all combinations in the default run
 EACH = (  # what is tried at every call in a torture run; of the rest a share
     ("EIO", "once"),
     ("EIO", "for good"),
