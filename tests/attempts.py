@@ -129,14 +129,14 @@ class Attempt:
         self.require_nothing_left()
         self.require_reopened()
 
-    def open(self) -> xtree.Runtime:
+    def open(self, mode: str = "a") -> xtree.Runtime:
         with pytest.MonkeyPatch.context() as patch:
             clock = SteppingClock(0.02)
             patch.setattr(
                 "xtree.runtime.open_store",
                 lambda path, **given: open_store(path, fs=self.fs, clock=clock, **given),
             )
-            return xtree.Runtime(self.path, config=self.config, on_error=self.told.append)
+            return xtree.Runtime(self.path, mode, config=self.config, on_error=self.told.append)
 
     def take_steps(self, runtime: xtree.Runtime) -> None:
         for number, step in enumerate(self.script.steps):

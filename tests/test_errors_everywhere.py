@@ -7,9 +7,9 @@ import os
 import random
 
 import pytest
-from attempts import KINDS, LASTING, Fault, attempt, make_template
+from attempts import KINDS, LASTING, Attempt, Fault, WatchedFileSystem, attempt, contents, make_template
 from pages import MODES
-from scripts import SCRIPTS
+from scripts import SCRIPTS, after
 
 SOME = 0.015  # share of all combinations in the default run
 EACH = (  # what is tried at every call in a torture run; of the rest a share
@@ -56,3 +56,31 @@ def test_an_error_at_some_calls_loses_nothing_and_leaves_nothing_behind(script, 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=lambda script: script.name)
 def test_an_error_at_any_call_loses_nothing_and_leaves_nothing_behind(script, mode, tmp_path, tally):
     try_all(script, mode, tmp_path, tally, 1.0, OF_THE_REST)
+
+
+@pytest.mark.parametrize("kind", ["EIO", "short"])
+@pytest.mark.parametrize("lasting", ["once", "for good"])
+def test_an_error_at_any_call_of_a_reader_after_a_crash_leaves_nothing_behind(tmp_path, tally, kind, lasting):
+    script = SCRIPTS["recovery"]
+    expected = after(script.before)
+    path = make_template(script, "balanced", tmp_path / "template")
+    before = {name: (path / name).read_bytes() for name in os.listdir(path)}
+    for n in itertools.count(1):
+        fs = WatchedFileSystem(Fault(n, kind, lasting))
+        reader = Attempt(script, path, "balanced", fs)
+        try:
+            with reader.open(mode="r") as runtime:
+                assert contents(runtime) == expected
+                runtime.check()
+        except OSError as error:
+            reader.require_documented(error)
+        else:
+            assert not fs.failures or kind == "short"
+        reader.require_nothing_left()
+        tally("calls of the operating system that failed")
+        if fs.calls < n:
+            break
+    assert n > 40
+    assert {name: (path / name).read_bytes() for name in os.listdir(path)} == before
+    with Attempt(script, path, "balanced", WatchedFileSystem(Fault())).open(mode="r") as runtime:
+        assert contents(runtime) == expected
