@@ -171,6 +171,9 @@ class Attempt:
             self.possible = [self.model.contents()]
         with contextlib.suppress(StoreFailedError, *FAILURES):
             settle(runtime._store)
+        checkpointer = runtime._store._coordinator.checkpointer
+        if self.fs.poisoning and checkpointer._thread is not None:  # perhaps in this moment, and no leader answers then
+            checkpointer.call(lambda: None)
         if len(self.fs.failures) > failures:
             if self.lasting == "for a while":
                 self.fs.heal()
@@ -204,7 +207,7 @@ class Attempt:
         store = runtime._store
         with self.fs.healthy():
             if self.fs.poisoning or not self.fs.may_poison:
-                assert store.state == ("poisoned" if self.fs.poisoning else "open")
+                assert store.state == ("poisoned" if self.fs.poisoning else "open"), self.fs.failures
             assert contents(runtime) == self.model.contents()
             for snapshot, held in self.snapshots.values():
                 assert brute.records(*snapshot.items()) == held

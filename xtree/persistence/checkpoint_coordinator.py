@@ -154,10 +154,12 @@ class Coordinator:
 
     def poison(self, error: BaseException) -> None:
         """Refuses every later write: something that must reach the disk may not have."""
-        if self.failure is None:
+        first = self.failure is None
+        if first:
             self.failure = error
-            log.error("xtree: %s failed and takes no more writes: %s", self.store.path, error)
         self.store._poison()
+        if first:
+            log.error("xtree: %s failed and takes no more writes: %s", self.store.path, error)
         self.checkpointer.wake_waiting()
 
     def stats(self) -> dict[str, Any]:
