@@ -14,6 +14,8 @@ import xtree
 from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.runtime import open_store
 
+pytest.register_assert_rewrite("attempts")
+
 MEMORY_FILE_SYSTEM = "/dev/shm"
 TALLY = "tried: "
 
@@ -86,6 +88,7 @@ def make_tree(request, tmp_path):
         if not tree.closed:
             tree.check()
         tree.close()
+    trees.clear()  # `make` outlives the test
 
 
 @pytest.fixture

@@ -6,25 +6,36 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from xtree.persistence.platform_fs import File, FileSystem, SyncFailedError
+from xtree.persistence.platform_fs import Buffer, File, FileSystem, Lock, SyncFailedError
 
 PATIENCE_S = 20  # before a test that waits for a thread fails
 WRITES = ("pwrite", "pwritev", "write_zeros", "truncate", "reserve", "sync")
+READS = ("pread", "size", "map")
+LOOKS = ("listdir", "size", "free_space")  # of the file system
+SHORT = -1  # in the place of an errno: the system call does a part of what it was asked for, and says so
 
 
 class FaultyFileSystem(FileSystem):
-    """`judge(call, path)` is asked before every changing call; a number that it returns is the errno to fail with."""
+    """`judge(call, path)` is asked before every changing call; a number that it returns is the errno to fail with.
 
-    def __init__(self) -> None:
+    With `reading` it is asked before every other call too, but for `exists` and `is_directory`, which can't fail. SHORT
+    in the place of a number makes the first system call behind a write or `pread` a short one. Python repeats calls
+    that a signal has interrupted by itself (PEP 475): an EINTR that arrives all the same is an error like any other.
+    """
+
+    def __init__(self, reading: bool = False) -> None:
         super().__init__()
         self.judge: Callable[[str, str], int | None] = lambda call, path: None
         self.calls = 0
+        self.reading = reading
 
     def open(self, path: str, mode: str) -> File:
         if mode == "create":
             self.ask("create", path)
+        else:
+            self.ask_reading("open", path)
         opened = super().open(path, mode)
         faulty = FaultyFile(path, os.dup(opened.fileno()), self)
         opened.close()
@@ -37,6 +48,18 @@ class FaultyFileSystem(FileSystem):
     def sync_directory(self, path: str) -> None:
         self.ask("sync", path)
         super().sync_directory(path)
+
+    def unlink(self, path: str) -> None:
+        self.ask("unlink", path)
+        super().unlink(path)
+
+    def mkdir(self, path: str) -> None:
+        self.ask("mkdir", path)
+        super().mkdir(path)
+
+    def lock(self, path: str, shared: bool, timeout: float | None = 0) -> Lock:
+        self.ask_reading("lock", path)
+        return super().lock(path, shared, timeout)
 
     def fail(self, call: str, ending: str = "", number: int = errno.EIO, times: int = 1) -> None:
         """Makes the next calls of a kind, on files whose name ends so, fail."""
@@ -51,45 +74,86 @@ class FaultyFileSystem(FileSystem):
 
         self.judge = judge
 
-    def fail_nth(self, n: int, number: int = errno.EIO) -> None:
-        """Makes the n-th changing call from now on fail, once."""
+    def fail_nth(self, n: int, number: int = errno.EIO, for_good: bool = False) -> None:
+        """Makes the n-th call from now on fail, once, or with all that follow it."""
         last = self.calls + n
-        self.judge = lambda call, path: number if self.calls == last else None
+        self.judge = lambda call, path: number if self.calls == last or (for_good and self.calls > last) else None
 
     def heal(self) -> None:
         """Lets everything succeed again."""
         self.judge = lambda call, path: None
 
-    def ask(self, call: str, path: str) -> None:
+    def ask(self, call: str, path: str) -> bool:
+        """Whether the call is to be a short one; raises what it is to fail with."""
         self.calls += 1
         number = self.judge(call, path)
-        if number is not None:
+        if number is not None and number != SHORT:
+            self.failing(call, path)
             kind = SyncFailedError if call == "sync" else OSError
             raise kind(number, os.strerror(number), path)
+        return number is not None
+
+    def ask_reading(self, call: str, path: str) -> bool:
+        """The same before a call that changes nothing."""
+        return self.reading and self.ask(call, path)
+
+    def failing(self, call: str, path: str) -> None:
+        """Called before a call fails."""
 
 
 class FaultyFile(File):
-    """A file that asks its file system before it changes anything."""
+    """A file that asks its file system first."""
 
-    __slots__ = ("fs",)
+    __slots__ = ("fs", "cut")
 
     def __init__(self, path: str, fd: int, fs: FaultyFileSystem) -> None:
         super().__init__(path, fd)
         self.fs = fs
+        self.cut = False  # the next system call is a short one
+
+    def _read_once(self, n: int, offset: int) -> bytes:
+        return super()._read_once(self._shortened(n), offset)
+
+    def _write_once(self, view: memoryview, offset: int) -> int:
+        return super()._write_once(view[: self._shortened(view.nbytes)], offset)
+
+    def _writev_once(self, buffers: Sequence[Buffer], offset: int) -> int:
+        if not self.cut:
+            return super()._writev_once(buffers, offset)
+        joined = b"".join(buffers)
+        return super()._writev_once([joined[: self._shortened(len(joined))]], offset)
+
+    def _shortened(self, n: int) -> int:
+        cut, self.cut = self.cut, False
+        return (n + 1) // 2 if cut else n
 
 
 def _asking(name: str) -> Callable[..., object]:
     original = getattr(File, name)
 
     def call(self: FaultyFile, *args: object) -> object:
-        self.fs.ask(name, self.path)
+        asked = self.fs.ask if name in WRITES else self.fs.ask_reading
+        if asked(name, self.path):
+            self.cut = name in ("pwrite", "pwritev", "pread")
         return original(self, *args)
 
     return call
 
 
-for _name in WRITES:
+def _looking(name: str) -> Callable[..., object]:
+    original = getattr(FileSystem, name)
+
+    def call(self: FaultyFileSystem, path: str) -> object:
+        self.ask_reading(name, path)
+        return original(self, path)
+
+    return call
+
+
+for _name in WRITES + READS:
     setattr(FaultyFile, _name, _asking(_name))
+for _name in LOOKS:
+    setattr(FaultyFileSystem, _name, _looking(_name))
 
 
 class CountingFileSystem(FaultyFileSystem):
@@ -100,9 +164,10 @@ class CountingFileSystem(FaultyFileSystem):
         self.syncs = []
 
     def ask(self, call, path):
-        super().ask(call, path)
+        short = super().ask(call, path)
         if call == "sync":
             self.syncs.append(os.path.splitext(path)[1])
+        return short
 
     def taken(self):
         syncs, self.syncs = self.syncs, []
@@ -120,7 +185,7 @@ class HeldFileSystem(CountingFileSystem):
         if self.hold and call == "sync" and path.endswith(".log"):
             self.held.set()
             assert self.let_go.wait(PATIENCE_S)
-        super().ask(call, path)
+        return super().ask(call, path)
 
     def release(self):
         """Lets the syncs go on, and holds no more."""

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import os
+import threading
+import time
+import weakref
 
 import pytest
-from faulty_fs import FaultyFileSystem
-from pages import MODES, SMALL, SteppingClock, put, small, texts_of
+from faulty_fs import PATIENCE_S, FaultyFileSystem, queued
+from pages import MODES, SMALL, ManualClock, SteppingClock, by_request, put, settle, small, texts_of
 
+import xtree
 from xtree.errors import StoreFailedError
+from xtree.persistence import filenames
+from xtree.persistence.crash_points import set_hook
 from xtree.persistence.data_files import DataFiles
+from xtree.persistence.memory import fail_allocation
 from xtree.persistence.runtime import open_store
+from xtree.persistence.superblock import SuperblockFile
 
 
 @pytest.fixture
@@ -54,6 +64,20 @@ def test_a_failed_sync_of_the_log_poisons(store, fs, tmp_path):
     store.close()
     assert directory_bytes(tmp_path / "index") == before
     assert reopened_texts(tmp_path / "index") in ({"a": "1"}, {"a": "2"})
+
+
+def test_a_failed_write_of_the_superblock_behind_eventual_commits_costs_nothing(tmp_path, fs):
+    clock = ManualClock()
+    store = open_store(tmp_path / "index", config=small("eventual"), fs=fs, clock=clock)
+    put(store, {"a": "1"})
+    fs.fail("pwrite", filenames.SUPERBLOCK)
+    clock.advance(store, 10.0)
+    assert store.state == "open" and store.stats()["durable_lag"] == 0
+    put(store, {"a": "2"})
+    clock.advance(store, 10.0)
+    assert SuperblockFile.open(fs, store.path, writable=False).value.durable_epoch == store.published.epoch
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "2"}
 
 
 def test_a_failed_append_poisons(store, fs, tmp_path):
@@ -200,6 +224,145 @@ def test_no_memory_for_a_new_windows_slots_leaves_an_index_that_closes_cleanly(s
     store.check()
     store.close()
     assert reopened_texts(tmp_path / "index") == {"a": "1", "b": "2"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_memory_behind_the_publication_is_no_failure_of_the_commit(tmp_path, mode):
+    store = open_store(tmp_path / "index", config=small(mode))
+    put(store, {"a": "1"})
+    with raising("commit.published", MemoryError):
+        assert put(store, {"a": "2"}) == store.published.epoch
+    assert store.state == "open" and texts_of(store) == {"a": "2"}
+    put(store, {"a": "3"})
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "3"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_memory_between_a_frame_and_its_publication_poisons(tmp_path, mode):
+    store = open_store(tmp_path / "index", config=small(mode))
+    put(store, {"a": "1"})
+    with raising("commit.appended", MemoryError), pytest.raises(MemoryError):
+        put(store, {"a": "2"})
+    assert store.state == "poisoned" and texts_of(store) == {"a": "1"}
+    store.close()
+    assert reopened_texts(tmp_path / "index") in ({"a": "1"}, {"a": "2"})
+
+
+def test_a_leader_without_memory_for_its_flight_fails_the_commit_cleanly(tmp_path):
+    store = open_store(tmp_path / "index", config=small("strict"))
+    put(store, {"a": "1"})
+    outcome = []
+
+    def commit():
+        try:
+            put(store, {"a": "2"})
+        except MemoryError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=commit)
+    with contextlib.ExitStack() as stack:
+        with store._coordinator._turn:
+            thread.start()
+            queued(store, 1)
+            for _ in range(256):  # the places that are there
+                stack.enter_context(store.in_flight())
+            fail_allocation(1)
+        thread.join(PATIENCE_S)
+        assert fail_allocation(0) == 0
+    assert len(outcome) == 1
+    assert store.state == "open" and texts_of(store) == {"a": "1"}
+    store.check()
+    put(store, {"a": "3"})
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "3"}
+
+
+class ForgetfulClock(SteppingClock):
+    """Raises MemoryError where a thread waits for something to do, once `thread` names it."""
+
+    thread = ""
+
+    def get(self, items, timeout):
+        found = super().get(items, timeout)
+        if threading.current_thread().name == self.thread:
+            self.thread = ""
+            raise MemoryError
+        return found
+
+
+def test_a_leader_that_finds_no_memory_between_two_groups_poisons_and_keeps_nobody_waiting(tmp_path):
+    clock = ForgetfulClock(0.01)
+    store = open_store(tmp_path / "index", config=small("strict"), clock=clock)
+    put(store, {"a": "1"})
+    clock.thread = "xtree-leader"
+    store._coordinator._queue.wake()
+    while clock.thread:
+        time.sleep(0)
+    with pytest.raises(StoreFailedError):
+        put(store, {"a": "2"})
+        put(store, {"a": "3"})
+    store.close()
+    assert reopened_texts(tmp_path / "index") in ({"a": "1"}, {"a": "2"})
+
+
+def test_a_checkpointer_that_finds_no_memory_goes_on(tmp_path):
+    clock = ForgetfulClock(0.01)
+    store = open_store(tmp_path / "index", config=SMALL, clock=clock)
+    put(store, {"a": "1"})
+    settle(store)
+    clock.thread = "xtree-checkpointer"
+    store._coordinator.checkpointer._queue.wake()
+    while clock.thread:
+        time.sleep(0)
+    put(store, {"a": "2"})
+    store.checkpoint()
+    store.close()
+    assert reopened_texts(tmp_path / "index") == {"a": "2"}
+
+
+def test_a_log_made_ahead_is_used_though_an_error_follows_its_listing(tmp_path):
+    store = open_store(tmp_path / "index", config=by_request(wal_fill_bytes=4096, wal_fill_limit_bytes=16384))
+    with raising("journal.spare_listed", MemoryError):
+        put(store, {"a": "0"})
+        settle(store)
+    assert store._journal.spare is not None
+    for i in range(20):
+        put(store, {"a": f"{i}"})
+    settle(store)
+    assert store.stats()["coordinator"]["logs_rotated"] > 0
+    store.close()
+    assert not [name for name in os.listdir(tmp_path / "index") if name.endswith(".log")]
+
+
+def test_an_index_that_could_not_be_closed_well_is_forgotten(tmp_path):
+    runtime = xtree.Runtime(tmp_path / "index")
+    runtime.tree("a", 2).insert(1, (0, 0))
+    store = weakref.ref(runtime._store)
+    with raising("checkpoint.copied", MemoryError), pytest.raises(MemoryError):
+        runtime.close()
+    assert runtime.closed
+    del runtime
+    deadline = time.monotonic() + PATIENCE_S
+    while store() is not None and time.monotonic() < deadline:  # a thread that ends may hold it for a moment
+        gc.collect()
+    assert store() is None
+
+
+@contextlib.contextmanager
+def raising(point: str, kind: type[BaseException]):
+    """A block in which a named point raises when it is first reached."""
+
+    def hook(name):
+        if name == point:
+            set_hook(None)
+            raise kind(name)
+
+    set_hook(hook)
+    try:
+        yield
+    finally:
+        set_hook(None)
 
 
 def test_a_directory_made_by_another_process_in_the_same_moment_is_opened(tmp_path):

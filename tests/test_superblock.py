@@ -223,3 +223,25 @@ def test_a_failed_sync_is_reported_and_leaves_the_value_as_it_was(fs, path, monk
         file.publish(sync=True, epoch=6)
     assert file.value.epoch == 5
     file.close()
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_values_written_after_a_publication_that_met_no_memory_are_the_newest(fs, path, times):
+    file = SuperblockFile.open(fs, path.parent, writable=True)
+    for _ in range(times):
+        epoch = file.value.epoch + 1
+        file.publish(sync=True, epoch=epoch, durable_epoch=epoch)
+
+        def hook(name):
+            if name == "superblock.synced":
+                raise MemoryError
+
+        crash_points.set_hook(hook)
+        try:
+            with pytest.raises(MemoryError):
+                file.publish(sync=True, epoch_ceiling=1000)
+        finally:
+            crash_points.set_hook(None)
+        value = file.publish(sync=True, epoch=epoch + 1, durable_epoch=epoch + 1)
+        assert reopened(path).value == value
+    file.close()

@@ -173,8 +173,11 @@ class Runtime:
         Idempotent. Raises OSError when the last checkpoint can't be written; the index is closed all the same, and
         nothing committed is lost.
         """
-        self._store.close()
-        self._finalizer.detach()
+        try:
+            self._store.close()
+        finally:
+            if self.closed:  # also when it failed: the finalizer would keep the store for ever
+                self._finalizer.detach()
 
     def __enter__(self) -> Runtime:
         with self._store.call():

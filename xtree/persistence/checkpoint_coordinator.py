@@ -154,10 +154,12 @@ class Coordinator:
 
     def poison(self, error: BaseException) -> None:
         """Refuses every later write: something that must reach the disk may not have."""
-        if self.failure is None:
+        first = self.failure is None
+        if first:
             self.failure = error
-            log.error("xtree: %s failed and takes no more writes: %s", self.store.path, error)
         self.store._poison()
+        if first:
+            log.error("xtree: %s failed and takes no more writes: %s", self.store.path, error)
         self.checkpointer.wake_waiting()
 
     def stats(self) -> dict[str, Any]:
@@ -200,28 +202,44 @@ class Coordinator:
     def _lead(self) -> None:
         closing = False
         while not closing:
-            requests = self._gather()
-            if self._sync_at is not None and self._clock.now() >= self._sync_at:
-                self._sync_in_background()
-            with self._turn:
-                requests += self._queue.take_now()
-                group = [request for request in requests if request.what == "commit"]
-                if group:
-                    with self.store.in_flight():  # as long as there are pointers to pages
-                        self._commit(group)
-                for request in requests:
-                    if request.what == "call":
-                        self._answer(request, request.changes)
-                    elif request.what == "close":
-                        closing = True
-                        self._answer(request, self._finish)
+            requests: list[Request] = []
+            try:
+                self._carry_out(requests)
+            except BaseException as error:  # no memory between two steps: the leader must go on, others wait for it
+                self.poison(error)
+                self._leave(requests, error)
+            closing = any(request.what == "close" for request in requests)
 
-    def _gather(self) -> list[Request]:
-        """What is queued, as soon as there is something, but commits alone not before their window has begun.
+    def _carry_out(self, requests: list[Request]) -> None:
+        """Waits for something to do, and does it; `requests` is filled with what was asked for."""
+        self._gather(requests)
+        if self._sync_at is not None and self._clock.now() >= self._sync_at:
+            self._sync_in_background()
+        with self._turn:
+            requests += self._queue.take_now()
+            group = [request for request in requests if request.what == "commit"]
+            if group:
+                self._commit(group)
+            for request in requests:
+                if request.what == "call":
+                    self._answer(request, request.changes)
+                elif request.what == "close":
+                    self._answer(request, self._finish)
+
+    def _leave(self, requests: list[Request], error: BaseException) -> None:
+        """Ends requests that nobody will carry out; what was in the middle of it has failed."""
+        for request in requests:
+            if not request.finished:
+                if request.what == "commit" and request.write_set.status == "queued":
+                    request.write_set._end("failed")
+                request.finish(error=error)
+
+    def _gather(self, requests: list[Request]) -> None:
+        """Adds what is queued, as soon as there is something, but commits alone not before their window has begun.
 
         Comes back with nothing when the sync of what was written before is due.
         """
-        requests = self._queue.take(self._seconds_until(self._sync_at))
+        requests += self._queue.take(self._seconds_until(self._sync_at))
         if self.journal.config.group_window_ms and self.journal.config.durability != "eventual":
             while requests and all(request.what == "commit" for request in requests):
                 wait = self._seconds_until(self._next_group_at)
@@ -229,7 +247,6 @@ class Coordinator:
                     self._next_group_at = self._clock.now() + self.journal.config.group_window_ms / 1000
                     break
                 requests += self._queue.take(wait)
-        return requests
 
     def _seconds_until(self, moment: float | None) -> float | None:
         return None if moment is None else max(0.0, moment - self._clock.now())
@@ -247,22 +264,25 @@ class Coordinator:
 
     def _commit(self, requests: list[Request]) -> None:
         """Carries commits in the order of the queue, together if that works, else one by one."""
-        try:
-            group = self._prepare(requests)
-        except BaseException as error:  # nothing was appended: what can't go together may go alone
-            if len(requests) > 1 and self.failure is None:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self.store.in_flight())  # as long as there are pointers to pages
+                group = self._prepare(requests)
+            except BaseException as error:  # nothing was appended: what can't go together may go alone
+                if len(requests) > 1 and self.failure is None:
+                    for request in requests:
+                        self._commit([request])
+                    return
                 for request in requests:
-                    self._commit([request])
+                    request.write_set._end("aborted")
+                    request.finish(error=error if len(requests) == 1 else _copy_of(error))
                 return
-            for request in requests:
-                request.write_set._end("aborted")
-                request.finish(error=error if len(requests) == 1 else _copy_of(error))
-            return
-        try:
-            self._write_group(group)
-        except BaseException as error:  # past the point of no return: the outcome is on disk, and unknown
-            self._fail(group, error)
-        else:
+            try:
+                self._write_group(group)
+            except BaseException as error:  # past the point of no return: the outcome is on disk, and unknown
+                if not self.has_published(group):
+                    self._fail(group, error)
+                    return
             self._finish_group(group)
 
     def _plan(self, request: Request) -> Group | None:
@@ -392,6 +412,10 @@ class Coordinator:
             self.store._publish(group.commits, group.catalog)
         reach("commit.published")
 
+    def has_published(self, group: Group) -> bool:
+        """Whether a group is visible: whatever is raised behind that, it is committed."""
+        return bool(self.store.published.epoch >= group.epochs[-1])
+
     def _finish_group(self, group: Group) -> None:
         """After the publication: the callers go on, and what the commit has left is tidied up."""
         counters = self.counters
@@ -425,7 +449,12 @@ class Coordinator:
             self.journal.publish_superblock(sync=False, epoch=self.durable_epoch, durable_epoch=self.durable_epoch)
             reach("sync.superblock_written")
             self.checkpointer.reclaimer.run(self.durable_epoch)
-        except Exception as error:  # nobody waits for it: the next commit says so
+        except OSError as error:
+            if isinstance(error, SyncFailedError):  # nobody waits for it: the next commit says so
+                self.poison(error)
+            else:  # of the superblock, which only follows: it is written again behind the next sync
+                log.warning("xtree: writing the superblock of %s failed: %s", self.store.path, error)
+        except Exception as error:
             self.poison(error)
 
     def _sync_log(self, turn: contextlib.AbstractContextManager[Any] = NO_TURN) -> None:
@@ -444,11 +473,11 @@ class Coordinator:
 
     def _tidy_up(self, group: Group) -> None:
         """After the callers have gone on: pages that nobody sees any more are freed, and the checkpointer is told."""
-        self.checkpointer.committed(len(group.requests))
         try:
+            self.checkpointer.committed(len(group.requests))
             self.checkpointer.reclaimer.committed(group.delta_count, self.durable_epoch)
-        except Exception:  # no commit depends on it, and the leader must go on
-            log.exception("xtree: freeing pages of %s failed", self.store.path)
+        except Exception:  # no commit depends on it
+            log.exception("xtree: tidying up behind a commit of %s failed", self.store.path)
 
     # The beginning and the end.
 

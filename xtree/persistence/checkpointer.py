@@ -288,20 +288,22 @@ class Checkpointer:
     def _run(self) -> None:
         closing: list[Request] = []
         while not closing:
-            requests = self._queue.take(self._seconds_to_wait())
-            closing = [request for request in requests if request.what == "close"]
-            asked = [request for request in requests if request.what == "checkpoint"]
-            if asked:
-                self._take("request", asked)
-            if not closing and self._coordinator.failure is None:
-                try:
-                    self._look()
-                except Exception as error:  # the thread must go on: others wait for it
-                    self._failed()
-                    self._report("work in the background", error)
-            for request in requests:
-                if request.what == "call":
-                    self._answer(request)
+            requests: list[Request] = []
+            try:
+                requests += self._queue.take(self._seconds_to_wait())
+                closing = [request for request in requests if request.what == "close"]
+                asked = [request for request in requests if request.what == "checkpoint"]
+                if asked:
+                    self._take("request", asked)
+                if not closing and self._coordinator.failure is None:
+                    self._look_or_report()
+                for request in requests:
+                    if request.what == "call":
+                        self._answer(request)
+            except BaseException as error:  # no memory between two steps: others wait for this thread
+                for request in requests:
+                    if not request.finished and request not in closing:
+                        request.finish(error=error)
         for request in closing:
             request.finish()
 
@@ -312,6 +314,13 @@ class Checkpointer:
             request.finish(error=error)
         else:
             request.finish(result=result)
+
+    def _look_or_report(self) -> None:
+        try:
+            self._look()
+        except Exception as error:  # the thread must go on
+            self._failed()
+            self._report("work in the background", error)
 
     def _look(self) -> None:
         """Does what is due."""

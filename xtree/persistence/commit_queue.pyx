@@ -101,6 +101,11 @@ cdef class Request:
         if self.done is not None:
             self.done.release()
 
+    @property
+    def finished(self):
+        """Whether the outcome is known, of one that another thread finishes."""
+        return self.done is not None and not self.done.locked()
+
 
 def carry(coordinator, CommitQueue queue, Request request):
     """Carries a commit to disk in the calling thread, if nothing stands in the way; returns whether it did.
@@ -125,8 +130,7 @@ def carry(coordinator, CommitQueue queue, Request request):
             return False
         queue.carried = 1
         request.write_set._queue()
-        if request.on_queued is not None:
-            request.on_queued()
+        interrupt = tell_queued(request)
         awaited = coordinator._sync_at is not None
         while True:
             try:
@@ -135,6 +139,8 @@ def carry(coordinator, CommitQueue queue, Request request):
             except BaseException as arrived:
                 arrivals += 1
                 if hides_failure(arrived, handled, arrivals > MOST_INTERRUPTS):
+                    if coordinator.has_published(group):    # no memory behind it, say: that changes nothing
+                        break
                     fail(coordinator, group, arrived)
                     return True
                 interrupt = arrived
@@ -149,6 +155,15 @@ def carry(coordinator, CommitQueue queue, Request request):
     if interrupt is not None:
         raise interrupt
     return True
+
+
+cdef object tell_queued(Request request):
+    """Calls on_queued; returns what it raises, to be raised once the outcome is known: there is no way back."""
+    try:
+        if request.on_queued is not None:
+            request.on_queued()
+    except BaseException as arrived:
+        return arrived
 
 
 cdef bint hides_failure(object arrived, object handled, bint any_error):
@@ -213,11 +228,13 @@ cdef class CommitQueue:
         self.waiting += 1
         self.queue.put(request)
         try:
-            if request.on_queued is not None:
-                request.on_queued()
-            return outcome_of(request)
+            interrupt = tell_queued(request)
+            result = outcome_of(request)
         finally:
             self.waiting -= 1
+        if interrupt is not None:
+            raise interrupt
+        return result
 
     def wake(self):
         """Ends a wait in `take`: there may be something to do that is no request."""

@@ -196,9 +196,10 @@ class Journal:
         if overtaken:
             spare.close()
         else:
-            reach("journal.spare_listed")
             self.spare = spare
         self._making.discard(spare.number)
+        if not overtaken:
+            reach("journal.spare_listed")
         return not overtaken
 
     def close_log(self) -> None:

@@ -1,6 +1,6 @@
-"""Memory for Cython code, with a countdown that makes the n-th allocation fail."""
+"""Memory for Cython code: tests can count blocks, and make the n-th allocation fail."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 
 from xtree.persistence.atomics cimport fetch_add, load_relaxed, store_seq
@@ -8,35 +8,47 @@ from xtree.persistence.atomics cimport fetch_add, load_relaxed, store_seq
 cdef extern from "prefault.h" nogil:
     void xt_prefault(void *start, size_t bytes) noexcept
 
-# Allocations still allowed before one fails; 0 means no failure is planned. Written by the test that plans
-# one, counted down by whichever thread allocates (an atomic add, so that exactly one allocation fails).
-cdef uint64_t countdown = 0
+# Nothing is counted unless a test watches: otherwise threads that allocate would share a cache line that they write to.
+# Written by that test, and then by whichever thread allocates: with atomic adds, so that exactly one allocation fails.
+cdef uint64_t watched = 0
+cdef uint64_t countdown = 0     # allocations still allowed before one fails; 0 means no failure is planned
 cdef uint64_t allocations = 0
+cdef uint64_t live = 0          # blocks allocated less blocks released
 
 cdef enum:
     LINE_BYTES = 64
 
 
 cdef bint _fails() noexcept nogil:
-    fetch_add(&allocations, 1)
-    if load_relaxed(&countdown) == 0:
+    if not load_relaxed(&watched):
         return False
-    return fetch_add(&countdown, <uint64_t>-1) == 1
+    fetch_add(&allocations, 1)
+    return load_relaxed(&countdown) != 0 and fetch_add(&countdown, <uint64_t>-1) == 1
+
+
+cdef void *_counted(void *block) noexcept nogil:
+    if block != NULL and load_relaxed(&watched):
+        fetch_add(&live, 1)
+    return block
 
 
 cdef void *allocate(size_t size) noexcept nogil:
-    return NULL if _fails() else malloc(size if size else 1)
+    return NULL if _fails() else _counted(malloc(size if size else 1))
 
 
 cdef void *allocate_zeroed(size_t count, size_t size) noexcept nogil:
-    return NULL if _fails() else calloc(count if count else 1, size)
+    return NULL if _fails() else _counted(calloc(count if count else 1, size))
 
 
 cdef void *reallocate(void *block, size_t size) noexcept nogil:
+    if block == NULL:
+        return allocate(size)
     return NULL if _fails() else realloc(block, size if size else 1)
 
 
 cdef void release(void *block) noexcept nogil:
+    if block != NULL and load_relaxed(&watched):
+        fetch_add(&live, <uint64_t>-1)
     free(block)
 
 
@@ -60,11 +72,29 @@ cdef void prefault(void *start, size_t bytes) noexcept nogil:
     xt_prefault(start, bytes)
 
 
+def watch_allocations(bint on):
+    """Begin to count allocations, or end it. Cancels a planned failure."""
+    store_seq(&countdown, 0)
+    store_seq(&watched, on)
+
+
 def fail_allocation(uint64_t n):
-    """Make the n-th allocation from now on return NULL, once. 0 cancels a planned failure."""
+    """Make the n-th allocation from now on return NULL, once; begins to watch. 0 cancels a planned failure.
+
+    Returns how many allocations the failure planned before still had to wait for, 0 when it has happened.
+    """
+    cdef uint64_t left = load_relaxed(&countdown)
+    if n:
+        store_seq(&watched, 1)
     store_seq(&countdown, n)
+    return left if left < UINT64_MAX // 2 else 0     # threads may have counted on after it had happened
 
 
 def allocation_count():
-    """Allocations asked for since the module was loaded."""
+    """Allocations asked for while they were watched."""
     return load_relaxed(&allocations)
+
+
+def live_allocations():
+    """Blocks allocated less blocks released, while that was watched: negative when older ones have been released."""
+    return <int64_t>load_relaxed(&live)

@@ -96,7 +96,7 @@ class File:
             return
         for start in range(0, len(buffers), _MOST_BUFFERS):
             some = buffers[start : start + _MOST_BUFFERS]
-            done = os.pwritev(self.fileno(), some, offset)
+            done = self._writev_once(some, offset)
             size = 0
             for buffer in some:
                 size += memoryview(buffer).nbytes
@@ -206,6 +206,9 @@ class File:
         with self._position_lock:
             os.lseek(self.fileno(), offset, os.SEEK_SET)
             return os.write(self.fileno(), view)
+
+    def _writev_once(self, buffers: Sequence[Buffer], offset: int) -> int:
+        return os.pwritev(self.fileno(), buffers, offset)
 
     def _allocate(self, offset: int, n: int) -> bool:
         """Ask the file system for blocks; False when it doesn't know how."""

@@ -92,6 +92,7 @@ class SuperblockFile:
         self._file = file
         self._newest = newest
         self._synced = synced  # the last synced copy; None: not known, just opened
+        self._generation = value.generation  # the last one that was written, or was about to be
         self._failed = False  # a sync has
         self._lock = threading.Lock()
 
@@ -152,9 +153,10 @@ class SuperblockFile:
             for name in _EPOCHS:
                 if name in changes:
                     changes[name] = max(changes[name], getattr(before, name))
-            after = dataclasses.replace(before, **changes, generation=before.generation + 1)
+            after = dataclasses.replace(before, **changes, generation=self._generation + 1)
             if after.uuid != before.uuid:
                 raise ValueError("the UUID of an index never changes")
+            self._generation = after.generation
             try:
                 self._write(after, sync)
             except SyncFailedError:
