@@ -56,7 +56,7 @@ def test_a_logged_image_never_overwrites_a_slot_that_a_flushed_page_has_taken(tm
     def work(store, acknowledge):
         names = [f"logged {i}" for i in range(5)]
         for i in range(3):
-            put(store, {name: f"text {i}" for name in names})
+            put(store, dict.fromkeys(names, f"text {i}"))
         put(store, dict.fromkeys(names))
         put(store, {"other": "1"})
         put_many(store, 40, "flushed")
