@@ -162,6 +162,8 @@ def frames_of(data: bytes) -> list[tuple[int, int]]:
     while at + FRAME_HEADER_BYTES <= len(data):
         if data[at:at + 4] == FRAME_MAGIC:
             length = FrameHeader(data[at:at + FRAME_HEADER_BYTES]).length
+            if length < FRAME_HEADER_BYTES:  # forged
+                break
             found.append((at, length))
             at += length
         elif at % SECTOR_BYTES:

@@ -114,6 +114,10 @@ class Judge:
             self._require_words(mutant, error, changed)
             self._require_untouched(files)
             return "refused"
+        except CapacityError as error:
+            if not mutant.forged or mode == "r":
+                raise Flaw(f"the open raised {error}") from error
+            return "refused"  # what recovery would have to write finds no number
         except FileNotFoundError as error:
             if mode == "r" and not any(filenames.is_ours(name) and name != filenames.MANIFEST for name in files):
                 return "refused"

@@ -19,7 +19,16 @@ import numpy as np
 import pytest
 from crc32c import crc32c
 from forgeries import forgeries
-from forging import frames_of, logs_of, replaced, seal_log, with_manifest
+from forging import (
+    checkpoints_of,
+    data_files_of,
+    frames_of,
+    logs_of,
+    replaced,
+    seal_checkpoint,
+    seal_log,
+    with_manifest,
+)
 from healthy import BY_NAME, Index, answers, build, lay_out
 from judging import try_all
 from mutations import Mutant, accidents
@@ -28,8 +37,9 @@ from pages import SMALL, put, run_and_die
 import xtree
 from xtree.errors import CapacityError, CorruptionError
 from xtree.persistence import filenames
+from xtree.persistence.checkpoint import COUNTS_OFFSET
 from xtree.persistence.config import MAX_EPOCH
-from xtree.persistence.frame import FRAME_CRC_OFFSET, FRAME_HEADER, FRAME_MAGIC
+from xtree.persistence.frame import FRAME_CRC_OFFSET, FRAME_HEADER, FRAME_MAGIC, LINK_BYTES
 from xtree.persistence.runtime import open_store
 from xtree.persistence.superblock import Superblock
 
@@ -168,6 +178,28 @@ def test_a_frame_whose_epochs_leave_no_room_for_more_is_damaged(index_of, tmp_pa
     lay_out(tmp_path / "index", {**files, **seal_log(files, log, epochs, frames)})
     with pytest.raises(CorruptionError, match=f"{log}.*expected epochs in order"):
         xtree.Runtime(tmp_path / "index")
+
+
+def test_a_checkpoint_that_follows_a_log_there_cannot_be_is_passed_over(index_of, tmp_path):
+    index = index_of("strict")
+    files = index.files
+    (name,) = checkpoints_of(files)
+    link_at = COUNTS_OFFSET - LINK_BYTES
+    changes = seal_checkpoint(files, name, replaced(files[name], link_at, struct.pack("<Q", 2**63)))
+    lay_out(tmp_path / "index", {**files, **changes})
+    with xtree.Runtime(tmp_path / "index") as runtime:
+        assert f"{name}: expected the end of a log" in runtime.stats()["recovery"]["notes"][0]
+        assert answers(runtime) == index.history[index.last_epoch]
+
+
+@pytest.mark.parametrize("mode", ["r", "a"])
+def test_a_data_file_is_not_made_longer_than_it_may_be(index_of, tmp_path, mode):
+    files = index_of("killed").files
+    changes = with_manifest(files, lambda values: values["data_files"][0].update(synced_bytes=2**32))
+    lay_out(tmp_path / "index", {**files, **changes})
+    with pytest.raises(CorruptionError, match=r"data-c0-\d+\.xd: expected at most 1048576 bytes, found 4294967296"):
+        xtree.Runtime(tmp_path / "index", mode)
+    assert all((tmp_path / "index" / name).stat().st_size == len(files[name]) for name in data_files_of(files))
 
 
 def test_an_index_that_has_no_numbers_for_files_left_can_be_read_and_not_written(index_of, tmp_path):

@@ -136,6 +136,9 @@ def read(fs: FileSystem, directory: Path, entry: CheckpointEntry | int, uuid: by
             f"{path}: expected checkpoint {number} and an epoch up to {MAX_EPOCH}, found checkpoint {found_number} "
             f"and epoch {epoch}"
         )
+    last_log = LogLink.decode(header[COUNTS_OFFSET - LINK_BYTES : COUNTS_OFFSET])
+    if last_log.number > MAX_NUMBER:
+        raise CorruptionError(f"{path}: expected the end of a log, found {last_log}")
     if isinstance(entry, CheckpointEntry) and (epoch, length, crc) != (entry.epoch, entry.bytes, entry.crc):
         raise CorruptionError(
             f"{path}: expected epoch {entry.epoch}, {entry.bytes} bytes and the CRC {entry.crc:#010x} by the "
@@ -150,7 +153,7 @@ def read(fs: FileSystem, directory: Path, entry: CheckpointEntry | int, uuid: by
         table=(handles, data[tags_at : tags_at + sum(handles)], data[HEADER_BYTES:files_at]),
         catalog=bytes(data[catalog_at : catalog_at + catalog_bytes]),
         data_files=_data_files(data[files_at:tags_at], path, files_at),
-        last_log=LogLink.decode(header[COUNTS_OFFSET - LINK_BYTES : COUNTS_OFFSET]),
+        last_log=last_log,
         catalog_offset=catalog_at,
         entry=CheckpointEntry(number, epoch, length, crc),
     )

@@ -106,8 +106,9 @@ class DataFiles:
             found = self._fs.size(path)
         except FileNotFoundError:
             raise CorruptionError(f"{path}: expected a data file that the manifest lists, found none") from None
-        if found > self._config.window_bytes:
-            raise CorruptionError(f"{path}: expected at most {self._config.window_bytes} bytes, found {found}")
+        largest = max(found, entry.synced_bytes)
+        if largest > self._config.window_bytes:
+            raise CorruptionError(f"{path}: expected at most {self._config.window_bytes} bytes, found {largest}")
         if found < entry.synced_bytes and not extend:
             raise CorruptionError(f"{path}: expected at least {entry.synced_bytes} bytes, found {found}")
         file = self._lazy(path, entry.number, entry.size_class)
