@@ -193,13 +193,15 @@ class Journal:
             spare.close()
             self._making.discard(spare.number)  # its file goes with the next garbage
             raise
-        if overtaken:
-            spare.close()
-        else:
-            self.spare = spare
-        self._making.discard(spare.number)
-        if not overtaken:
-            reach("journal.spare_listed")
+        try:
+            if not overtaken:
+                reach("journal.spare_listed")
+        finally:  # from the moment it is listed it is the next log
+            if overtaken:
+                spare.close()
+            else:
+                self.spare = spare
+            self._making.discard(spare.number)
         return not overtaken
 
     def close_log(self) -> None:
