@@ -144,7 +144,7 @@ def rewrite_checkpoints(path: Path, **changes) -> None:
     for entry in manifest.checkpoints:
         found = checkpoints.read(fs, path, entry, manifest.uuid)
         values = {
-            "epoch": found.epoch, "rows": found.rows, "catalog": found.catalog, "data_files": found.data_files,
+            "epoch": found.epoch, "table": found.table, "catalog": found.catalog, "data_files": found.data_files,
             "last_log": found.last_log, **changes,
         }  # fmt: skip
         entries.append(checkpoints.write(fs, path, found.number, manifest.uuid, **values))

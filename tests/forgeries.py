@@ -13,10 +13,10 @@ from forging import (
     checkpoints_of,
     data_files_of,
     frames_of,
-    live_rows_of,
     logs_of,
     manifest_of,
     manifest_with,
+    parts_of,
     replaced,
     rows_of,
     seal_checkpoint,
@@ -29,7 +29,7 @@ from forging import (
 from healthy import Files, Index
 from mutations import PAGE_HEADER_BYTES, Mutant, pages_in_use
 
-from xtree.persistence import checkpoint, filenames
+from xtree.persistence import filenames
 from xtree.persistence.catalog import RECORD
 from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.frame import DELTA, DELTA_BYTES, FRAME_HEADER_BYTES, PAYLOAD_RANGES, FrameHeader, aligned
@@ -175,12 +175,11 @@ def of_checkpoints(files: Files, rng: random.Random) -> Iterator[Mutant]:
     """Header, rows, data file entries, catalog, of the newest checkpoint."""
     for name in checkpoints_of(files)[-1:]:
         data = files[name]
-        rows = rows_of(data)
-        table_at = HEADER_BYTES + rows.nbytes
-        catalog_at = table_at + checkpoint.DATA_FILE_BYTES * struct.unpack_from("<I", data, 64)[0]
+        files_at, tags_at, catalog_at = parts_of(data)
         changes = list(edits(data, CHECKPOINT_FIELDS))
-        changes += edits(data, [(0, 4), (4, 1), (8, 8)], table_at)
-        for what, changed in changes + list(edits_of_rows(data, rows, rng)):
+        changes += edits(data, [(0, 4), (4, 1), (8, 8)], files_at)
+        changes += edits(data, [(rng.randrange(catalog_at - tags_at), 1) for _ in range(3)], tags_at)
+        for what, changed in changes + list(edits_of_rows(data, rows_of(data), rng)):
             yield Mutant(f"{name}: {what}",
                          lambda name=name, changed=changed: seal_checkpoint(files, name, changed), forged=True)
         for what, changed, harmless in edits_of_catalog(data, catalog_at, struct.unpack_from("<Q", data, 56)[0]):
@@ -191,21 +190,19 @@ def of_checkpoints(files: Files, rng: random.Random) -> Iterator[Mutant]:
 
 def edits_of_rows(data: bytes, rows: np.ndarray, rng: random.Random) -> Iterator[tuple[str, bytes]]:
     """Every field of a few rows, and rows in each other's place."""
-    live = live_rows_of(rows)
-    chosen = {int(live[0]), int(live[-1]), 0, rng.randrange(len(rows))}
-    for i in sorted(chosen):
+    for i in sorted({0, len(rows) - 1, rng.randrange(len(rows))}):
         fields = [(rows.dtype.fields[field][1], rows.dtype[field].itemsize) for field in rows.dtype.names]
         yield from edits(data, fields, HEADER_BYTES + i * rows.dtype.itemsize)
-    if len(live) > 1:
+    if len(rows) > 1:
         swapped = rows.copy()
-        swapped[[live[0], live[1]]] = rows[[live[1], live[0]]]
+        swapped[[0, 1]] = rows[[1, 0]]
         yield "two rows swapped", with_rows(data, swapped)
         same = rows.copy()
-        same[live[1]] = rows[live[0]]
+        same[1] = rows[0]
         yield "a row twice", with_rows(data, same)
-        for field in ("offset", "file_number"):
+        for field in ("offset_4k", "file_number"):
             same = rows.copy()
-            same[field][live[0]] = rows[field][live[1]] if field == "offset" else 2**32 - 1
+            same[field][0] = rows[field][1] if field == "offset_4k" else 2**32 - 1
             yield f"the {field} of another row", with_rows(data, same)
 
 

@@ -119,14 +119,18 @@ def with_manifest(files: Files, edit: Callable[[dict[str, Any]], object]) -> Fil
 
 
 def rows_of(data: bytes) -> np.ndarray:
-    """A copy of a checkpoint's rows, shard by shard."""
-    counts = checkpoint.COUNTS.unpack_from(data, checkpoint.COUNTS_OFFSET)
-    return np.frombuffer(data, checkpoint.ROW, sum(counts), HEADER_BYTES).copy()
+    """A copy of a checkpoint's rows of live pages."""
+    count = checkpoint.BODY.unpack_from(data, checkpoint.PREFIX.size)[2]
+    return np.frombuffer(data, checkpoint.ROW, count, HEADER_BYTES).copy()
 
 
-def live_rows_of(rows: np.ndarray) -> np.ndarray:
-    """The places of the rows of live pages."""
-    return np.flatnonzero(rows["state"] == 2)
+def parts_of(data: bytes) -> tuple[int, int, int]:
+    """Where the list of data files, the tags and the catalog of a checkpoint begin."""
+    _, _, rows, _, data_files, _ = checkpoint.BODY.unpack_from(data, checkpoint.PREFIX.size)
+    files_at = HEADER_BYTES + checkpoint.ROW_BYTES * rows
+    tags_at = files_at + checkpoint.DATA_FILE_BYTES * data_files
+    handles = sum(checkpoint.COUNTS.unpack_from(data, checkpoint.COUNTS_OFFSET))
+    return files_at, tags_at, tags_at + aligned(handles)
 
 
 def with_rows(data: bytes, rows: np.ndarray) -> bytes:
@@ -218,7 +222,8 @@ def with_page(files: Files, data_name: str, offset: int, page: bytes) -> Files:
     changed = {data_name: replaced(files[data_name], offset, page)}
     for name in checkpoints_of(files):
         rows = rows_of(files[name])
-        same = (rows["file_number"] == number) & (rows["offset"] == offset) & (rows["crc"] == page_crc_of(old))
+        here = (rows["file_number"] == number) & (rows["offset_4k"] == offset // checkpoint.OFFSET_UNIT)
+        same = here & (rows["crc"] == page_crc_of(old))
         if same.any():
             rows["crc"][same] = page_crc_of(page)
             changed |= seal_checkpoint({**files, **changed}, name, with_rows(files[name], rows))

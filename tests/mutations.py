@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from forging import checkpoints_of, data_files_of, frames_of, live_rows_of, logs_of, replaced, rows_of
+from forging import checkpoints_of, data_files_of, frames_of, logs_of, parts_of, replaced, rows_of
 from healthy import Files, Index
 
 from xtree.persistence import checkpoint, filenames
@@ -69,9 +69,9 @@ def pages_in_use(files: Files) -> list[tuple[str, int, int]]:
     names = {filenames.parse_data(name)[1]: name for name in data_files_of(files)}
     found = []
     for name in checkpoints_of(files)[-1:]:
-        rows = rows_of(files[name])
-        for row in rows[live_rows_of(rows)]:
-            found.append((names[int(row["file_number"])], int(row["offset"]), CLASS_BYTES[row["size_class"]]))
+        for row in rows_of(files[name]):
+            offset = checkpoint.OFFSET_UNIT * int(row["offset_4k"])
+            found.append((names[int(row["file_number"])], offset, CLASS_BYTES[row["size_class"]]))
     return found
 
 
@@ -143,8 +143,7 @@ def interesting_lengths(name: str, data: bytes) -> set[int]:
     for at, length in frames_of(data) if filenames.parse_log(name) is not None else ():
         edges |= {at, at + FRAME_HEADER_BYTES, at + FRAME_HEADER_BYTES + DELTA_BYTES, at + length}
     if filenames.parse_checkpoint(name) is not None:
-        rows_end = HEADER_BYTES + rows_of(data).nbytes
-        edges |= {HEADER_BYTES + checkpoint.ROW_BYTES, rows_end, rows_end + checkpoint.DATA_FILE_BYTES}
+        edges |= {HEADER_BYTES + checkpoint.ROW_BYTES, *parts_of(data)}
         edges |= {len(data) - checkpoint.FOOTER_BYTES}
     if filenames.parse_data(name) is not None:
         edges |= set(range(HEADER_BYTES, len(data), 8 * HEADER_BYTES))

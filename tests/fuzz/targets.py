@@ -25,6 +25,7 @@ from forging import (
     frames_of,
     logs_of,
     manifest_with,
+    parts_of,
     replaced,
     seal_checkpoint,
     seal_log,
@@ -112,7 +113,7 @@ def checkpoint_file(place: Workplace, data: bytes) -> None:
         found = checkpoint.read(place.fs, str(place.folder), number, whole[16:32])
         files = {entry.number: (i, entry.size_class) for i, entry in enumerate(found.data_files)}
         with contextlib.suppress(*REFUSALS):
-            ObjectTable().restore(*found.rows, FilePlaces(files, 1 << 20))
+            ObjectTable().restore(found.epoch, *found.table, FilePlaces(files, 1 << 20))
         for entry in Catalog.decode(found.catalog):
             with contextlib.suppress(*REFUSALS):
                 TreeState.decode(entry.state, entry.root)
@@ -246,8 +247,7 @@ def seeds(place: Workplace) -> dict[str, list[bytes]]:
         found["manifest"].append(files[filenames.MANIFEST].split(b"\n", 1)[1][:-2])
         for name in checkpoints_of(files):
             data = files[name]
-            rows_end = HEADER_BYTES + 48 * struct.unpack_from("<Q", data, 48)[0]
-            at = rows_end + checkpoint.DATA_FILE_BYTES * struct.unpack_from("<I", data, 64)[0]
+            at = parts_of(data)[2]
             found["checkpoint"].append(data)
             found["catalog"].append(data[at:at + struct.unpack_from("<Q", data, 56)[0]])
         for name in logs_of(files):
