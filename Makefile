@@ -86,7 +86,7 @@ tsan: $(TSAN)/installed
 	@if ls build/tsan/race.* 2>/dev/null; then cat build/tsan/race.*; exit 1; else echo "no race"; fi
 
 torture: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m torture $(TORTURE_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m torture $(TORTURE_ARGS)
 
 bench: $(VENV)/installed-bench
 	$(BIN)/xtree bench substrate $(BENCH_ARGS)

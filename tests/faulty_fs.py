@@ -114,7 +114,8 @@ class FaultyFile(File):
     def _read_once(self, n: int, offset: int) -> bytes:
         return super()._read_once(self._shortened(n), offset)
 
-    def _write_once(self, view: memoryview, offset: int) -> int:
+    def _write_once(self, data: Buffer, offset: int) -> int:
+        view = memoryview(data).cast("B")
         return super()._write_once(view[: self._shortened(view.nbytes)], offset)
 
     def _writev_once(self, buffers: Sequence[Buffer], offset: int) -> int:

@@ -414,7 +414,7 @@ class Coordinator:
 
     def has_published(self, group: Group) -> bool:
         """Whether a group is visible: whatever is raised behind that, it is committed."""
-        return bool(self.store.published.epoch >= group.epochs[-1])
+        return bool(self.store.published.epoch >= group.commits[-1][1])
 
     def _finish_group(self, group: Group) -> None:
         """After the publication: the callers go on, and what the commit has left is tidied up."""
