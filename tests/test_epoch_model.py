@@ -191,7 +191,10 @@ CODE = {
         "cdef void retire(self": ["store_release(&row.retire", "store_release(&row.word"],
         "cdef bint reclaim_one(self": ["spin_lock(", ".retire <= horizon", "_free_row(", "spin_unlock("],
     },
-    "write_set.pyx": {"def _publish_rows(self": ["lock_without_gil(", "table.publish(", "table.retire("]},
+    "write_set.pyx": {
+        "def _publish_rows(self": ["lock_with_gil(", "self.publish_all(epoch)", "PyThread_release_lock("],
+        "cdef void publish_all(self": ["table.publish(", "table.retire("],
+    },
     "mmap_windows.pyx": {
         "cdef inline char *_show(": ["store_seq(&windows.bases[window], windows.mappings[window])"],
         "cdef char *map_window(self": ["self.bases[window]:", "self.mappings[window]:", "_show(", "_map_file("],
@@ -224,9 +227,9 @@ CODE = {
     },
     "commit_queue.pyx": {
         "def carry(": [
-            "turn.acquire(",
+            "take_turn(turn",
             "_plan(request)",
-            "on_queued()",
+            "tell_queued(request)",
             "_write_group(group)",
             "_finish_group(group)",
             "turn.release()",
@@ -234,7 +237,7 @@ CODE = {
         "def submit(self": [
             "self.waiting += 1",
             "self.queue.put(request)",
-            "on_queued()",
+            "tell_queued(request)",
             "outcome_of(request)",
             "self.waiting -= 1",
         ],
