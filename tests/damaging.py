@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import re
 import shutil
 from collections import Counter
@@ -248,3 +249,19 @@ def lose_a_page(store) -> None:
 def number_in(name: str) -> int:
     """The sequence number in a file's name."""
     return int(re.findall(r"\d{10}", name)[0])
+
+
+def damage(file: Path, rng: random.Random) -> str:
+    """Flips a bit, blanks a sector, or cuts the file; near its beginning half of the time. Says what."""
+    content = bytearray(file.read_bytes())
+    at = rng.randrange(len(content) if rng.random() < 0.5 else min(len(content), 9000))
+    how = rng.choice(("flip", "zero", "fill", "cut"))
+    if how == "flip":
+        content[at] ^= 1 << rng.randrange(8)
+    elif how == "cut":
+        del content[at:]
+    else:
+        end = min(len(content), (at | 511) + 1)
+        content[at & ~511:end] = (b"\0" if how == "zero" else b"\xa5") * (end - (at & ~511))
+    file.write_bytes(content)
+    return f"{how} at {at}"

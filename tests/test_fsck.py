@@ -27,6 +27,7 @@ from damaging import (
     contents,
     copies_of,
     cut,
+    damage,
     files,
     flip,
     lose_a_page,
@@ -41,7 +42,6 @@ from damaging import (
 )
 from faulty_fs import FaultyFileSystem
 from pages import MODES, history, run_and_die, small, write_steps
-from test_damage import damage
 
 import xtree
 from xtree.cli import main
@@ -241,14 +241,14 @@ CLOSED: dict[Damage, tuple[str, str, str, str]] = {  # part, place, expected, fo
     superblock_epoch_regressed: ("superblock", "superblock.bin", "epoch_ceiling 1099511627776 .*", ".* in gen.*"),
     superblock_missing: ("superblock", "superblock.bin, offset 0", "copy 0 of the superblock", "No such file.*"),
     manifest_of_another_index: ("manifest", "manifest.json", "the manifest of index .*", "that of 0001.*"),
-    checkpoints_older_than_their_rows: ("row", "checkpoint-.*, node .*", "a birth up to epoch 1, .*", "[0-9]+"),
+    checkpoints_older_than_their_rows: ("row", "checkpoint-.*", "a row that can be", "row 1 .*birth epoch"),
     catalog_that_is_none: ("checkpoint", "checkpoint-.*, offset [0-9]+", "a catalog record .*", "one of .*"),
     root_that_is_not_there: ("row", "checkpoint-.*, tree 'flat', node .*", "a row of the root", "none: .*"),
     manifest_truncated: ("manifest", "manifest.json, offset 0", "the first line of a manifest", ".*"),
     listed_data_file_missing: ("directory", "data-c0-.*", "a file that the manifest lists", "none"),
     listed_checkpoint_missing: ("directory", "checkpoint-.*", "a file that the manifest lists", "none"),
     newest_checkpoint_flipped: ("checkpoint", "checkpoint-.*", "a footer with the CRC 0x.*", "b'XTCKPEND.*"),
-    checkpoint_is_another_one: ("checkpoint", "checkpoint-.*", "checkpoint [0-9]+", "checkpoint [0-9]+"),
+    checkpoint_is_another_one: ("checkpoint", "checkpoint-.*", "checkpoint [0-9]+.*", "checkpoint [0-9]+.*"),
     data_file_truncated: ("directory", "data-c0-.*", "at least [0-9]+ bytes, by the manifest", "[0-9]+"),
     data_file_header_flipped: ("data file", "data-c0-.*, offset 0", ANY_CRC, "0x.*"),
     page_flipped: ("page", "data-c0-.*, offset .*, node .*", ROW, "bytes with CRC 0x.*, 0x.* in their header"),
@@ -474,6 +474,11 @@ def test_what_a_kill_at_any_point_leaves_is_no_damage(tmp_path, tally, mode):
     check_crashes(tmp_path / "index", mode, [(point, nth) for point in CRASH_POINTS for nth in (1, 2, 5)], tally)
 
 
+def torn_at_the_close(finding) -> bool:
+    """Whether it is of one superblock copy: at the end of a close nothing tells a torn write from later damage."""
+    return finding.part == "superblock" and finding.offset in (0, 4096)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads unlinked files through /proc")
 def test_what_a_power_loss_leaves_is_no_damage(tmp_path, tally):
     seed = secrets.randbits(32)
@@ -481,7 +486,8 @@ def test_what_a_power_loss_leaves_is_no_damage(tmp_path, tally):
     states = history(seed, losses.STEPS)
     for path, point, _ in losses.written_with_losses(tmp_path / "index", seed, states):
         report = fsck(path)
-        assert report.ok, (point, [str(finding) for finding in report.findings])
+        damaged = [str(finding) for finding in report.of("damage") if not torn_at_the_close(finding)]
+        assert report.opens and not damaged, (point, damaged)
         tally("states after a power loss in which fsck finds no damage")
 
 

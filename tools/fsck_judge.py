@@ -13,7 +13,7 @@ from xtree.persistence.filenames import MANIFEST, SUPERBLOCK
 from xtree.persistence.frame import LogLink
 from xtree.persistence.superblock import COPIES, Superblock
 from xtree.roots import KIND, tree_state_of
-from xtree.tools.fsck_files import EVERY_EPOCH, READ_ERRORS, Directory, Log
+from xtree.tools.fsck_files import READ_ERRORS, Directory, Log
 from xtree.tools.fsck_report import DAMAGE, NOTE, ORPHAN, Report
 
 __all__ = ["judge_files", "judge_leftovers", "orphans"]
@@ -122,10 +122,6 @@ def _judge_checkpoint(directory: Directory, number: int, found: Checkpoint | Exc
     except READ_ERRORS as error:
         report.add_error(DAMAGE, "row", error, "a row that can be", file=name)
         return
-    rows = table.visible(EVERY_EPOCH)
-    for row in rows[rows["birth"] > found.epoch]:
-        expected = f"a birth up to epoch {found.epoch}, the checkpoint's"
-        report.add(DAMAGE, "row", expected, f"{row['birth']}", file=name, node=int(row["node"]))
     try:
         catalog = Catalog.decode(found.catalog, name, found.catalog_offset)
     except READ_ERRORS as error:
