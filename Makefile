@@ -7,7 +7,7 @@
 #   make asan          the tests of the core and of hostile files against a build with AddressSanitizer and UBSan
 #   make tsan          tests of threads against a build that ThreadSanitizer watches (gcc); any race fails
 #   make fuzz          feed each parser what a fuzzer makes of real files; make fuzz FUZZ_SECONDS=60 for longer
-#   make torture       under an hour of crashes, faults, kills and damaged files; counts what was tried
+#   make torture       crashes, faults, kills and damaged files by the ten thousand; counts what was tried
 #   make bench         measure what the store costs on this machine, beside other engines
 #   make soak          an hour of work, kills and reopening under check; make soak SOAK_ARGS='--minutes 5' for less
 #   make lint          ruff, cython-lint and mypy alone
