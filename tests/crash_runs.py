@@ -19,6 +19,8 @@ from workloads import COPY, INDEX, WORKLOADS, Model, Stage, canonical, models, o
 import xtree
 from xtree.persistence.crash_points import set_hook
 from xtree.persistence.runtime import exists
+from xtree.tools.fsck import fsck
+from xtree.tools.fsck_report import DAMAGE, Finding
 
 UNBORN = -1  # in the place of an epoch
 
@@ -137,8 +139,16 @@ class Found:
     copy: int | None = None  # the epoch of the backup beside it; UNBORN for one that refuses to open
 
 
+def torn_at_the_close(finding: Finding) -> bool:
+    """Whether it is of one superblock copy: beside a manifest without logs, nothing tells a torn write from damage."""
+    return finding.part == "superblock" and finding.offset in (0, 4096)
+
+
 def verify(path: Path, config: xtree.Config) -> tuple[int, Contents]:
     """Whatever can be said of any index: recovery without a write works, every check passes. Its epoch and contents."""
+    report = fsck(path)
+    damaged = [str(finding) for finding in report.of(DAMAGE) if not torn_at_the_close(finding)]
+    assert report.opens and not damaged, damaged
     with open_runtime(path, config, mode="r") as runtime:
         runtime.check()
         return runtime.stats()["epoch"], held_by(runtime)

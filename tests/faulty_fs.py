@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from xtree.persistence.platform_fs import Buffer, File, FileSystem, Lock, SyncFailedError
 
-PATIENCE_S = 20  # before a test that waits for a thread fails
+PATIENCE_S = 60  # before a test that waits for a thread fails
 WRITES = ("pwrite", "pwritev", "write_zeros", "truncate", "reserve", "sync")
 READS = ("pread", "size", "map")
 LOOKS = ("listdir", "size", "free_space")  # of the file system

@@ -36,7 +36,7 @@ REFUSALS = (CorruptionError, FormatVersionError)
 MOST_BYTES = 1 << 30  # of address space that a child may take beyond what it begins with
 SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 GOING_ON = 4  # of so many mutants that are answered one is also written to, and opened again
-PATIENCE_S = 100 if SANITIZED else 20  # before a mutant counts as hanging; most take a hundredth of a second
+PATIENCE_S = 100 if SANITIZED else 60  # before a mutant counts as hanging; most take a hundredth of a second
 WRITE = ([2**62], [[0.25] * 128])  # a record that no index has
 
 

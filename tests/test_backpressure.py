@@ -6,7 +6,7 @@ import errno
 import threading
 
 import pytest
-from faulty_fs import FaultyFileSystem
+from faulty_fs import PATIENCE_S, FaultyFileSystem
 from pages import ManualClock, put, settle, small, texts_of
 
 import xtree
@@ -18,7 +18,6 @@ from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.runtime import open_store
 
-PATIENCE_S = 20
 LIMIT = 100_000
 
 

@@ -13,7 +13,7 @@ import threading
 
 import pytest
 from faults import ForgetfulFileSystem
-from faulty_fs import FaultyFileSystem
+from faulty_fs import PATIENCE_S, FaultyFileSystem
 from pages import MODES, SMALL, ManualClock, SteppingClock, by_request, put, run_and_die, settle, small, texts_of
 
 import xtree
@@ -25,7 +25,6 @@ from xtree.persistence.platform_fs import FileSystem, SyncFailedError
 from xtree.persistence.runtime import open_store
 from xtree.persistence.superblock import SuperblockFile
 
-PATIENCE_S = 20
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 

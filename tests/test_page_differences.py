@@ -8,7 +8,7 @@ import secrets
 
 import numpy as np
 import pytest
-from pages import KIND, SMALL, run_and_die, small
+from pages import KIND, SMALL, by_request, run_and_die, small
 
 import xtree
 from xtree.persistence import filenames
@@ -122,7 +122,7 @@ def test_pages_come_back_from_their_differences_with_their_data_files_zeroed(tmp
         )
         os._exit(42)
 
-    run_and_die(str(path), work_and_die, "nowhere", 1, small(mode))
+    run_and_die(str(path), work_and_die, "nowhere", 1, by_request(mode))
     other = open_store(tmp_path / "other", config=SMALL)
     work(other, lambda step: None)
     other.close()

@@ -210,6 +210,8 @@ def torture(directory, mode: str, seed: int, seconds: float, tally) -> None:
             run.make(history)
         writers = [run.write(name) for name in NAMES]
         run.run(seconds, [*writers, *[run.read] * READERS, run.checkpoint, run.back_up(directory / "backup")])
+        for _ in range(config.checkpoints_kept):
+            runtime.checkpoint()
         stats = runtime.stats()
         assert stats["windows"]["recycled"] > 0 and stats["windows"]["unmap_failures"] == 0
         assert stats["coordinator"]["reclaimed"] > 0

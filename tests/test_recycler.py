@@ -335,8 +335,7 @@ def test_every_page_is_right_while_hardly_any_may_stay_mapped(tmp_path, mode, bu
         assert again.recovery.clean
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.torture
 def test_every_page_is_right_for_a_minute(tmp_path):
     store, names = make_files(tmp_path / "index", 1500, mapping_budget=1, descriptor_budget=1)
     churn(store, names, 60.0, readers=8)

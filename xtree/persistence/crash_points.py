@@ -65,6 +65,7 @@ CRASH_POINTS: tuple[str, ...] = (
     "recovery.frame_applied",
     "recovery.images_checked",
     "recovery.image_written",
+    "recovery.log_synced",
     # a backup
     "backup.data_synced",
     "backup.checkpoints_written",

@@ -204,6 +204,16 @@ class Journal:
             self._making.discard(spare.number)
         return not overtaken
 
+    def sync_last_log(self) -> None:
+        """Puts on the disk what recovery has found in the last log. Raises OSError, SyncFailedError."""
+        number = self.last_log.number
+        if any(entry.number == number for entry in self.manifest.logs):
+            file = self.fs.open(os.path.join(self.directory, filenames.log_name(number)), "rw")
+            try:
+                file.sync()
+            finally:
+                file.close()
+
     def close_log(self) -> None:
         """Ends the open log between two groups, once it is synced: its end is known from here on."""
         if self.log is None:
