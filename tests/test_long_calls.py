@@ -69,12 +69,12 @@ def test_answers_are_right_in_many_threads_while_one_window_may_stay_mapped(tree
             ended.set()
 
     def query():
-        pairs = tree.query(queries)
+        pairs = tree.query(queries, threads=2)
         for i in rng_of().choice(len(queries), 20):
             assert set(pairs[1][pairs[0] == i].tolist()) == expected[i]
 
     def count():
-        assert tree.count(queries).tolist() == counts
+        assert tree.count(queries, threads=3).tolist() == counts
 
     def one():
         i = int(rng_of().integers(len(queries)))
@@ -114,8 +114,8 @@ def rng_of():
     return np.random.default_rng(threading.get_ident() & 0xFFFF)
 
 
-@pytest.mark.parametrize("ask", ["query", "count", "nearest"])
-def test_a_long_batch_lets_mappings_go_that_it_has_done_with(tree, ask):
+@pytest.mark.parametrize(("ask", "threads"), [("query", 1), ("query", 2), ("count", 1), ("nearest", 1)])
+def test_a_long_batch_lets_mappings_go_that_it_has_done_with(tree, ask, threads):
     rng = np.random.default_rng(4)
     points = rng.random((400_000, DIMS))
     eventually_quiet(tree)
@@ -123,7 +123,7 @@ def test_a_long_batch_lets_mappings_go_that_it_has_done_with(tree, ask):
     if ask == "nearest":
         tree.nearest(points, 3, max_distance=0.001)  # the pages around a point, not half of the tree
     else:
-        getattr(tree, ask)(boxes_of(points, 0.001))
+        getattr(tree, ask)(boxes_of(points, 0.001), threads=threads)
     assert windows_of(tree)["recycled"] > before
 
 

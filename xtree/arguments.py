@@ -21,6 +21,7 @@ __all__ = [
     "as_output",
     "as_path",
     "as_predicate",
+    "as_threads",
     "as_timeout",
 ]
 
@@ -76,6 +77,16 @@ def as_distance(max_distance: Any) -> float:
     value = _real(max_distance, "max_distance")
     if not value >= 0.0:
         raise ValueError(f"max_distance must be at least 0, not {value}")
+    return value
+
+
+def as_threads(threads: Any) -> int:
+    """How many threads; None: one for each processor that the process may use. Raises ValueError, TypeError."""
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    value = _integer(threads, "threads")
+    if value < 1:
+        raise ValueError(f"threads must be at least 1, not {value}")
     return value
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xtree import inspection, join, nearest, search
-from xtree.arguments import as_distance, as_neighbours, as_output, as_predicate
+from xtree.arguments import as_distance, as_neighbours, as_output, as_predicate, as_threads
 from xtree.conversion import finite_points, one_id, query_boxes
 from xtree.errors import DimensionError
+from xtree.parallel import in_threads
 from xtree.persistence.store import Store
 from xtree.tree_state import TreeState
 from xtree.view import TreeView
@@ -38,7 +39,9 @@ class Reader:
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """function(store, state, *arguments), with the state protected meanwhile. Raises ClosedError."""
 
-    def query(self, boxes: ArrayLike, predicate: str = "intersects", output: str = "pairs") -> Any:
+    def query(
+        self, boxes: ArrayLike, predicate: str = "intersects", output: str = "pairs", threads: int | None = 1
+    ) -> Any:
         """The ids of the records whose boxes fulfil a predicate with a query box.
 
         boxes: one box (2*d,) or point (d,), or many, (m, 2*d) or (m, d). Infinite bounds make half-open windows.
@@ -47,58 +50,65 @@ class Reader:
         inside the query box. "contains": contain the query box. (The record is the subject; shapely's STRtree names the
         same two from the query's side, so its "contains" is "within" here.) Boundaries belong to boxes throughout.
 
+        threads: how many may answer a batch; None: as many as there are processors for this process.
+
         Returns for one box the ids, (k,) int64, in no particular order; a record stored twice comes twice. For many
         boxes, with output="pairs", an array (2, n) int64: index of the query, id; ordered by the first. With
         output="csr" (offsets, ids): (m+1,) int64 and (n,) int64, where query i has ids[offsets[i]:offsets[i + 1]]; it
         saves writing the first row, and is for arrays of boxes only.
 
         Raises InvalidBoxError for NaN or min > max, DimensionError for another shape, TypeError for anything but real
-        numbers, ValueError for an unknown predicate or output, ClosedError.
+        numbers, ValueError for an unknown predicate or output or less than one thread, ClosedError.
         """
         if self._view is not None and output == "pairs":
             found = self._view.query_plain(boxes, predicate)
             if found is not None:
                 return found
-        number = as_predicate(predicate)
+        number, workers = as_predicate(predicate), as_threads(threads)
         windows = query_boxes(boxes, self._dims)
         if windows.ndim == 1:
             if as_output(output) == "csr":
                 raise DimensionError(f"output='csr' is for many boxes: expected (m, {2 * self._dims}), got one box")
             return self._read(search.query_one, windows, number)
         form = as_output(output)
-        offsets, ids = self._read(search.query, windows, number)
+        offsets, ids = self._read(in_threads, workers, search.query, windows, number)
         return (offsets, ids) if form == "csr" else _pairs(offsets, ids)
 
-    def count(self, boxes: ArrayLike, predicate: str = "intersects") -> Any:
+    def count(self, boxes: ArrayLike, predicate: str = "intersects", threads: int | None = 1) -> Any:
         """How many records fulfil a predicate with a query box: an int for one box, (m,) int64 for many.
 
         Takes and raises what `query` does.
         """
-        number = as_predicate(predicate)
+        number, workers = as_predicate(predicate), as_threads(threads)
         windows = query_boxes(boxes, self._dims)
         if windows.ndim == 1:
             return int(self._read(search.count, windows, number)[0])
-        return self._read(search.count, windows, number)
+        return self._read(in_threads, workers, search.count, windows, number)
 
     def nearest(
-        self, points: ArrayLike, k: int = 1, max_distance: float | None = None, return_distance: bool = False
+        self,
+        points: ArrayLike,
+        k: int = 1,
+        max_distance: float | None = None,
+        return_distance: bool = False,
+        threads: int | None = 1,
     ) -> Any:
         """The k records nearest to a point, by Euclidean distance to their boxes (0 inside).
 
-        points: one, (d,), or many, (m, d); finite. max_distance: leaves out what is farther away; inclusive.
+        points: one, (d,), or many, (m, d); finite. max_distance: leaves out what is farther away; inclusive. threads:
+        how many may answer a batch, as in `query`.
 
         Returns for one point the ids, (min(k, len),) int64, ordered by (distance, id); with return_distance=True
         (ids, distances), the distances float64. For many points an array (2, n) int64: index of the point, id; grouped
         by the first and ordered alike within; with return_distance=True (pairs, distances (n,)).
 
-        Raises ValueError for k < 1, a point that isn't finite or a negative max_distance, DimensionError for another
-        shape, TypeError for anything but real numbers, ClosedError.
+        Raises ValueError for k or threads < 1, a point that isn't finite or a negative max_distance, DimensionError for
+        another shape, TypeError for anything but real numbers, ClosedError.
         """
-        count = as_neighbours(k)
-        limit = as_distance(max_distance)
+        count, limit, workers = as_neighbours(k), as_distance(max_distance), as_threads(threads)
         given = finite_points(points, self._dims)
         rows = given.reshape(1, -1) if given.ndim == 1 else given
-        offsets, ids, distances = self._read(_nearest, rows, count, limit)
+        offsets, ids, distances = self._read(in_threads, workers, _nearest, rows, count, limit)
         found = ids if given.ndim == 1 else _pairs(offsets, ids)
         return (found, distances) if return_distance else found
 
