@@ -51,6 +51,7 @@ MODULES = [
     "xtree.insertion",
     "xtree.removal",
     "xtree.kernels",
+    "xtree.kernel_forms",
     "xtree.arrays",
     "xtree.query_order",
     "xtree.search",

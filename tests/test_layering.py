@@ -16,7 +16,7 @@ LAYERS = [
      "persistence.crash_points", "persistence.clock", "persistence.atomics", "persistence.memory", "persistence"},
     # 1 the machine: files, checksums, geometry
     {"persistence.platform_fs", "persistence.disk_reserve", "persistence.metrics", "persistence.page_checksum",
-     "xtree.box", "xtree.kernels", "xtree.radix"},
+     "xtree.box", "xtree.kernels", "xtree.kernel_forms", "xtree.radix"},
     # 2 space: which bytes of which file are mapped, used, free
     {"persistence.mmap_windows", "persistence.segment_allocator", "persistence.memory_growth"},
     # 3 names: NodeID to address, epochs, who is reading

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from xtree import kernels
 
+ROOT = Path(__file__).parent.parent
 ANSWERS = """
 import hashlib
 import sys
@@ -58,6 +60,17 @@ def test_all_forms_agree():
     assert len(answers["portable"]) > 100
     for form, lines in answers.items():
         assert lines == answers["portable"], form
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("form", kernels.available()[1:])
+def test_the_tests_of_answers_pass_with_each_form(form):
+    files = [f"tests/test_{name}.py" for name in ("model", "search", "nearest")]
+    arguments = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    environment = {**os.environ, "XTREE_SIMD": form}
+    ran = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-4000:]
 
 
 def test_the_best_form_is_the_default():
