@@ -6,9 +6,11 @@ import collections
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from damaging import Records, build
 
 import xtree
 from xtree.persistence.memory_store import MemoryStore
@@ -89,6 +91,25 @@ def make_tree(request, tmp_path):
             tree.check()
         tree.close()
     trees.clear()  # `make` outlives the test
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> dict[str, tuple[Path, Records]]:
+    """Indexes to damage copies of, each with its records: a closed one, a killed one, a closed one of other content."""
+    where = tmp_path_factory.mktemp("made")
+    return {name: (where / name, build(where / name, name != "killed")) for name in ("closed", "killed", "other")}
+
+
+@pytest.fixture
+def closed(made, tmp_path) -> Path:
+    """The path of a copy of the closed index."""
+    return Path(shutil.copytree(made["closed"][0], tmp_path / "closed"))
+
+
+@pytest.fixture
+def killed(made, tmp_path) -> Path:
+    """The path of a copy of the killed index."""
+    return Path(shutil.copytree(made["killed"][0], tmp_path / "killed"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from damaging import Pages, Records, build, copies_of, cut, files, flip, manifest_of, newest_copy
+from damaging import Pages, copies_of, cut, files, flip, manifest_of, newest_copy
 from test_fsck import bytes_of, log_damaged_in_the_middle
 
 import xtree
@@ -18,23 +18,6 @@ from xtree.bucket import parse
 from xtree.cli import main
 from xtree.persistence import filenames
 from xtree.tools.dump import WHAT, dump_index
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, tuple[Path, Records]]:
-    """A closed index and a killed one."""
-    where = tmp_path_factory.mktemp("made")
-    return {name: (where / name, build(where / name, name == "closed")) for name in ("closed", "killed")}
-
-
-@pytest.fixture
-def closed(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made["closed"][0], tmp_path / "closed"))
-
-
-@pytest.fixture
-def killed(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made["killed"][0], tmp_path / "killed"))
 
 
 def run(*arguments):

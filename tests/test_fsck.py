@@ -20,8 +20,6 @@ from click.testing import CliRunner
 from crash_runs import torn_at_the_close
 from damaging import (
     Pages,
-    Records,
-    build,
     change_copy,
     change_manifest,
     change_store,
@@ -56,23 +54,6 @@ from xtree.tools.fsck import fsck
 from xtree.tools.fsck_repair import repair
 
 COUNT, LEVEL = 28, 24  # offsets in a page
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, tuple[Path, Records]]:
-    """A closed index, a killed one, and another closed one of other content."""
-    where = tmp_path_factory.mktemp("made")
-    return {name: (where / name, build(where / name, name != "killed")) for name in ("closed", "killed", "other")}
-
-
-@pytest.fixture
-def closed(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made["closed"][0], tmp_path / "closed"))
-
-
-@pytest.fixture
-def killed(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made["killed"][0], tmp_path / "killed"))
 
 
 def bytes_of(path: Path) -> dict[str, bytes]:

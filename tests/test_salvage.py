@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from damaging import Pages, Records, build, contents, cut, files, flip, in_a_killed_process
+from damaging import Pages, contents, cut, files, flip, in_a_killed_process
 from pages import by_request, put
 from test_fsck import bytes_of, log_damaged_in_the_middle
 
@@ -22,23 +22,6 @@ from xtree.persistence import filenames
 from xtree.persistence.runtime import open_store
 from xtree.tools.fsck import fsck
 from xtree.tools.salvage import salvage_index
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, tuple[Path, Records]]:
-    """A closed index and a killed one."""
-    where = tmp_path_factory.mktemp("made")
-    return {name: (where / name, build(where / name, name == "closed")) for name in ("closed", "killed")}
-
-
-@pytest.fixture
-def closed(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made["closed"][0], tmp_path / "closed"))
-
-
-@pytest.fixture
-def killed(made, tmp_path) -> Path:
-    return Path(shutil.copytree(made["killed"][0], tmp_path / "killed"))
 
 
 def leaf_records(pages: Pages, node: int) -> Counter:
