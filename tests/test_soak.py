@@ -123,6 +123,10 @@ def test_what_grows_from_round_to_round_is_found():
     assert soak._growth(rounds(0)) == []
     assert len(soak._growth(rounds(30))) == 4
     assert soak._growth(rounds(30)[:6]) == []
+    busier = rounds(30)
+    for round_ in busier:
+        round_.steps = 100 + 500 * round_.number
+    assert [problem.split()[0] for problem in soak._growth(busier)] == ["resident", "descriptors", "mappings"]
 
 
 def test_a_directory_of_more_than_twice_the_live_bytes_is_found():

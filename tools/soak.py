@@ -43,10 +43,11 @@ MODES = ("balanced", "eventual", "strict")
 MIB = 1 << 20
 REST_S = 300.0  # the last round takes so long at most
 STEADY_AFTER = 4  # rounds; earlier ones make threads, pools and files that stay
-# From the first third of the rounds to the last: a factor, and bytes or pieces. Files are as long as the longest
-# snapshot made them; how long that is depends on how busy the machine was.
+# From the first third of the rounds to the last: a factor, and bytes or pieces. Files are as long as the commits beside
+# the longest snapshot made them, so those of PER_COMMIT may grow as far as there were more commits in a round.
 GROWTH_ALLOWED = {"resident": 1.1, "disk": 1.5, "data": 1.5, "descriptors": 1.0, "mappings": 1.2}
 SLACK = {"resident": 8 * MIB, "disk": 64 * MIB, "data": 64 * MIB, "descriptors": 0, "mappings": 16}
+PER_COMMIT = ("disk", "data")
 SMALLEST_JUDGED = MIB  # live bytes: below, the files' headers and first sizes are most of an index
 
 
@@ -210,13 +211,18 @@ def _keep_no_arenas(library: Any) -> None:
 
 def _growth(rounds: list[Round]) -> list[str]:
     """What is more at the end than it was when everything had settled; of the rounds that worked in this process."""
-    steady = [round_.left for round_ in rounds[STEADY_AFTER:] if round_.left and not round_.killed]
+    steady = [round_ for round_ in rounds[STEADY_AFTER:] if round_.left and not round_.killed]
     third = len(steady) // 3
+    parts = (steady[:third], steady[-third:])
     problems = []
-    for what in steady[0] if third > 1 else ():
-        early, late = (median(left[what] for left in part) for part in (steady[:third], steady[-third:]))
-        if late > early * GROWTH_ALLOWED[what] + SLACK[what]:
-            problems.append(f"{what} grew from {early:,.0f} to {late:,.0f}")
+    for what in steady[0].left if third > 1 else ():
+        early, late = (median(round_.left[what] for round_ in part) for part in parts)
+        busier = 1.0
+        if what in PER_COMMIT:
+            before, after = (median(round_.steps for round_ in part) for part in parts)
+            busier = max(1.0, after / max(before, 1))
+        if late > early * GROWTH_ALLOWED[what] * busier + SLACK[what]:
+            problems.append(f"{what} grew from {early:,.0f} to {late:,.0f}, commits {busier:.2f} times")
     return problems
 
 
