@@ -87,33 +87,45 @@ def width_of(given):
 
 
 cdef bint read_plain_box(object given, int dims, double *box) except -1:
+    cdef Py_ssize_t n = read_plain_row(given, dims, box)
+    if n == dims:
+        memcpy(box + dims, box, dims * sizeof(double))
+    return n > 0 and first_invalid(box, 1, dims, False) < 0
+
+
+cdef bint read_plain_point(object given, int dims, double *row) except -1:
+    cdef Py_ssize_t axis
+    if read_plain_row(given, dims, row) != dims:
+        return False
+    for axis in range(dims):
+        if not isfinite(row[axis]):
+            return False
+    return True
+
+
+cdef Py_ssize_t read_plain_row(object given, int dims, double *row) except -1:
+    """Copies the numbers of a box or a point; returns how many, 0 for what needs a conversion."""
     cdef Py_ssize_t i, n
     if type(given) is tuple:
         n = len(<tuple>given)
         if n != 2 * dims and n != dims:
-            return False
+            return 0
         for i in range(n):
-            if not read_plain_number((<tuple>given)[i], box + i):
-                return False
-    elif type(given) is list:
+            if not read_plain_number((<tuple>given)[i], row + i):
+                return 0
+        return n
+    if type(given) is list:
         n = len(<list>given)
         if n != 2 * dims and n != dims:
-            return False
+            return 0
         for i in range(n):
-            if not read_plain_number((<list>given)[i], box + i):
-                return False
-    elif type(given) is ndarray:
-        n = read_plain_array(given, dims, box)
-        if n == 0:
-            return False
-    else:
-        return False
-    if n == dims:
-        memcpy(box + dims, box, dims * sizeof(double))
-    return first_invalid(box, 1, dims, False) < 0
+            if not read_plain_number((<list>given)[i], row + i):
+                return 0
+        return n
+    return read_plain_array(given, dims, row) if type(given) is ndarray else 0
 
 
-cdef Py_ssize_t read_plain_array(object array, int dims, double *box) except -1:
+cdef Py_ssize_t read_plain_array(object array, int dims, double *row) except -1:
     """Copies a 1-D float64 array of a fitting length; returns the length, 0 for any other array."""
     cdef Py_buffer view
     cdef Py_ssize_t i, n = 0
@@ -123,7 +135,7 @@ cdef Py_ssize_t read_plain_array(object array, int dims, double *box) except -1:
     if view.ndim == 1 and view.shape[0] in (dims, 2 * dims):
         n = view.shape[0]
         for i in range(n):
-            memcpy(box + i, <const char *>view.buf + i * view.strides[0], sizeof(double))
+            memcpy(row + i, <const char *>view.buf + i * view.strides[0], sizeof(double))
     PyBuffer_Release(&view)
     return n
 

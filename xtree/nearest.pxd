@@ -3,7 +3,8 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from xtree.persistence.node_id cimport NodeID
-from xtree.tree_state cimport MAX_LEVELS
+from xtree.persistence.store cimport Store
+from xtree.tree_state cimport MAX_LEVELS, TreeState
 
 
 cdef struct Page:                   # still to be read
@@ -36,3 +37,7 @@ cdef struct Search:
     uint64_t most_visits
     NodeID path[MAX_LEVELS]         # of the first descent: the page read on each level
     int64_t taken[MAX_LEVELS]       # and which of its entries was followed
+
+
+# (ids, distances) of a finite point, as `nearest` has them for each. Raises CorruptionError, MemoryError.
+cdef tuple nearest_of_one(Store store, TreeState state, const double *point, int64_t k, double max_distance)

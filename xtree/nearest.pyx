@@ -276,6 +276,15 @@ cdef int _search_all(Store store, TreeState state, const double *points, int64_t
     return 0
 
 
+cdef tuple nearest_of_one(Store store, TreeState state, const double *point, int64_t k, double max_distance):
+    cdef Arena ids = Arena()
+    cdef Arena found = Arena()
+    cdef int64_t starts[2]
+    with nogil:
+        _search_all(store, state, point, 1, k, max_distance, NULL, ids, found, starts)
+    return ids.to_array(_int64), found.to_array(_float64)
+
+
 def nearest(Store store not None, TreeState state not None, points, long long k, double max_distance=INFINITY):
     """The k nearest records of each point: (offsets (m + 1,) int64, ids (n,) int64, distances (n,) float64).
 

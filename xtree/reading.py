@@ -60,7 +60,7 @@ class Reader:
         Raises InvalidBoxError for NaN or min > max, DimensionError for another shape, TypeError for anything but real
         numbers, ValueError for an unknown predicate or output or less than one thread, ClosedError.
         """
-        if self._view is not None and output == "pairs":
+        if self._view is not None and output == "pairs" and threads == 1:
             found = self._view.query_plain(boxes, predicate)
             if found is not None:
                 return found
@@ -79,6 +79,10 @@ class Reader:
 
         Takes and raises what `query` does.
         """
+        if self._view is not None and threads == 1:
+            found = self._view.count_plain(boxes, predicate)
+            if found is not None:
+                return found
         number, workers = as_predicate(predicate), as_threads(threads)
         windows = query_boxes(boxes, self._dims)
         if windows.ndim == 1:
@@ -105,6 +109,10 @@ class Reader:
         Raises ValueError for k or threads < 1, a point that isn't finite or a negative max_distance, DimensionError for
         another shape, TypeError for anything but real numbers, ClosedError.
         """
+        if self._view is not None and threads == 1:
+            plain = self._view.nearest_plain(points, k, max_distance)
+            if plain is not None:
+                return plain if return_distance else plain[0]
         count, limit, workers = as_neighbours(k), as_distance(max_distance), as_threads(threads)
         given = finite_points(points, self._dims)
         rows = given.reshape(1, -1) if given.ndim == 1 else given

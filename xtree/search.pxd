@@ -54,6 +54,8 @@ cdef enum:
 
 # query_one on a valid box: an array of ids. Raises CorruptionError, MemoryError.
 cdef object ids_of_one(Store store, TreeState state, const double *box, Predicate predicate)
+# How many records qualify for a valid box. Raises CorruptionError, MemoryError.
+cdef int64_t count_of_one(Store store, TreeState state, const double *box, Predicate predicate) except -1
 # Prepares a walk over a tree; `walk.stack` may be kept from an earlier one. Raises MemoryError.
 cdef int open_walk(Walk *walk, Store store, TreeState state, Predicate predicate) except -1 nogil
 cdef void close_walk(Walk *walk) noexcept nogil

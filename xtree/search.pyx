@@ -367,6 +367,14 @@ cdef object ids_of_one(Store store, TreeState state, const double *box, Predicat
     return found.to_array(_int64)
 
 
+cdef int64_t count_of_one(Store store, TreeState state, const double *box, Predicate predicate) except -1:
+    cdef Arena scratch = Arena()
+    cdef int64_t hits
+    with nogil:
+        _answer(store, state, box, 1, predicate, NULL, False, scratch, &hits)
+    return hits
+
+
 cdef int _borrow_box(object box, Py_buffer *view, TreeState state) except -1:
     cdef Py_ssize_t rows = borrow(box, view, 2 * state.g.dims * sizeof(double))
     if rows != 1:

@@ -1,15 +1,31 @@
 """View: the way from a tree's handle to its state at the current epoch. It is compiled to be short."""
 
 cimport cython
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+from libc.math cimport INFINITY
 
 from xtree.bucket cimport MAX_DIMS
-from xtree.conversion cimport read_plain_box
+from xtree.conversion cimport read_plain_box, read_plain_point
+from xtree.nearest cimport nearest_of_one
 from xtree.persistence.store cimport Published, Store
-from xtree.search cimport CONTAINS, INTERSECTS, WITHIN, Predicate, ids_of_one
+from xtree.search cimport CONTAINS, INTERSECTS, WITHIN, Predicate, count_of_one, ids_of_one
 from xtree.tree_state cimport TreeState
 
 from xtree.errors import ClosedError
 from xtree.roots import state_of
+
+
+cdef inline bint _read_predicate(object name, Predicate *predicate):
+    predicate[0] = INTERSECTS
+    if name == "intersects":
+        return True
+    if name == "within":
+        predicate[0] = WITHIN
+    elif name == "contains":
+        predicate[0] = CONTAINS
+    else:
+        return False
+    return True
 
 
 @cython.final
@@ -37,25 +53,56 @@ cdef class TreeView:
         finally:
             self.end(flight, slot)
 
+    # One box or point, given in a form that needs no conversion, with valid arguments; for any other these give None.
+
     def query_plain(self, box, predicate):
-        """The ids of what fulfils a predicate with one box, given in a form that needs no conversion; else None."""
+        """The ids of what fulfils a predicate with one box, int64 (k,)."""
         cdef double bounds[2 * MAX_DIMS]
         cdef Predicate which
         cdef int flight, slot = -1
         cdef TreeState state
-        if predicate == "intersects":
-            which = INTERSECTS
-        elif predicate == "within":
-            which = WITHIN
-        elif predicate == "contains":
-            which = CONTAINS
-        else:
-            return None
-        if not read_plain_box(box, self.dims, bounds):
+        if not _read_predicate(predicate, &which) or not read_plain_box(box, self.dims, bounds):
             return None
         state = self.begin(&flight, &slot)
         try:
             return ids_of_one(self.store, state, bounds, which)
+        finally:
+            self.end(flight, slot)
+
+    def count_plain(self, box, predicate):
+        """How many records fulfil a predicate with one box."""
+        cdef double bounds[2 * MAX_DIMS]
+        cdef Predicate which
+        cdef int flight, slot = -1
+        cdef TreeState state
+        if not _read_predicate(predicate, &which) or not read_plain_box(box, self.dims, bounds):
+            return None
+        state = self.begin(&flight, &slot)
+        try:
+            return count_of_one(self.store, state, bounds, which)
+        finally:
+            self.end(flight, slot)
+
+    def nearest_plain(self, point, k, max_distance):
+        """The k nearest records of one point: (ids int64 (n,), distances float64 (n,)). max_distance None: any."""
+        cdef double row[2 * MAX_DIMS]
+        cdef double limit = INFINITY
+        cdef int overflow = 0
+        cdef long long most
+        cdef int flight, slot = -1
+        cdef TreeState state
+        if not PyLong_CheckExact(k) or not read_plain_point(point, self.dims, row):
+            return None
+        most = PyLong_AsLongLongAndOverflow(k, &overflow)
+        if type(max_distance) is float:
+            limit = max_distance
+        elif max_distance is not None:
+            return None
+        if overflow or most < 1 or not limit >= 0.0:
+            return None
+        state = self.begin(&flight, &slot)
+        try:
+            return nearest_of_one(self.store, state, row, most, limit)
         finally:
             self.end(flight, slot)
 
