@@ -8,6 +8,7 @@ import pytest
 from tree_data import ALL, all_equal, one_point, uniform
 from walking import bounds_of, commit, grown, pages, records
 
+import xtree
 from xtree.bucket import describe, entry_limits
 from xtree.insertion import insert
 from xtree.persistence.memory import allocation_count, fail_allocation
@@ -228,3 +229,34 @@ def test_bounds_are_those_of_all_records(ws, random, dims):
     for start in range(0, 500, 50):
         insert(ws, state, np.arange(50), boxes[start : start + 50])
         assert state.bounds.tolist() == bounds_of(boxes[: start + 50])
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", ["uniform", "all_equal", "few_places", "on_a_line"])
+def test_a_batch_as_large_as_the_tree_goes_in_whole_whatever_its_order(ws, random, shape, dims):
+    boxes = ALL[shape](random, 20_000, dims)
+    state = grown(ws, boxes[:10_000])
+    insert(ws, state, np.arange(10_000, 20_000), boxes[10_000:])
+    assert records(ws.store, state, least_fill=0.35) == brute.records(np.arange(20_000), boxes)
+
+
+def test_a_batch_far_away_from_the_tree_goes_in_too(ws, random):
+    near, far = uniform(random, 9_000, 2), uniform(random, 9_000, 2) * 1e300 - 1e301
+    state = grown(ws, near)
+    insert(ws, state, np.arange(9_000, 18_000), far)
+    assert records(ws.store, state, least_fill=0.35) == brute.records(np.arange(18_000), np.vstack([near, far]))
+
+
+def test_a_sorted_batch_makes_no_worse_tree(random):
+    """Pages read by windows after one batch, which is sorted, and after the same records in batches that are not."""
+    boxes = uniform(random, 60_000, 2)
+    trees = []
+    for batch in (30_000, 1000):
+        tree = xtree.XTree(2)
+        for start in [*range(0, 30_000, 1000), *range(30_000, 60_000, batch)]:
+            stop = start + (1000 if start < 30_000 else batch)
+            tree.insert_many(np.arange(start, stop), boxes[start:stop])
+        trees.append(tree)
+    windows = brute.random_boxes(random, 500, 2, 0.05)
+    pages = [tree.explain(windows)["pages"] for tree in trees]
+    assert pages[0] <= 1.05 * pages[1]

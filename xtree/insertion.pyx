@@ -1,6 +1,9 @@
 """Insertion as in the R*-tree (Beckmann et al., SIGMOD 1990, section 4.1), with the X-tree's splits and supernodes.
 
 No forced reinsertion: under copy-on-write every entry reinserted would copy another path.
+
+A large batch for a tree that is as large goes in along a Hilbert curve, so that one record's pages are in the cache for
+the next. Into a smaller tree it would make pages that are split behind the curve and never filled again.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -11,7 +14,9 @@ from xtree.bucket cimport (
     KIND_DIRECTORY, KIND_LEAF, append_entry, bounding_box, column_capacity, copy_entries, entry_limit, get_box,
     history, init_bucket, refs, set_entry,
 )
+from xtree.persistence.memory cimport release
 from xtree.persistence.page cimport SIZE_CLASSES, class_bytes
+from xtree.query_order cimport order_queries
 from xtree.split cimport SPLIT_ON_AXIS, STAY_WHOLE
 from xtree.tree_state cimport resolve_bucket
 
@@ -19,6 +24,8 @@ from xtree.errors import CapacityError, CorruptionError
 
 cdef enum:
     ROWS_BETWEEN_SIGNALS = 2048
+    LEAST_SORTED = 8192             # rows: fewer find little in the cache that another one left there
+    MOST_SORTED_DIMS = 3            # the curve is one of two axes
 
 
 cdef class Inserter:
@@ -217,29 +224,39 @@ def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
            const double[:, ::1] boxes not None) -> None:
     """Inserts records into the tree of a transaction: ids (n,) int64, boxes (n, 2 * dims) float64, finite.
 
-    Signals are delivered between chunks of rows. After any exception the transaction must be aborted.
+    In any order: that of their rows, or another one that is faster and no worse to query. Signals are delivered between chunks of rows. After any exception the transaction must be aborted.
     """
     cdef Inserter inserter
     cdef Py_ssize_t n = ids.shape[0]
     cdef Py_ssize_t start = 0
     cdef Py_ssize_t stop
+    cdef uint64_t *order = NULL
     if boxes.shape[0] != n or boxes.shape[1] != 2 * state.g.dims:
         raise ValueError(f"got boxes of shape ({boxes.shape[0]}, {boxes.shape[1]}), expected ({n}, {2 * state.g.dims})")
     if n == 0:
         return
     inserter = Inserter(ws, state)
-    while start < n:
-        stop = min(start + ROWS_BETWEEN_SIGNALS, n)
-        with nogil:
-            insert_rows(inserter, &ids[start], &boxes[start, 0], stop - start)
-        start = stop
-        PyErr_CheckSignals()
+    try:
+        if LEAST_SORTED <= n <= <Py_ssize_t>state.records and 1 < state.g.dims <= MOST_SORTED_DIMS:
+            with nogil:
+                order = order_queries(&boxes[0, 0], n, state.g.dims, True, state.box)
+        while start < n:
+            stop = min(start + ROWS_BETWEEN_SIGNALS, n)
+            with nogil:
+                insert_rows(inserter, &ids[0], &boxes[0, 0], order, start, stop)
+            start = stop
+            PyErr_CheckSignals()
+    finally:
+        release(order)
 
 
-cdef int insert_rows(Inserter inserter, const int64_t *ids, const double *boxes, Py_ssize_t n) except -1 nogil:
-    cdef Py_ssize_t i
+cdef int insert_rows(Inserter inserter, const int64_t *ids, const double *boxes, const uint64_t *order,
+                     Py_ssize_t start, Py_ssize_t stop) except -1 nogil:
+    """Inserts the rows of a part of an order; NULL: as they stand."""
+    cdef Py_ssize_t i, row
     cdef int width = 2 * inserter.state.g.dims
-    for i in range(n):
-        inserter.insert(boxes + i * width, <uint64_t>ids[i], 0, 0)
+    for i in range(start, stop):
+        row = order[i] if order != NULL else i
+        inserter.insert(boxes + row * width, <uint64_t>ids[row], 0, 0)
         inserter.state.records += 1
     return 0
