@@ -61,15 +61,16 @@ def take_turns(
     """The samples of each contestant, by name; none of one whose answer was wrong in any round.
 
     trial_of(contestant, round): what it does then, None if it can't. judge_of(round): who knows what is right then.
-    Slow contestants take part in the first round only. A peer that is wrong is skipped with the reason; when one of
-    ours is, WrongAnswerError is raised.
+    Another one begins each round. Slow contestants take part in the first round only. A peer that is wrong is skipped
+    with the reason; when one of ours is, WrongAnswerError is raised.
     """
     report.section(row.title)
     samples: dict[str, list[float]] = {}
     wrong: dict[str, str] = {}
     for round_ in range(rounds):
         answers: dict[str, Answer] = {}
-        for contestant in contestants:
+        first = round_ % len(contestants)  # the first finds the caches cold
+        for contestant in (*contestants[first:], *contestants[:first]):
             trial = None if contestant.slow and round_ else trial_of(contestant, round_)
             if trial is None:
                 continue

@@ -77,9 +77,10 @@ class Figure:
 
 
 class Report:
-    """The figures of a run, in the order in which they were measured."""
+    """The figures of a run, in the order in which they were measured. judging: whether targets count."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Say, judging: bool = True) -> None:
+        self.judging = judging
         self.figures: list[Figure] = []
         self.skipped: dict[str, str] = {}
         self._say = say
@@ -107,7 +108,7 @@ class Report:
         for other in against:
             if other is not None and other.median:
                 figure.ratios[other.name] = _ratio(figure, other)
-        for other_name, limit in (targets or {}).items():
+        for other_name, limit in (targets or {}).items() if self.judging else ():
             value = figure.ratios.get(other_name) if other_name else figure.median
             if value is not None:
                 figure.targets[other_name] = Target(limit, value <= limit)

@@ -29,7 +29,7 @@ def _no_answer(_: Any) -> None:
 class Trial:
     """Something that an index does.
 
-    run: it, and it alone is timed. answer: what it found, made of what run returned; None where there is nothing to ask.
+    run: it, and it alone is timed. answer: what it found, made of what run returned; None if it is no question.
     """
 
     run: Callable[[], Any]
