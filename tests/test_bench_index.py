@@ -37,7 +37,8 @@ TINY = IndexScale(
 SECTIONS = {
     "build", "durable build", "size", "windows, small", "windows, medium", "windows, large", "counts, small",
     "one window, small", "one window, empty", "nearest, one a call", "nearest, batch", "nearest one, batch", "join",
-    "deletes", "inserts", "inserts, one a call", "inserts into packed, memory", "inserts into packed, durable",
+    "deletes", "inserts", "inserts, one a call", "inserts, one a commit", "inserts into packed, memory",
+    "inserts into packed, durable",
     "inserts, given", "inserts, shuffled", "inserts, sorted", "inserts, reversed", "inserts, duplicates",
     "after losses, small, memory", "after losses, small, durable",
 }  # fmt: skip

@@ -7,7 +7,7 @@ machine is quiet.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -101,10 +101,15 @@ def bench_index(
     }
 
 
-def _all_data(sources: Sequence[str], records: Sequence[int]) -> list[Data]:
-    """The data of each run; what is shorter than asked for comes once."""
-    found = {(data.name, len(data.boxes)): data for source in sources for n in records for data in [data_of(source, n)]}
-    return list(found.values())
+def _all_data(sources: Sequence[str], records: Sequence[int]) -> Iterator[Data]:
+    """The data of each run, one after the other; what is shorter than asked for comes once."""
+    for source in sources:
+        seen = set()
+        for number in records:
+            data = data_of(source, number)
+            if len(data.boxes) not in seen:
+                seen.add(len(data.boxes))
+                yield data
 
 
 def _measure(report: Report, scale: IndexScale, data: Data, directory: Path) -> None:
@@ -125,7 +130,7 @@ def _measure(report: Report, scale: IndexScale, data: Data, directory: Path) -> 
         for contestant in contestants:
             contestant.close()
     measure_packed_growth(report, scale, data, directory)
-    measure_orders(report, scale, data)
+    measure_orders(report, scale, data, directory)
     measure_losses(report, scale, data, directory)
     measure_peaks(report, scale, data, directory)
 

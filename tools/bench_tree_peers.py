@@ -184,6 +184,8 @@ class Rtree(Contestant):
 
         return Trial(run)
 
+    grow_singly = grow
+
     def insert_many(self, first_id: int, boxes: np.ndarray) -> Trial:
         insert, rows = self._index.insert, list(enumerate(boxes.tolist(), first_id))
         return Trial(lambda: [insert(id_, box) for id_, box in rows])
@@ -269,6 +271,11 @@ class Sqlite(Contestant):
                 self._insert(rows[start : start + BATCH])
 
         return Trial(run)
+
+    def grow_singly(self, boxes: np.ndarray) -> Trial:
+        self._open()
+        rows = self._rows(0, boxes)
+        return Trial(lambda: [self._ask("INSERT INTO t VALUES (?, ?, ?, ?, ?)", row) for row in rows])
 
     def insert_many(self, first_id: int, boxes: np.ndarray) -> Trial:
         rows = self._rows(first_id, boxes)

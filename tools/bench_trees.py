@@ -57,6 +57,10 @@ class Contestant:
         """A new index, and all records inserted into it, so many at a time, without a bulk load."""
         return None
 
+    def grow_singly(self, boxes: np.ndarray) -> Trial | None:
+        """A new index, and all records inserted into it, each a commit of its own where there are commits."""
+        return None
+
     def insert_many(self, first_id: int, boxes: np.ndarray) -> Trial | None:
         return None
 
@@ -120,6 +124,18 @@ class MemoryTree(Contestant):
         def run() -> None:
             self._take(self._empty())
             self.insert_many(0, boxes).run()
+
+        return Trial(run)
+
+    def grow_singly(self, boxes: np.ndarray) -> Trial | None:
+        self.close()
+        rows = boxes.tolist()
+
+        def run() -> None:
+            self._take(self._empty())
+            insert = self._tree.insert
+            for id_, box in enumerate(rows):
+                insert(id_, box)
 
         return Trial(run)
 
@@ -194,6 +210,9 @@ class DurableTree(MemoryTree):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def grow_singly(self, boxes: np.ndarray) -> None:
+        return None  # `xtree bench substrate` measures commits
 
     def disk_bytes(self) -> int:
         self._tree.close()

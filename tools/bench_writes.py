@@ -91,19 +91,34 @@ def measure_packed_growth(report: Report, scale: IndexScale, data: Data, directo
             grown.close()
 
 
-def measure_orders(report: Report, scale: IndexScale, data: Data) -> None:
-    """A few records inserted as they come, shuffled, sorted, in reverse, and the same box again and again."""
+def measure_orders(report: Report, scale: IndexScale, data: Data, directory: Path) -> None:
+    """A few records inserted as they come, shuffled, sorted, reversed, one box again and again; and each a commit."""
     peers = [peer for peer in memory_peers(Report(lambda _: None)) if peer.name in (RTREE, SQLITE)]
-    contestants: list[Contestant] = [MemoryTree(), *peers]
+    contestants = [MemoryTree(), DurableTree(directory / "ordered"), *peers]
+    some = data.boxes[: scale.ordered_records]
     try:
         for order in ORDERS:
-            boxes = boxes_in_order(data.boxes[: scale.ordered_records], order)
+            boxes = boxes_in_order(some, order)
             row = Row(f"inserts, {order}", f"{len(boxes):,} inserts into an empty index, {order}", "µs", len(boxes))
             windows = checking_windows(Data(order, boxes))[:WINDOWS_OF_ORDERS]
             _grow_in_turns(report, row, scale.rounds, contestants, boxes, windows)
+        _measure_single_commits(report, scale, contestants, some)
     finally:
         for contestant in contestants:
             contestant.close()
+
+
+def _measure_single_commits(
+    report: Report, scale: IndexScale, contestants: Sequence[Contestant], boxes: np.ndarray
+) -> None:
+    windows = checking_windows(Data("singly", boxes))
+    title = f"{len(boxes):,} inserts into an empty index, each a commit, in memory"
+    row = Row("inserts, one a commit", title, "µs", len(boxes))
+
+    def grow(contestant: Contestant, _: int) -> Trial | None:
+        return asking(contestant.grow_singly(boxes), lambda: contestant.search(windows))
+
+    hold(report, row, scale.rounds, contestants, grow, WindowJudge(boxes, windows))
 
 
 def measure_deletes(report: Report, scale: IndexScale, data: Data, contestants: Sequence[Contestant]) -> None:
