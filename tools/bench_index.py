@@ -44,8 +44,7 @@ class IndexScale:
     windows: tuple[int, int, int] = (20_000, 5_000, 200)
     single_windows: int = 1000
     points: int = 5000
-    grown_records: int = 1_000_000  # inserted into an empty index, at the most
-    most_slow_inserts: int = 2_000_000
+    grown_records: int = 1_000_000  # inserted into an empty index, at the most: SQLite takes a minute
     more_inserts: int = 10_000  # into an index that has records
     ordered_records: int = 50_000
     deletes: int = 2000

@@ -33,23 +33,16 @@ MOST_AFTER_LOSSES = 1.5  # times as long as a fresh tree
 def measure_growth(
     report: Report, scale: IndexScale, data: Data, contestants: Sequence[Contestant], directory: Path
 ) -> None:
-    """Indexes that grow by inserts alone, and then by records one by one; every contestant is left with its index.
-
-    Those that insert slowly do it once, and not at all where that takes many minutes.
-    """
+    """Indexes that grow by inserts alone, and then by records one by one; every contestant is left with its index."""
     boxes = data.boxes[: scale.grown_records]
     windows = checking_windows(data)
-    patient = [c for c in contestants if not (c.slow and len(boxes) > scale.most_slow_inserts)]
-    for contestant in contestants:
-        if contestant not in patient:
-            report.skip(f"{contestant.name}: inserts", f"{len(boxes):,} would take many minutes")
     title = f"{len(boxes):,} inserts into an empty index, many a call (durable: 10,000 a commit)"
     row = Row("inserts", title, "µs", len(boxes), {RTREE: 1 / 4}, without_targets=SYNCED)
-    _grow_in_turns(report, row, scale.rounds, patient, boxes, windows)
+    _grow_in_turns(report, row, scale.rounds, contestants, boxes, windows)
     report.section("bytes on the disk a record after inserts, all files, after a clean close")
-    report_sizes(report, f"{len(boxes):,} inserts", len(boxes), patient, MOST_BYTES_GROWN)
+    report_sizes(report, f"{len(boxes):,} inserts", len(boxes), contestants, MOST_BYTES_GROWN)
     _measure_small(report, data, directory)
-    _measure_one_by_one(report, scale, data, patient, boxes)
+    _measure_one_by_one(report, scale, data, contestants, boxes)
 
 
 def _measure_one_by_one(
