@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from xtree.tools.bench_answers import Answer, Judge
-from xtree.tools.bench_report import Figure, Report, WrongAnswerError
+from xtree.tools.bench_report import Report, WrongAnswerError
 from xtree.tools.bench_trees import Contestant, Trial
 
 __all__ = ["JudgeOf", "Row", "TrialOf", "asking", "hold", "table", "take_turns"]
@@ -41,13 +41,13 @@ def hold(
     contestants: Sequence[Contestant],
     trial_of: TrialOf,
     judge: Judge | JudgeOf,
-) -> dict[str, Figure]:
-    """Has all contestants that can do the task take turns, and reports them; returns the figures by name.
+) -> None:
+    """Has all contestants that can do the task take turns, and reports them.
 
     judge: one for all rounds, or which one in each.
     """
     judges = judge if callable(judge) else lambda _: judge
-    return table(report, row, contestants, take_turns(report, row, rounds, contestants, trial_of, judges))
+    table(report, row, contestants, take_turns(report, row, rounds, contestants, trial_of, judges))
 
 
 def take_turns(
@@ -95,18 +95,14 @@ def take_turns(
 
 def table(
     report: Report, row: Row, contestants: Sequence[Contestant], samples: Mapping[str, Sequence[float]]
-) -> dict[str, Figure]:
-    """Reports samples, ours last and against those of all peers; returns the figures by name."""
+) -> None:
+    """Reports samples, ours last and against those of all others."""
     ours = {contestant.name for contestant in contestants if contestant.ours} - set(row.basis)
-    figures = {
-        name: report.add(row.section, name, row.unit, taken) for name, taken in samples.items() if name not in ours
-    }
-    peers = list(figures.values())
+    peers = [report.add(row.section, name, row.unit, taken) for name, taken in samples.items() if name not in ours]
     for name, taken in samples.items():
         if name in ours:
             targets = {} if name in row.without_targets else row.targets
-            figures[name] = report.add(row.section, name, row.unit, taken, against=peers, targets=targets)
-    return figures
+            report.add(row.section, name, row.unit, taken, against=peers, targets=targets)
 
 
 def asking(trial: Trial | None, ask: Callable[[], Trial | None]) -> Trial | None:
