@@ -215,6 +215,7 @@ def test_judges_see_what_is_missing_too_much_or_twice_and_allow_for_float32():
         "counted": counted([1]),
         "counted wrong": counted([2]),
         "nothing": from_lists([]),
+        "lost one elsewhere": from_lists([[0]])._replace(records=2),
     }
     assert judge.wrong(answers).keys() == answers.keys() - {"right", "rounded", "counted"}
     judge = NearestJudge(boxes, np.array([[0.0, 0.0]]), 2)

@@ -24,6 +24,7 @@ class Answer(NamedTuple):
     offsets: np.ndarray
     ids: np.ndarray | None
     loose: bool = False  # from boxes rounded to float32, outwards
+    records: int | None = None  # in the whole index, where it was asked for them
 
     def of(self, question: int) -> np.ndarray:
         assert self.ids is not None
@@ -73,6 +74,8 @@ class WindowJudge:
         return {name: fault for name, fault in found.items() if fault}
 
     def _fault(self, answer: Answer, questions: Sequence[int]) -> str:
+        if answer.records not in (None, len(self._boxes)):
+            return f"{answer.records} records in the index, expected {len(self._boxes)}"
         if len(answer.offsets) != len(self._windows) + 1:
             return f"{len(answer.offsets) - 1} answers to {len(self._windows)} windows"
         for question in questions:

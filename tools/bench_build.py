@@ -82,7 +82,7 @@ def _build_in_turns(
         row,
         scale.rounds,
         contestants,
-        lambda contestant, _: asking(contestant.build(data.boxes), lambda: contestant.search(windows)),
+        lambda contestant, _: asking(contestant, contestant.build(data.boxes), windows),
         lambda _: judge,
     )
 

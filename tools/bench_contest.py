@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
+import numpy as np
+
 from xtree.tools.bench_answers import Answer, Judge
 from xtree.tools.bench_report import Report, WrongAnswerError
 from xtree.tools.bench_trees import Contestant, Trial
@@ -105,14 +107,15 @@ def table(
             report.add(row.section, name, row.unit, taken, against=peers, targets=targets)
 
 
-def asking(trial: Trial | None, ask: Callable[[], Trial | None]) -> Trial | None:
-    """A trial whose answer is that to a question afterwards: what was built or changed must be right."""
+def asking(contestant: Contestant, trial: Trial | None, windows: np.ndarray) -> Trial | None:
+    """A trial whose answer is what windows find afterwards, and how many records there are."""
     if trial is None:
         return None
 
     def answer(raw: object) -> Answer | None:
         trial.answer(raw)
-        asked = ask()
-        return None if asked is None else asked.found()
+        asked = contestant.search(windows)
+        found = None if asked is None else asked.found()
+        return None if found is None else found._replace(records=contestant.records())
 
     return Trial(trial.run, answer)

@@ -94,6 +94,9 @@ class Geoindex(Contestant):
 
         return Trial(lambda: self._module.tree_join(self._index, self._index), answer)
 
+    def records(self) -> int:
+        return int(self._index.metadata.num_items)
+
     def close(self) -> None:
         self._index = None
 
@@ -137,6 +140,9 @@ class Shapely(Contestant):
     def join(self, boxes: np.ndarray) -> Trial:
         query, geometries = self._index.query, self._index.geometries
         return Trial(lambda: query(geometries), lambda found: from_pairs(*found, len(boxes)))
+
+    def records(self) -> int:
+        return len(self._index)
 
     def close(self) -> None:
         self._index = None
@@ -215,6 +221,9 @@ class Rtree(Contestant):
     def nearest_each(self, points: np.ndarray, k: int) -> Trial:
         nearest, rows = self._index.nearest, points.tolist()
         return Trial(lambda: [list(nearest(row, k)) for row in rows], from_lists)
+
+    def records(self) -> int:
+        return len(self._index)
 
     def disk_bytes(self) -> int | None:
         return None if self._path is None else allocated_bytes(self._files())
@@ -331,6 +340,9 @@ class Sqlite(Contestant):
         return Trial(
             lambda: [ask(question, row).fetchone()[0] for row in rows], lambda found: counted(found, loose=True)
         )
+
+    def records(self) -> int:
+        return int(self._ask("SELECT count(*) FROM t").fetchone()[0])
 
     def disk_bytes(self) -> int | None:
         if self._path is None:

@@ -55,7 +55,7 @@ def _measure_one_by_one(
 
     def insert(contestant: Contestant, round_: int) -> Trial | None:
         trial = contestant.insert_each(len(boxes) + round_ * number, more[round_])
-        return asking(trial, lambda: contestant.search(windows))
+        return asking(contestant, trial, windows)
 
     hold(report, row, scale.rounds, contestants, insert, _judges_of_more(boxes, more, windows))
 
@@ -76,7 +76,7 @@ def measure_packed_growth(report: Report, scale: IndexScale, data: Data, directo
 
             def insert(contestant: Contestant, round_: int) -> Trial | None:
                 trial = contestant.insert_many(len(boxes) + round_ * number, more[round_])
-                return asking(trial, lambda: contestant.search(windows))
+                return asking(contestant, trial, windows)
 
             hold(report, row, scale.rounds, [packed, grown], insert, _judges_of_more(boxes, more, windows))
         finally:
@@ -109,7 +109,7 @@ def _measure_single_commits(
     row = Row("inserts, one a commit", title, "µs", len(boxes))
 
     def grow(contestant: Contestant, _: int) -> Trial | None:
-        return asking(contestant.grow_singly(boxes), lambda: contestant.search(windows))
+        return asking(contestant, contestant.grow_singly(boxes), windows)
 
     hold(report, row, scale.rounds, contestants, grow, WindowJudge(boxes, windows))
 
@@ -124,7 +124,7 @@ def measure_deletes(report: Report, scale: IndexScale, data: Data, contestants: 
 
     def delete(contestant: Contestant, round_: int) -> Trial | None:
         rows = order[round_ * number : (round_ + 1) * number]
-        return asking(contestant.delete(rows, data.boxes[rows]), lambda: contestant.search(windows))
+        return asking(contestant, contestant.delete(rows, data.boxes[rows]), windows)
 
     def judge_of(round_: int) -> WindowJudge:
         left = order[(round_ + 1) * number :]
@@ -185,7 +185,7 @@ def _grow_in_turns(
     report: Report, row: Row, rounds: int, contestants: Sequence[Contestant], boxes: np.ndarray, windows: np.ndarray
 ) -> None:
     judge = WindowJudge(boxes, windows)
-    hold(report, row, rounds, contestants, lambda c, _: asking(c.grow(boxes), lambda: c.search(windows)), judge)
+    hold(report, row, rounds, contestants, lambda c, _: asking(c, c.grow(boxes), windows), judge)
 
 
 def _pairs_of_trees(directory: Path, first: str, second: str) -> Iterator[tuple[str, MemoryTree, MemoryTree]]:
