@@ -8,7 +8,7 @@
 #   make tsan          tests of threads against a build that ThreadSanitizer watches (gcc); any race fails
 #   make fuzz          feed each parser what a fuzzer makes of real files; make fuzz FUZZ_SECONDS=60 for longer
 #   make torture       crashes, faults, kills and damaged files by the ten thousand; counts what was tried
-#   make bench         measure what the store costs on this machine, beside other engines
+#   make bench         measure what store and trees cost on this machine, beside other engines; BENCH_ARGS=--quick for less
 #   make soak          an hour of work, kills and reopening under check; make soak SOAK_ARGS='--minutes 5' for less
 #   make lint          ruff, cython-lint and mypy alone
 #   make wheel         wheel and source distribution in dist/
@@ -89,7 +89,7 @@ torture: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m torture $(TORTURE_ARGS)
 
 bench: $(VENV)/installed-bench
-	$(BIN)/xtree bench substrate $(BENCH_ARGS)
+	$(BIN)/xtree bench $(BENCH_ARGS)
 
 soak: $(VENV)/installed
 	$(BIN)/python -m xtree.tools.soak $(SOAK_ARGS)

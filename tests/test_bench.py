@@ -53,7 +53,8 @@ def test_every_figure_has_samples_a_median_and_ratios_to_figures_of_the_same_run
     assert {figure["section"] for figure in figures} >= SECTIONS
     names = {figure["name"] for figure in figures}
     for figure in figures:
-        assert set(figure) == {"section", "name", "unit", "samples", "median", "least", "most", "ratios", "note"}
+        assert set(figure) == {"section", "name", "unit", "samples", "median", "least", "most", "ratios", "targets",
+                               "note"}
         assert all(math.isfinite(sample) and sample >= 0 for sample in figure["samples"]), figure
         assert figure["least"] <= figure["median"] <= figure["most"]
         assert set(figure["ratios"]) <= names and all(ratio > 0 for ratio in figure["ratios"].values())

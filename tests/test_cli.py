@@ -220,7 +220,9 @@ def test_trees_have_names(tmp_path):
     assert run_json("query", tmp_path / "index", -180, -90, 180, 90, "--tree", "cities")["count"] == len(towns.ids)
 
 
-@pytest.mark.parametrize("command", ["build", "query", "info", "check", "demo", "bench substrate"])
+@pytest.mark.parametrize(
+    "command", ["build", "query", "info", "check", "demo", "bench", "bench substrate", "bench index"]
+)
 def test_help_documents_the_json_keys(command):
     done = run(*command.split(), "--help")
     assert done.exit_code == 0

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 import xtree
 
-__all__ = ["Figure", "Report", "WrongAnswerError", "require"]
+__all__ = ["Figure", "Report", "Target", "WrongAnswerError", "machine", "require"]
 
 Say = Callable[[str], None]
 
@@ -29,16 +29,43 @@ def require(holds: bool, what: str) -> None:
         raise WrongAnswerError(f"the benchmark checked its own result: {what}")
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a ratio, or a figure itself, should be at most, and whether it is."""
+
+    at_most: float
+    met: bool
+
+    def __str__(self) -> str:
+        limit = f"{self.at_most:.3g}" if self.at_most >= 1 else f"1/{1 / self.at_most:.3g}"
+        return f"(≤ {limit}: {'met' if self.met else 'MISSED'})"
+
+
 @dataclass
 class Figure:
-    """One measured quantity. ratios: its median divided by that of each figure it is held against, by name."""
+    """One measured quantity.
+
+    ratios: its median divided by that of each figure it is held against, by name. targets: of ratios, by the same
+    names; the one of the figure itself under "".
+    """
 
     section: str
     name: str
     unit: str
     samples: list[float]
     ratios: dict[str, float] = field(default_factory=dict)
+    targets: dict[str, Target] = field(default_factory=dict)
     note: str = ""
+
+    def missed(self) -> list[str]:
+        """A line for each target that isn't met."""
+        values = {other: f"{ratio:.3g} × {other}" for other, ratio in self.ratios.items()}
+        values[""] = f"{_digits(self.median)} {self.unit}"
+        return [
+            f"{self.section}: {self.name}: {values[other]} {target}"
+            for other, target in self.targets.items()
+            if not target.met
+        ]
 
     @property
     def median(self) -> float:
@@ -50,9 +77,10 @@ class Figure:
 
 
 class Report:
-    """The figures of a run, in the order in which they were measured."""
+    """The figures of a run, in the order in which they were measured. judging: whether targets count."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Say, judging: bool = True) -> None:
+        self.judging = judging
         self.figures: list[Figure] = []
         self.skipped: dict[str, str] = {}
         self._say = say
@@ -69,20 +97,23 @@ class Report:
         samples: Sequence[float],
         against: Iterable[Figure | None] = (),
         note: str = "",
+        targets: Mapping[str, float] | None = None,
     ) -> Figure:
         """Takes a figure in and prints its line. `against` that is None, because it was skipped, is left out.
 
         A ratio is the median of the ratios of samples taken in the same rounds, where there are as many of both.
+        targets: what it should be at most, by the name of the figure held against, "" for the median itself.
         """
         figure = Figure(section, name, unit, [float(sample) for sample in samples], note=note)
         for other in against:
             if other is not None and other.median:
                 figure.ratios[other.name] = _ratio(figure, other)
+        for other_name, limit in (targets or {}).items() if self.judging else ():
+            value = figure.ratios.get(other_name) if other_name else figure.median
+            if value is not None:
+                figure.targets[other_name] = Target(limit, value <= limit)
         self.figures.append(figure)
-        ratios = ", ".join(f"{ratio:.3g} × {other}" for other, ratio in figure.ratios.items())
-        spread = f"{_digits(min(figure.samples))} … {_digits(max(figure.samples))}" if len(samples) > 1 else ""
-        line = f"  {name:<46} {_digits(figure.median):>11} {unit:<10} {spread:<22}"
-        self._say("  ".join(part for part in (line, ratios, note) if part).rstrip())
+        self._say(_line(figure))
         return figure
 
     def skip(self, name: str, reason: str) -> None:
@@ -99,6 +130,18 @@ class Report:
             "figures": [figure.as_dict() for figure in self.figures],
             "skipped": self.skipped,
         }
+
+
+def _line(figure: Figure) -> str:
+    """A figure as people read it: name, median, unit, range, ratios with their targets, note."""
+    ratios = (
+        " ".join(filter(None, (f"{ratio:.3g} × {other}", str(figure.targets.get(other, "")))))
+        for other, ratio in figure.ratios.items()
+    )
+    few = len(figure.samples) == 1
+    spread = "" if few else f"{_digits(min(figure.samples))} … {_digits(max(figure.samples))}"
+    line = f"  {figure.name:<46} {_digits(figure.median):>11} {figure.unit:<10} {spread:<22}"
+    return "  ".join(filter(None, (line, str(figure.targets.get("", "")), ", ".join(ratios), figure.note))).rstrip()
 
 
 def _ratio(figure: Figure, other: Figure) -> float:

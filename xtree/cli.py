@@ -5,7 +5,6 @@ Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usa
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,8 @@ import click
 from tqdm import tqdm
 
 import xtree
+from xtree.cli_bench import bench
+from xtree.cli_errors import FOUND, clear_errors
 from xtree.tools.backup import backup_index
 from xtree.tools.build import build_index
 from xtree.tools.check import check_index
@@ -31,35 +32,11 @@ from xtree.tools.salvage import salvage_index
 
 __all__ = ["main"]
 
-FOUND, REFUSED = 1, 2
 PREDICATES = ("intersects", "within", "contains")
 
 as_json = click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of text.")
 tree_name = click.option("--tree", default="default", show_default=True, help="Name of the tree inside the index.")
 index_path = click.argument("path", type=click.Path(path_type=Path))
-
-
-def clear_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns what a command may raise into one line on stderr and the exit status that belongs to it."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except xtree.CorruptionError as error:
-            _fail(error, FOUND)
-        except BrokenPipeError:
-            raise
-        except (xtree.XTreeError, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
-            _fail(error, REFUSED)
-
-    return wrapped
-
-
-def _fail(error: BaseException, status: int) -> None:
-    text = " ".join(str(error).split()) or type(error).__name__
-    click.echo(f"xtree: {text}", err=True)
-    sys.exit(status)
 
 
 def _print_json(value: Any) -> None:
@@ -377,32 +354,7 @@ def demo(out: Path, boxes: int, json_output: bool) -> None:
         sys.exit(FOUND)
 
 
-@main.group()
-def bench() -> None:
-    """Measure xtree on this machine, beside other engines where they are installed."""
-
-
-@bench.command()
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON to this file.")
-@click.option("--quick", is_flag=True, help="Measure less, in under a minute.")
-@click.option(
-    "--dir",
-    "directory",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A directory on the disk to be measured; by default that of temporary files.",
-)
-@clear_errors
-def substrate(json_file: Path | None, quick: bool, directory: Path | None) -> None:
-    """What the store beneath the trees costs: lookups, slots, commits, checkpoints, recovery, opening, space.
-
-    JSON keys: benchmark, xtree, machine, scale, seconds, figures (section, name, unit, samples, median, least, most,
-    ratios to other figures of the same run, note), skipped (why, by name).
-    """
-    from xtree.tools.bench import FULL, QUICK, bench_substrate, write_json
-
-    result = bench_substrate(QUICK if quick else FULL, directory, click.echo)
-    if json_file is not None:
-        write_json(result, json_file)
+main.add_command(bench)
 
 
 if __name__ == "__main__":
