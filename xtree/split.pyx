@@ -133,8 +133,9 @@ cdef class Splitter:
     cdef bint plan_by_history(self, double min_fanout, double max_overlap) noexcept nogil:
         """Of the balanced cuts along the axes on which every entry has been split before, the one of least overlap.
 
-        Only balanced ones are compared: a single entry cut off shares next to no volume with the rest. A history is inherited, so an axis in it may have separated this page from others rather than its entries
-        from each other; the cut must therefore keep to max_overlap too. Leaves the plan alone when it returns False.
+        Only balanced ones are compared: a single entry cut off shares next to no volume with the rest. A history is
+        inherited, so an axis in it may have separated this page from others rather than its entries from each other;
+        the cut must therefore keep to max_overlap too. Leaves the plan alone when it returns False.
         """
         cdef int axis
         cdef int best_axis = 0
