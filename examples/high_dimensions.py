@@ -1,4 +1,4 @@
-"""The X-tree paper's experiments: python examples/high_dimensions.py [megabytes of uniform points]
+"""The X-tree paper's experiments: python examples/high_dimensions.py [megabytes] [seed]
 
 Berchtold, Keim and Kriegel (VLDB 1996) compare the X-tree with the R*-tree by the blocks that queries read, a supernode
 of s blocks counting as s. Here both are the same code: with `max_overlap=1.0` every split is accepted, there are no
@@ -153,7 +153,7 @@ def show(found: dict[str, dict[str, Measured]]) -> None:
                 continue
             m = (level["blocks"] - level["nodes"] + supernodes) / supernodes if supernodes else 1.0
             of_supernodes = [m, level["supernode_fill"], (2 * m - 2) / (2 * m - 1)] if supernodes else ["", "", ""]
-            rows.append([data, level["level"], level["nodes"], level["page_fill"], supernodes, *of_supernodes])
+            rows.append([data, level["level"], level["nodes"], level["page_fill"] or "", supernodes, *of_supernodes])
     table(["data", "level", "pages", "fill of normal pages", "supernodes", "blocks of each", "their fill",
            "(2m-2)/(2m-1)"], rows)  # fmt: skip
 
@@ -181,8 +181,8 @@ def draw(found: dict[str, dict[str, Measured]]) -> None:
     print("drew high-dimensions.svg")
 
 
-def main(megabytes: float = 0.1) -> None:
-    rng = np.random.default_rng(7)
+def main(megabytes: float = 0.1, seed: float = 7) -> None:
+    rng = np.random.default_rng(int(seed))
     found = {}
     for name, (data, questions) in {**uniform(megabytes, rng), **real(megabytes, rng)}.items():
         found[name] = {tree: measure(data, questions, max_overlap) for tree, max_overlap in TREES.items()}
@@ -192,4 +192,4 @@ def main(megabytes: float = 0.1) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(float, sys.argv[1:2]))
+    main(*map(float, sys.argv[1:3]))
