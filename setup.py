@@ -56,6 +56,7 @@ MODULES = [
     "xtree.query_order",
     "xtree.search",
     "xtree.nearest",
+    "xtree.accesses",
     "xtree.join",
     "xtree.bulk",
     "xtree.inspection",

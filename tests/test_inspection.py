@@ -11,7 +11,7 @@ import tree_data
 import walking
 from loading import load, sizes_at_the_limits
 
-from xtree import bulk, insertion, inspection, nearest, removal, search
+from xtree import accesses, bulk, insertion, inspection, nearest, removal, search
 from xtree.bucket import describe, entry_limits
 from xtree.errors import CorruptionError
 from xtree.persistence.memory_store import MemoryStore
@@ -183,6 +183,8 @@ def test_a_tree_whose_pages_are_all_the_same_ends_in_an_error_not_in_a_long_walk
     for predicate in (0, 1):
         with pytest.raises(CorruptionError, match="a page is reached twice"):
             search.query_one(store, forged, everything, predicate)
+        with pytest.raises(CorruptionError, match="a page is reached twice"):
+            accesses.of_windows(store, forged, everything[None], predicate)
     with pytest.raises(CorruptionError, match="a page is reached twice"):
         search.count(store, forged, middle[None, :], 2)
     with pytest.raises(CorruptionError, match="a page is reached twice"):
@@ -191,6 +193,8 @@ def test_a_tree_whose_pages_are_all_the_same_ends_in_an_error_not_in_a_long_walk
         search.items(store, forged)
     with pytest.raises(CorruptionError, match="a page is reached twice"):
         nearest.nearest(store, forged, place, 20_000)
+    with pytest.raises(CorruptionError, match="a page is reached twice"):
+        accesses.of_nearest(store, forged, place, 20_000, np.inf)
     with pytest.raises(CorruptionError):
         inspection.check(store, forged)
     with pytest.raises(CorruptionError, match="a page is reached twice"):
@@ -275,9 +279,19 @@ def test_supernodes_are_counted(random):
     insertion.insert(write_set, state, np.arange(6000), np.hstack([lower, lower + 0.5]))
     walking.commit(write_set, state)
     stats = inspection.stats(store, state)
-    supernodes = sum(page["blocks"] > 1 for page in walking.pages(store, state))
+    pages = walking.pages(store, state)
+    supernodes = sum(page["blocks"] > 1 for page in pages)
     assert stats["supernodes"] == supernodes == sum(level["supernodes"] for level in stats["levels"])
     assert supernodes > 0
+    limits = entry_limits(16, state.page_bytes)
+    for level in stats["levels"]:
+        here = [page for page in pages if page["level"] == level["level"]]
+        normal = [page["count"] for page in here if page["blocks"] == 1]
+        assert level["blocks"] == sum(page["blocks"] for page in here)
+        room = len(normal) * limits[level["level"] > 0]
+        assert level["page_fill"] == (pytest.approx(sum(normal) / room) if room else 0.0)
+        assert (level["supernode_fill"] > 0.0) == (level["supernodes"] > 0)
+        assert min(level["page_fill"] or 1.0, level["supernode_fill"] or 1.0) <= level["fill"] <= 1.0
     inspection.check(store, state)
 
 

@@ -158,6 +158,16 @@ def test_an_unbalanced_split_by_history_makes_a_supernode(random):
     assert plan_split(boxes, [0b10] * 40, may_stay=True, max_overlap=0.01, min_fanout=0.1)["axis"] == 1
 
 
+def test_a_balanced_split_by_history_is_found_beside_an_unbalanced_one_of_less_overlap(random):
+    """Next to nothing overlaps where a single entry is cut off, since that entry has next to no volume."""
+    boxes = long_on_one_axis(random, 40)
+    boxes[:, 3] += 1e-3
+    plan = plan_split(boxes, [0b10] * 40, may_stay=True)
+    assert plan["axis"] == 1
+    assert min(len(group) for group in plan["groups"]) >= 14
+    assert 0.0 < plan["overlap"] < 0.02
+
+
 def test_the_largest_supernode_is_split_whatever_its_overlap(random):
     boxes = long_on_one_axis(random, 40)
     assert groups_of(plan_split(boxes, may_stay=False)) == by_definition(boxes, 0.4)[0][1]

@@ -35,6 +35,9 @@ cdef struct LevelFigures:
     uint64_t supernodes
     uint64_t entries
     uint64_t limit                  # entries that all nodes together may hold
+    uint64_t blocks
+    uint64_t supernode_entries
+    uint64_t supernode_limit
     uint64_t bytes
     uint64_t parents
     double overlap                  # summed over the parents
@@ -191,9 +194,10 @@ cdef int _raise_wrong_box(NodeID node, int level, int axis, bint upper_end, doub
 def stats(Store store not None, TreeState state not None) -> dict:
     """What a tree is made of: records, height, nodes, supernodes, bytes, and levels, leaves first.
 
-    A level is a dict of level, nodes, entries, fill (entries of the room that its nodes have), supernodes, and overlap:
-    the volumes that its nodes share with their siblings, pair by pair, as a share of the parent's, on average.
-    Raises CorruptionError.
+    A level is a dict of level, nodes, entries, fill (entries of the room that its nodes have), supernodes, blocks (of
+    the tree's page size, of all nodes), page_fill and supernode_fill (of nodes that are no supernodes, and of those
+    that are; 0 where there are none), and overlap: the volumes that its nodes share with their siblings, pair by pair,
+    as a share of the parent's, on average. Raises CorruptionError.
     """
     cdef LevelFigures figures[MAX_LEVELS]
     cdef uint64_t nodes = 0
@@ -208,9 +212,13 @@ def stats(Store store not None, TreeState state not None) -> dict:
             "level": level,
             "nodes": figures[level].nodes,
             "entries": figures[level].entries,
-            "fill": figures[level].entries / <double>figures[level].limit,
+            "fill": _share(figures[level].entries, figures[level].limit),
             "overlap": figures[level].overlap / figures[level].parents if figures[level].parents else 0.0,
             "supernodes": figures[level].supernodes,
+            "blocks": figures[level].blocks,
+            "page_fill": _share(figures[level].entries - figures[level].supernode_entries,
+                                figures[level].limit - figures[level].supernode_limit),
+            "supernode_fill": _share(figures[level].supernode_entries, figures[level].supernode_limit),
         })
     return {
         "records": state.records,
@@ -220,6 +228,10 @@ def stats(Store store not None, TreeState state not None) -> dict:
         "levels": levels,
         "bytes": sum([figures[level].bytes for level in range(state.levels)]),
     }
+
+
+cdef double _share(uint64_t part, uint64_t whole) noexcept nogil:
+    return part / <double>whole if whole > 0 else 0.0
 
 
 cdef int _measure_page(LevelFigures *figures, Store store, TreeState state, NodeID node, int level,
@@ -233,7 +245,11 @@ cdef int _measure_page(LevelFigures *figures, Store store, TreeState state, Node
     own.entries += b.count
     own.limit += entry_limit(&state.g, b)
     own.bytes += class_bytes(b.size_class)
-    own.supernodes += b.blocks > 1
+    own.blocks += b.blocks
+    if b.blocks > 1:
+        own.supernodes += 1
+        own.supernode_entries += b.count
+        own.supernode_limit += entry_limit(&state.g, b)
     if level == 0:
         return 0
     figures[level - 1].parents += 1

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from xtree.accesses cimport LevelAccesses
+from xtree.arrays cimport Arena
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store
 from xtree.tree_state cimport MAX_LEVELS, TreeState
@@ -35,9 +37,16 @@ cdef struct Search:
     int64_t distance_room
     uint64_t visits
     uint64_t most_visits
+    LevelAccesses *accesses         # borrowed; NULL: nobody counts
     NodeID path[MAX_LEVELS]         # of the first descent: the page read on each level
     int64_t taken[MAX_LEVELS]       # and which of its entries was followed
 
 
 # (ids, distances) of a finite point, as `nearest` has them for each. Raises CorruptionError, MemoryError.
 cdef tuple nearest_of_one(Store store, TreeState state, const double *point, int64_t k, double max_distance)
+# Answers points, float64 (m, dims), in an order (NULL: as they stand): ids and distances are appended to the arenas;
+# starts[i] is where the results of the i-th one answered start, starts[m] their end. Adds the pages read to `accesses`,
+# one for each level, unless it is NULL. Raises CorruptionError, MemoryError.
+cdef int search_points(Store store, TreeState state, const double *points, int64_t m, int64_t k, double max_distance,
+                       const uint64_t *order, Arena ids, Arena found, int64_t *starts,
+                       LevelAccesses *accesses) except -1 nogil

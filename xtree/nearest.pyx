@@ -15,6 +15,7 @@ from cpython.buffer cimport PyBuffer_Release
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 
+from xtree.accesses cimport LevelAccesses, count_page
 from xtree.arrays cimport Arena, borrow, data_of, raise_no_memory
 from xtree.bucket cimport Bucket, lower, refs, stride, upper
 from xtree.kernels cimport SAFE_LEAST, SAFE_MOST, distances, scaled_distance
@@ -134,6 +135,15 @@ cdef Bucket *_read_page(Search *s, Store store, TreeState state, NodeID node, in
     return b
 
 
+cdef inline Bucket *_visit_page(Search *s, Store store, TreeState state, NodeID node, int level) except NULL nogil:
+    """Reads a page for the first time in a search."""
+    cdef Bucket *b = _read_page(s, store, state, node, level)
+    s.visits += 1
+    if s.accesses != NULL:
+        count_page(s.accesses, b, True)
+    return b
+
+
 cdef inline double _exact(Search *s, TreeState state, Bucket *b, int64_t entry) noexcept nogil:
     """The distance of an entry of the page just read."""
     cdef double distance = s.distances[entry]
@@ -175,8 +185,7 @@ cdef int _first_descent(Search *s, Store store, TreeState state) except -1 nogil
     cdef Bucket *b
     cdef int64_t i, nearest
     while True:
-        s.visits += 1
-        b = _read_page(s, store, state, node, level)
+        b = _visit_page(s, store, state, node, level)
         if level == 0 or b.count == 0:
             break
         nearest = 0
@@ -211,10 +220,9 @@ cdef int _search(Search *s, Store store, TreeState state, const double *point) e
         page = _pop_page(s)
         if page.distance * NEARER > s.limit:
             break
-        s.visits += 1
-        if s.visits > s.most_visits:
-            _raise_visits(s.visits)
-        b = _read_page(s, store, state, page.node, page.level)
+        if s.visits >= s.most_visits:
+            _raise_visits(s.visits + 1)
+        b = _visit_page(s, store, state, page.node, page.level)
         if page.level == 0:
             _take_records(s, state, b)
         else:
@@ -245,9 +253,9 @@ cdef int _emit(Search *s, Arena ids, Arena found) except -1 nogil:
     return 0
 
 
-cdef int _search_all(Store store, TreeState state, const double *points, int64_t m, int64_t k, double max_distance,
-                     const uint64_t *order, Arena ids, Arena found, int64_t *starts) except -1 nogil:
-    """Answers the points in an order (NULL: as they stand); starts[i] is where results of the i-th answered start."""
+cdef int search_points(Store store, TreeState state, const double *points, int64_t m, int64_t k, double max_distance,
+                       const uint64_t *order, Arena ids, Arena found, int64_t *starts,
+                       LevelAccesses *accesses) except -1 nogil:
     cdef Search s
     cdef int64_t i
     cdef uint64_t generation = 0
@@ -256,6 +264,7 @@ cdef int _search_all(Store store, TreeState state, const double *points, int64_t
     s.max_distance = max_distance
     s.k = min(k, <int64_t>state.records) if state.levels > 0 else 0
     s.most_visits = load_acquire(&store.table.high_water)
+    s.accesses = accesses
     s.pages, s.page_room = NULL, 0
     s.distances, s.distance_room = NULL, 0
     s.best = <Neighbour *>allocate(s.k * sizeof(Neighbour))
@@ -281,7 +290,7 @@ cdef tuple nearest_of_one(Store store, TreeState state, const double *point, int
     cdef Arena found = Arena()
     cdef int64_t starts[2]
     with nogil:
-        _search_all(store, state, point, 1, k, max_distance, NULL, ids, found, starts)
+        search_points(store, state, point, 1, k, max_distance, NULL, ids, found, starts, NULL)
     return ids.to_array(_int64), found.to_array(_float64)
 
 
@@ -309,14 +318,14 @@ def nearest(Store store not None, TreeState state not None, points, long long k,
         offsets = <int64_t *>data_of(offset_array)
         if m < LEAST_ORDERED:
             with nogil:
-                _search_all(store, state, coordinates, m, k, max_distance, NULL, ids, found, offsets)
+                search_points(store, state, coordinates, m, k, max_distance, NULL, ids, found, offsets, NULL)
             return offset_array, ids.to_array(_int64), found.to_array(_float64)
         starts = <int64_t *>allocate((m + 1) * sizeof(int64_t))
         if starts == NULL:
             raise MemoryError
         with nogil:
             order = order_queries(coordinates, m, state.g.dims, False, state.box)
-            _search_all(store, state, coordinates, m, k, max_distance, order, ids, found, starts)
+            search_points(store, state, coordinates, m, k, max_distance, order, ids, found, starts, NULL)
         id_array = np.empty(starts[m], _int64)
         distance_array = np.empty(starts[m], _float64)
         id_out = <uint64_t *>data_of(id_array)

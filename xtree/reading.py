@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xtree import inspection, join, nearest, search
+from xtree import accesses, inspection, join, nearest, search
 from xtree.arguments import as_distance, as_neighbours, as_output, as_predicate, as_threads
 from xtree.conversion import finite_points, one_id, query_boxes
 from xtree.errors import DimensionError
@@ -120,6 +120,33 @@ class Reader:
         found = ids if given.ndim == 1 else _pairs(offsets, ids)
         return (found, distances) if return_distance else found
 
+    def explain(self, boxes: ArrayLike, predicate: str = "intersects") -> dict[str, Any]:
+        """What `query` with these boxes costs on any machine: the pages it reads and the entries it tests.
+
+        Returns a dict, summed over the boxes: queries; results; pages read; blocks, of the tree's page size, so that a
+        supernode of s blocks counts as s; entries tested, none in pages that lie inside the window; and levels, a list
+        of dicts with level, pages, blocks, entries, from the leaves up. A page counts once for each query that reads
+        it. The windows are looked up for this, more slowly than by `query`.
+
+        Takes and raises what `query` does, but for its output.
+        """
+        windows = query_boxes(boxes, self._dims)
+        found: dict[str, Any] = self._read(accesses.of_windows, np.atleast_2d(windows), as_predicate(predicate))
+        return found
+
+    def explain_nearest(
+        self, points: ArrayLike, k: int = 1, max_distance: float | None = None
+    ) -> dict[str, Any]:
+        """What `nearest` with these points costs on any machine, as `explain` says it of `query`.
+
+        Takes and raises what `nearest` does.
+        """
+        count = as_neighbours(k)
+        limit = as_distance(max_distance)
+        given = np.atleast_2d(finite_points(points, self._dims))
+        found: dict[str, Any] = self._read(_explain_nearest, given, count, limit)
+        return found
+
     def join(self, other: Reader, predicate: str = "intersects") -> Ids:
         """The pairs of a record of this tree and one of another whose boxes fulfil a predicate.
 
@@ -202,7 +229,7 @@ class Reader:
         """What the tree is made of; reads every page.
 
         Keys: records, height, nodes, supernodes, bytes, epoch, and levels, a list of dicts with level, nodes, entries,
-        fill, overlap, supernodes.
+        fill, overlap, supernodes, blocks, page_fill, supernode_fill.
         """
         return {**self._read(inspection.stats), "epoch": self._epoch()}
 
@@ -213,6 +240,10 @@ class Reader:
 
 def _nearest(store: Store, state: TreeState, points: Floats, k: int, limit: float) -> tuple[Ids, Ids, Floats]:
     return nearest.nearest(store, state, points, min(k, max(state.count, 1)), limit)
+
+
+def _explain_nearest(store: Store, state: TreeState, points: Floats, k: int, limit: float) -> dict[str, Any]:
+    return accesses.of_nearest(store, state, points, min(k, max(state.count, 1)), limit)
 
 
 def _pairs(offsets: Ids, ids: Ids) -> Ids:

@@ -131,13 +131,15 @@ cdef class Splitter:
                 self.order, self.axis_order = self.axis_order, self.order
 
     cdef bint plan_by_history(self, double min_fanout, double max_overlap) noexcept nogil:
-        """Along the axes on which every entry has been split before, the cut of least overlap, if it is balanced.
+        """Of the balanced cuts along the axes on which every entry has been split before, the one of least overlap.
 
-        A history is inherited, so an axis in it may have separated this page from others rather than its entries
-        from each other; the cut must therefore keep to max_overlap too. Leaves the plan alone when it returns False.
+        Only balanced ones are compared: a single entry cut off shares next to no volume with the rest. A history is
+        inherited, so an axis in it may have separated this page from others rather than its entries from each other;
+        the cut must therefore keep to max_overlap too. Leaves the plan alone when it returns False.
         """
         cdef int axis
         cdef int best_axis = 0
+        cdef int least = smaller_side(self.count, min_fanout)
         cdef uint64_t common = self.common_history()
         cdef Cut cut, best
         best = NO_CUT
@@ -145,14 +147,12 @@ cdef class Splitter:
             if common >> axis & 1 and self.frame.scale[axis] > 0.0:
                 self.sort_along(axis, False)
                 self.sweep()
-                cut = least_overlap_cut(self.work, self.room, self.count)
+                cut = least_overlap_cut(self.work, self.room, self.count, least)
                 if is_better(&cut, &best, self.count):
                     best = cut
                     best_axis = axis
                     self.axis_order, self.candidate = self.candidate, self.axis_order
-        if best.first < smaller_side(self.count, min_fanout) or best.overlap > max_overlap:
-            return False
-        if self.count - best.first < smaller_side(self.count, min_fanout):
+        if best.first == 0 or best.overlap > max_overlap:
             return False
         self.axis = best_axis
         self.first = best.first
@@ -338,13 +338,13 @@ cdef Cut least_shared_cut(const double *work, int room, int n, int least) noexce
     return best
 
 
-cdef Cut least_overlap_cut(const double *work, int room, int n) noexcept nogil:
-    """Of all cuts the one of least overlap, by the X-tree's measure."""
+cdef Cut least_overlap_cut(const double *work, int room, int n, int least) noexcept nogil:
+    """Of the cuts that leave `least` entries on either side the one of least overlap, by the X-tree's measure."""
     cdef int k
     cdef Cut cut, best
     best = NO_CUT
     cut.volume = 0.0
-    for k in range(1, n):
+    for k in range(least, n - least + 1):
         cut.first = k
         cut.overlap = overlap_at(work, room, k)
         if is_better(&cut, &best, n):

@@ -32,7 +32,8 @@ class Config:
     Fixed when a tree is created and stored with that tree (`Config.TREE`), taken for trees made from now on:
 
     - `page_bytes`: size of a page that is no supernode; None picks the smallest that holds 24 entries.
-    - `max_overlap`: a topological split of a directory page that overlaps by more than this share is refused.
+    - `max_overlap`: a topological split of a directory page that overlaps by more than this share is refused; 1.0
+      refuses none, so that the tree is an R*-tree, without supernodes.
     - `min_fanout`: the share of entries that the smaller side of an overlap-minimal split holds at least.
     - `min_fill`: the share that a split leaves on either side, and below which a page is dissolved; at most 0.5.
     - `leaf_fill`: how full bulk load packs pages; at least twice `min_fill`.
