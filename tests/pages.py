@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import time
 from collections.abc import Callable
 
 from xtree.persistence import crash_points
@@ -131,6 +132,14 @@ def after(texts: Texts, changes: dict[str, str | None]) -> Texts:
     """What a commit of the changes makes of the texts."""
     merged = {**texts, **changes}
     return {name: text for name, text in merged.items() if text is not None}
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Waits until a thread in the background has made a condition true."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.001)
 
 
 def settle(store) -> None:

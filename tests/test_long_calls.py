@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
-from pages import small
+from pages import eventually, small
 
 import xtree
 
@@ -118,17 +117,10 @@ def rng_of():
 def test_a_long_batch_lets_mappings_go_that_it_has_done_with(tree, ask, threads):
     rng = np.random.default_rng(4)
     points = rng.random((400_000, DIMS))
-    eventually_quiet(tree)
+    eventually(lambda: windows_of(tree)["mapped"] <= 1)
     before = windows_of(tree)["recycled"]
     if ask == "nearest":
         tree.nearest(points, 3, max_distance=0.001)  # the pages around a point, not half of the tree
     else:
         getattr(tree, ask)(boxes_of(points, 0.001), threads=threads)
     assert windows_of(tree)["recycled"] > before
-
-
-def eventually_quiet(tree):
-    deadline = time.monotonic() + 60
-    while windows_of(tree)["mapped"] > 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)

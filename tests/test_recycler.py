@@ -10,10 +10,9 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import pytest
-from pages import KIND, small
+from pages import KIND, eventually, small
 
 from xtree.persistence import mmap_windows, recycler
 from xtree.persistence.catalog import CatalogEntry
@@ -40,14 +39,6 @@ class Opened:
 
     def keep(self):
         pass
-
-
-def eventually(condition) -> None:
-    """Waits until a thread in the background has made a condition true."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
 
 
 @pytest.fixture

@@ -484,8 +484,8 @@ class Coordinator:
     def end_recovery(self) -> None:
         """Ends an unclean open: what was recovered is on the disk, and no log tail is trusted twice.
 
-        The log is synced first: a killed process has left frames in the cache only, and the manifest is about to say
-        where they end, for whoever has to begin at an older checkpoint.
+        Log and superblock are synced first: a killed process has left in the cache only what made its last frames
+        commits, and a checkpoint and the manifest are about to say that they are, and where they end.
 
         The epochs of the gap count as passed from here on, also if a clean close comes before the next commit. Before
         the superblock says so the logs stay: without any, the next open would take this one's end for a clean close.
@@ -493,6 +493,7 @@ class Coordinator:
         with self.poisoning_failed_syncs():
             self.journal.sync_last_log()
             reach("recovery.log_synced")
+            self.journal.superblock.sync()
         self.checkpointer.take_here("recovery", collect=False)
         with self.poisoning_failed_syncs():
             self.journal.publish_superblock(sync=True, epoch=self.following_epoch - 1)

@@ -139,6 +139,18 @@ class SuperblockFile:
             self._file.sync()
             fs.sync_directory(directory)
 
+    def sync(self) -> None:
+        """Put on the disk what was found in the file: a process that was killed may have left it in the cache only.
+
+        Nothing is written, so that no copy is torn that was whole. Raises SyncFailedError.
+        """
+        with self._lock:
+            try:
+                self._file.sync()
+            except SyncFailedError:
+                self._failed = True
+                raise
+
     def publish(self, sync: bool, **changes: Any) -> Superblock:
         """Write the values with some changed as the next generation, to the copy that may be overwritten.
 
