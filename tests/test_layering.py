@@ -45,7 +45,7 @@ LAYERS = [
      "xtree.cli_errors", "xtree.data",
      "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
      "xtree.tools", "xtree.tools.backup", "xtree.tools.bench", "xtree.tools.bench_checkpoints",
-     "xtree.tools.bench_groups",
+     "xtree.tools.bench_groups", "xtree.tools.bench_layout",
      "xtree.tools.bench_child", "xtree.tools.bench_commits", "xtree.tools.bench_memory", "xtree.tools.bench_peers",
      "xtree.tools.bench_answers", "xtree.tools.bench_build", "xtree.tools.bench_contest", "xtree.tools.bench_data",
      "xtree.tools.bench_index", "xtree.tools.bench_peak", "xtree.tools.bench_queries", "xtree.tools.bench_tree_peers",

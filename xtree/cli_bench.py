@@ -102,6 +102,20 @@ def index(
     _write(_index(quick, directory, sources, records), json_file)
 
 
+@bench.command()
+@measuring
+@clear_errors
+def layout(json_file: Path | None, quick: bool, directory: Path | None) -> None:
+    """What the size of a page costs and saves, by dimension: building, windows, nearest records, inserts.
+
+    In memory; --dir counts for nothing. JSON keys: benchmark, xtree, machine, scale, seconds, figures and skipped as in
+    `bench substrate`.
+    """
+    from xtree.tools.bench_layout import FULL, QUICK, bench_layout
+
+    _write(bench_layout(QUICK if quick else FULL, click.echo), json_file)
+
+
 def _substrate(quick: bool, directory: Path | None) -> dict[str, Any]:
     from xtree.tools.bench import FULL, QUICK, bench_substrate
 
