@@ -68,7 +68,7 @@ def test_coordinates_are_kept_bit_for_bit(ws, random):
     boxes = ALL["signed_zeros"](random, 50, 2)
     state = grown(ws, boxes)
     page = describe(ws.store, state.root)
-    assert page["boxes"].tobytes() == boxes.tobytes()
+    assert page["boxes"][np.argsort(page["refs"])].tobytes() == boxes.tobytes()
 
 
 @pytest.mark.parametrize("shape", [all_equal, one_point])
@@ -260,3 +260,32 @@ def test_a_sorted_batch_makes_no_worse_tree(random):
     windows = brute.random_boxes(random, 500, 2, 0.05)
     pages = [tree.explain(windows)["pages"] for tree in trees]
     assert pages[0] <= 1.05 * pages[1]
+
+
+@pytest.mark.parametrize("n", [15, 16, 17, 31, 1000, 65_535, 65_536, 65_537, 65_552, 100_000])
+def test_every_row_of_a_batch_goes_in_once_whatever_their_number(n):
+    points = np.arange(n, dtype=np.float64)[:, None]
+    tree = xtree.XTree(1)
+    tree.insert_many(np.arange(n), points)
+    ids, boxes = tree.items()
+    assert np.array_equal(np.sort(ids), np.arange(n)) and np.array_equal(boxes[:, 0], ids)
+    tree.check()
+
+
+@pytest.mark.parametrize("order", ["sorted", "reversed", "along a line"])
+def test_rows_in_order_fill_pages_as_rows_in_any_order_do(random, order):
+    boxes = uniform(random, 20_000, 2)
+    if order == "along a line":
+        boxes = np.sort(boxes, axis=0)
+        boxes[:, 2:] = boxes[:, :2]
+    else:
+        boxes = boxes[np.argsort(boxes[:, 0])][:: -1 if order == "reversed" else 1]
+    tree = xtree.XTree(2)
+    tree.insert_many(np.arange(20_000), boxes)
+    assert tree.stats()["levels"][0]["fill"] > 0.63
+
+
+def test_equal_boxes_fill_their_pages_one_after_the_other():
+    tree = xtree.XTree(2)
+    tree.insert_many(np.arange(20_000), np.tile((0.0, 0.0, 1.0, 1.0), (20_000, 1)))
+    assert tree.stats()["levels"][0]["fill"] > 0.95

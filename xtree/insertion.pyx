@@ -2,19 +2,21 @@
 
 No forced reinsertion: under copy-on-write every entry reinserted would copy another path.
 
-A large batch for a tree that is as large goes in along a Hilbert curve, so that one record's pages are in the cache for
-the next. Into a smaller tree it would make pages that are split behind the curve and never filled again.
+Records that come in an order, sorted or along a way through space, split pages behind them that are never filled again,
+and stretch the boxes of those before them. A batch therefore goes in spread over its rows. One for a tree that is as
+large goes in along a Hilbert curve, so that one record's pages are in the cache for the next: they are there already.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
+from xtree.arrays cimport raise_no_memory
 from xtree.box cimport MAX_DIMS, box_contains, copy_box, extend_box
 from xtree.bucket cimport (
     KIND_DIRECTORY, KIND_LEAF, append_entry, bounding_box, column_capacity, copy_entries, entry_limit, get_box,
     history, init_bucket, refs, set_entry,
 )
-from xtree.persistence.memory cimport release
+from xtree.persistence.memory cimport allocate, release
 from xtree.persistence.page cimport SIZE_CLASSES, class_bytes
 from xtree.query_order cimport order_queries
 from xtree.split cimport SPLIT_ON_AXIS, STAY_WHOLE
@@ -24,8 +26,12 @@ from xtree.errors import CapacityError, CorruptionError
 
 cdef enum:
     ROWS_BETWEEN_SIGNALS = 2048
+    LEAST_SPREAD = 16               # rows
+    SPREAD_ROWS = 65536             # at a time, so that they and their pages stay in the cache
     LEAST_SORTED = 8192             # rows: fewer find little in the cache that another one left there
     MOST_SORTED_DIMS = 3            # the curve is one of two axes
+
+cdef double GOLDEN_SECTION = 0.6180339887498949
 
 
 cdef class Inserter:
@@ -238,9 +244,11 @@ def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
         return
     inserter = Inserter(ws, state)
     try:
-        if LEAST_SORTED <= n <= <Py_ssize_t>state.records and 1 < state.g.dims <= MOST_SORTED_DIMS:
-            with nogil:
+        with nogil:
+            if LEAST_SORTED <= n <= <Py_ssize_t>state.records and 1 < state.g.dims <= MOST_SORTED_DIMS:
                 order = order_queries(&boxes[0, 0], n, state.g.dims, True, state.box)
+            elif n >= LEAST_SPREAD:
+                order = spread_rows(n)
         while start < n:
             stop = min(start + ROWS_BETWEEN_SIGNALS, n)
             with nogil:
@@ -249,6 +257,37 @@ def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
             PyErr_CheckSignals()
     finally:
         release(order)
+
+
+cdef uint64_t *spread_rows(uint64_t n) except NULL nogil:
+    """The numbers of n rows, SPREAD_ROWS at a time, each far from those shortly before it.
+
+    They are multiples of a step near the golden section of their number, which leave no large gap at any time. The
+    memory is the caller's to release. Raises MemoryError.
+    """
+    cdef uint64_t *order = <uint64_t *>allocate(n * sizeof(uint64_t))
+    cdef uint64_t start = 0
+    cdef uint64_t rows, step, at, i
+    if order == NULL:
+        raise_no_memory()
+    while start < n:
+        rows = min(n - start, <uint64_t>SPREAD_ROWS)
+        step = <uint64_t>(GOLDEN_SECTION * rows) | 1
+        while greatest_common_divisor(step, rows) != 1:
+            step += 1
+        at = 0
+        for i in range(start, start + rows):
+            order[i] = start + at
+            at += step
+            at -= rows if at >= rows else 0
+        start += rows
+    return order
+
+
+cdef uint64_t greatest_common_divisor(uint64_t a, uint64_t b) noexcept nogil:
+    while b:
+        a, b = b, a % b
+    return a
 
 
 cdef int insert_rows(Inserter inserter, const int64_t *ids, const double *boxes, const uint64_t *order,

@@ -83,19 +83,24 @@ cdef class SubtreeChooser:
         return <int>select(&contains, g.dims, b.count, self.entries, self.hits)
 
     cdef int choose_containing(self, Bucket *b, int hit_count) except -1 nogil:
-        """Of the hits, all of which contain the box: the one of least volume, then of fewest entries below."""
+        """Of the hits, all of which contain the box: the one of least volume, then of fewest entries below.
+
+        Of equal ones the last CANDIDATES are looked at: the halves of the last splits stand there, which have room.
+        """
         cdef double volume
         cdef double least = INFINITY
         cdef double entry_box[2 * MAX_DIMS]
         cdef int i
         cdef int entry
-        cdef int best = <int>self.hits[0]
+        cdef int best = <int>self.hits[hit_count - 1]
         cdef int best_count = -1
-        for i in range(hit_count):
+        cdef int ties = CANDIDATES
+        for i in range(hit_count - 1, -1, -1):
             entry = <int>self.hits[i]
             get_box(&self.state.g, b, entry, entry_box)
             volume = box_volume(&self.frame, entry_box)
-            if volume == least:
+            if volume == least and ties > 0:
+                ties -= 1
                 best_count = self.count_below(b, best) if best_count < 0 else best_count
                 if self.count_below(b, entry) < best_count:
                     least = INFINITY
