@@ -3,7 +3,7 @@
 `XTREE_DEBUG=1` makes the checked build: bounds checks, wraparound checks and C assertions. `XTREE_SANITIZE` makes one
 that the compiler's sanitizers watch, for a process that is started with their library preloaded: `address` looks at
 every access to memory and at undefined behaviour (make asan), `thread` at what threads share (make tsan). Each has a
-build directory of its own.
+build directory of its own. An optimisation that `CFLAGS` names is not overridden.
 """
 
 import os
@@ -79,7 +79,8 @@ if sys.platform == "win32":
     COMPILE = ["/O2", "/fp:precise", "/std:c11"] if not DEBUG else ["/Od", "/std:c11"]
 else:
     COMPILE = ["-std=gnu11", "-ffp-contract=off", "-Wno-unused-function", "-Wno-unreachable-code"]
-    COMPILE += ["-O1", "-g", "-UNDEBUG"] if DEBUG or SANITIZE else ["-O3", "-g0", "-fno-math-errno"]
+    OPTIMIZE = [] if "-O" in os.environ.get("CFLAGS", "") else ["-O3"]
+    COMPILE += ["-O1", "-g", "-UNDEBUG"] if DEBUG or SANITIZE else [*OPTIMIZE, "-g0", "-fno-math-errno"]
     COMPILE += SANITIZERS[SANITIZE]
 
 extensions = [
