@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import xtree
+from xtree.persistence.checkpoint import ROW_BYTES
 from xtree.tools.bench_commits import boxes_of
 from xtree.tools.bench_report import Report, require
 
@@ -77,9 +78,9 @@ def _measure_times(report: Report, scale: Scale, path: Path) -> None:
             runtime.checkpoint()
             samples.append((perf_counter() - started) * 1e3)
             require(runtime.stats()["coordinator"]["checkpoints"] == before + 1, "no checkpoint was taken")
-        rows = runtime.stats()["object_table"]["handles"]
+        rows = tree.stats()["nodes"]
         size = max(file.stat().st_size for file in path.glob("checkpoint-*"))
-        require(size > 48 * rows, f"the checkpoint has {size} bytes for {rows} rows")
+        require(size > ROW_BYTES * rows, f"the checkpoint has {size} bytes for {rows} rows")
         report.add("checkpoint", "alone", "ms", samples, note=f"{rows:,} rows, {size:,} bytes")
     expected = scale.checkpoint_records + scale.rounds * scale.checkpoint_commits
     with xtree.Runtime(path, mode="r") as runtime:
