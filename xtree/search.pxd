@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from xtree.accesses cimport LevelAccesses
 from xtree.bucket cimport Bucket
 from xtree.kernels cimport WindowTest
 from xtree.persistence.node_id cimport NodeID
@@ -29,6 +30,7 @@ cdef struct Walk:
     int64_t inside[MAX_LEVELS]      # per level: the first child inside the window
     int64_t end[MAX_LEVELS]         # per level: behind the last child
     uint64_t visits
+    LevelAccesses *accesses         # borrowed; NULL: nobody counts the directory pages
     uint64_t most_visits            # as many as there are handles: more means that a page is reached twice
 
 

@@ -9,6 +9,7 @@ from cpython.buffer cimport PyBuffer_Release
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from xtree.accesses cimport count_page
 from xtree.arrays cimport Arena, borrow, data_of, raise_no_memory
 from xtree.box cimport MAX_DIMS, boxes_equal
 from xtree.bucket cimport HEADER_BYTES, Bucket, get_box, lower, refs, stride, upper
@@ -54,6 +55,7 @@ cdef int open_walk(Walk *walk, Store store, TreeState state, Predicate predicate
     walk.levels = state.levels
     walk.predicate = predicate
     walk.most_visits = load_acquire(&store.table.high_water)
+    walk.accesses = NULL
     walk.room = FIRST_STACK
     walk.stack = <NodeID *>allocate(FIRST_STACK * sizeof(NodeID))
     if walk.stack == NULL:
@@ -120,6 +122,8 @@ cdef int _push_children(Walk *walk, Store store, TreeState state, Bucket *b, bin
     cdef int64_t i
     cdef WindowTest test
     cdef NodeID *out
+    if walk.accesses != NULL:
+        count_page(walk.accesses, b, not inside)
     if walk.room < start + 2 * <int64_t>b.count + 2 * SLACK:
         _grow_stack(walk, start + 2 * <int64_t>b.count + 2 * SLACK)
     out = walk.stack + start
