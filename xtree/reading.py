@@ -116,7 +116,7 @@ class Reader:
         count, limit, workers = as_neighbours(k), as_distance(max_distance), as_threads(threads)
         given = finite_points(points, self._dims)
         rows = given.reshape(1, -1) if given.ndim == 1 else given
-        offsets, ids, distances = self._read(in_threads, workers, _nearest, rows, count, limit)
+        offsets, ids, distances = self._read(in_threads, workers, nearest.nearest, rows, count, limit)
         found = ids if given.ndim == 1 else _pairs(offsets, ids)
         return (found, distances) if return_distance else found
 
@@ -134,9 +134,7 @@ class Reader:
         found: dict[str, Any] = self._read(accesses.of_windows, np.atleast_2d(windows), as_predicate(predicate))
         return found
 
-    def explain_nearest(
-        self, points: ArrayLike, k: int = 1, max_distance: float | None = None
-    ) -> dict[str, Any]:
+    def explain_nearest(self, points: ArrayLike, k: int = 1, max_distance: float | None = None) -> dict[str, Any]:
         """What `nearest` with these points costs on any machine, as `explain` says it of `query`.
 
         Takes and raises what `nearest` does.
@@ -144,7 +142,7 @@ class Reader:
         count = as_neighbours(k)
         limit = as_distance(max_distance)
         given = np.atleast_2d(finite_points(points, self._dims))
-        found: dict[str, Any] = self._read(_explain_nearest, given, count, limit)
+        found: dict[str, Any] = self._read(accesses.of_nearest, given, count, limit)
         return found
 
     def join(self, other: Reader, predicate: str = "intersects") -> Ids:
@@ -236,14 +234,6 @@ class Reader:
     @abstractmethod
     def _epoch(self) -> int:
         """The epoch of what is read."""
-
-
-def _nearest(store: Store, state: TreeState, points: Floats, k: int, limit: float) -> tuple[Ids, Ids, Floats]:
-    return nearest.nearest(store, state, points, min(k, max(state.count, 1)), limit)
-
-
-def _explain_nearest(store: Store, state: TreeState, points: Floats, k: int, limit: float) -> dict[str, Any]:
-    return accesses.of_nearest(store, state, points, min(k, max(state.count, 1)), limit)
 
 
 def _pairs(offsets: Ids, ids: Ids) -> Ids:
