@@ -40,6 +40,17 @@ cdef extern from "distance_kernels.h" nogil:
                                                 const double *point) noexcept
 
 
+# The kernels of one instruction set.
+cdef struct Form:
+    Select select
+    Divide divide
+    Span span
+    Distances distances
+
+
+# A form by its name. Raises ValueError for one that this processor can't run.
+cdef Form form_of(str name) except *
+
 cdef Select select                  # refs of the entries that pass, compressed and in order; returns how many
 cdef Divide divide                  # the same in two lists: entries that cross the window, entries inside it
 cdef Span span                      # from the first to behind the last entry that passes on the leading axis

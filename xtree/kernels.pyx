@@ -28,11 +28,23 @@ cdef str _choose():
     return form
 
 
+cdef Form form_of(str name) except *:
+    cdef Form form
+    if name not in available():
+        raise ValueError(f"{name!r}: this processor runs {', '.join(available())}")
+    if name == "avx512":
+        form.select, form.divide, form.span = select_avx512, divide_avx512, span_avx512
+        form.distances = distances_avx512
+    elif name == "avx2":
+        form.select, form.divide, form.span = select_avx2, divide_avx2, span_avx2
+        form.distances = distances_avx2
+    else:
+        form.select, form.divide, form.span = select_portable, divide_portable, span_portable
+        form.distances = distances_portable
+    return form
+
+
 simd = _choose()
 
-if simd == "avx512":
-    select, divide, span, distances = select_avx512, divide_avx512, span_avx512, distances_avx512
-elif simd == "avx2":
-    select, divide, span, distances = select_avx2, divide_avx2, span_avx2, distances_avx2
-else:
-    select, divide, span, distances = select_portable, divide_portable, span_portable, distances_portable
+cdef Form _chosen = form_of(simd)
+select, divide, span, distances = _chosen.select, _chosen.divide, _chosen.span, _chosen.distances
