@@ -57,31 +57,11 @@ cdef class TreeView:
 
     def query_plain(self, box, predicate):
         """The ids of what fulfils a predicate with one box, int64 (k,)."""
-        cdef double bounds[2 * MAX_DIMS]
-        cdef Predicate which
-        cdef int flight, slot = -1
-        cdef TreeState state
-        if not _read_predicate(predicate, &which) or not read_plain_box(box, self.dims, bounds):
-            return None
-        state = self.begin(&flight, &slot)
-        try:
-            return ids_of_one(self.store, state, bounds, which)
-        finally:
-            self.end(flight, slot)
+        return self.ask(box, predicate, False)
 
     def count_plain(self, box, predicate):
         """How many records fulfil a predicate with one box."""
-        cdef double bounds[2 * MAX_DIMS]
-        cdef Predicate which
-        cdef int flight, slot = -1
-        cdef TreeState state
-        if not _read_predicate(predicate, &which) or not read_plain_box(box, self.dims, bounds):
-            return None
-        state = self.begin(&flight, &slot)
-        try:
-            return count_of_one(self.store, state, bounds, which)
-        finally:
-            self.end(flight, slot)
+        return self.ask(box, predicate, True)
 
     def nearest_plain(self, point, k, max_distance):
         """The k nearest records of one point: (ids int64 (n,), distances float64 (n,)). max_distance None: any."""
@@ -139,6 +119,21 @@ cdef class TreeView:
     def handle_is_closed(self):
         """Whether close() was called."""
         return self.closed
+
+    cdef object ask(self, box, predicate, bint counting):
+        cdef double bounds[2 * MAX_DIMS]
+        cdef Predicate which
+        cdef int flight, slot = -1
+        cdef TreeState state
+        if not _read_predicate(predicate, &which) or not read_plain_box(box, self.dims, bounds):
+            return None
+        state = self.begin(&flight, &slot)
+        try:
+            if counting:
+                return count_of_one(self.store, state, bounds, which)
+            return ids_of_one(self.store, state, bounds, which)
+        finally:
+            self.end(flight, slot)
 
     cdef TreeState begin(self, int *flight, int *slot):
         """Marks a call in flight, pins the current epoch, and gives the tree's state at it."""
