@@ -30,24 +30,22 @@ class Counts(click.ParamType):
         return tuple(int(match[1]) * MULTIPLES[match[2]] for match in found if match)
 
 
+_json = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON to this file."
+)
+_quick = click.option("--quick", is_flag=True, help="Measure less, each benchmark in under a minute.")
+_directory = click.option(
+    "--dir",
+    "--directory",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A directory on the disk to be measured; by default that of temporary files.",
+)
+
+
 def measuring(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that all of them have."""
-    options = (
-        click.option(
-            "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON to this file."
-        ),
-        click.option("--quick", is_flag=True, help="Measure less, each benchmark in under a minute."),
-        click.option(
-            "--dir",
-            "--directory",
-            "directory",
-            type=click.Path(exists=True, file_okay=False, path_type=Path),
-            help="A directory on the disk to be measured; by default that of temporary files.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    """The options of what measures a disk too."""
+    return _json(_quick(_directory(command)))
 
 
 @click.group(invoke_without_command=True)
@@ -57,7 +55,7 @@ def measuring(command: Callable[..., None]) -> Callable[..., None]:
 def bench(ctx: click.Context, json_file: Path | None, quick: bool, directory: Path | None) -> None:
     """Measure xtree on this machine, beside other engines where they are installed.
 
-    Without a command: all of them, one after the other. JSON keys: substrate, index, with what each of them writes.
+    Without a command: substrate, then index. JSON keys: substrate, index, with what each of them writes.
     """
     if ctx.invoked_subcommand is None:
         _write({"substrate": _substrate(quick, directory), "index": _index(quick, directory)}, json_file)
@@ -103,13 +101,13 @@ def index(
 
 
 @bench.command()
-@measuring
+@_json
+@_quick
 @clear_errors
-def layout(json_file: Path | None, quick: bool, directory: Path | None) -> None:
-    """What the size of a page costs and saves, by dimension: building, windows, nearest records, inserts.
+def layout(json_file: Path | None, quick: bool) -> None:
+    """What the size of a page costs and saves in memory: building, windows, nearest records, inserts, by dimension.
 
-    In memory; --dir counts for nothing. JSON keys: benchmark, xtree, machine, scale, seconds, figures and skipped as in
-    `bench substrate`.
+    JSON keys: benchmark, xtree, machine, scale, seconds, figures and skipped as in `bench substrate`.
     """
     from xtree.tools.bench_layout import FULL, QUICK, bench_layout
 
