@@ -48,3 +48,15 @@ def test_what_only_the_cache_held_is_durable_for_nobody_before_the_recovery_that
     nothing_unsynced = partial(map, lambda moment: Case(moment, 0, 512))
     inquiry.ask_again(Case(killed, None), tmp_path / "again", nothing_unsynced)
     count(tally, "somewhere in a recovery", inquiry)
+
+
+def test_an_epoch_that_the_superblock_names_only_in_the_cache_has_no_checkpoint_before_it_is_on_the_disk(
+    tmp_path, tally
+):
+    made = run("checkpoints", "strict", tmp_path / "run")
+    inquiry = Inquiry(made, tmp_path / "image")
+    committed = [moment.number for moment in made.moments if moment.what == "commit.superblock_synced"][-1]
+    killed = [moment for moment in made.moments[:committed] if moment.what == "superblock.written"][-1]
+    assert killed.handed_out > killed.durable
+    inquiry.ask_again(Case(killed, None), tmp_path / "again", lambda moments: cases(moments, 4))
+    count(tally, "somewhere in a recovery", inquiry)
