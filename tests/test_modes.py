@@ -65,14 +65,14 @@ def reopened(path, mode):
 
 
 def frames(path):
-    """Every group frame in the logs of a directory, in order."""
-    uuid = Manifest.load(FileSystem(), str(path)).uuid
+    """Every group frame in the logs of a directory, in order. A log that isn't listed was about to be made."""
+    manifest = Manifest.load(FileSystem(), str(path))
     found = []
-    for name in sorted(os.listdir(path)):
-        if filenames.parse_log(name) is not None:
-            reader = read_log(FileSystem(), str(path / name), uuid, filenames.parse_log(name))
+    for entry in manifest.logs:
+        with contextlib.closing(
+            read_log(FileSystem(), str(path / filenames.log_name(entry.number)), manifest.uuid, entry.number)
+        ) as reader:
             found += list(reader)
-            reader.close()
     return found
 
 
@@ -425,8 +425,9 @@ class LogicalClock(Clock):
 
 def test_an_eventual_commit_is_durable_after_the_interval_and_its_slots_come_back_then(tmp_path):
     fs, logical = CountingFileSystem(), LogicalClock()
-    # By request: the checkpointer would find one due when the clock has moved on, sooner or later.
-    store = open_store(tmp_path / "index", config=by_request("eventual", sync_interval_ms=500), fs=fs, clock=logical)
+    # Nothing for the checkpointer: when it finds a checkpoint due or makes the next log is its matter.
+    config = by_request("eventual", sync_interval_ms=500, **ONE_LONG_LOG)
+    store = open_store(tmp_path / "index", config=config, fs=fs, clock=logical)
     coordinator = store._coordinator
     for i in range(10):
         put(store, {"a": f"{i}"})
@@ -562,7 +563,7 @@ def test_commits_of_many_threads_that_were_acknowledged_survive_a_kill(tmp_path,
 
     acknowledged: list[int] = []
     run_and_die(str(path), many, "commit.published", 100, small(mode), acknowledged=acknowledged)
-    assert len(acknowledged) >= 99
+    assert len(acknowledged) >= 99 - 5  # each of the other threads may be about to say that it was told
     last = {step >> 20: step & 0xFFFFF for step in acknowledged}
     texts = reopened(path, mode)
     for thread in range(6):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
@@ -14,6 +15,7 @@ import xtree
 from xtree.persistence import filenames
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.frame import OP_BIRTH, PAYLOAD_RANGES, PAYLOAD_WHOLE
+from xtree.persistence.manifest import Manifest
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
 from xtree.persistence.wal_reader import read_log
@@ -22,15 +24,13 @@ CONTENT_BYTES = 4096 - 24
 
 
 def logs_of(store):
-    """For each log of the directory, oldest first, its frames."""
+    """For each log that the manifest lists, oldest first, its frames."""
     directory = str(store.path)
     found = []
-    for name in sorted(os.listdir(directory)):
-        number = filenames.parse_log(name)
-        if number is not None:
-            reader = read_log(FileSystem(), os.path.join(directory, name), store.uuid, number)
+    for entry in Manifest.load(FileSystem(), directory).logs:
+        path = os.path.join(directory, filenames.log_name(entry.number))
+        with contextlib.closing(read_log(FileSystem(), path, store.uuid, entry.number)) as reader:
             found.append(list(reader))
-            reader.close()
     return [frames for frames in found if frames]
 
 
