@@ -409,13 +409,18 @@ class LogicalClock(Clock):
         return self.time
 
     def get(self, items, timeout):
+        leads = threading.current_thread().name == "xtree-leader"
         with self.lock:
-            if items.empty() and threading.current_thread().name == "xtree-leader":
+            if items.empty() and leads:
                 self.idle.set()
-        return items.get() if timeout is None or timeout > 0 or not items.empty() else None
+        found = items.get() if timeout is None or timeout > 0 or not items.empty() else None
+        if leads:
+            self.idle.clear()
+        return found
 
     def advance(self, store, seconds):
         """Moves time on, and returns when the leader has done what is due then, and waits again."""
+        assert self.idle.wait(PATIENCE_S)  # else it may be about to wait for as long as it was before
         with self.lock:
             self.time += seconds
             self.idle.clear()
