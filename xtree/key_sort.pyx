@@ -1,5 +1,7 @@
 """Sorting entries of a page by a key, then by another: stable, without allocations. docs: key_sort.pxd."""
 
+from libc.string cimport memcpy
+
 cdef enum:
     RUN = 12                        # entries sorted by insertion, before runs are merged
 
@@ -43,6 +45,9 @@ cdef void merge(const SortKey *source, SortKey *target, int start, int middle, i
     cdef int left = start
     cdef int right = middle
     cdef int i
+    if middle == stop or not precedes(&source[middle], &source[middle - 1]):
+        memcpy(target + start, source + start, (stop - start) * sizeof(SortKey))
+        return
     for i in range(start, stop):
         if left < middle and (right >= stop or not precedes(&source[right], &source[left])):
             target[i] = source[left]

@@ -38,6 +38,7 @@ cdef class Splitter:
     cdef double *work               # SWEEP_ARRAYS of `room`, by the size of the first group
     cdef SortKey *keys
     cdef SortKey *spare_keys
+    cdef const SortKey *sorted_keys     # one of the two
     cdef int *order                 # of the plan: the first group, then the second
     cdef int *axis_order            # the best found on the axis being tried
     cdef int *candidate             # the order being scored

@@ -168,18 +168,21 @@ cdef class Splitter:
         return common
 
     cdef void sort_along(self, int axis, bint by_upper) noexcept nogil:
-        """Puts the entries into `candidate`, by one bound on the axis, then by the other, then as they came."""
-        cdef int i
+        """Puts the entries into `candidate`, by one bound on the axis, then by the other, then as they came.
+
+        By upper bounds only right after the lower ones: their order is nearly that one, and so soon found.
+        """
+        cdef int i, entry
         cdef const double *key = self.columns + (axis + (self.dims if by_upper else 0)) * self.room
         cdef const double *tie = self.columns + (axis + (0 if by_upper else self.dims)) * self.room
-        cdef const SortKey *sorted_keys
         for i in range(self.count):
-            self.keys[i].key = key[i]
-            self.keys[i].tie = tie[i]
-            self.keys[i].entry = i
-        sorted_keys = sort(self.keys, self.spare_keys, self.count)
+            entry = self.sorted_keys[i].entry if by_upper else i
+            self.keys[i].key = key[entry]
+            self.keys[i].tie = tie[entry]
+            self.keys[i].entry = entry
+        self.sorted_keys = sort(self.keys, self.spare_keys, self.count)
         for i in range(self.count):
-            self.candidate[i] = sorted_keys[i].entry
+            self.candidate[i] = self.sorted_keys[i].entry
 
     cdef void sweep(self) noexcept nogil:
         """Fills the work arrays for every cut of `candidate`."""
