@@ -41,7 +41,9 @@ class Writers:
     def __init__(self) -> None:
         self.orders, end = socket.socketpair()
         self.server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(WRITER), str(end.fileno())], pass_fds=[end.fileno()]
+            [sys.executable, "-W", "ignore", str(WRITER), str(end.fileno())],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(WRITER.parent), *sys.path])},
+            pass_fds=[end.fileno()],
         )
         end.close()
 
