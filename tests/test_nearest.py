@@ -149,6 +149,33 @@ def test_tiny_distances_do_not_vanish():
     assert np.allclose(away[2:5], np.sqrt(2.0) * np.array([1e-200, 1e-170, 2e-170]), rtol=1e-15, atol=0.0)
 
 
+@pytest.mark.parametrize("exponents", [(-170, -110), (-141, -139), (140, 160), (149, 151)], ids=str)
+def test_distances_at_the_ends_of_the_safe_range_keep_their_order(exponents, random):
+    store = MemoryStore()
+    sides = 10.0 ** random.uniform(*exponents, (3000, 2))
+    ids, state = load(store, np.hstack([sides, sides]))
+    for k in (1, 5, 40):
+        assert_nearest(store, state, ids, np.hstack([sides, sides]), np.zeros((1, 2)), k)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 100, 130])
+@pytest.mark.parametrize("order", ["near first", "far first", "mixed", "alternating"])
+def test_any_order_of_the_records_in_a_page_gives_any_number_of_the_nearest(n, order, random):
+    store = MemoryStore()
+    away = np.sort(random.random(n))
+    if order == "far first":
+        away = away[::-1]
+    elif order == "mixed":
+        away = random.permutation(away)
+    elif order == "alternating":
+        away = np.where(np.arange(n) % 2, away, 9.0 + away)
+    boxes = np.column_stack([away, np.zeros(n), away, np.zeros(n)])
+    ids, state = load(store, boxes)
+    for k in (1, 2, n // 2, n // 2 + 1, n, 63, 64, 65):
+        for most in (np.inf, 0.5, 0.0):
+            assert_nearest(store, state, ids, boxes, np.zeros((1, 2)), max(k, 1), most)
+
+
 def test_a_large_batch_comes_back_in_the_order_it_was_asked(random):
     store = MemoryStore()
     boxes = brute.random_boxes(random, 5000, 2, side=0.01)

@@ -31,6 +31,8 @@ from xtree.errors import CorruptionError
 
 cdef enum:
     A_BREATH = 64                   # points of a batch between two looks at the mappings
+    LANES = 8                       # minima that are taken side by side
+    MOST_GROUPS = 64
 
 cdef double NEARER = 1.0 - 2.0 ** -48
 
@@ -153,9 +155,59 @@ cdef inline double _exact(Search *s, TreeState state, Bucket *b, int64_t entry) 
                            s.point)
 
 
+cdef inline void _least_by_lane(const double *values, int64_t n, double *least, int64_t lanes) noexcept nogil:
+    """least[j] is the least of the values j, j + lanes, j + 2 * lanes …; there are at least as many as lanes."""
+    cdef int64_t start = lanes
+    cdef int64_t j
+    for j in range(lanes):
+        least[j] = values[j]
+    while start + lanes <= n:
+        for j in range(lanes):
+            least[j] = values[start + j] if values[start + j] < least[j] else least[j]
+        start += lanes
+    for j in range(n - start):
+        least[j] = values[start + j] if values[start + j] < least[j] else least[j]
+
+
+cdef int64_t _nearest_entry(Search *s, int64_t n) noexcept nogil:
+    """The first of the nearest of n entries."""
+    cdef double by_lane[LANES]
+    cdef double least
+    cdef int64_t lanes = min(n, <int64_t>LANES)
+    cdef int64_t i
+    _least_by_lane(s.distances, n, by_lane, lanes)
+    least = by_lane[0]
+    for i in range(1, lanes):
+        least = by_lane[i] if by_lane[i] < least else least
+    i = 0
+    while s.distances[i] != least:
+        i += 1
+    return i
+
+
+cdef void _lower_limit(Search *s, int64_t n) noexcept nogil:
+    """Lowers the limit to one that k of the n records just measured keep: the nearest of each of k groups.
+
+    So few of them go through the heap, in whatever order they stand.
+    """
+    cdef double by_group[MOST_GROUPS]
+    cdef double limit
+    cdef int64_t j
+    if s.k > MOST_GROUPS or 2 * s.k > n:
+        return
+    _least_by_lane(s.distances, n, by_group, s.k)
+    limit = by_group[0]
+    for j in range(1, s.k):
+        limit = by_group[j] if by_group[j] > limit else limit
+    if 2 * SAFE_LEAST <= limit <= SAFE_MOST and limit < s.limit:    # what lies below the safe range is nearer, too
+        s.limit = limit
+
+
 cdef void _take_records(Search *s, TreeState state, Bucket *leaf) noexcept nogil:
     cdef int64_t i
     cdef double distance
+    if s.best_count == 0:
+        _lower_limit(s, leaf.count)
     for i in range(<int64_t>leaf.count):
         # Above the safe range a rough distance may be far too large, but not below the limit.
         if s.distances[i] > s.limit and s.limit <= SAFE_MOST:
@@ -183,14 +235,12 @@ cdef int _first_descent(Search *s, Store store, TreeState state) except -1 nogil
     cdef int level = s.levels - 1
     cdef NodeID node = state.root
     cdef Bucket *b
-    cdef int64_t i, nearest
+    cdef int64_t nearest
     while True:
         b = _visit_page(s, store, state, node, level)
         if level == 0 or b.count == 0:
             break
-        nearest = 0
-        for i in range(1, <int64_t>b.count):
-            nearest = i if s.distances[i] < s.distances[nearest] else nearest
+        nearest = _nearest_entry(s, b.count)
         s.path[level] = node
         s.taken[level] = nearest
         node = refs(&state.g, b)[nearest]
