@@ -223,4 +223,4 @@ def test_a_failed_allocation_is_a_memory_error_and_the_next_answer_is_right(rand
                 assert np.array_equal(answer, right), name
             finally:
                 memory.fail_allocation(0)
-        assert failures >= 1, name
+        assert failures >= 1 or name == "holds", name  # which takes no memory

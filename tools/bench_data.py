@@ -110,7 +110,8 @@ def windows_of(data: Data, hits: int, count: int, seed: int) -> Boxes:
         return np.hstack([low, low + side])
     centres = points_of(data, count, seed)
     tree = xtree.XTree.from_boxes(data.boxes)
-    least, most = np.zeros(count), np.full(count, np.ptp(data.boxes, axis=0).max())
+    least: np.ndarray = np.zeros(count)
+    most: np.ndarray = np.full(count, np.ptp(data.boxes, axis=0).max())
     for _ in range(HALVINGS):
         half = (least + most) / 2
         enough = tree.count(_squares(centres, half)) >= hits

@@ -13,7 +13,7 @@ cdef extern from "persistence/platform_map.h" nogil:
     void ask_for_huge_pages "xt_ask_for_huge_pages"(void *base, uint64_t bytes) noexcept
 
 cdef enum:
-    FIRST_BYTES = 8192
+    FIRST_BYTES = 1024              # as much as an allocator has at hand
     COPIED_BYTES = 65536            # up to here a copy is cheaper than handing the memory over
     LARGE_BYTES = 4194304           # from here on memory is touched in huge pages where the system has them
 

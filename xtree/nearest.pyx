@@ -31,6 +31,7 @@ from xtree.errors import CorruptionError
 
 cdef enum:
     A_BREATH = 64                   # points of a batch between two looks at the mappings
+    FIRST_PAGES = 40                # room in the heap
     LANES = 8                       # minima that are taken side by side
     MOST_GROUPS = 64
 
@@ -84,13 +85,14 @@ cdef inline void _offer(Search *s, double distance, int64_t id) noexcept nogil:
 cdef int _push_page(Search *s, double distance, NodeID node, int level) except -1 nogil:
     cdef int64_t place = s.page_count
     cdef int64_t parent
+    cdef int64_t room = 2 * place + FIRST_PAGES
     cdef Page *pages
     if place == s.page_room:
-        pages = <Page *>reallocate(s.pages, 2 * (place + 64) * sizeof(Page))
+        pages = <Page *>reallocate(s.pages, room * sizeof(Page))
         if pages == NULL:
             raise_no_memory()
         s.pages = pages
-        s.page_room = 2 * (place + 64)
+        s.page_room = room
     s.page_count += 1
     while place > 0:
         parent = (place - 1) // 2

@@ -9,6 +9,9 @@ from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store
 from xtree.tree_state cimport MAX_LEVELS, TreeState
 
+cdef enum:
+    FIRST_STACK = 512               # entries
+
 cdef enum Predicate:                # of a record's box and the query box
     INTERSECTS = 0                  # closed: touching counts
     WITHIN = 1                      # the record's box lies inside the query box
@@ -25,6 +28,7 @@ cdef struct Walk:
     const double *query             # [mins, maxs]; borrowed
     NodeID *stack
     int64_t room                    # entries of the stack
+    NodeID first_stack[FIRST_STACK]     # which is this one, unless it has grown
     int level                       # being looked at
     int64_t next[MAX_LEVELS]        # per level: the child to visit next
     int64_t inside[MAX_LEVELS]      # per level: the first child inside the window
@@ -58,8 +62,8 @@ cdef enum:
 cdef object ids_of_one(Store store, TreeState state, const double *box, Predicate predicate)
 # How many records qualify for a valid box. Raises CorruptionError, MemoryError.
 cdef int64_t count_of_one(Store store, TreeState state, const double *box, Predicate predicate) except -1
-# Prepares a walk over a tree; `walk.stack` may be kept from an earlier one. Raises MemoryError.
-cdef int open_walk(Walk *walk, Store store, TreeState state, Predicate predicate) except -1 nogil
+# Prepares walks over a tree. `walk` has to stay where it is until close_walk.
+cdef void open_walk(Walk *walk, Store store, TreeState state, Predicate predicate) noexcept nogil
 cdef void close_walk(Walk *walk) noexcept nogil
 # Starts over, with a query box; NULL reaches every leaf.
 cdef void start_walk(Walk *walk, TreeState state, const double *query) noexcept nogil

@@ -15,7 +15,7 @@ from xtree.box cimport MAX_DIMS, boxes_equal
 from xtree.bucket cimport HEADER_BYTES, Bucket, get_box, lower, refs, stride, upper
 from xtree.kernels cimport SLACK, WindowTest, divide, select, span
 from xtree.persistence.atomics cimport load_acquire, load_relaxed
-from xtree.persistence.memory cimport allocate, reallocate, release
+from xtree.persistence.memory cimport allocate, release
 from xtree.persistence.node_id cimport NodeID, handle_of
 from xtree.persistence.object_table cimport Row
 from xtree.persistence.store cimport Store, breathe
@@ -37,7 +37,6 @@ cdef extern from *:
     void prefetch "xt_prefetch"(const void *p) noexcept nogil
 
 cdef enum:
-    FIRST_STACK = 512               # entries
     QUERIES_AHEAD = 4               # asked for before they are needed
     MOST_BYTES_AHEAD = 1024         # of a column of a leaf
     MOST_ORDERED_HITS = 1000        # a query: above, putting the results in order costs more than it saves
@@ -50,22 +49,19 @@ cdef object _float64 = np.dtype(np.float64)
 cdef object _empty = np.empty
 
 
-cdef int open_walk(Walk *walk, Store store, TreeState state, Predicate predicate) except -1 nogil:
+cdef void open_walk(Walk *walk, Store store, TreeState state, Predicate predicate) noexcept nogil:
     walk.dims = state.g.dims
     walk.levels = state.levels
     walk.predicate = predicate
     walk.most_visits = load_acquire(&store.table.high_water)
     walk.accesses = NULL
     walk.room = FIRST_STACK
-    walk.stack = <NodeID *>allocate(FIRST_STACK * sizeof(NodeID))
-    if walk.stack == NULL:
-        raise_no_memory()
-    return 0
+    walk.stack = walk.first_stack
 
 
 cdef void close_walk(Walk *walk) noexcept nogil:
-    release(walk.stack)
-    walk.stack = NULL
+    if walk.stack != walk.first_stack:
+        release(walk.stack)
 
 
 cdef void start_walk(Walk *walk, TreeState state, const double *query) noexcept nogil:
@@ -146,9 +142,11 @@ cdef int _push_children(Walk *walk, Store store, TreeState state, Bucket *b, bin
 
 
 cdef int _grow_stack(Walk *walk, int64_t room) except -1 nogil:
-    cdef NodeID *stack = <NodeID *>reallocate(walk.stack, 2 * room * sizeof(NodeID))
+    cdef NodeID *stack = <NodeID *>allocate(2 * room * sizeof(NodeID))
     if stack == NULL:
         raise_no_memory()
+    memcpy(stack, walk.stack, walk.room * sizeof(NodeID))
+    close_walk(walk)
     walk.stack = stack
     walk.room = 2 * room
     return 0
