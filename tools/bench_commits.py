@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -144,19 +145,16 @@ class Committer:
 def measure_commits(report: Report, scale: Scale, directory: Path) -> None:
     """Commits of one insert by 1, 8 and 32 threads, and of a thousand inserts, with the peers in the same rounds."""
     report.section(f"commits of one insert into a tree of {scale.tree_records:,} records")
-    peers = _make_peers(report, directory, scale.tree_records)
     forests = {}
-    try:
-        for mode in MODES:
-            forests[mode] = Forest(directory / mode, mode, max(scale.threads), scale.tree_records)
-        rates, batches = _take_turns(forests, peers, scale)
-    finally:
-        for forest in forests.values():
-            forest.close()
+    with ExitStack() as stack:  # all are closed, also when one of them finds that records are missing
+        peers = _make_peers(report, directory, scale.tree_records)
         for peer in peers.values():
-            peer.close()
-        for name in MODES:
-            shutil.rmtree(directory / name, ignore_errors=True)
+            stack.callback(peer.close)
+        for mode in MODES:
+            stack.callback(shutil.rmtree, directory / mode, ignore_errors=True)
+            forests[mode] = Forest(directory / mode, mode, max(scale.threads), scale.tree_records)
+            stack.callback(forests[mode].close)
+        rates, batches = _take_turns(forests, peers, scale)
     _report(report, rates, batches)
 
 
