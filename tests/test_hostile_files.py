@@ -27,6 +27,7 @@ from forging import (
     replaced,
     seal_checkpoint,
     seal_log,
+    sealed_header,
     with_manifest,
 )
 from healthy import BY_NAME, Index, answers, build, lay_out
@@ -200,6 +201,21 @@ def test_a_data_file_is_not_made_longer_than_it_may_be(index_of, tmp_path, mode)
     with pytest.raises(CorruptionError, match=r"data-c0-\d+\.xd: expected at most 1048576 bytes, found 4294967296"):
         xtree.Runtime(tmp_path / "index", mode)
     assert all((tmp_path / "index" / name).stat().st_size == len(files[name]) for name in data_files_of(files))
+
+
+@pytest.mark.parametrize("window_bytes", [0, (1 << 20) + 1, 1 << 41, 2**63])
+def test_a_window_that_cannot_be_is_not_believed_where_only_a_data_file_tells_it(index_of, tmp_path, window_bytes):
+    files = index_of("killed").files
+    forged = {
+        name: sealed_header(replaced(files[name], 40, struct.pack("<Q", window_bytes))) for name in data_files_of(files)
+    }
+    lay_out(tmp_path / "index", {**files, **forged, filenames.MANIFEST: b"?"})
+    with pytest.raises(CorruptionError):
+        xtree.Runtime(tmp_path / "index")
+    one = min(forged)
+    lay_out(tmp_path / "index", {**files, one: forged[one], filenames.MANIFEST: b"?"})
+    with pytest.raises(CorruptionError, match=r"\.xd|page|file"):
+        xtree.Runtime(tmp_path / "index")
 
 
 def test_an_index_that_has_no_numbers_for_files_left_can_be_read_and_not_written(index_of, tmp_path):

@@ -28,8 +28,9 @@ from xtree.errors import CorruptionError
 
 cdef extern from *:
     """
+    /* Into the second cache, which has room for more requests at a time than the first. */
     #if defined(__GNUC__) || defined(__clang__)
-    #define xt_prefetch(p) __builtin_prefetch(p)
+    #define xt_prefetch(p) __builtin_prefetch(p, 0, 2)
     #else
     #define xt_prefetch(p) ((void)(p))
     #endif

@@ -197,7 +197,8 @@ def directory(place: Workplace, data: bytes) -> None:
 def edited(files: Files, data: bytes) -> Files:
     """The files after some edits, each of a part of one of them, all CRCs right."""
     files = dict(files)
-    names = [*sorted(files), *pages_in_use(files)]
+    parts = [*sorted(files), *pages_in_use(files)]
+    edits = []
     at = 0
     for _ in range(8):
         if at + EDIT.size > len(data):
@@ -206,8 +207,17 @@ def edited(files: Files, data: bytes) -> Files:
         new = data[at + EDIT.size:at + EDIT.size + n % 64]
         at += EDIT.size + n % 64
         if new:
-            files |= edit_of(files, names[which % len(names)], where, new)
+            edits.append((parts[which % len(parts)], where, new))
+    for part, where, new in sorted(edits, key=lambda edit: turn_of(edit[0])):
+        files |= edit_of(files, part, where, new)
     return files
+
+
+def turn_of(part: str | tuple[str, int, int]) -> int:
+    """When a part is edited: before those that are read to make its CRCs right, which may be nonsense afterwards."""
+    if isinstance(part, tuple):
+        return 0
+    return 2 if part == filenames.MANIFEST else 1
 
 
 def edit_of(files: Files, part: str | tuple[str, int, int], where: int, new: bytes) -> Files:

@@ -23,7 +23,7 @@ from struct import Struct
 from typing import Any
 
 from xtree.errors import CorruptionError, StoreFailedError
-from xtree.persistence.config import Config
+from xtree.persistence.config import MAX_WINDOW_BYTES, MIB, Config
 from xtree.persistence.crash_points import reach
 from xtree.persistence.disk_reserve import kept_free, require_space
 from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
@@ -62,6 +62,8 @@ def read_header(file: File, uuid: bytes) -> tuple[int, int, int]:
     """(number, window bytes, size class) by a file's header. Raises CorruptionError, FormatVersionError."""
     page = file.pread(HEADER_BYTES, 0)
     number, window_bytes, size_class = unpack_header(page, MAGIC, FORMAT, BODY, file.path, uuid)[1]
+    if not MIB <= window_bytes <= MAX_WINDOW_BYTES or window_bytes % MIB:
+        raise CorruptionError(f"{file.path}: at offset 40: expected a window of whole MiB, found {window_bytes} bytes")
     return number, window_bytes, size_class
 
 
