@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from xtree.persistence.memory cimport allocate, reallocate, release
@@ -17,6 +17,7 @@ cdef enum:
     COPIED_BYTES = 65536            # up to here a copy is cheaper than handing the memory over
     LARGE_BYTES = 4194304           # from here on memory is touched in huge pages where the system has them
 
+cdef object _int64 = np.dtype(np.int64)
 cdef object _empty = np.empty
 cdef object _frombuffer = np.frombuffer
 
@@ -38,6 +39,35 @@ cdef char *data_of(object array) except NULL:
     cdef char *data = <char *>view.buf
     PyBuffer_Release(&view)
     return data
+
+
+def as_pairs(offsets, values):
+    """The rows values[offsets[i]:offsets[i + 1]] as pairs: int64 (2, n), the row of each value, and the value.
+
+    `offsets` is int64 (m + 1,), from 0 to n, `values` int64 (n,). Raises MemoryError.
+    """
+    cdef Py_buffer starts, found
+    cdef const int64_t *start
+    cdef int64_t *rows
+    cdef int64_t i, place
+    cdef int64_t m = borrow(offsets, &starts, sizeof(int64_t)) - 1
+    cdef int64_t n
+    try:
+        n = borrow(values, &found, sizeof(int64_t))
+        try:
+            pairs = _empty((2, n), _int64)
+            rows = <int64_t *>data_of(pairs)
+            start = <const int64_t *>starts.buf
+            with nogil:
+                for i in range(m):
+                    for place in range(start[i], start[i + 1]):
+                        rows[place] = i
+                memcpy(rows + n, found.buf, n * sizeof(int64_t))
+            return pairs
+        finally:
+            PyBuffer_Release(&found)
+    finally:
+        PyBuffer_Release(&starts)
 
 
 @cython.freelist(8)

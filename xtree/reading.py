@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xtree import accesses, inspection, join, nearest, search
 from xtree.arguments import as_distance, as_neighbours, as_output, as_predicate, as_threads
+from xtree.arrays import as_pairs
 from xtree.conversion import finite_points, one_id, query_boxes
 from xtree.errors import DimensionError
 from xtree.parallel import in_threads
@@ -72,7 +73,7 @@ class Reader:
             return self._read(search.query_one, windows, number)
         form = as_output(output)
         offsets, ids = self._read(in_threads, workers, search.query, windows, number)
-        return (offsets, ids) if form == "csr" else _pairs(offsets, ids)
+        return (offsets, ids) if form == "csr" else as_pairs(offsets, ids)
 
     def count(self, boxes: ArrayLike, predicate: str = "intersects", threads: int | None = 1) -> Any:
         """How many records fulfil a predicate with a query box: an int for one box, (m,) int64 for many.
@@ -117,7 +118,7 @@ class Reader:
         given = finite_points(points, self._dims)
         rows = given.reshape(1, -1) if given.ndim == 1 else given
         offsets, ids, distances = self._read(in_threads, workers, nearest.nearest, rows, count, limit)
-        found = ids if given.ndim == 1 else _pairs(offsets, ids)
+        found = ids if given.ndim == 1 else as_pairs(offsets, ids)
         return (found, distances) if return_distance else found
 
     def explain(self, boxes: ArrayLike, predicate: str = "intersects") -> dict[str, Any]:
@@ -234,14 +235,6 @@ class Reader:
     @abstractmethod
     def _epoch(self) -> int:
         """The epoch of what is read."""
-
-
-def _pairs(offsets: Ids, ids: Ids) -> Ids:
-    """The csr form as (2, n): index of the query, id."""
-    pairs = np.empty((2, len(ids)), np.int64)
-    pairs[0] = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    pairs[1] = ids
-    return pairs
 
 
 def _count_of(_: Store, state: TreeState) -> int:
