@@ -90,7 +90,8 @@ def _measure(report: Report, scale: LayoutScale, dims: int) -> None:
 
 def _usual(dims: int) -> int:
     """The page size that is picked for a dimension."""
-    return next(size for size in PAGE_BYTES if entry_limits(dims, size) == entry_limits(dims))
+    usual = entry_limits(dims)
+    return next(size for size in reversed(PAGE_BYTES) if entry_limits(dims, size) == usual)  # the smallest hold too few
 
 
 def _take_turn(
