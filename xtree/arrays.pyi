@@ -1,8 +1,6 @@
 import numpy as np
-from numpy.typing import NDArray
-
-Ids = NDArray[np.int64]
+import numpy.typing as npt
 
 class Arena: ...
 
-def as_pairs(offsets: Ids, values: Ids) -> Ids: ...
+def as_pairs(offsets: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]: ...
