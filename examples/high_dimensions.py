@@ -51,17 +51,18 @@ def written_bytes(tree: xtree.XTree) -> int:
 
 
 def block_bytes(dims: int) -> int:
-    """A tree's page size: that of an empty tree's first page."""
-    tree = xtree.XTree(dims)
-    tree.insert(0, np.zeros(dims))
-    return int(tree.stats()["bytes"])
+    """The page size: small as the paper's blocks, but directory pages hold 24 entries at least."""
+    size = 4096
+    while (size - 64) // (16 * dims + 16) // 8 * 8 < 24:
+        size *= 2
+    return size
 
 
 def measure(data: np.ndarray, questions: np.ndarray, max_overlap: float) -> Measured:
     """Inserts points one after the other, asks for some of them, and for the 10 nearest of the questions."""
     n, dims = data.shape
     ids, first = np.arange(n), n - SINGLE_INSERTS
-    config = xtree.Config(durability="eventual", max_overlap=max_overlap)
+    config = xtree.Config(durability="eventual", max_overlap=max_overlap, page_bytes=block_bytes(dims))
     with tempfile.TemporaryDirectory() as folder, xtree.open(f"{folder}/index", dims=dims, config=config) as tree:
         started = time.process_time()
         tree.insert_many(ids[:first], data[:first])

@@ -261,7 +261,7 @@ KINDS: dict[Callable[[Builder], None], dict[str, Any]] = {
     two_checkpoints: {},
     many_trees: {},
     structure: {},
-    supernodes: {"bulk_payload_limit": 16 << 20, "max_payload_in_wal": 1 << 20},
+    supernodes: {"bulk_payload_limit": 16 << 20, "max_payload_in_wal": 1 << 20, "page_bytes": 8192},
     eventual: {"durability": "eventual", "sync_interval_ms": 3_600_000},
     strict: {"durability": "strict"},
     rotated: {"wal_rotate_bytes": 16 << 10, "wal_segment_bytes": 32 << 10},

@@ -46,7 +46,9 @@ def clustered_boxes(numbers: Numbers, n: int, dims: int) -> np.ndarray:
 
 
 def inserted(boxes: np.ndarray) -> xtree.XTree:
-    tree = xtree.XTree(boxes.shape[1] // 2)
+    dims = boxes.shape[1] // 2
+    page_bytes = {16: 8192, 32: 16384}.get(dims)  # half of what is picked: there are supernodes
+    tree = xtree.XTree(dims, config=xtree.Config(page_bytes=page_bytes))
     tree.insert_many(np.arange(len(boxes)), boxes)
     return tree
 

@@ -94,7 +94,7 @@ def test_neighbours_are_searched_for_on_no_page_that_is_too_far(random):
 
 
 def test_a_supernode_counts_as_its_blocks(random):
-    tree = xtree.XTree(16)
+    tree = xtree.XTree(16, config=xtree.Config(page_bytes=8192))
     points = random.random((20_000, 16))
     tree.insert_many(np.arange(20_000), points)
     levels = tree.stats()["levels"]
@@ -147,7 +147,7 @@ def test_shapes_and_arguments_are_those_of_the_queries(make_tree):
 def test_settings_make_an_r_star_tree(random):
     """With max_overlap=1.0 every split is accepted: there are no supernodes."""
     points = random.random((20_000, 16))
-    trees = [xtree.XTree(16, config=xtree.Config(max_overlap=share)) for share in (0.2, 1.0)]
+    trees = [xtree.XTree(16, config=xtree.Config(max_overlap=share, page_bytes=8192)) for share in (0.2, 1.0)]
     for tree in trees:
         tree.insert_many(np.arange(20_000), points)
     assert trees[0].stats()["supernodes"] > 0 == trees[1].stats()["supernodes"]

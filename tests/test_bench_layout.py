@@ -14,7 +14,7 @@ from xtree.tools import bench_layout
 from xtree.tools.bench_layout import LayoutScale
 from xtree.tools.bench_report import WrongAnswerError
 
-TINY = LayoutScale(2, (2, 17, 33), (4096, 8192, 16384), records=(2000, 500), questions=30, inserts=50, hits=10)
+TINY = LayoutScale(2, (2, 9, 33), (4096, 8192, 16384), records=(2000, 500), questions=30, inserts=50, hits=10)
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def test_every_page_size_has_its_figures_beside_the_usual_one(tmp_path):
     done = CliRunner().invoke(main, ["bench", "layout", "--quick", "--json", str(file)])
     assert done.exit_code == 0, done.output
     figures = json.loads(file.read_text(encoding="utf-8"))["figures"]
-    for section, sizes in (("2-D", (4, 8, 16)), ("17-D", (8, 16)), ("33-D", (16,))):  # less holds too few entries
+    for section, sizes in (("2-D", (4, 8, 16)), ("9-D", (8, 16)), ("33-D", (32,))):  # less holds too few entries
         for what in ("build", "window", "nearest ten", "insert"):
             of_it = [figure for figure in figures if figure["section"] == f"{section}, {what}"]
             assert [figure["name"] for figure in of_it] == [f"{what}, pages of {size} KiB" for size in sizes]

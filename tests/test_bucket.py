@@ -31,15 +31,15 @@ def store():
 
 
 @pytest.mark.parametrize("dims", range(1, 65))
-def test_a_page_of_the_size_picked_holds_at_least_24_entries(dims):
+def test_a_page_of_the_size_picked_holds_at_least_48_entries(dims):
     page_bytes = TreeState.create(dims).page_bytes
     leaf_limit, block_limit = entry_limits(dims)
-    assert 24 <= block_limit <= leaf_limit
+    assert 48 <= block_limit <= leaf_limit
     assert leaf_limit % 8 == block_limit % 8 == 0
     assert 64 + leaf_limit * (16 * dims + 8) <= page_bytes
     assert 64 + block_limit * (16 * dims + 16) <= page_bytes
     if page_bytes > 4096:
-        assert (page_bytes // 2 - 64) // (16 * dims + 16) // 8 * 8 < 24
+        assert (page_bytes // 2 - 64) // (16 * dims + 16) // 8 * 8 < 48
 
 
 def test_two_dims_take_pages_of_4096_bytes():

@@ -140,8 +140,8 @@ def test_the_height_falls_as_records_go(ws, random):
 def test_supernodes_shrink_as_entries_go(ws, random):
     lower = random.random((4000, 16)) * 0.5
     boxes = np.ascontiguousarray(np.hstack([lower, lower + random.random((4000, 16)) * 0.5]))
-    state = grown(ws, boxes)
-    _, block_limit = entry_limits(16)
+    state = grown(ws, boxes, page_bytes=8192)
+    _, block_limit = entry_limits(16, 8192)
     most = [max(page["blocks"] for page in pages(ws.store, state))]
     order = random.permutation(4000)
     for done in range(250, 4001, 250):

@@ -66,7 +66,10 @@ WORKLOADS = {
     ),
     "supernodes": Workload(
         _steps(("make", "deep", 14), [("insert", "deep", 130)] * 4, ("wait",), [("insert", "deep", 130)] * 2),
-        {"max_overlap": 0.0, "wal_rotate_bytes": 1 << 20, "wal_fill_limit_bytes": 64 << 10, "min_fanout": 0.5},
+        {
+            "page_bytes": 8192, "max_overlap": 0.0, "min_fanout": 0.5,
+            "wal_rotate_bytes": 1 << 20, "wal_fill_limit_bytes": 64 << 10,
+        },
     ),
     "deletes": Workload(
         _steps(

@@ -51,7 +51,7 @@ cdef inline int column_capacity(int dims, uint64_t bytes, bint directory) noexce
     return <int>((bytes - HEADER_BYTES) // (16 * dims + (16 if directory else 8))) & ~7
 
 
-# Fills a geometry; base_class -1 picks the smallest class that holds at least 24 entries. Raises ValueError.
+# Fills a geometry; base_class -1 picks the smallest class that holds at least 48 entries. Raises ValueError.
 cdef int make_geometry(Geometry *g, int dims, int base_class, double max_overlap, double min_fanout,
                        double min_fill) except -1
 

@@ -12,7 +12,7 @@ from xtree.persistence.store cimport Store, register_kind, resolve
 from xtree.errors import CorruptionError, FormatVersionError
 
 cdef enum:
-    LEAST_BASE_ENTRIES = 24         # of the base page size that is picked for a number of dims
+    LEAST_BASE_ENTRIES = 48         # of the base page size that is picked for a number of dims: measured
     LEAST_ENTRIES = 8               # of a base page size that is asked for
 
 if sizeof(Bucket) != HEADER_BYTES:

@@ -31,7 +31,7 @@ class Config:
 
     Fixed when a tree is created and stored with that tree (`Config.TREE`), taken for trees made from now on:
 
-    - `page_bytes`: size of a page that is no supernode; None picks the smallest that holds 24 entries.
+    - `page_bytes`: size of a page that is no supernode; None picks the smallest that holds 48 entries.
     - `max_overlap`: a topological split of a directory page that overlaps by more than this share is refused; 1.0
       refuses none, so that the tree is an R*-tree, without supernodes.
     - `min_fanout`: the share of entries that the smaller side of an overlap-minimal split holds at least.
