@@ -63,7 +63,8 @@ def _measure(report: Report, scale: LayoutScale, dims: int) -> None:
     half = 0.5 * (scale.hits / records) ** (1 / dims)
     centres = points[rng.integers(0, records, scale.questions)]
     windows = np.hstack([centres - half, centres + half])
-    sizes = [_usual(dims), *(size for size in scale.page_bytes if size > _usual(dims))]
+    usual = _usual(dims)
+    sizes = [usual, *(size for size in scale.page_bytes if size != usual and 2 * size >= usual)]
     samples: dict[str, list[list[float]]] = {what: [[] for _ in sizes] for what in UNITS}
     pages = [0.0] * len(sizes)
     for round_ in range(scale.rounds):
