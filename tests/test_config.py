@@ -133,5 +133,5 @@ def test_tree_parameters_are_those_a_tree_keeps():
         "max_overlap": 0.2,
         "min_fanout": 0.35,
         "min_fill": 0.4,
-        "leaf_fill": 1.0,
+        "leaf_fill": 0.98,
     }

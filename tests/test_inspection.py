@@ -267,7 +267,7 @@ def test_overlap_is_the_shared_volume_of_siblings():
     leaf_limit, _ = entry_limits(1)
     left = np.tile([0.0, 6.0], (leaf_limit, 1))
     right = np.tile([4.0, 10.0], (leaf_limit, 1))
-    _, state = load(store, np.vstack([left, right]))
+    _, state = load(store, np.vstack([left, right]), leaf_fill=1.0)
     assert inspection.stats(store, state)["levels"][0]["overlap"] == pytest.approx(0.2)
 
 

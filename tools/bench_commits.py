@@ -33,6 +33,7 @@ LMDB, LMDB_NOSYNC = "LMDB", "LMDB without sync"
 SQLITE, SQLITE_RTREE = "SQLite", "SQLite R*Tree"
 FILLED_BLOCKS = 4096
 BATCH = 1000
+BATCHES = 10  # commits of so many inserts at each turn
 
 Boxes = np.ndarray
 
@@ -42,6 +43,16 @@ def boxes_of(seed: int, n: int) -> Boxes:
     rng = np.random.default_rng(seed)
     low = rng.random((n, 2))
     return np.hstack([low, low + rng.random((n, 2)) * 0.5 / np.sqrt(max(n, 1))])
+
+
+def _time_batches(commit: Callable[[np.ndarray, Boxes], object], first_id: int) -> float:
+    elapsed = 0.0
+    for first in range(first_id, first_id + BATCHES * BATCH, BATCH):
+        boxes = boxes_of(first, BATCH)
+        started = perf_counter()
+        commit(np.arange(BATCH) + first, boxes)
+        elapsed += perf_counter() - started
+    return elapsed / BATCHES * 1e3
 
 
 class Forest:
@@ -86,15 +97,12 @@ class Forest:
         self._next_id += max(counts)
         return sum(counts) / elapsed
 
-    def commit_batch(self) -> float:
-        """Milliseconds that a commit of a thousand inserts takes."""
-        boxes = boxes_of(self._next_id, BATCH)
-        started = perf_counter()
-        self.trees[0].insert_many(np.arange(BATCH) + self._next_id, boxes)
-        elapsed = perf_counter() - started
-        self._expected[0] += BATCH
-        self._next_id += BATCH
-        return elapsed * 1e3
+    def commit_batches(self) -> float:
+        """Milliseconds that a commit of a thousand inserts takes, on average."""
+        milliseconds = _time_batches(self.trees[0].insert_many, self._next_id)
+        self._expected[0] += BATCHES * BATCH
+        self._next_id += BATCHES * BATCH
+        return milliseconds
 
     def close(self) -> None:
         """Closes, opens again, and holds every tree against what was acknowledged."""
@@ -129,14 +137,11 @@ class Committer:
         self._expected += count
         return count / elapsed
 
-    def commit_batch(self) -> float:
-        """Milliseconds that a commit of a thousand records takes."""
-        boxes = boxes_of(self._expected, BATCH)
-        started = perf_counter()
-        self._peer.commit(np.arange(BATCH) + self._expected, boxes)
-        elapsed = perf_counter() - started
-        self._expected += BATCH if self._counts_records else 1
-        return elapsed * 1e3
+    def commit_batches(self) -> float:
+        """Milliseconds that a commit of a thousand records takes, on average."""
+        milliseconds = _time_batches(self._peer.commit, self._expected)
+        self._expected += BATCHES * (BATCH if self._counts_records else 1)
+        return milliseconds
 
     def close(self) -> None:
         self._peer.close(self._expected)
@@ -181,14 +186,14 @@ def _make_peers(report: Report, directory: Path, records: int) -> dict[str, Comm
 def _take_turns(
     forests: dict[str, Forest], peers: dict[str, Committer], scale: Scale
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Samples of every contestant, by name: commits a second, and milliseconds of a thousand inserts."""
+    """Samples of every contestant, by name: commits a second, and milliseconds for a thousand inserts."""
     rates: dict[str, list[float]] = {}
     batches: dict[str, list[float]] = {}
     for _ in range(scale.rounds):
         for name, peer in peers.items():
             if not name.startswith("raw"):
                 rates.setdefault(name, []).append(peer.commit_for(scale.commit_seconds))
-                batches.setdefault(name, []).append(peer.commit_batch())
+                batches.setdefault(name, []).append(peer.commit_batches())
         probes: dict[str, list[float]] = {EXTENDING: [], OVERWRITING: []}
         for mode, forest in forests.items():
             for probe, samples in probes.items():
@@ -196,7 +201,7 @@ def _take_turns(
             for threads, shared in _arrangements(scale):
                 rate = forest.commit_for(scale.commit_seconds, threads, shared)
                 rates.setdefault(_name(mode, threads, shared), []).append(rate)
-            batches.setdefault(mode, []).append(forest.commit_batch())
+            batches.setdefault(mode, []).append(forest.commit_batches())
         for probe, samples in probes.items():
             samples.append(peers[probe].commit_for(scale.commit_seconds))
             rates.setdefault(probe, []).append(float(np.median(samples)))

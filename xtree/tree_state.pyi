@@ -12,7 +12,7 @@ class TreeState:
         max_overlap: float = 0.2,
         min_fanout: float = 0.35,
         min_fill: float = 0.4,
-        leaf_fill: float = 1.0,
+        leaf_fill: float = 0.98,
     ) -> TreeState: ...
     @staticmethod
     def decode(data: bytes, root: int) -> TreeState: ...

@@ -55,7 +55,7 @@ cdef class TreeState:
 
     @staticmethod
     def create(int dims, *, page_bytes: int | None = None, double max_overlap=0.2, double min_fanout=0.35,
-               double min_fill=0.4, double leaf_fill=1.0) -> TreeState:
+               double min_fill=0.4, double leaf_fill=0.98) -> TreeState:
         """The state of an empty tree. Raises ValueError for a parameter out of range."""
         cdef TreeState state = TreeState.__new__(TreeState)
         make_geometry(&state.g, dims, size_class_of(page_bytes), max_overlap, min_fanout, min_fill)

@@ -36,7 +36,8 @@ class Config:
       refuses none, so that the tree is an R*-tree, without supernodes.
     - `min_fanout`: the share of entries that the smaller side of an overlap-minimal split holds at least.
     - `min_fill`: the share that a split leaves on either side, and below which a page is dissolved; at most 0.5.
-    - `leaf_fill`: how full bulk load packs pages; at least twice `min_fill`.
+    - `leaf_fill`: how full bulk load packs leaves, at least twice `min_fill`; what is left takes the first inserts
+      without a split.
 
     Taken anew at every open:
 
@@ -119,7 +120,7 @@ class Config:
     max_overlap: float = 0.2
     min_fanout: float = 0.35
     min_fill: float = 0.4
-    leaf_fill: float = 1.0
+    leaf_fill: float = 0.98
 
     def __post_init__(self) -> None:
         if self.durability not in DURABILITY_MODES:
