@@ -67,16 +67,24 @@ def test_one_box_or_point_takes_threads_too(tree):
     assert tree.nearest((0.5, 0.5), 3, threads=4).tolist() == tree.nearest((0.5, 0.5), 3).tolist()
 
 
+def load_more(points, threads):
+    xtree.XTree(2).bulk_load(np.arange(len(points)), points, threads=threads)
+
+
+def tree_of(points, threads):
+    xtree.XTree.from_boxes(points, dims=2, threads=threads)
+
+
 @pytest.mark.parametrize("threads", [0, -1])
 def test_fewer_than_one_thread_is_refused(tree, threads):
-    for call in (tree.query, tree.count, tree.nearest):
+    for call in (tree.query, tree.count, tree.nearest, load_more, tree_of):
         with pytest.raises(ValueError, match="threads must be at least 1"):
             call(np.zeros((200, 2)), threads=threads)
 
 
 @pytest.mark.parametrize("threads", [1.0, "2", True])
 def test_threads_that_are_no_integer_are_refused(tree, threads):
-    for call in (tree.query, tree.count, tree.nearest):
+    for call in (tree.query, tree.count, tree.nearest, load_more, tree_of):
         with pytest.raises(TypeError, match="threads must be an integer"):
             call(np.zeros((200, 2)), threads=threads)
 

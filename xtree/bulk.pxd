@@ -1,4 +1,14 @@
-"""Bulk load: a packed tree, cut top-down from all records and written page by page."""
+"""Bulk load: a packed tree, cut top-down from all records and written page by page, in one thread or several.
+
+What several threads of one load share; each cuts and writes other records and pages than the others:
+
+    field                      written by                              read by             order
+    what plan() makes          plan(), before there are other threads  all                 starting a thread
+    order, scratch             whose records these are                 the same thread     starting and joining threads
+    pages, entries of parents  whose children these are                who started it      joining threads
+    done                       all                                     all                 atomic
+    reported                   the calling thread                      the calling thread  -
+"""
 
 from libc.stdint cimport int64_t, uint64_t
 
@@ -8,8 +18,23 @@ from xtree.persistence.write_set cimport WriteSet
 from xtree.tree_state cimport MAX_LEVELS, TreeState
 
 
+cdef struct Worker:                 # a thread
+    uint64_t *counts                # of the radix sort
+    bint calls                      # whether it is the calling thread, which reports
+
+
+cdef struct Cut:                    # of the records of some children of a page, and so of these
+    Bucket *parent
+    uint64_t eldest                 # the number of the parent's first child
+    int level                       # of the children
+    uint64_t first, last            # the children
+    uint64_t parts
+    int axis                        # the next one of slabs
+    uint64_t history                # the axes cut so far below the parent
+
+
 cdef class PackedBuild:
-    """One bulk load: what is to be loaded, how many pages each level gets, and the order of the records so far."""
+    """One bulk load: what is to be loaded, the pages of each level, and the order of the records so far."""
 
     cdef WriteSet ws
     cdef TreeState state
@@ -19,20 +44,27 @@ cdef class PackedBuild:
     cdef uint64_t records, done, reported
     cdef int levels
     cdef uint64_t pages[MAX_LEVELS]
+    cdef uint64_t before[MAX_LEVELS]    # pages of the levels below
+    cdef NodeID *nodes              # of all pages, level by level from the leaves up
+    cdef char **places              # where each is written
     cdef uint64_t *order            # per record: sort key << 32 | number in the input
     cdef uint64_t *scratch          # as large as `order`
-    cdef uint64_t *counts           # of the radix sort
 
     cdef int plan(self) except -1
     cdef uint64_t first_child(self, int level, uint64_t page) noexcept nogil
     cdef uint64_t first_record(self, int level, uint64_t page) noexcept nogil
-    cdef NodeID write_page(self, int level, uint64_t page, double *box) except 0 nogil
-    cdef NodeID write_leaf(self, uint64_t first, uint64_t last, double *box) except 0 nogil
-    cdef int write_children(self, Bucket *parent, int level, uint64_t first, uint64_t last, int axis,
-                            uint64_t history) except -1 nogil
-    cdef int pick_cut(self, int level, uint64_t first, uint64_t last, int axis, uint64_t *parts) noexcept nogil
-    cdef void cut(self, int level, uint64_t first, uint64_t last, int axis, uint64_t parts) noexcept nogil
-    cdef void settle(self, uint64_t position, uint64_t first, uint64_t last, int axis) noexcept nogil
-    cdef bint sort_centres(self, uint64_t first, uint64_t last, int axis) noexcept nogil
+    cdef int take_pages(self, int level, uint64_t page) except -1 nogil
+    cdef Bucket *empty_page(self, int level, uint64_t page) noexcept nogil
+    cdef int write_root(self, double *box, int threads) except -1 nogil
+    cdef int write_page(self, int level, uint64_t page, double *box, Worker *worker, int threads) except -1 nogil
+    cdef int write_leaf(self, uint64_t page, double *box, Worker *worker) except -1 nogil
+    cdef int write_children(self, Cut c, Worker *worker, int threads) except -1 nogil
+    cdef int write_parts(self, const Cut *c, uint64_t part, uint64_t end, Worker *worker, int threads) except -1 nogil
+    cdef int write_in_threads(self, const Cut *c, Worker *worker, int threads) except -1
+    cdef int pick_cut(self, Cut *c) noexcept nogil
+    cdef void cut(self, const Cut *c, int along, uint64_t *counts) noexcept nogil
+    cdef void settle(self, uint64_t position, uint64_t first, uint64_t last, int axis,
+                     uint64_t *counts) noexcept nogil
+    cdef bint sort_centres(self, uint64_t first, uint64_t last, int axis, uint64_t *counts) noexcept nogil
     cdef void sample_spreads(self, uint64_t first, uint64_t last, double *spreads) noexcept nogil
     cdef int report(self) except -1 nogil

@@ -8,11 +8,15 @@ from xtree.tree_state import TreeState
 
 class PackedBuild: ...
 
+class Share:
+    def write(self) -> None: ...
+
 def load(
     ws: WriteSet,
     state: TreeState,
     ids: npt.NDArray[np.int64],
     boxes: npt.NDArray[np.float64],
     progress: Callable[[int, int], object] | None = None,
+    threads: int = 1,
 ) -> None: ...
 def clear(ws: WriteSet, state: TreeState) -> None: ...

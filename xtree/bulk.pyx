@@ -10,6 +10,9 @@ children, and a page is written once its children are:
 
 A directory entry's split history holds axes along which it has really been cut from all of its siblings: of slabs the
 first axis that was cut, of medians every axis on the way from the page to the child.
+
+Several threads write the parts of a cut side by side. How many records each page gets and where it lies is known before
+the first is written, so that the tree is the same to the byte whatever their number.
 """
 
 from cpython.buffer cimport PyBuffer_Release
@@ -19,19 +22,22 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from xtree.arrays cimport borrow
 from xtree.box cimport MAX_DIMS, copy_box
-from xtree.bucket cimport KIND_DIRECTORY, KIND_LEAF, append_entry, bounding_box, init_bucket, lower, refs, stride
-from xtree.persistence.atomics cimport load_acquire
+from xtree.bucket cimport KIND_DIRECTORY, KIND_LEAF, bounding_box, init_bucket, lower, refs, set_entry, stride
+from xtree.persistence.atomics cimport fetch_add, load_acquire, load_relaxed
 from xtree.persistence.memory cimport allocate, release
+from xtree.persistence.page cimport clear_page
 from xtree.radix cimport SORT_COUNTS, digit_bits, sort_words
 from xtree.tree_state cimport resolve_bucket
 
 from xtree.errors import CapacityError, CorruptionError
+from xtree.persistence.commit_queue import in_new_thread, outcome_of
 
 cdef enum:
     INDEX_BITS = 32                 # of a word of `order`
     MOST_TILED_DIMS = 3             # above, medians
     SAMPLE = 256                    # records that tell how far a page's records spread
     REPORTS = 100                   # calls of `progress` during one load, about
+    LEAST_SHARED = 20000            # records of a cut: of fewer, starting a thread takes longer than it saves
 
 cdef uint64_t INDEX_MASK = (<uint64_t>1 << INDEX_BITS) - 1
 
@@ -49,33 +55,41 @@ cdef class PackedBuild:
     def __cinit__(self):
         self.order = NULL
         self.scratch = NULL
-        self.counts = NULL
+        self.nodes = NULL
+        self.places = NULL
 
     def __dealloc__(self):
         release(self.order)
         release(self.scratch)
-        release(self.counts)
+        release(self.nodes)
+        release(self.places)
 
     cdef int plan(self) except -1:
-        """How many pages each level gets, and memory for the order of the records."""
+        """How many pages each level gets, which, and memory for the order of the records."""
         cdef double min_fill = self.state.g.min_fill
         cdef uint64_t leaf_most = max(<uint64_t>(self.state.leaf_fill * self.state.g.leaf_capacity), <uint64_t>1)
-        cdef uint64_t i
+        cdef uint64_t i, all_pages
         if self.records > INDEX_MASK:
             raise CapacityError(f"{self.records} records in one bulk load, at most {INDEX_MASK}")
-        self.pages[0] = _pages_for(self.records, leaf_most, min_fill * self.state.g.leaf_capacity)
+        self.pages[0] = all_pages = _pages_for(self.records, leaf_most, min_fill * self.state.g.leaf_capacity)
+        self.before[0] = 0
         self.levels = 1
         while self.pages[self.levels - 1] > 1:
             self.pages[self.levels] = _pages_for(self.pages[self.levels - 1], self.state.g.block_capacity,
                                                  min_fill * self.state.g.block_capacity)
+            self.before[self.levels] = all_pages
+            all_pages += self.pages[self.levels]
             self.levels += 1
         self.order = <uint64_t *>allocate(self.records * sizeof(uint64_t))
         self.scratch = <uint64_t *>allocate(self.records * sizeof(uint64_t))
-        self.counts = <uint64_t *>allocate(SORT_COUNTS * sizeof(uint64_t))
-        if self.order == NULL or self.scratch == NULL or self.counts == NULL:
+        self.nodes = <NodeID *>allocate(all_pages * sizeof(NodeID))
+        self.places = <char **>allocate(all_pages * sizeof(char *))
+        if self.order == NULL or self.scratch == NULL or self.nodes == NULL or self.places == NULL:
             raise MemoryError
         for i in range(self.records):
             self.order[i] = i
+        with nogil:
+            self.take_pages(self.levels - 1, 0)
         return 0
 
     cdef uint64_t first_child(self, int level, uint64_t page) noexcept nogil:
@@ -87,21 +101,56 @@ cdef class PackedBuild:
             level -= 1
         return page * self.records // self.pages[0]
 
-    cdef NodeID write_page(self, int level, uint64_t page, double *box) except 0 nogil:
-        """Writes a page and all below it; sets its box and returns its NodeID."""
-        cdef NodeID node = 0
-        cdef Bucket *b
-        if level == 0:
-            return self.write_leaf(self.first_record(0, page), self.first_record(0, page + 1), box)
-        b = <Bucket *>self.ws.reserve(KIND_DIRECTORY, self.state.g.base_class, &node)
-        init_bucket(&self.state.g, b, level, 1)
-        self.write_children(b, level - 1, self.first_child(level, page), self.first_child(level, page + 1), 0, 0)
-        bounding_box(&self.state.g, b, box)
-        return node
+    cdef int take_pages(self, int level, uint64_t page) except -1 nogil:
+        """A NodeID and a place for a page and for all below it, each before what is below it."""
+        cdef uint64_t i = self.before[level] + page
+        cdef uint64_t child
+        self.places[i] = self.ws.take(KIND_DIRECTORY if level else KIND_LEAF, self.state.g.base_class, &self.nodes[i])
+        if level > 0:
+            for child in range(self.first_child(level, page), self.first_child(level, page + 1)):
+                self.take_pages(level - 1, child)
+        return 0
 
-    cdef NodeID write_leaf(self, uint64_t first, uint64_t last, double *box) except 0 nogil:
-        cdef NodeID node = 0
-        cdef Bucket *b = <Bucket *>self.ws.reserve(KIND_LEAF, self.state.g.base_class, &node)
+    cdef Bucket *empty_page(self, int level, uint64_t page) noexcept nogil:
+        cdef uint64_t i = self.before[level] + page
+        clear_page(self.places[i], KIND_DIRECTORY if level else KIND_LEAF, self.state.g.base_class, self.nodes[i])
+        init_bucket(&self.state.g, <Bucket *>self.places[i], level, 1)
+        return <Bucket *>self.places[i]
+
+    cdef int write_root(self, double *box, int threads) except -1 nogil:
+        """Writes the whole tree; sets the box around it."""
+        cdef Worker worker
+        worker.counts = <uint64_t *>allocate(SORT_COUNTS * sizeof(uint64_t))
+        worker.calls = True
+        if worker.counts == NULL:
+            with gil:
+                raise MemoryError
+        try:
+            self.write_page(self.levels - 1, 0, box, &worker, threads)
+        finally:
+            release(worker.counts)
+        return 0
+
+    cdef int write_page(self, int level, uint64_t page, double *box, Worker *worker, int threads) except -1 nogil:
+        """Writes a page and all below it; sets its box."""
+        cdef Cut c
+        if level == 0:
+            return self.write_leaf(page, box, worker)
+        c.parent = self.empty_page(level, page)
+        c.level = level - 1
+        c.first = c.eldest = self.first_child(level, page)
+        c.last = self.first_child(level, page + 1)
+        c.axis = 0
+        c.history = 0
+        self.write_children(c, worker, threads)
+        c.parent.count = <uint32_t>(c.last - c.first)
+        bounding_box(&self.state.g, c.parent, box)
+        return 0
+
+    cdef int write_leaf(self, uint64_t page, double *box, Worker *worker) except -1 nogil:
+        cdef Bucket *b = self.empty_page(0, page)
+        cdef uint64_t first = self.first_record(0, page)
+        cdef uint64_t last = self.first_record(0, page + 1)
         cdef int columns = 2 * self.state.g.dims
         cdef int dims = self.state.g.dims
         cdef int step = stride(&self.state.g, b)
@@ -110,7 +159,6 @@ cdef class PackedBuild:
         cdef const double *record
         cdef uint64_t i, number
         cdef int c
-        init_bucket(&self.state.g, b, 0, 1)
         b.count = <uint32_t>(last - first)
         copy_box(box, self.boxes + (self.order[first] & INDEX_MASK) * columns, dims)
         for i in range(last - first):
@@ -123,54 +171,94 @@ cdef class PackedBuild:
             for c in range(dims, columns):
                 column[c * step + i] = record[c]
                 box[c] = record[c] if record[c] > box[c] else box[c]
-        self.done += last - first
-        self.report()
-        return node
+        fetch_add(&self.done, last - first)
+        return self.report() if worker.calls else 0
 
-    cdef int write_children(self, Bucket *parent, int level, uint64_t first, uint64_t last, int axis,
-                            uint64_t history) except -1 nogil:
-        """Cuts the records of pages `first` to `last` of a level apart, writes the pages, enters them in `parent`."""
+    cdef int write_children(self, Cut c, Worker *worker, int threads) except -1 nogil:
+        """Cuts the records of some children of a page apart, writes these, enters them in their parent."""
         cdef double box[2 * MAX_DIMS]
-        cdef uint64_t parts = 2
-        cdef uint64_t part
-        cdef uint64_t children = last - first
         cdef int along
-        cdef NodeID node
-        if children == 1:
-            node = self.write_page(level, first, box)
-            append_entry(&self.state.g, parent, box, node, history)
+        if c.last - c.first == 1:
+            self.write_page(c.level, c.first, box, worker, threads)
+            set_entry(&self.state.g, c.parent, <int>(c.first - c.eldest), box,
+                      self.nodes[self.before[c.level] + c.first], c.history)
             return 0
-        along = self.pick_cut(level, first, last, axis, &parts)
-        if parts > 1:
-            self.cut(level, first, last, along, parts)
-            if history == 0 or self.state.g.dims > MOST_TILED_DIMS:
-                history |= <uint64_t>1 << along
-        for part in range(parts):
-            self.write_children(parent, level, first + children * part // parts,
-                                first + children * (part + 1) // parts, axis + 1, history)
+        along = self.pick_cut(&c)
+        if c.parts > 1:
+            self.cut(&c, along, worker.counts)
+            if c.history == 0 or self.state.g.dims > MOST_TILED_DIMS:
+                c.history |= <uint64_t>1 << along
+            if threads > 1 and self.first_record(c.level, c.last) - self.first_record(c.level, c.first) >= LEAST_SHARED:
+                with gil:
+                    return self.write_in_threads(&c, worker, threads)
+        return self.write_parts(&c, 0, c.parts, worker, threads)
+
+    cdef int write_parts(self, const Cut *c, uint64_t part, uint64_t end, Worker *worker, int threads) except -1 nogil:
+        """Writes the parts from `part` to `end` of a cut."""
+        cdef uint64_t children = c.last - c.first
+        cdef uint64_t i
+        cdef Cut finer = c[0]
+        finer.axis = c.axis + 1
+        for i in range(part, end):
+            finer.first = c.first + children * i // c.parts
+            finer.last = c.first + children * (i + 1) // c.parts
+            self.write_children(finer, worker, threads)
         return 0
 
-    cdef int pick_cut(self, int level, uint64_t first, uint64_t last, int axis, uint64_t *parts) noexcept nogil:
-        """The axis to cut these pages' records along, and into how many parts; `axis` is the next one of slabs."""
+    cdef int write_in_threads(self, const Cut *c, Worker *worker, int threads) except -1:
+        """Writes the parts of a cut, some in this thread, the others in new ones, which may have more of their own.
+
+        Whatever happens, an interrupt too, it returns when all have ended: they write to pages of the transaction.
+        """
+        cdef int shares = <int>min(<uint64_t>threads, c.parts)
+        cdef int i
+        cdef list others = [None] * shares
+        cdef Share share
+        error = None
+        try:
+            for i in range(1, shares):
+                share = Share.__new__(Share)
+                share.build = self
+                share.cut = c
+                share.part = c.parts * i // shares
+                share.end = c.parts * (i + 1) // shares
+                share.threads = threads * (i + 1) // shares - threads * i // shares
+                others[i] = in_new_thread(share.write)
+            with nogil:
+                self.write_parts(c, 0, c.parts // shares, worker, threads // shares)
+        except BaseException as raised:
+            error = raised
+        for outcome in others:
+            try:
+                if outcome is not None:
+                    outcome_of(outcome)
+            except BaseException as raised:
+                error = raised if error is None else error
+        if error is not None:
+            raise error
+        return 0
+
+    cdef int pick_cut(self, Cut *c) noexcept nogil:
+        """The axis to cut records along; sets into how many parts."""
         cdef int dims = self.state.g.dims
         cdef double spreads[MAX_DIMS]
-        cdef double children = <double>(last - first)
+        cdef double children = <double>(c.last - c.first)
         cdef double slabs
         cdef int a, widest = 0
-        if dims <= MOST_TILED_DIMS and axis == dims - 1:
-            parts[0] = last - first
-            return axis
-        self.sample_spreads(self.first_record(level, first), self.first_record(level, last), spreads)
+        if dims <= MOST_TILED_DIMS and c.axis == dims - 1:
+            c.parts = c.last - c.first
+            return c.axis
+        self.sample_spreads(self.first_record(c.level, c.first), self.first_record(c.level, c.last), spreads)
         if dims > MOST_TILED_DIMS:
             for a in range(1, dims):
                 widest = a if spreads[a] > spreads[widest] else widest
-            parts[0] = 2
+            c.parts = 2
             return widest
-        slabs = pow(children, 1.0 / (dims - axis))
-        for a in range(axis + 1, dims):     # an axis without spread takes no cuts
-            slabs *= pow(spreads[axis] / spreads[a] if spreads[a] > 0.0 else children, 1.0 / (dims - axis))
-        parts[0] = <uint64_t>min(max(round(slabs), 1.0), children)
-        return axis
+        slabs = pow(children, 1.0 / (dims - c.axis))
+        for a in range(c.axis + 1, dims):     # an axis without spread takes no cuts
+            slabs *= pow(spreads[c.axis] / spreads[a] if spreads[a] > 0.0 else children, 1.0 / (dims - c.axis))
+        c.parts = <uint64_t>min(max(round(slabs), 1.0), children)
+        return c.axis
 
     cdef void sample_spreads(self, uint64_t first, uint64_t last, double *spreads) noexcept nogil:
         """The mean deviation of the records' centres on each axis, at half size, from a sample."""
@@ -192,16 +280,18 @@ cdef class PackedBuild:
                 deviation += fabs(centres[i] - mean) / n
             spreads[a] = deviation
 
-    cdef void cut(self, int level, uint64_t first, uint64_t last, int axis, uint64_t parts) noexcept nogil:
+    cdef void cut(self, const Cut *c, int along, uint64_t *counts) noexcept nogil:
         """Orders the records of some pages along an axis, so far that each part of the pages gets its own."""
-        cdef uint64_t start = self.first_record(level, first)
-        cdef uint64_t end = self.first_record(level, last)
+        cdef uint64_t start = self.first_record(c.level, c.first)
+        cdef uint64_t end = self.first_record(c.level, c.last)
         cdef uint64_t part
-        if self.sort_centres(start, end, axis):
-            for part in range(1, parts):
-                self.settle(self.first_record(level, first + (last - first) * part // parts), start, end, axis)
+        if self.sort_centres(start, end, along, counts):
+            for part in range(1, c.parts):
+                self.settle(self.first_record(c.level, c.first + (c.last - c.first) * part // c.parts), start, end,
+                            along, counts)
 
-    cdef void settle(self, uint64_t position, uint64_t first, uint64_t last, int axis) noexcept nogil:
+    cdef void settle(self, uint64_t position, uint64_t first, uint64_t last, int axis,
+                     uint64_t *counts) noexcept nogil:
         """Sorts finer around a cut, while records on both sides of it share a sort key, so that the cut is exact.
 
         A sort key has so many bits for the range at hand; where an outlier stretches the range, nearly all records
@@ -216,19 +306,19 @@ cdef class PackedBuild:
             end = position + 1
             while end < last and self.order[end] >> INDEX_BITS == key:
                 end += 1
-            if end - start == last - first or not self.sort_centres(start, end, axis):
+            if end - start == last - first or not self.sort_centres(start, end, axis, counts):
                 return
             first, last = start, end
             key = self.order[position] >> INDEX_BITS
 
-    cdef bint sort_centres(self, uint64_t first, uint64_t last, int axis) noexcept nogil:
+    cdef bint sort_centres(self, uint64_t first, uint64_t last, int axis, uint64_t *counts) noexcept nogil:
         """Sorts a range of records by their centres on an axis, to the precision of a sort key over the range.
 
         False when all are in the same place. Centres are taken at half size, so that no difference overflows.
         """
         cdef int width = 2 * self.state.g.dims
         cdef const double *bounds = self.boxes + axis
-        cdef double *centres = <double *>self.scratch
+        cdef double *centres = <double *>(self.scratch + first)
         cdef uint64_t *order = self.order + first
         cdef uint64_t n = last - first
         cdef uint64_t i, number, key
@@ -248,30 +338,52 @@ cdef class PackedBuild:
         for i in range(n):
             key = <uint64_t>((centres[i] - least) * scale)
             order[i] = min(key, cells - 1) << INDEX_BITS | (order[i] & INDEX_MASK)
-        sort_words(order, self.scratch, n, INDEX_BITS, bits, self.counts)
+        sort_words(order, self.scratch + first, n, INDEX_BITS, bits, counts)
         return True
 
     cdef int report(self) except -1 nogil:
-        """Calls `progress` when a hundredth of the records has been written since the last time, and at the end."""
-        if self.done - self.reported > self.records // REPORTS or self.done == self.records:
-            self.reported = self.done
+        """Calls `progress` when a hundredth of the records has been written since the last time."""
+        cdef uint64_t done = load_relaxed(&self.done)
+        if done - self.reported > self.records // REPORTS and done < self.records:
+            self.reported = done
             with gil:
                 if self.progress is not None:
-                    self.progress(self.done, self.records)
+                    self.progress(done, self.records)
         return 0
 
 
-def load(WriteSet ws not None, TreeState state not None, ids, boxes, progress=None) -> None:
-    """Builds the packed tree of all records in an empty state.
+cdef class Share:
+    """Parts of a cut for a thread of their own; the cut stays where it is until they are written."""
+
+    cdef PackedBuild build
+    cdef const Cut *cut
+    cdef uint64_t part, end
+    cdef int threads
+
+    def write(self):
+        cdef Worker worker
+        worker.counts = <uint64_t *>allocate(SORT_COUNTS * sizeof(uint64_t))
+        worker.calls = False
+        if worker.counts == NULL:
+            raise MemoryError
+        try:
+            with self.build.ws.store.in_flight(), nogil:
+                self.build.write_parts(self.cut, self.part, self.end, &worker, self.threads)
+        finally:
+            release(worker.counts)
+
+
+def load(WriteSet ws not None, TreeState state not None, ids, boxes, progress=None, threads=1) -> None:
+    """Builds the packed tree of all records in an empty state, in up to `threads` threads, this one among them.
 
     `ids` is int64 (n,), `boxes` float64 (n, 2 * dims), both C-contiguous, the boxes finite. `progress(done, total)` is
-    called about a hundred times; what it raises ends the load, as do OSError, MemoryError and CapacityError, and then
-    `ws` is to be aborted. Only a load that succeeded changes the state.
+    called about a hundred times, in this thread; what it raises ends the load, as do OSError, MemoryError and
+    CapacityError, and then `ws` is to be aborted. Only a load that succeeded changes the state.
     """
     cdef PackedBuild build = PackedBuild()
     cdef Py_buffer id_view, box_view
-    cdef NodeID root
     cdef double box[2 * MAX_DIMS]
+    cdef int most
     if state.root != 0:
         raise ValueError(f"bulk load into a tree of {state.records} records, expected an empty one")
     build.ws = ws
@@ -288,13 +400,16 @@ def load(WriteSet ws not None, TreeState state not None, ids, boxes, progress=No
             build.ids = <const int64_t *>id_view.buf
             build.boxes = <const double *>box_view.buf
             build.plan()
+            most = min(threads, build.records // LEAST_SHARED + 1)
             with nogil:
-                root = build.write_page(build.levels - 1, 0, box)
+                build.write_root(box, most)
         finally:
             PyBuffer_Release(&box_view)
     finally:
         PyBuffer_Release(&id_view)
-    state.root = root
+    if progress is not None:
+        progress(build.records, build.records)
+    state.root = build.nodes[build.before[build.levels - 1]]
     state.levels = build.levels
     state.records = build.records
     copy_box(state.box, box, state.g.dims)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
-from xtree.arguments import as_dims, as_timeout
+from xtree.arguments import as_dims, as_threads, as_timeout
 from xtree.conversion import stored_boxes, width_of
 from xtree.display import as_html, as_line
 from xtree.errors import DimensionError
@@ -62,12 +62,14 @@ class XTree(Writer):
         path: str | os.PathLike[str] | None = None,
         config: Config | None = None,
         progress: Progress | None = None,
+        threads: int | None = 1,
     ) -> XTree:
         """A packed tree of these boxes, in memory, or in a new durable index at `path`.
 
         boxes: (n, 2*d); with dims= also points (n, d), or []. ids: (n,) integers, 0 .. n-1 when not given. progress:
-        called with (done, total) now and then. Input is checked before anything is made; when the load itself fails,
-        the index at `path` stays, empty.
+        called with (done, total) now and then. threads: how many may work; None: as many as there are processors for
+        this process. Input is checked before anything is made; when the load itself fails, the index at `path` stays,
+        empty.
 
         Raises what `insert_many` does, and FileExistsError when there is an index at `path`.
         """
@@ -79,6 +81,7 @@ class XTree(Writer):
         dims = as_dims(dims)
         rows = stored_boxes(boxes, dims)
         numbers = np.arange(len(rows), dtype=np.int64) if ids is None else matching_ids(ids, rows)
+        threads = as_threads(threads)
         if path is None:
             tree = cls(dims, config)
         else:
@@ -86,7 +89,7 @@ class XTree(Writer):
 
             tree = open_tree(path, dims, mode="x", config=config)
         try:
-            tree.bulk_load(numbers, rows, progress)
+            tree.bulk_load(numbers, rows, progress, threads)
         except BaseException:
             tree.close()
             raise

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xtree import bulk, insertion, removal, search
+from xtree.arguments import as_threads
 from xtree.conversion import many_ids, one_id, stored_box, stored_boxes
 from xtree.errors import DimensionError
 from xtree.persistence.disk_reserve import spending_reserve
@@ -53,16 +54,21 @@ class Writer(Reader):
         """
         self._write(insertion.insert, *_records(ids, boxes, self._dims))
 
-    def bulk_load(self, ids: ArrayLike, boxes: ArrayLike, progress: Progress | None = None) -> None:
+    def bulk_load(
+        self, ids: ArrayLike, boxes: ArrayLike, progress: Progress | None = None, threads: int | None = 1
+    ) -> None:
         """Builds a packed tree of these records and those that are there already: much faster than inserting many.
 
-        progress: called with (done, total) now and then; what it raises stops the load. Takes and raises what
-        `insert_many` does.
+        progress: called with (done, total) now and then; what it raises stops the load. threads: how many may work;
+        None: as many as there are processors for this process. The tree is the same whatever their number.
+
+        Takes and raises what `insert_many` does; ValueError for threads < 1 too.
         """
         numbers, rows = _records(ids, boxes, self._dims)
+        workers = as_threads(threads)
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable, not {type(progress).__name__}")
-        self._write(_rebuild, numbers, rows, progress)
+        self._write(_rebuild, numbers, rows, progress, workers)
 
     def delete(self, id: int, box: ArrayLike) -> bool:
         """Removes one copy of a record; False when there is none. Raises what `insert` does."""
@@ -106,7 +112,9 @@ def _replace(write_set: WriteSet, state: TreeState, ids: Ids, old: Floats, new: 
     return True
 
 
-def _rebuild(write_set: WriteSet, state: TreeState, ids: Ids, boxes: Floats, progress: Progress | None) -> None:
+def _rebuild(
+    write_set: WriteSet, state: TreeState, ids: Ids, boxes: Floats, progress: Progress | None, threads: int
+) -> None:
     if not len(ids):
         return
     if state.count:
@@ -114,4 +122,4 @@ def _rebuild(write_set: WriteSet, state: TreeState, ids: Ids, boxes: Floats, pro
         ids = np.concatenate((present, ids))
         boxes = np.concatenate((present_boxes, boxes))
         bulk.clear(write_set, state)
-    bulk.load(write_set, state, ids, boxes, progress)
+    bulk.load(write_set, state, ids, boxes, progress, threads)

@@ -35,6 +35,11 @@ def uninterrupted(function, *arguments):
     """function(*arguments), in a thread where no signal handler runs; an interrupt is raised once it has ended."""
     if threading.current_thread() is not threading.main_thread():
         return function(*arguments)     # handlers run in the main thread only
+    return outcome_of(in_new_thread(function, *arguments))
+
+
+def in_new_thread(function, *arguments):
+    """Has a new thread call function(*arguments), or calls it here if none can be started: a request to wait for."""
     request = Request("call")
     request.expect()
 
@@ -50,7 +55,7 @@ def uninterrupted(function, *arguments):
         start_new_thread(run, ())
     except RuntimeError:                # the interpreter is about to end, or there are too many
         run()
-    return outcome_of(request)
+    return request
 
 
 cpdef object outcome_of(Request request):

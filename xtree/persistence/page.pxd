@@ -4,6 +4,7 @@ The CRC covers the whole slot with the CRC field as zero. docs/format.md has the
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from xtree.persistence.node_id cimport NodeID
 
@@ -26,6 +27,17 @@ cdef struct PagePrefix:
 
 cdef inline uint64_t class_bytes(int size_class) noexcept nogil:
     return <uint64_t>SMALLEST_PAGE << size_class
+
+
+# Zeros, but for the prefix.
+cdef inline void clear_page(char *page, int kind, int size_class, NodeID node) noexcept nogil:
+    cdef PagePrefix *prefix = <PagePrefix *>page
+    memset(page, 0, class_bytes(size_class))
+    prefix.magic = PAGE_MAGIC
+    prefix.node_id = node
+    prefix.kind = kind
+    prefix.size_class = size_class
+    prefix.format = PAGE_FORMAT
 
 
 # Says what is wrong with a page whose prefix and CRC are right, NULL when nothing is. A structure registers one

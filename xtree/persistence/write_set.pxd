@@ -45,6 +45,8 @@ cdef class WriteSet:
 
     # A new page: zeroed but for its prefix (magic, format, kind, size class, own NodeID). Raises OSError, MemoryError.
     cdef char *reserve(self, int kind, int size_class, NodeID *node) except NULL nogil
+    # The same, but for its bytes: they are whatever they were, until clear_page.
+    cdef char *take(self, int kind, int size_class, NodeID *node) except NULL nogil
     # The page as this transaction may change it: itself when this transaction made it, else a copy under a new NodeID,
     # with the old one retired. `node` is updated.
     cdef char *writable(self, NodeID *node) except NULL nogil
@@ -54,7 +56,6 @@ cdef class WriteSet:
     cdef bint made_here(self, NodeID node) noexcept nogil
     cdef int claim(self, NodeID node) except -1 nogil
     cdef int remember_retired(self, NodeID node) except -1 nogil
-    cdef char *take(self, int kind, int size_class, NodeID *node) except NULL nogil
     cdef int grow(self, void **list_, Py_ssize_t *room, Py_ssize_t count, size_t size) except -1 nogil
     cdef int seal_all(self) except -1 nogil
     cdef int give_all_back(self) except -1 nogil

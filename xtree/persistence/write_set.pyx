@@ -4,13 +4,13 @@ cimport cython
 from cpython.pythread cimport PyThread_release_lock
 from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport uint32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from xtree.persistence.atomics cimport compare_exchange, load_relaxed, store_relaxed, store_seq
 from xtree.persistence.memory cimport reallocate, release
 from xtree.persistence.node_id cimport handle_of, tag_of
 from xtree.persistence.object_table cimport STATE_RESERVED, WORD_TAG, Row, class_of, state_of
-from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, SIZE_CLASSES, PagePrefix, class_bytes
+from xtree.persistence.page cimport SIZE_CLASSES, PagePrefix, class_bytes, clear_page
 from xtree.persistence.page_checksum cimport page_crc
 from xtree.persistence.store cimport (
     CLOSED, FORKED, Store, drop_lock, hold_lock, holds_lock, lock_with_gil, lock_without_gil, resolve,
@@ -85,7 +85,6 @@ cdef class WriteSet:
         return 0
 
     cdef char *take(self, int kind, int size_class, NodeID *node) except NULL nogil:
-        """A slot and a handle; the page's bytes are whatever they were."""
         cdef uint64_t address = 0
         cdef bint allocated = False, placed = False
         self.grow(<void **>&self.made, &self.made_room, self.made_count, sizeof(Made))
@@ -113,13 +112,7 @@ cdef class WriteSet:
 
     cdef char *reserve(self, int kind, int size_class, NodeID *node) except NULL nogil:
         cdef char *page = self.take(kind, size_class, node)
-        cdef PagePrefix *prefix = <PagePrefix *>page
-        memset(page, 0, class_bytes(size_class))
-        prefix.magic = PAGE_MAGIC
-        prefix.node_id = node[0]
-        prefix.kind = kind
-        prefix.size_class = size_class
-        prefix.format = PAGE_FORMAT
+        clear_page(page, kind, size_class, node[0])
         return page
 
     cdef char *writable(self, NodeID *node) except NULL nogil:
