@@ -1,9 +1,14 @@
 """Sorting entries of a page by a key, then by another: stable, without allocations. docs: key_sort.pxd."""
 
+from libc.float cimport DBL_MAX
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
+
+from xtree.radix cimport digit_bits, sort_words
 
 cdef enum:
     RUN = 12                        # entries sorted by insertion, before runs are merged
+    ENTRY_BITS = 32                 # of the words of the first, coarse sort
 
 
 cdef inline bint precedes(const SortKey *a, const SortKey *b) noexcept nogil:
@@ -27,6 +32,30 @@ cdef const SortKey *sort(SortKey *keys, SortKey *spare, int n) noexcept nogil:
         source, target = target, source
         width *= 2
     return source
+
+
+cdef const SortKey *sort_scattered(SortKey *keys, SortKey *spare, int n, uint64_t *words) noexcept nogil:
+    # First by the cell of a grid from the least to the greatest key: a radix sort, which guesses no branch.
+    cdef double least = DBL_MAX
+    cdef double most = -DBL_MAX
+    cdef double scale
+    cdef int bits = digit_bits(n)
+    cdef uint64_t cells = <uint64_t>1 << 2 * bits
+    cdef uint64_t cell
+    cdef int i
+    for i in range(n):
+        least = keys[i].key if keys[i].key < least else least
+        most = keys[i].key if keys[i].key > most else most
+    if not most > least:
+        return sort(keys, spare, n)
+    scale = min(cells / (0.5 * most - 0.5 * least), DBL_MAX)    # halves, so that no difference overflows
+    for i in range(n):
+        cell = <uint64_t>((0.5 * keys[i].key - 0.5 * least) * scale)
+        words[i] = min(cell, cells - 1) << ENTRY_BITS | <uint64_t>i
+    sort_words(words, words + n, n, ENTRY_BITS, bits, words + 2 * n)
+    for i in range(n):
+        spare[i] = keys[<uint32_t>words[i]]
+    return sort(spare, keys, n)
 
 
 cdef void insertion_sort(SortKey *keys, int n) noexcept nogil:

@@ -36,6 +36,7 @@ cdef class Splitter:
     cdef uint64_t *refs
     cdef uint64_t *history
     cdef double *work               # SWEEP_ARRAYS of `room`, by the size of the first group
+    cdef uint64_t *sort_words
     cdef SortKey *keys
     cdef SortKey *spare_keys
     cdef const SortKey *sorted_keys     # one of the two

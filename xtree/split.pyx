@@ -8,8 +8,9 @@ import numpy as np
 
 from xtree.box cimport MAX_DIMS, make_frame, to_unit
 from xtree.bucket cimport KIND_DIRECTORY, history, lower, make_geometry, refs, stride
-from xtree.key_sort cimport SortKey, sort
+from xtree.key_sort cimport SortKey, sort, sort_scattered
 from xtree.persistence.memory cimport allocate, release
+from xtree.radix cimport SORT_COUNTS
 
 cdef enum:
     LEAST_ROOM = 128
@@ -45,7 +46,8 @@ cdef class Splitter:
         while room < <size_t>count:
             room *= 2
         block = <char *>allocate(room * ((4 * dims + SWEEP_ARRAYS) * sizeof(double) + 2 * sizeof(uint64_t)
-                                         + 2 * sizeof(SortKey) + 3 * sizeof(int)))
+                                         + 2 * sizeof(SortKey) + 3 * sizeof(int) + 2 * sizeof(uint64_t))
+                                 + SORT_COUNTS * sizeof(uint64_t))
         if block == NULL:
             with gil:
                 raise MemoryError(f"no memory to split a page of {count} entries")
@@ -58,7 +60,8 @@ cdef class Splitter:
         self.work = self.units + 2 * dims * room
         self.refs = <uint64_t *>(self.work + SWEEP_ARRAYS * room)
         self.history = self.refs + room
-        self.keys = <SortKey *>(self.history + room)
+        self.sort_words = self.history + room
+        self.keys = <SortKey *>(self.sort_words + 2 * room + SORT_COUNTS)
         self.spare_keys = self.keys + room
         self.order = <int *>(self.spare_keys + room)
         self.axis_order = self.order + room
@@ -180,7 +183,10 @@ cdef class Splitter:
             self.keys[i].key = key[entry]
             self.keys[i].tie = tie[entry]
             self.keys[i].entry = entry
-        self.sorted_keys = sort(self.keys, self.spare_keys, self.count)
+        if by_upper:
+            self.sorted_keys = sort(self.keys, self.spare_keys, self.count)
+        else:
+            self.sorted_keys = sort_scattered(self.keys, self.spare_keys, self.count, self.sort_words)
         for i in range(self.count):
             self.candidate[i] = self.sorted_keys[i].entry
 
