@@ -29,7 +29,10 @@ class StackState(xtree.Structure):
     def decode(cls, state, root):
         if len(state) != 8:
             raise xtree.CorruptionError(f"state of a stack: expected 8 bytes, found {len(state)}")
-        return cls(root, *struct.unpack("<Q", state))
+        found = cls(root, *struct.unpack("<Q", state))
+        if (found.root == 0) != (found.count == 0):
+            raise xtree.CorruptionError(f"state of a stack: {found.count} items, and root {found.root:#x}")
+        return found
 
     def encode(self):
         return struct.pack("<Q", self.count)

@@ -229,6 +229,12 @@ def test_a_state_that_is_not_one_is_noticed_when_it_is_read(tmp_path):
         runtime.tree("cities", dims=2).insert(1, (0, 0))
 
 
+@pytest.mark.parametrize("root, count", [(0, 8), (1 << 16, 0)])
+def test_a_root_that_does_not_fit_the_state_is_noticed(root, count):
+    with pytest.raises(xtree.CorruptionError, match=f"{count} items"):
+        StackState.decode(StackState(root, count).encode(), root)
+
+
 def run_until_killed(path: Path, first: int, rng: random.Random) -> int:
     """The step after the last acknowledged one."""
     with subprocess.Popen([sys.executable, str(WRITER), str(path), str(first)], stdout=subprocess.PIPE, text=True) as p:
