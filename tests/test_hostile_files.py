@@ -97,9 +97,8 @@ def test_all_that_accidents_may_leave_is_refused_or_answered_right(index_of, tmp
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", BY_NAME)
-def test_many_forgeries_are_refused_or_found_by_a_check_and_never_believed(index_of, tmp_path, tally, rng, kind):
+def test_all_forgeries_are_refused_or_found_by_a_check_and_never_believed(index_of, tmp_path, tally, rng, kind):
     mutants = forgeries(index_of(kind), rng)
-    mutants = rng.sample(mutants, len(mutants) // 8)
     require_no_flaws(index_of(kind), mutants, tmp_path / "trial", tally, "forged files")
 
 

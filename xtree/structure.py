@@ -38,7 +38,7 @@ class Structure(ABC):
     @classmethod
     @abstractmethod
     def decode(cls: type[Self], state: bytes, root: int) -> Self:
-        """The state that `encode` made bytes of. Raises CorruptionError for bytes, or a root, that it can't have had."""
+        """The state that `encode` made bytes of. Raises CorruptionError for bytes or a root that can't be its."""
 
     @abstractmethod
     def encode(self) -> bytes:
