@@ -43,7 +43,8 @@ def scaled_distance(box: np.ndarray, point: np.ndarray) -> float:
     exponent = math.frexp(largest)[1]
     total = 0.0
     for gap in gaps:
-        total += math.ldexp(gap, -exponent) ** 2
+        scaled = math.ldexp(gap, -exponent)
+        total += scaled * scaled  # of which ** 2 is sometimes a neighbour
     try:
         return math.ldexp(math.sqrt(total), exponent) / unit
     except OverflowError:
