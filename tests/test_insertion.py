@@ -289,3 +289,15 @@ def test_equal_boxes_fill_their_pages_one_after_the_other():
     tree = xtree.XTree(2)
     tree.insert_many(np.arange(20_000), np.tile((0.0, 0.0, 1.0, 1.0), (20_000, 1)))
     assert tree.stats()["levels"][0]["fill"] > 0.95
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_many_equal_boxes_make_no_supernode_that_each_insert_would_read(random, share):
+    boxes = uniform(random, 40_000, 2)
+    boxes[random.random(40_000) < share] = (0.1, 0.1, 0.2, 0.2)
+    tree = xtree.XTree(2)
+    tree.insert_many(np.arange(40_000), boxes)
+    assert tree.stats()["supernodes"] == 0 and tree.stats()["height"] == 3
+    window = np.array((0.15, 0.15, 0.16, 0.16))
+    assert tree.count(window) == brute.matches(boxes, window).sum()
+    tree.check()

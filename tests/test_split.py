@@ -115,6 +115,14 @@ def test_equal_boxes_are_split_in_half_by_position(random, dims):
         assert [group.tolist() for group in plan["groups"]] == [list(range(n // 2)), list(range(n // 2, n))]
 
 
+@pytest.mark.parametrize("dims", [1, 2, 16])
+def test_pages_of_equal_boxes_never_grow_into_supernodes(random, dims):
+    for n in (2, 3, 97):
+        plan = plan_split(all_equal(random, n, dims), may_stay=True)
+        assert plan["by_position"]
+        assert sorted(np.concatenate(plan["groups"])) == list(range(n))
+
+
 def test_flat_boxes_do_not_overlap_as_a_nan(random):
     boxes = uniform(random, 30, 3)
     boxes[:, 5] = boxes[:, 2] = 0.5
@@ -135,6 +143,20 @@ def test_too_much_overlap_without_history_makes_a_supernode(random):
     assert plan_split(boxes)["axis"] == 0
     assert plan_split(boxes)["overlap"] > 0.2
     assert plan_split(boxes, may_stay=True) is None
+
+
+@pytest.mark.parametrize(("equal", "splits"), [(39, False), (40, True), (41, True), (70, True)])
+def test_where_half_of_the_boxes_are_equal_they_get_a_page_of_their_own(random, equal, splits):
+    boxes = long_on_one_axis(random, 80)
+    boxes[random.permutation(80)[:equal]] = (1000.0, -1.0, 2500.0, 1.0)
+    plan = plan_split(boxes, may_stay=True, max_overlap=0.0)
+    assert (plan is not None) == splits
+    if splits:
+        first, second = plan["groups"]
+        assert len(second) == 40 and (boxes[second] == (1000.0, -1.0, 2500.0, 1.0)).all()
+        assert sorted([*first, *second]) == list(range(80)) and plan["by_position"]
+        assert plan["overlap"] == pytest.approx(overlap(boxes[first], boxes[second]), rel=1e-9)
+
 
 
 def test_the_history_finds_the_axis_without_overlap(random):

@@ -14,7 +14,7 @@ from xtree.key_sort cimport SortKey
 cdef enum Decision:
     STAY_WHOLE = 0                  # the page should become a larger supernode
     SPLIT_ON_AXIS = 1
-    SPLIT_BY_POSITION = 2           # all boxes are equal: no axis tells the groups apart
+    SPLIT_BY_POSITION = 2           # of equal boxes: no axis tells the groups apart
 
 
 cdef struct Cut:                    # the first `first` entries of an order against the rest
@@ -44,7 +44,7 @@ cdef class Splitter:
     cdef int *axis_order            # the best found on the axis being tried
     cdef int *candidate             # the order being scored
     # The plan.
-    cdef int axis                   # the axis that tells the groups apart
+    cdef int axis                   # what tells the groups apart, unless they are split by position
     cdef int first                  # entries in the first group
     cdef double overlap             # volume(s1 ∩ s2) / (v1 + v2 - v12), 0 for 0/0
 
@@ -63,6 +63,8 @@ cdef class Splitter:
     cdef void measure(self) noexcept nogil
     cdef void plan_topological(self, double min_fill) noexcept nogil
     cdef bint plan_by_history(self, double min_fanout, double max_overlap) noexcept nogil
+    cdef bint plan_equal(self) noexcept nogil
     cdef void sort_along(self, int axis, bint by_upper) noexcept nogil
     cdef void sweep(self) noexcept nogil
     cdef bint all_equal(self) noexcept nogil
+    cdef bint are_equal(self, int entry, int other) noexcept nogil

@@ -103,7 +103,7 @@ cdef class Splitter:
     cdef Decision plan(self, const Geometry *g, bint may_stay) noexcept nogil:
         self.plan_topological(g.min_fill)
         if may_stay and self.overlap > g.max_overlap and not self.plan_by_history(g.min_fanout, g.max_overlap):
-            return STAY_WHOLE
+            return SPLIT_BY_POSITION if self.plan_equal() else STAY_WHOLE
         return SPLIT_BY_POSITION if self.all_equal() else SPLIT_ON_AXIS
 
     cdef void plan_topological(self, double min_fill) noexcept nogil:
@@ -163,6 +163,33 @@ cdef class Splitter:
         self.order, self.axis_order = self.axis_order, self.order
         return True
 
+    cdef bint plan_equal(self) noexcept nogil:
+        """Where half of the boxes are equal, or more: half of the entries, equal ones only, as the second group.
+
+        A query that needs one of these needs them all, so it reads no more than it would of a supernode, and an insert
+        reads half. Leaves the plan alone when it returns False.
+        """
+        cdef int i, entry
+        cdef int half = self.count // 2
+        cdef int others = 0
+        cdef int equal = self.count
+        cdef int model = self.order[half]
+        for i in range(self.count - 1, -1, -1):
+            entry = self.order[i]
+            if self.are_equal(entry, model):
+                equal -= 1
+                self.candidate[equal] = entry
+            else:
+                self.candidate[others] = entry
+                others += 1
+        if others > self.count - half:
+            return False
+        self.sweep()
+        self.first = self.count - half
+        self.overlap = overlap_at(self.work, self.room, self.first)
+        self.order, self.candidate = self.candidate, self.order
+        return True
+
     cdef uint64_t common_history(self) noexcept nogil:
         cdef int i
         cdef uint64_t common = self.history[0]
@@ -208,11 +235,17 @@ cdef class Splitter:
                 accumulate(work, room, n, self.frame.weight[axis])
 
     cdef bint all_equal(self) noexcept nogil:
-        cdef int i, column
+        cdef int i
+        for i in range(1, self.count):
+            if not self.are_equal(i, 0):
+                return False
+        return True
+
+    cdef bint are_equal(self, int entry, int other) noexcept nogil:
+        cdef int column
         for column in range(2 * self.dims):
-            for i in range(1, self.count):
-                if self.columns[column * self.room + i] != self.columns[column * self.room]:
-                    return False
+            if self.columns[column * self.room + entry] != self.columns[column * self.room + other]:
+                return False
         return True
 
     cdef void write_group(self, const Geometry *g, int group, Bucket *target) noexcept nogil:
@@ -365,8 +398,9 @@ def plan_split(const double[:, ::1] boxes not None, histories=None, *, bint may_
                double min_fanout=0.35, double min_fill=0.4) -> dict | None:
     """How a page with these boxes, (n, 2 * dims) with n > 1, would be split; None if it would rather stay whole.
 
-    The dict holds `axis`, `overlap` (of the two groups), `groups` (two arrays of rows), `by_position` (whether all
-    boxes are equal). `histories` is (n,), the axes on which each entry has been split as bits.
+    The dict holds `axis`, `overlap` (of the two groups), `groups` (two arrays of rows) and `by_position` (whether no
+    axis tells them apart: all boxes are equal, or half of them, which are the second group). `histories` is (n,), the
+    axes on which each entry has been split as bits.
     """
     cdef Geometry g
     cdef Splitter splitter = Splitter()
