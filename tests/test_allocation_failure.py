@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import gc
 import os
+import queue
 import random as random_module
 import shutil
 import time
@@ -24,6 +25,7 @@ from pages import MODES, NO_CHECKPOINTS, settle, small
 from scripts import SCRIPTS, records
 
 import xtree
+from xtree.persistence import commit_queue
 from xtree.persistence.memory import fail_allocation, live_allocations, watch_allocations
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="looks for what is left in /proc")
@@ -250,6 +252,36 @@ def test_changes_of_several_trees_fail_together(tmp_path, failures):
         failures.until_it_works(lambda: runtime.drop("b"), runtime.check)
         assert runtime.trees() == ["a", "c"]
     assert failures.raised > 5
+
+
+class FullQueue(queue.SimpleQueue):
+    """One that has no memory for the next item when it is told so."""
+
+    full = False
+
+    def put(self, item: Any) -> None:
+        if FullQueue.full and item is not None:
+            FullQueue.full = False
+            raise MemoryError
+        super().put(item)
+
+
+def test_a_commit_that_finds_no_place_in_the_queue_is_undone(tmp_path, monkeypatch):
+    box = (0.0, 0.0, 1.0, 1.0)
+    monkeypatch.setattr(commit_queue, "SimpleQueue", FullQueue)
+    with xtree.Runtime(tmp_path / "index", durability="strict") as runtime:
+        tree = runtime.tree("boxes", dims=2)
+        tree.insert(1, box)
+        FullQueue.full = True
+        with pytest.raises(MemoryError):
+            tree.insert(2, box)
+        assert not FullQueue.full and list(tree.query(box)) == [1]
+        assert runtime.stats()["object_table"]["reserved"] == 0
+        assert runtime.stats()["coordinator"]["waiting"] == 0
+        tree.insert(3, box)
+    with xtree.Runtime(tmp_path / "index") as runtime:
+        assert sorted(runtime.tree("boxes").query(box)) == [1, 3]
+        runtime.check()
 
 
 @pytest.fixture(scope="module", params=["strict", "balanced", "eventual"])

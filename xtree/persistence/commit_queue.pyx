@@ -228,11 +228,9 @@ cdef class CommitQueue:
     def submit(self, Request request):
         """Queues a request, waits for its outcome, and returns its result or raises its error."""
         request.expect()
-        if request.write_set is not None:
-            request.write_set._queue()
         self.waiting += 1
-        self.queue.put(request)
         try:
+            self.enqueue(request)
             interrupt = tell_queued(request)
             result = outcome_of(request)
         finally:
@@ -240,6 +238,19 @@ cdef class CommitQueue:
         if interrupt is not None:
             raise interrupt
         return result
+
+    cdef int enqueue(self, Request request) except -1:
+        """Gives a request its place. Without memory for that a commit has been undone when MemoryError is raised."""
+        write_set = request.write_set
+        if write_set is not None:
+            write_set._queue()
+        try:
+            self.queue.put(request)
+        except BaseException:
+            if write_set is not None:
+                write_set._end("aborted")
+            raise
+        return 0
 
     def wake(self):
         """Ends a wait in `take`: there may be something to do that is no request."""
