@@ -236,11 +236,12 @@ CODE = {
         ],
         "def submit(self": [
             "self.waiting += 1",
-            "self.queue.put(request)",
+            "self.enqueue(request)",
             "tell_queued(request)",
             "outcome_of(request)",
             "self.waiting -= 1",
         ],
+        "cdef int enqueue(self": ["write_set._queue()", "self.queue.put(request)"],
         "def take_now(self": ["self.queue.empty()", "self.queue.get()"],
     },
 }
