@@ -60,9 +60,9 @@ SANITIZED := LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=mallo
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024:detect_stack_use_after_return=1 \
   UBSAN_OPTIONS=print_stacktrace=1
 ASAN_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,hostile_files forged_rows page_verification object_table \
-  node_id mvcc mmap_windows segment_allocator page_checksum replay wal checkpoint superblock manifest catalog store \
-  recovery page_differences box bucket split insertion removal search nearest bulk window_kernels inspection \
-  tree_state model adversarial))
+  stored_table node_id mvcc mmap_windows segment_allocator page_checksum replay wal checkpoint superblock manifest \
+  catalog store recovery page_differences box bucket split insertion removal search nearest bulk window_kernels \
+  inspection tree_state model adversarial))
 
 FUZZ_TARGETS ?= superblock manifest checkpoint log catalog directory
 

@@ -31,6 +31,7 @@ MODULES = [
     "xtree.persistence.segment_allocator",
     "xtree.persistence.file_places",
     "xtree.persistence.object_table",
+    "xtree.persistence.stored_table",
     "xtree.persistence.mvcc",
     "xtree.persistence.recycler",
     "xtree.persistence.store",

@@ -21,7 +21,7 @@ LAYERS = [
     {"persistence.mmap_windows", "persistence.segment_allocator", "persistence.memory_growth"},
     # 3 names: NodeID to address, epochs, who is reading
     {"persistence.object_table", "persistence.row", "persistence.file_places", "persistence.stored_row",
-     "persistence.mvcc", "persistence.recycler"},
+     "persistence.stored_table", "persistence.mvcc", "persistence.recycler"},
     # 4 records on disk: one format each
     {"persistence.wal", "persistence.wal_reader", "persistence.checkpoint", "persistence.superblock",
      "persistence.manifest", "persistence.catalog", "persistence.data_files", "persistence.file_header",

@@ -25,6 +25,7 @@ from xtree.persistence.object_table import ObjectTable
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.recovery import Exposure
 from xtree.persistence.scan import scan_directory
+from xtree.persistence.stored_table import restore_table
 from xtree.persistence.superblock import COPIES, Superblock
 from xtree.persistence.wal_reader import LogReader, find_later_link, read_log
 
@@ -154,7 +155,7 @@ class Directory:
         """The rows of a checkpoint. Raises CorruptionError."""
         files = {entry.number: (i, entry.size_class) for i, entry in enumerate(checkpoint.data_files)}
         table = ObjectTable()
-        table.restore(checkpoint.epoch, *checkpoint.table, FilePlaces(files, self.stored["window_bytes"]))
+        restore_table(table, checkpoint.epoch, *checkpoint.table, FilePlaces(files, self.stored["window_bytes"]))
         return table
 
     def listed(self) -> set[str]:

@@ -46,6 +46,7 @@ from xtree.persistence.manifest import Manifest
 from xtree.persistence.object_table import ObjectTable
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.replay import Replay
+from xtree.persistence.stored_table import restore_table
 from xtree.persistence.superblock import Superblock
 from xtree.persistence.wal_reader import find_later_link, read_log
 from xtree.tree_state import TreeState
@@ -113,7 +114,7 @@ def checkpoint_file(place: Workplace, data: bytes) -> None:
         found = checkpoint.read(place.fs, str(place.folder), number, whole[16:32])
         files = {entry.number: (i, entry.size_class) for i, entry in enumerate(found.data_files)}
         with contextlib.suppress(*REFUSALS):
-            ObjectTable().restore(found.epoch, *found.table, FilePlaces(files, 1 << 20))
+            restore_table(ObjectTable(), found.epoch, *found.table, FilePlaces(files, 1 << 20))
         for entry in Catalog.decode(found.catalog):
             with contextlib.suppress(*REFUSALS):
                 TreeState.decode(entry.state, entry.root)

@@ -83,5 +83,10 @@ cdef class ObjectTable:
     # For recovery, before anyone else sees the table. Makes all slots of a shard below `mark` handles that were given
     # out; their rows are zero, and on no list before rebuild_lists. Raises MemoryError, CapacityError.
     cdef int cover(self, uint64_t shard, uint64_t mark) except -1 nogil
+    # Frees a row that is on no list: its word keeps the tag only.
+    cdef void free_row(self, uint64_t handle, Row *row) noexcept nogil
     # Lists and counts anew, from rows that are free or live.
     cdef void rebuild_lists(self) noexcept nogil
+
+
+cdef int bad_row(uint64_t handle, const char *why) except -1 with gil

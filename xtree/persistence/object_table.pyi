@@ -1,23 +1,14 @@
-from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Buffer
 
-from xtree.persistence.file_places import FilePlaces
-
-ROW_BYTES: int
 STATE_NAMES: tuple[str, ...]
 VISIBLE_ROW: np.dtype[np.void]
 
 @final
 class ObjectTable:
     def __new__(cls, shard_rows: int = ..., max_shards: int = ..., slabs_per_shard: int = ...) -> ObjectTable: ...
-    def restore(
-        self, epoch: int, handles: Sequence[int], tags: Buffer, rows: Buffer, places: FilePlaces
-    ) -> None: ...
-    def snapshot(self, epoch: int, file_of_window: list[int]) -> tuple[list[int], bytearray, bytearray]: ...
     def visible(self, epoch: int) -> npt.NDArray[np.void]: ...
     def reserve_node(self, kind: int, size_class: int, address: int) -> int: ...
     def seal_node(self, node: int, crc: int) -> None: ...

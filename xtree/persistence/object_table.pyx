@@ -12,8 +12,7 @@ A new handle is taken where it is cheapest: freed in the calling thread's shard,
 thread's shard. The next shard opens when those that are active have `shard_rows` rows each, or are full.
 """
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -22,8 +21,7 @@ import numpy as np
 from xtree.persistence.atomics cimport (
     compare_exchange, fetch_add, load_acquire, load_relaxed, spin_lock, spin_unlock, store_relaxed, store_release,
 )
-from xtree.persistence.file_places cimport FilePlaces
-from xtree.persistence.memory cimport allocate, allocate_lines, allocate_zeroed, prefault, release, release_lines
+from xtree.persistence.memory cimport allocate_lines, allocate_zeroed, release, release_lines
 from xtree.persistence.mmap_windows cimport offset_of, window_of
 from xtree.persistence.node_id cimport (
     MAX_SHARDS, NodeID, handle_of, make_handle, make_node_id, next_tag, shard_of, slot_of, tag_of,
@@ -33,7 +31,6 @@ from xtree.persistence.row cimport (
     STATE_FREE, STATE_LIVE, STATE_RESERVED, STATE_RETIRED, WORD_TAG, WORD_VERIFIED, Row, class_of, kind_of, make_word,
     state_of, with_state,
 )
-from xtree.persistence.stored_row cimport StoredRow, is_visible, load_row, store_row
 
 from xtree.errors import CapacityError, CorruptionError
 
@@ -70,8 +67,7 @@ VISIBLE_ROW = np.dtype([
 assert VISIBLE_ROW.itemsize == sizeof(VisibleRow)
 
 STATE_NAMES = ("free", "reserved", "live", "retired")
-ROW_BYTES = sizeof(StoredRow)
-assert ROW_BYTES == 32 and sizeof(Row) == 64 and sizeof(Shard) == LINES_A_SHARD * 64
+assert sizeof(Row) == 64 and sizeof(Shard) == LINES_A_SHARD * 64
 
 
 cdef inline bint _is(const Row *row, NodeID node, int state) noexcept nogil:
@@ -90,7 +86,7 @@ cdef int _no_handle(ObjectTable t) except -1 with gil:
     raise CapacityError(f"all {t.max_shards * (t.shard_slots - 1)} handles of the object table are in use")
 
 
-cdef int _bad_row(uint64_t handle, const char *why) except -1 with gil:
+cdef int bad_row(uint64_t handle, const char *why) except -1 with gil:
     shard = f" of shard {shard_of(handle)}" if shard_of(handle) else ""
     raise CorruptionError(f"row {slot_of(handle)}{shard} of the object table: {why.decode()}")
 
@@ -245,7 +241,7 @@ cdef class ObjectTable:
     """The rows of one store: up to `max_shards` shards of up to `slabs_per_shard` slabs of 65,536 rows.
 
     A further shard opens when those before have `shard_rows` rows each. Any thread may change rows, each row one thread
-    at a time; restore, snapshot and check are for moments when nobody else does.
+    at a time; check is for moments when nobody else does.
     """
 
     def __cinit__(self, uint64_t shard_rows=DEFAULT_SHARD_ROWS, uint64_t max_shards=MAX_SHARDS,
@@ -386,7 +382,7 @@ cdef class ObjectTable:
                 return
             word = load_acquire(&row.word)
 
-    # Recovery and checkpoints.
+    # Recovery.
 
     cdef int cover(self, uint64_t shard, uint64_t mark) except -1 nogil:
         cdef uint64_t slot
@@ -405,91 +401,21 @@ cdef class ObjectTable:
             store_release(&self.active, shard + 1)
         return 0
 
+    cdef void free_row(self, uint64_t handle, Row *row) noexcept nogil:
+        _free_row(self, &self.shards[shard_of(handle)], handle, row)
+
     cdef void rebuild_lists(self) noexcept nogil:
         cdef uint64_t handle = self.next_handle(0), which
-        cdef Shard *shard
         cdef Row *row
         for which in range(MAX_SHARDS):
             memset(&self.shards[which], 0, sizeof(Shard))
         while handle:
-            shard = &self.shards[shard_of(handle)]
             row = _row_at(self, handle)
             if state_of(row.word) == STATE_FREE:
-                _free_row(self, shard, handle, row)
+                self.free_row(handle, row)
             else:
-                shard.live_count += 1
+                self.shards[shard_of(handle)].live_count += 1
             handle = self.next_handle(handle)
-
-    def restore(self, uint64_t epoch, handles, tags, rows, FilePlaces places not None):
-        """Load a checkpoint of an epoch into an empty table: how many handles each shard has, their tags, live rows.
-
-        Every row's handle is above that of the row before it and among the shard's, its tag the handle's; its slot is
-        in a file of its class, aligned, and inside the most that the file may hold. Otherwise CorruptionError is
-        raised. MemoryError; after an error the table is of no use.
-        """
-        cdef Py_buffer tag_view, row_view
-        cdef uint64_t shard, count, at = 0
-        cdef const StoredRow *stored
-        cdef const StoredRow *end
-        if self.high_water != 1:
-            raise RuntimeError("rows can be restored into an empty table only")
-        handles = list(map(int, handles))
-        _require_room(self, handles)
-        PyObject_GetBuffer(tags, &tag_view, PyBUF_SIMPLE)
-        try:
-            PyObject_GetBuffer(rows, &row_view, PyBUF_SIMPLE)
-            try:
-                if sum(handles) != tag_view.len or row_view.len % ROW_BYTES:
-                    raise CorruptionError(f"object table: {tag_view.len} tags of {sum(handles)} handles, "
-                                          f"{row_view.len} bytes of rows of {ROW_BYTES}")
-                stored = <const StoredRow *>row_view.buf
-                end = stored + row_view.len // <Py_ssize_t>sizeof(StoredRow)
-                for shard, count in enumerate(handles):
-                    with nogil:
-                        _restore(self, places, epoch, shard, <const uint8_t *>tag_view.buf + at, count, &stored, end)
-                    at += count
-                if stored != end:
-                    _bad_row(handle_of(stored.node_id), "out of order, or of a handle that was never given out")
-            finally:
-                PyBuffer_Release(&row_view)
-        finally:
-            PyBuffer_Release(&tag_view)
-
-    def snapshot(self, uint64_t epoch, list file_of_window):
-        """(handles of each shard, their tags, live rows) of a checkpoint: live are those visible at its epoch.
-
-        `file_of_window` gives the number of each window's data file. Raises CorruptionError, MemoryError.
-        """
-        cdef uint32_t windows = len(file_of_window)
-        cdef uint64_t shard, total = 0, most = 0
-        cdef uint64_t handles[MAX_SHARDS]
-        cdef bytearray tags, rows
-        cdef uint8_t *tag
-        cdef StoredRow *out
-        cdef StoredRow *end
-        cdef uint32_t *files = <uint32_t *>allocate(windows * sizeof(uint32_t))
-        if files == NULL:
-            raise MemoryError("no memory for the table of data files")
-        try:
-            for window, file_number in enumerate(file_of_window):
-                files[window] = file_number
-            for shard in range(MAX_SHARDS):
-                handles[shard] = load_acquire(&self.marks[shard]) - 1
-                total += handles[shard]
-                most += _most_visible(&self.shards[shard])
-            tags = PyByteArray_FromStringAndSize(NULL, total)
-            rows = PyByteArray_FromStringAndSize(NULL, most * sizeof(StoredRow))
-            tag = <uint8_t *>PyByteArray_AS_STRING(tags)
-            out = <StoredRow *>PyByteArray_AS_STRING(rows)
-            end = out + most
-            with nogil:
-                for shard in range(MAX_SHARDS):
-                    _snapshot(self, shard, handles[shard], epoch, files, windows, tag, &out, end)
-                    tag += handles[shard]
-            PyByteArray_Resize(rows, <char *>out - PyByteArray_AS_STRING(rows))
-        finally:
-            release(files)
-        return [handles[shard] for shard in range(MAX_SHARDS)], tags, rows
 
     # For people, tests and tools.
 
@@ -658,16 +584,16 @@ cdef int _check_shard(ObjectTable t, uint64_t which) except -1:
     for slot in range(1, t.marks[which]):
         handle = make_handle(which, slot)
         if which >= t.active:
-            return _bad_row(handle, "in a shard that isn't active")
+            return bad_row(handle, "in a shard that isn't active")
         row = t.row(handle)
         word = load_acquire(&row.word)          # readers may mark it as verified meanwhile
         counts[state_of(word)] += 1
         if state_of(word) != STATE_FREE and word & WORD_TAG == 0:
-            return _bad_row(handle, "in use without a tag")
+            return bad_row(handle, "in use without a tag")
         if state_of(word) == STATE_RESERVED and row.birth != UINT64_MAX:
-            return _bad_row(handle, "reserved with a birth epoch")
+            return bad_row(handle, "reserved with a birth epoch")
         if state_of(word) == STATE_LIVE and row.retire != UINT64_MAX:
-            return _bad_row(handle, "live with a retire epoch")
+            return bad_row(handle, "live with a retire epoch")
     found = tuple(counts)
     expected = (shard.free_count, shard.reserved_count, shard.live_count, shard.retired_count)
     if found != expected:
@@ -684,84 +610,13 @@ cdef int _check_list(ObjectTable t, uint64_t head, uint64_t tail, uint64_t count
     while handle and seen <= count:
         row = t.row(handle)
         if row == NULL or state_of(load_acquire(&row.word)) != state or shard_of(handle) != which:
-            return _bad_row(handle, "on the list of another state or shard")
+            return bad_row(handle, "on the list of another state or shard")
         if last and state == STATE_RETIRED and row.retire < _row_at(t, last).retire:
-            return _bad_row(handle, "retired before the row that stands before it")
+            return bad_row(handle, "retired before the row that stands before it")
         last = handle
         seen += 1
         handle = row.next
     if handle or seen != count or last != tail:
         raise CorruptionError(f"object table: list of {STATE_NAMES[state]} rows of shard {which}: {seen} rows up to "
                               f"{last}, expected {count} up to {tail}")
-    return 0
-
-
-cdef int _require_room(ObjectTable t, list handles) except -1:
-    cdef uint64_t shard
-    for shard, count in enumerate(handles):
-        if count and (shard >= t.max_shards or not 0 < count < t.shard_slots):
-            raise CorruptionError(f"object table: {count} handles in shard {shard}, expected up to {t.shard_slots - 1} "
-                                  f"in each of {t.max_shards}")
-    return 0
-
-
-# Fills a shard, and moves `stored` behind the live rows that are the shard's, as long as they come in order.
-cdef int _restore(ObjectTable t, FilePlaces places, uint64_t epoch, uint64_t which, const uint8_t *tags, uint64_t count,
-                  const StoredRow **stored, const StoredRow *end) except -1 nogil:
-    cdef Shard *shard = &t.shards[which]
-    cdef const StoredRow *following = stored[0]
-    cdef const char *wrong
-    cdef uint64_t slot = 0, handle
-    cdef Row *row
-    t.cover(which, count + 1)
-    while slot < count:
-        prefault(_row_at(t, make_handle(which, slot)), min(count + 1 - slot, <uint64_t>SLAB_ROWS) * sizeof(Row))
-        slot += SLAB_ROWS
-    for slot in range(1, count + 1):
-        handle = make_handle(which, slot)
-        row = _row_at(t, handle)
-        if following < end and handle_of(following.node_id) == handle:
-            wrong = load_row(following, tags[slot - 1], epoch, places, row)
-            if wrong != NULL:
-                return _bad_row(handle, wrong)
-            shard.live_count += 1
-            following += 1
-        else:
-            row.word = tags[slot - 1]
-            _append(t, &shard.free_head, &shard.free_tail, handle, row)
-            shard.free_count += 1
-    stored[0] = following
-    return 0
-
-
-# How many rows of a shard are visible at one epoch, at most, for which nothing has been reclaimed.
-cdef uint64_t _most_visible(Shard *shard) noexcept nogil:
-    cdef uint64_t count
-    spin_lock(&shard.lock)
-    count = shard.live_count + shard.retired_count
-    spin_unlock(&shard.lock)
-    return count
-
-
-# Stores the tags of a shard, and at `out`, which moves behind them, the rows visible at an epoch.
-cdef int _snapshot(ObjectTable t, uint64_t which, uint64_t count, uint64_t epoch, const uint32_t *files,
-                   uint32_t windows, uint8_t *tags, StoredRow **out, StoredRow *end) except -1 nogil:
-    cdef StoredRow *place = out[0]
-    cdef const char *wrong
-    cdef uint64_t slot, handle, word
-    cdef Row *row
-    for slot in range(1, count + 1):
-        handle = make_handle(which, slot)
-        row = _row_at(t, handle)
-        word = load_acquire(&row.word)
-        tags[slot - 1] = word & WORD_TAG
-        if not is_visible(row, word, epoch):
-            continue
-        if place == end:
-            return _bad_row(handle, "visible, and not counted")
-        wrong = store_row(row, word, make_node_id(handle, word & WORD_TAG), files, windows, place)
-        if wrong != NULL:
-            return _bad_row(handle, wrong)
-        place += 1
-    out[0] = place
     return 0

@@ -33,6 +33,7 @@ from xtree.persistence.object_table import ObjectTable
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.replay import Replay
 from xtree.persistence.scan import scan_directory
+from xtree.persistence.stored_table import restore_table
 from xtree.persistence.superblock import COPIES, MODES, SuperblockFile
 from xtree.persistence.wal_reader import LogReader, find_later_link, read_log
 
@@ -284,7 +285,7 @@ def _start(
         return Replay(table, places, Catalog(), 0)
     path = os.path.join(directory, filenames.checkpoint_name(base.number))
     try:
-        table.restore(base.epoch, *base.table, places)
+        restore_table(table, base.epoch, *base.table, places)
     except CorruptionError as error:
         raise CorruptionError(f"{path}: {error}") from None
     catalog = Catalog.decode(base.catalog, path, base.catalog_offset)

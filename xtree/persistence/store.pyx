@@ -24,6 +24,7 @@ from xtree.persistence.page cimport PAGE_FORMAT, PAGE_MAGIC, PagePrefix, class_b
 from xtree.persistence.page_checksum cimport page_crc
 
 from xtree.errors import ClosedError, CorruptionError, FormatVersionError, ReadOnlyError, StoreFailedError
+from xtree.persistence.stored_table import snapshot_table
 
 cdef extern from "<assert.h>" nogil:
     void c_assert "assert"(bint condition) noexcept     # in the checked build only
@@ -398,7 +399,7 @@ cdef class Store:
         with nogil:
             hold_lock(self)
         try:
-            return self.table.snapshot(epoch, file_of_window)
+            return snapshot_table(self.table, epoch, file_of_window)
         finally:
             drop_lock(self)
 
