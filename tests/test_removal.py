@@ -7,7 +7,7 @@ from collections import Counter
 import brute
 import numpy as np
 import pytest
-from tree_data import ALL, all_equal, uniform
+from tree_data import ALL, all_equal, nested, uniform
 from walking import commit, grown, pages, records
 
 from xtree.bucket import describe, entry_limits
@@ -93,6 +93,19 @@ def test_each_row_removes_one_copy(ws, random):
     assert state.count == 260
     assert delete(ws, state, np.zeros(300, np.int64), boxes) == 260
     assert state.root == 0
+
+
+def test_a_record_is_found_below_any_entry_of_a_large_supernode(ws, random):
+    """The smallest box lies in all others, so it is looked for below nearly every entry, and nothing else is found."""
+    boxes = nested(random, 20_000, 2)
+    state = grown(ws, boxes)
+    assert max(len(page["refs"]) for page in pages(ws.store, state) if page["level"] == 1) > 128
+    assert delete(ws, state, np.arange(20_000), boxes / 2**20) == 0
+    order = np.argsort(boxes[:, 2])
+    for part in (order[:100], random.permutation(order[100:])[:2000]):
+        assert delete(ws, state, part, boxes[part]) == len(part)
+        assert delete(ws, state, part, boxes[part]) == 0
+    assert state.count == 17_900
 
 
 def test_zeros_of_either_sign_are_equal(ws):

@@ -18,6 +18,7 @@ from xtree.errors import CorruptionError
 
 cdef enum:
     ROWS_BETWEEN_SIGNALS = 1024
+    LOOKED_AT = 128                 # entries
     # Words of an orphan before its box.
     ORPHAN_LEVEL = 0                # of the page it stood in
     ORPHAN_REF = 1
@@ -85,12 +86,18 @@ cdef class Remover:
         return False
 
     cdef int next_containing(self, Bucket *b, const double *box, int after) except -2 nogil:
-        """The first entry behind `after` that contains a box, -1 if there is none."""
-        cdef int i
-        cdef int hit_count = self.inserter.chooser.find_containing(b, box)
-        for i in range(hit_count):
-            if <int>self.inserter.chooser.hits[i] > after:
-                return <int>self.inserter.chooser.hits[i]
+        """The first entry behind `after` that contains a box, -1 if there is none.
+
+        Found among LOOKED_AT at a time: of a large supernode many may be asked for, one after the other.
+        """
+        cdef int i, hit_count
+        cdef int first = (after + 1) // LOOKED_AT * LOOKED_AT
+        while first < <int>b.count:
+            hit_count = self.inserter.chooser.find_containing(b, first, min(<int>b.count - first, <int>LOOKED_AT), box)
+            for i in range(hit_count):
+                if <int>self.inserter.chooser.hits[i] > after:
+                    return <int>self.inserter.chooser.hits[i]
+            first += LOOKED_AT
         return -1
 
     cdef int make_path_writable(self) except -1 nogil:

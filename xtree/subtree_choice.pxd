@@ -22,8 +22,8 @@ cdef class SubtreeChooser:
 
     # The entry of a directory page under which a box belongs. `region` holds the page's boxes and the new one.
     cdef int choose(self, Bucket *b, const double *box, const double *region) except -1 nogil
-    # Fills `hits` with the entries that contain a box; returns how many.
-    cdef int find_containing(self, Bucket *b, const double *box) except -1 nogil
+    # Fills `hits` with those of `count` entries, from a multiple of 8 on, that contain a box; returns how many.
+    cdef int find_containing(self, Bucket *b, int first, int count, const double *box) except -1 nogil
 
     cdef int make_room(self, int count) except -1 nogil
     cdef int choose_containing(self, Bucket *b, int hit_count) except -1 nogil

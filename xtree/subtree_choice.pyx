@@ -64,7 +64,7 @@ cdef class SubtreeChooser:
 
     cdef int choose(self, Bucket *b, const double *box, const double *region) except -1 nogil:
         cdef const Geometry *g = &self.state.g
-        cdef int hit_count = self.find_containing(b, box)
+        cdef int hit_count = self.find_containing(b, 0, b.count, box)
         if b.count == 0:
             raise_empty_directory(b.node_id)
         if hit_count == 1:
@@ -75,12 +75,14 @@ cdef class SubtreeChooser:
         measure_entries(&self.frame, lower(g, b, 0), stride(g, b), b.count, box, self.measures, self.room)
         return self.choose_by_overlap(b, box) if b.level == 1 else self.cheapest(b)
 
-    cdef int find_containing(self, Bucket *b, const double *box) except -1 nogil:
+    cdef int find_containing(self, Bucket *b, int first, int count, const double *box) except -1 nogil:
         cdef const Geometry *g = &self.state.g
         cdef WindowTest contains
         self.make_room(b.count)
         set_test(&contains, g, b, box, box + g.dims)
-        return <int>select(&contains, g.dims, b.count, self.entries, self.hits)
+        contains.first += first
+        contains.second += first
+        return <int>select(&contains, g.dims, count, self.entries + first, self.hits)
 
     cdef int choose_containing(self, Bucket *b, int hit_count) except -1 nogil:
         """Of the hits, all of which contain the box: the one of least volume, then of fewest entries below.
