@@ -55,6 +55,8 @@ MODULES = [
     "xtree.kernel_forms",
     "xtree.arrays",
     "xtree.query_order",
+    "xtree.walk",
+    "xtree.leaf_group",
     "xtree.search",
     "xtree.nearest",
     "xtree.accesses",

@@ -36,7 +36,8 @@ LAYERS = [
      "persistence.backup", "persistence.probes"},
     # 7 tree: X-tree pages and algorithms
     {"xtree.tree_state", "xtree.bucket", "xtree.split", "xtree.insertion", "xtree.removal", "xtree.search",
-     "xtree.nearest", "xtree.accesses", "xtree.bulk", "xtree.inspection", "xtree.arrays", "xtree.query_order",
+     "xtree.walk", "xtree.leaf_group", "xtree.nearest", "xtree.accesses", "xtree.bulk", "xtree.inspection",
+     "xtree.arrays", "xtree.query_order",
      "xtree.subtree_choice", "xtree.key_sort", "xtree.join", "xtree.parallel"},
     # 8 face: what people touch
     {"xtree", "xtree.arguments", "xtree.conversion", "xtree.tree", "xtree.reading", "xtree.writing",

@@ -12,8 +12,8 @@ from xtree.arrays cimport Arena, borrow
 from xtree.nearest cimport search_points
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store, breathe
-from xtree.search cimport Predicate, Walk, close_walk, next_leaf, open_walk, start_walk
 from xtree.tree_state cimport MAX_LEVELS, TreeState, resolve_bucket
+from xtree.walk cimport Predicate, Walk, close_walk, next_page, open_walk, start_walk
 
 from xtree.search import count
 
@@ -48,14 +48,14 @@ cdef int _walk_all(Store store, TreeState state, Predicate predicate, const doub
     cdef bint inside = False
     cdef uint64_t generation = 0
     cdef int64_t i
-    open_walk(&walk, store, state, predicate)
+    open_walk(&walk, store, state, predicate, 0)
     walk.accesses = levels
     try:
         for i in range(m):
             if i and i % A_BREATH == 0:
                 breathe(store, &generation)
             start_walk(&walk, state, queries + i * 2 * state.g.dims)
-            while next_leaf(&walk, store, state, &leaf, &inside):
+            while next_page(&walk, store, state, &leaf, &inside):
                 count_page(levels, resolve_bucket(store, state, leaf, 0), not inside)
         return 0
     finally:

@@ -19,8 +19,8 @@ from xtree.persistence.atomics cimport load_acquire
 from xtree.persistence.memory cimport allocate, reallocate, release
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store, breathe
-from xtree.search cimport CONTAINS, INTERSECTS, WITHIN, Predicate, window_test
 from xtree.tree_state cimport TreeState, resolve_bucket
+from xtree.walk cimport CONTAINS, INTERSECTS, WITHIN, Predicate, window_test
 
 import numpy as np
 

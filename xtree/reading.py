@@ -127,7 +127,7 @@ class Reader:
         Returns a dict, summed over the boxes: queries; results; pages read; blocks, of the tree's page size, so that a
         supernode of s blocks counts as s; entries tested, none in pages that lie inside the window; and levels, a list
         of dicts with level, pages, blocks, entries, from the leaves up. A page counts once for each query that reads
-        it. The windows are looked up for this, more slowly than by `query`.
+        it, as if each were asked alone; in a batch neighbours share most of it.
 
         Takes and raises what `query` does, but for its output.
         """

@@ -1,30 +1,28 @@
 """Window queries: ids of the records whose boxes intersect, lie within or contain a query box.
 
-A page's entries are tested in one pass over its columns. A directory entry inside the window of an "intersects" or
-"within" query needs no more tests: its subtree is taken whole. Many small windows are answered along a Hilbert curve,
-which keeps the pages they share in the cache, and handed back in the caller's order.
+Many small windows are answered along a Hilbert curve, which keeps the pages they share in the cache and lets neighbours
+share a descent, and handed back in the caller's order.
 """
 
 from cpython.buffer cimport PyBuffer_Release
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from xtree.accesses cimport count_page
-from xtree.arrays cimport Arena, borrow, data_of, raise_no_memory
+from xtree.arrays cimport Arena, borrow, data_of
 from xtree.box cimport MAX_DIMS, boxes_equal
-from xtree.bucket cimport HEADER_BYTES, Bucket, get_box, lower, refs, stride, upper
-from xtree.kernels cimport SLACK, WindowTest, divide, select, span
-from xtree.persistence.atomics cimport load_acquire, load_relaxed
+from xtree.bucket cimport HEADER_BYTES, Bucket, get_box, lower, refs, upper
+from xtree.kernels cimport SLACK, WindowTest, select, span
+from xtree.leaf_group cimport LeafGroup, close_group, leaves_of, next_group, open_group
+from xtree.persistence.atomics cimport load_relaxed
 from xtree.persistence.memory cimport allocate, release
 from xtree.persistence.node_id cimport NodeID, handle_of
 from xtree.persistence.object_table cimport Row
 from xtree.persistence.store cimport Store, breathe
 from xtree.query_order cimport LEAST_ORDERED, counts_to_starts, order_queries, restore_offsets, restore_words
 from xtree.tree_state cimport TreeState, resolve_bucket
+from xtree.walk cimport Predicate, Walk, close_walk, next_page, open_walk, start_walk, window_test
 
 import numpy as np
-
-from xtree.errors import CorruptionError
 
 cdef extern from *:
     """
@@ -38,7 +36,7 @@ cdef extern from *:
     void prefetch "xt_prefetch"(const void *p) noexcept nogil
 
 cdef enum:
-    QUERIES_AHEAD = 4               # asked for before they are needed
+    QUERIES_AHEAD = 64              # asked for before they are needed: the next group, however large
     MOST_BYTES_AHEAD = 1024         # of a column of a leaf
     MOST_ORDERED_HITS = 1000        # a query: above, putting the results in order costs more than it saves
     MOST_EXPECTED = 1 << 28         # bytes of results: room asked for before the first is known
@@ -48,109 +46,6 @@ cdef enum:
 cdef object _int64 = np.dtype(np.int64)
 cdef object _float64 = np.dtype(np.float64)
 cdef object _empty = np.empty
-
-
-cdef void open_walk(Walk *walk, Store store, TreeState state, Predicate predicate) noexcept nogil:
-    walk.dims = state.g.dims
-    walk.levels = state.levels
-    walk.predicate = predicate
-    walk.most_visits = load_acquire(&store.table.high_water)
-    walk.accesses = NULL
-    walk.room = FIRST_STACK
-    walk.stack = walk.first_stack
-
-
-cdef void close_walk(Walk *walk) noexcept nogil:
-    if walk.stack != walk.first_stack:
-        release(walk.stack)
-
-
-cdef void start_walk(Walk *walk, TreeState state, const double *query) noexcept nogil:
-    cdef int top = walk.levels - 1
-    walk.query = query
-    walk.visits = 0
-    walk.level = max(top, 0)
-    if top >= 0:
-        walk.stack[0] = state.root
-        walk.next[top] = 0
-        walk.end[top] = 1
-        walk.inside[top] = 1 if query != NULL else 0
-
-
-cdef void window_test(TreeState state, Bucket *b, Predicate predicate, const double *query,
-                      WindowTest *test) noexcept nogil:
-    cdef const double *mins = query
-    cdef const double *maxs = query + state.g.dims
-    test.stride = stride(&state.g, b)
-    test.first = lower(&state.g, b, 0)
-    test.second = upper(&state.g, b, 0)
-    test.most, test.least = maxs, mins
-    test.lead = 0 if b.level else state.g.dims - 1      # as bulk load leaves them, up to three dims
-    if predicate == Predicate.CONTAINS:
-        test.most, test.least = mins, maxs
-    elif predicate == Predicate.WITHIN and b.level == 0:
-        test.first, test.second = test.second, test.first
-
-
-cdef int next_leaf(Walk *walk, Store store, TreeState state, NodeID *leaf, bint *inside) except -1 nogil:
-    cdef int64_t child
-    while walk.level < walk.levels:
-        child = walk.next[walk.level]
-        if child == walk.end[walk.level]:
-            walk.level += 1
-            continue
-        walk.next[walk.level] = child + 1
-        walk.visits += 1
-        if walk.visits > walk.most_visits:
-            _raise_visits(walk.visits)
-        leaf[0] = walk.stack[child]
-        inside[0] = child >= walk.inside[walk.level]
-        if walk.level == 0:
-            return 1
-        _push_children(walk, store, state, resolve_bucket(store, state, leaf[0], walk.level), inside[0])
-    return 0
-
-
-cdef int _push_children(Walk *walk, Store store, TreeState state, Bucket *b, bint inside) except -1 nogil:
-    """Puts the children of a page that the walk has to visit on the stack, and goes one level down."""
-    cdef int64_t start = walk.end[walk.level]
-    cdef int64_t crossing = 0
-    cdef int64_t whole = 0
-    cdef int64_t i
-    cdef WindowTest test
-    cdef NodeID *out
-    if walk.accesses != NULL:
-        count_page(walk.accesses, b, not inside)
-    if walk.room < start + 2 * <int64_t>b.count + 2 * SLACK:
-        _grow_stack(walk, start + 2 * <int64_t>b.count + 2 * SLACK)
-    out = walk.stack + start
-    if inside:
-        whole = b.count
-        memcpy(out, refs(&state.g, b), whole * sizeof(NodeID))
-    else:
-        window_test(state, b, walk.predicate, walk.query, &test)
-        if walk.predicate == Predicate.CONTAINS:
-            crossing = select(&test, walk.dims, b.count, refs(&state.g, b), out)
-        else:
-            divide(&test, walk.dims, b.count, refs(&state.g, b), out, &crossing, out + b.count + SLACK, &whole)
-            for i in range(whole):
-                out[crossing + i] = out[b.count + SLACK + i]
-    walk.level -= 1
-    walk.next[walk.level] = start
-    walk.inside[walk.level] = start + crossing
-    walk.end[walk.level] = start + crossing + whole
-    return 0
-
-
-cdef int _grow_stack(Walk *walk, int64_t room) except -1 nogil:
-    cdef NodeID *stack = <NodeID *>allocate(2 * room * sizeof(NodeID))
-    if stack == NULL:
-        raise_no_memory()
-    memcpy(stack, walk.stack, walk.room * sizeof(NodeID))
-    close_walk(walk)
-    walk.stack = stack
-    walk.room = 2 * room
-    return 0
 
 
 cdef inline void _prefetch_range(const char *start, Py_ssize_t n) noexcept nogil:
@@ -214,10 +109,6 @@ cdef int _take_leaf(TreeState state, Predicate predicate, const FoundLeaf *leaf,
     return 0
 
 
-cdef int _raise_visits(uint64_t visits) except -1 with gil:
-    raise CorruptionError(f"a query visited {visits} pages, more than there are: a page is reached twice")
-
-
 cdef int _answer(Store store, TreeState state, const double *queries, int64_t m, Predicate predicate,
                  const uint64_t *order, bint keep, Arena found, int64_t *counts) except -1 nogil:
     """Answers the queries in an order (NULL: as they stand).
@@ -225,12 +116,15 @@ cdef int _answer(Store store, TreeState state, const double *queries, int64_t m,
     counts[i] is how many records the i-th one answered has found; with `keep` their ids are left in `found`.
     """
     cdef Walk walk
+    cdef LeafGroup group
     cdef FoundLeaf pipeline[PIPELINE]
     cdef FoundLeaf *leaf
+    cdef const double *query
     cdef int64_t i
-    cdef int64_t leaves = 0
+    cdef int64_t k = 0, reached = 0, crossing = 0, group_end = 0, leaves = 0
     cdef uint64_t generation = 0
-    open_walk(&walk, store, state, predicate)
+    open_walk(&walk, store, state, predicate, 0)
+    open_group(&group, store, state, predicate)
     try:
         for i in range(m):
             counts[i] = 0
@@ -240,17 +134,29 @@ cdef int _answer(Store store, TreeState state, const double *queries, int64_t m,
                 breathe(store, &generation)
             if order != NULL and i + QUERIES_AHEAD < m:
                 prefetch(queries + 2 * state.g.dims * order[i + QUERIES_AHEAD])
-            start_walk(&walk, state, queries + 2 * state.g.dims * (order[i] if order != NULL else i))
+            if i == group_end:
+                group_end = next_group(&group, store, state, queries, order, i, m)
+            query = queries + 2 * state.g.dims * (order[i] if order != NULL else i)
+            if group.together:
+                k, reached = 0, leaves_of(&group, query, &crossing)
+            else:
+                start_walk(&walk, state, query)
             while True:
                 leaf = &pipeline[leaves % PIPELINE]
-                if not next_leaf(&walk, store, state, &leaf.node, &leaf.inside):
+                if not group.together:
+                    if not next_page(&walk, store, state, &leaf.node, &leaf.inside):
+                        break
+                elif k == reached:
                     break
-                leaf.query = walk.query
-                leaf.number = i
+                else:
+                    leaf.node, leaf.inside = group.reached[k], k >= crossing
+                    k += 1
+                leaf.query, leaf.number = query, i
                 leaves += 1
                 _move_pipeline(store, state, predicate, pipeline, leaves, leaves, keep, found, counts)
         _drain_pipeline(store, state, predicate, pipeline, leaves, keep, found, counts)
     finally:
+        close_group(&group)
         close_walk(&walk)
     return 0
 
@@ -444,10 +350,10 @@ cdef int _find(Store store, TreeState state, int64_t id, const double *box) exce
     cdef bint inside = False
     cdef double other[2 * MAX_DIMS]
     cdef uint32_t i
-    open_walk(&walk, store, state, Predicate.CONTAINS)
+    open_walk(&walk, store, state, Predicate.CONTAINS, 0)
     try:
         start_walk(&walk, state, box)
-        while next_leaf(&walk, store, state, &node, &inside):
+        while next_page(&walk, store, state, &node, &inside):
             leaf = resolve_bucket(store, state, node, 0)
             for i in range(leaf.count):
                 if <int64_t>refs(&state.g, leaf)[i] == id:
@@ -476,10 +382,10 @@ cdef int _collect_items(Store store, TreeState state, Arena ids, Arena boxes) ex
     cdef Py_ssize_t box_bytes = 2 * state.g.dims * sizeof(double)
     cdef uint32_t i
     cdef uint64_t generation = 0
-    open_walk(&walk, store, state, Predicate.INTERSECTS)
+    open_walk(&walk, store, state, Predicate.INTERSECTS, 0)
     try:
         start_walk(&walk, state, NULL)
-        while next_leaf(&walk, store, state, &node, &inside):
+        while next_page(&walk, store, state, &node, &inside):
             if walk.visits % A_BREATH == 0:
                 breathe(store, &generation)
             leaf = resolve_bucket(store, state, node, 0)

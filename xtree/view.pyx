@@ -8,8 +8,9 @@ from xtree.bucket cimport MAX_DIMS
 from xtree.conversion cimport read_plain_box, read_plain_point
 from xtree.nearest cimport nearest_of_one
 from xtree.persistence.store cimport Published, Store
-from xtree.search cimport CONTAINS, INTERSECTS, WITHIN, Predicate, count_of_one, ids_of_one
+from xtree.search cimport count_of_one, ids_of_one
 from xtree.tree_state cimport TreeState
+from xtree.walk cimport CONTAINS, INTERSECTS, WITHIN, Predicate
 
 from xtree.errors import ClosedError
 from xtree.roots import state_of

@@ -1,0 +1,116 @@
+"""Groups of neighbouring queries, as large as lets their leaves be few."""
+
+from libc.string cimport memcpy
+
+from xtree.arrays cimport raise_no_memory
+from xtree.box cimport copy_box, extend_box
+from xtree.bucket cimport Bucket, lower, refs, stride
+from xtree.kernels cimport WindowTest, divide, select
+from xtree.persistence.memory cimport allocate, release
+from xtree.tree_state cimport resolve_bucket
+from xtree.walk cimport close_walk, next_page, open_walk, start_walk, window_test
+
+cdef enum:
+    FIRST_SIZE = 16                 # queries
+    LEAST_SIZE = 4
+    MOST_SIZE = 64
+    ALONE = 128                     # queries that walk alone when even the smallest group reaches too many leaves
+    FEW_LEAVES = 16                 # the next group is larger
+
+cdef uint64_t[MOST_LEAVES] _numbers
+for _number in range(MOST_LEAVES):
+    _numbers[_number] = _number
+
+
+cdef void open_group(LeafGroup *group, Store store, TreeState state, Predicate predicate) noexcept nogil:
+    group.together = False
+    group.dims = state.g.dims
+    group.predicate = predicate
+    group.size = FIRST_SIZE
+    group.columns = NULL
+    open_walk(&group.walk, store, state, Predicate.INTERSECTS, 1)
+
+
+cdef void close_group(LeafGroup *group) noexcept nogil:
+    release(group.columns)
+    close_walk(&group.walk)
+
+
+cdef int64_t next_group(LeafGroup *group, Store store, TreeState state, const double *queries, const uint64_t *order,
+                        int64_t first, int64_t m) except -1 nogil:
+    cdef int64_t end = min(first + group.size, m)
+    group.together = False
+    if order == NULL or state.levels < 2:
+        return m
+    if group.columns == NULL:
+        group.columns = <double *>allocate(2 * group.dims * MOST_LEAVES * sizeof(double))
+        if group.columns == NULL:
+            raise_no_memory()
+    group.together = _find_leaves(group, store, state, queries, order + first, end - first)
+    if not group.together and group.size == LEAST_SIZE:
+        return min(first + ALONE, m)
+    if not group.together:
+        group.size //= 2
+    elif group.count <= FEW_LEAVES and group.size < MOST_SIZE:
+        group.size *= 2
+    return end
+
+
+cdef int _find_leaves(LeafGroup *group, Store store, TreeState state, const double *queries, const uint64_t *order,
+                      int64_t n) except -1 nogil:
+    """Gathers the leaves that n queries may reach; returns whether they are no more than there is room for."""
+    cdef int width = 2 * group.dims
+    cdef int64_t i, base, hits
+    cdef uint64_t passed[MOST_LEAVES + SLACK]
+    cdef NodeID node = 0
+    cdef bint inside = False
+    cdef WindowTest test
+    cdef Bucket *b
+    group.count = 0
+    copy_box(group.region, queries + width * order[0], group.dims)
+    for i in range(1, n):
+        extend_box(group.region, queries + width * order[i], group.dims)
+    start_walk(&group.walk, state, group.region)
+    while next_page(&group.walk, store, state, &node, &inside):
+        b = resolve_bucket(store, state, node, 1)
+        window_test(state, b, Predicate.INTERSECTS, group.region, &test)
+        base = 0
+        while base < b.count:
+            hits = select(&test, group.dims, min(<int64_t>b.count - base, <int64_t>MOST_LEAVES), _numbers, passed)
+            if group.count + hits > MOST_LEAVES:
+                return False
+            for i in range(hits):
+                _add_leaf(group, state, b, base + passed[i])
+            test.first += MOST_LEAVES
+            test.second += MOST_LEAVES
+            base += MOST_LEAVES
+    return True
+
+
+cdef inline void _add_leaf(LeafGroup *group, TreeState state, Bucket *b, int64_t entry) noexcept nogil:
+    cdef int column
+    cdef const double *bound = lower(&state.g, b, 0) + entry
+    for column in range(2 * group.dims):
+        group.columns[column * MOST_LEAVES + group.count] = bound[0]
+        bound += stride(&state.g, b)
+    group.nodes[group.count] = refs(&state.g, b)[entry]
+    group.count += 1
+
+
+cdef int64_t leaves_of(LeafGroup *group, const double *query, int64_t *crossing) noexcept nogil:
+    cdef int64_t whole = 0
+    cdef NodeID *inside = group.reached + MOST_LEAVES + SLACK
+    cdef WindowTest test
+    test.stride = MOST_LEAVES
+    test.first = group.columns
+    test.second = group.columns + group.dims * MOST_LEAVES
+    test.most, test.least = query + group.dims, query
+    test.lead = 0
+    crossing[0] = 0
+    if group.predicate == Predicate.CONTAINS:
+        test.most, test.least = query, query + group.dims
+        crossing[0] = select(&test, group.dims, group.count, group.nodes, group.reached)
+        return crossing[0]
+    divide(&test, group.dims, group.count, group.nodes, group.reached, crossing, inside, &whole)
+    memcpy(group.reached + crossing[0], inside, whole * sizeof(NodeID))
+    return crossing[0] + whole
