@@ -26,6 +26,7 @@ TINY = IndexScale(
     rounds=2,
     records=(600,),
     windows=(30, 20, 10),
+    many_windows=40,
     single_windows=10,
     points=20,
     grown_records=300,
@@ -35,7 +36,8 @@ TINY = IndexScale(
     judged_from=600,
 )
 SECTIONS = {
-    "build", "durable build", "size", "windows, small", "windows, medium", "windows, large", "counts, small",
+    "build", "durable build", "size", "windows, small", "windows, medium", "windows, large", "windows, small, many",
+    "counts, small",
     "one window, small", "one window, empty", "nearest, one a call", "nearest, batch", "nearest one, batch", "join",
     "deletes", "inserts", "inserts, one a call", "inserts, one a commit", "inserts into packed, memory",
     "inserts into packed, durable",

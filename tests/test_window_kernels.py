@@ -36,8 +36,9 @@ for dims in (1, 2, 3, 4, 5, 8, 17, 64):
         windows = np.vstack([a, np.hstack([low, high]), np.repeat([[-np.inf, np.inf]], dims, axis=1).reshape(1, -1)])
         digest = hashlib.sha256()
         for predicate in (0, 1, 2):
-            for answer in search.query(store, state, np.ascontiguousarray(windows), predicate):
-                digest.update(answer.tobytes())
+            for asked in (windows, np.repeat(windows, 4, axis=0)):  # each alone, and in groups
+                for answer in search.query(store, state, np.ascontiguousarray(asked), predicate):
+                    digest.update(answer.tobytes())
         for answer in nearest(store, state, np.ascontiguousarray(boxes[:9, :dims] * 0.9), 11):
             digest.update(answer.tobytes())
         print(dims, shape, digest.hexdigest())

@@ -42,6 +42,7 @@ class IndexScale:
     rounds: int = 5
     records: tuple[int, ...] = (1_000_000,)
     windows: tuple[int, int, int] = (20_000, 5_000, 200)
+    many_windows: int = 1_000_000  # small ones
     single_windows: int = 1000
     points: int = 5000
     grown_records: int = 1_000_000  # inserted into an empty index, at the most: SQLite takes a minute
@@ -55,6 +56,7 @@ FULL = IndexScale()
 QUICK = IndexScale(
     records=(50_000,),
     windows=(2000, 1000, 50),
+    many_windows=20_000,
     single_windows=200,
     points=500,
     grown_records=20_000,

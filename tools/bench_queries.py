@@ -40,6 +40,7 @@ def measure_windows(report: Report, scale: IndexScale, data: Data, contestants: 
         hits = min(size.hits, max(len(data.boxes) // 4, 1))
         windows = windows_of(data, hits, number, seed=hits)
         _measure_size(report, scale, data, contestants, size._replace(hits=hits), windows)
+    _measure_many(report, scale, data, contestants, SIZES[0])
 
 
 def _measure_size(
@@ -56,6 +57,17 @@ def _measure_size(
     judge = WindowJudge(data.boxes, some)
     row = Row(f"one window, {size.name}", f"{about}, one a call", "µs", len(some), {SHAPELY: 1 / size.single})
     hold(report, row, scale.rounds, contestants, lambda c, _: c.search_each(some), judge)
+
+
+def _measure_many(
+    report: Report, scale: IndexScale, data: Data, contestants: Sequence[Contestant], size: Size
+) -> None:
+    """So many windows in one call that neighbours lie close together; of those that take a batch, and soon enough."""
+    windows = windows_of(data, min(size.hits, max(len(data.boxes) // 4, 1)), scale.many_windows, seed=11)
+    able = [contestant for contestant in contestants if contestant.ours or contestant.name == SHAPELY]
+    title = f"{len(windows):,} {size.name} windows, about {size.hits:,} hits, a batch"
+    row = Row(f"windows, {size.name}, many", title, "µs", len(windows), {SHAPELY: 1 / size.batched})
+    hold(report, row, scale.rounds, able, lambda c, _: c.search(windows), WindowJudge(data.boxes, windows))
 
 
 def measure_empty(report: Report, scale: IndexScale, data: Data, contestants: Sequence[Contestant]) -> None:

@@ -11,11 +11,12 @@ from xtree.tree_state cimport resolve_bucket
 from xtree.walk cimport close_walk, next_page, open_walk, start_walk, window_test
 
 cdef enum:
-    FIRST_SIZE = 16                 # queries
-    LEAST_SIZE = 4
+    FIRST_SIZE = 8                  # queries
+    LEAST_SIZE = 2
     MOST_SIZE = 64
+    WORTH_A_QUERY = 8               # leaves: to find more costs what it saves
     ALONE = 128                     # queries that walk alone when even the smallest group reaches too many leaves
-    FEW_LEAVES = 16                 # the next group is larger
+    FEW_LEAVES = 12                 # the next group is larger
 
 cdef uint64_t[MOST_LEAVES] _numbers
 for _number in range(MOST_LEAVES):
@@ -58,9 +59,10 @@ cdef int64_t next_group(LeafGroup *group, Store store, TreeState state, const do
 
 cdef int _find_leaves(LeafGroup *group, Store store, TreeState state, const double *queries, const uint64_t *order,
                       int64_t n) except -1 nogil:
-    """Gathers the leaves that n queries may reach; returns whether they are no more than there is room for."""
+    """Gathers the leaves that n queries may reach; returns whether they are few enough."""
     cdef int width = 2 * group.dims
     cdef int64_t i, base, hits
+    cdef int64_t most = min(WORTH_A_QUERY * n, <int64_t>MOST_LEAVES)
     cdef uint64_t passed[MOST_LEAVES + SLACK]
     cdef NodeID node = 0
     cdef bint inside = False
@@ -77,7 +79,7 @@ cdef int _find_leaves(LeafGroup *group, Store store, TreeState state, const doub
         base = 0
         while base < b.count:
             hits = select(&test, group.dims, min(<int64_t>b.count - base, <int64_t>MOST_LEAVES), _numbers, passed)
-            if group.count + hits > MOST_LEAVES:
+            if group.count + hits > most:
                 return False
             for i in range(hits):
                 _add_leaf(group, state, b, base + passed[i])
