@@ -36,9 +36,8 @@ class Config:
       refuses none, so that the tree is an R*-tree, without supernodes.
     - `min_fanout`: the share of entries that the smaller side of an overlap-minimal split holds at least.
     - `min_fill`: the share that a split leaves on either side, and below which a page is dissolved; at most 0.5.
-    - `leaf_fill`: how full bulk load packs leaves, at least twice `min_fill`; what is left takes the first inserts: with
-      0.8 they are as fast as into a tree that grew, for a quarter more space
-      without a split.
+    - `leaf_fill`: how full bulk load packs leaves, at least twice `min_fill`; what is left takes the first inserts
+      without a split. With 0.8 they are as fast as into a tree that grew, for a quarter more space.
 
     Taken anew at every open:
 
