@@ -21,13 +21,6 @@ def no_failure_is_left_planned():
     fail_allocation(0)
 
 
-@pytest.fixture
-def table():
-    made = ObjectTable()
-    yield made
-    made.check()
-
-
 def row(handle=1, tag=1, kind=1, size_class=0, file=5, page=1, birth=1, crc=0, reserved=0):
     """A live page's row; `page` is the offset of its slot in units of 4096 bytes."""
     return ROW.pack(handle << 8 | tag, birth, file, page, crc, kind, size_class, reserved)
@@ -130,12 +123,14 @@ def test_a_restored_page_is_not_verified_until_it_was_looked_at():
     table.check()
 
 
-def test_the_snapshot_of_an_empty_table_is_empty(table):
+def test_the_snapshot_of_an_empty_table_is_empty():
+    table = ObjectTable()
     counts, tags, rows = snapshot_table(table, 0, [])
     assert (counts, tags, rows) == ([0] * 64, b"", b"")
     restore_table(table, 0, [], b"", b"", places({}))
     restore_table(table, 0, counts, tags, rows, places({}))
     assert table.stats()["handles"] == 0
+    table.check()
 
 
 def test_rows_and_tags_are_stored_shard_by_shard():
@@ -247,10 +242,12 @@ def test_more_handles_than_a_table_has_are_corruption():
         restored(b"", {}, bytes(1), [0, 0, 1], max_shards=2)
 
 
-def test_rows_are_restored_into_an_empty_table_only(table):
+def test_rows_are_restored_into_an_empty_table_only():
+    table = ObjectTable()
     live(table)
     with pytest.raises(RuntimeError, match="empty table"):
         restore_table(table, 0, [], b"", b"", places({}))
+    table.check()
 
 
 def test_no_memory_at_a_restore_is_a_memory_error():
