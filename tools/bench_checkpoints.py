@@ -63,6 +63,8 @@ def measure_checkpoints(report: Report, scale: Scale, directory: Path) -> None:
     shutil.rmtree(path)
     _measure_cycle(report, scale, path)
     shutil.rmtree(path)
+    _measure_single_inserts(report, scale, path)
+    shutil.rmtree(path)
 
 
 def _measure_times(report: Report, scale: Scale, path: Path) -> None:
@@ -128,6 +130,29 @@ def _measure_cycle(report: Report, scale: Scale, path: Path) -> None:
         require(len(tree.items()[0]) == next_id, "records are missing after eventual commits")
     note = f"a checkpoint after {4 * scale.checkpoint_commits:,}, in a tree of {scale.tree_records:,}"
     report.add("checkpoint", "eventual commits, checkpoints included", "/s", rates, note=note)
+
+
+def _measure_single_inserts(report: Report, scale: Scale, path: Path) -> None:
+    """What the first insert after a clean open costs beside the next one, and the checkpoint after it."""
+    first, second, checkpoint = [], [], []
+    with xtree.Runtime(path) as runtime:
+        _filled(runtime, scale.checkpoint_records)
+    for round_, box in enumerate(boxes_of(10, scale.rounds)):
+        with xtree.Runtime(path) as runtime:
+            tree = runtime.tree("t")
+            for samples in (first, second):
+                next_id = len(tree)
+                started = perf_counter()
+                tree.insert(next_id, box)
+                samples.append((perf_counter() - started) * 1e3)
+            started = perf_counter()
+            runtime.checkpoint()
+            checkpoint.append((perf_counter() - started) * 1e3)
+            size = max(file.stat().st_size for file in path.glob("checkpoint-*"))
+            require(len(tree) == scale.checkpoint_records + 2 * (round_ + 1), "a record is missing after a checkpoint")
+    usual = report.add("checkpoint", "the second insert after an open", "ms", second)
+    report.add("checkpoint", "the first insert after an open", "ms", first, against=[usual])
+    report.add("checkpoint", "after two inserts", "ms", checkpoint, note=f"{size:,} bytes")
 
 
 def _filled(runtime: xtree.Runtime, records: int) -> xtree.XTree:
