@@ -1,18 +1,32 @@
-"""Probes: the inner loops of `xtree bench substrate`, without the GIL and without Python between two steps.
+"""Probes: the inner loops of `xtree bench substrate` and of tests of threads, without the GIL and without Python between
+two steps.
 
-Each returns what it computed, so that a measurement can be held against another way to the same result.
+Each returns what it computed, so that a measurement can be held against another way to the same result, and a test sees
+what a thread saw.
 """
 
 cimport cython
-from libc.stdint cimport uint64_t
+from cpython.pythread cimport PyThread_release_lock
+from libc.stdint cimport uint32_t, uint64_t
 
-from xtree.persistence.atomics cimport load_acquire, load_relaxed, store_release
+from xtree.persistence.atomics cimport fetch_add, load_acquire, load_relaxed, store_release
 from xtree.persistence.memory cimport allocate_zeroed, release
 from xtree.persistence.mmap_windows cimport Windows
-from xtree.persistence.node_id cimport NodeID, handle_of
-from xtree.persistence.object_table cimport MAX_SLABS, SLAB_BITS, SLAB_ROWS, WORD_TAG, WORD_VERIFIED, Row, likely
+from xtree.persistence.mvcc cimport Epochs
+from xtree.persistence.node_id cimport NodeID, handle_of, tag_of
+from xtree.persistence.object_table cimport (
+    MAX_SLABS, SLAB_BITS, SLAB_ROWS, STATE_LIVE, WORD_TAG, WORD_VERIFIED, Row, likely, state_of,
+)
 from xtree.persistence.segment_allocator cimport SegmentAllocator
-from xtree.persistence.store cimport Store, resolve
+from xtree.persistence.store cimport Store, lock_without_gil, resolve
+
+cdef extern from "atomics.h" nogil:
+    void yield_processor "XT_YIELD"() noexcept
+
+cdef enum:
+    MOST_HELD = 1024                # pins of one thread of a turnover
+    MOST_BEHIND = 4096              # pages of a turnover that wait to be freed: above, its writer waits
+    PAGE_WORDS = 48                 # written to each of its pages, and read again
 
 
 @cython.final
@@ -144,3 +158,168 @@ def replace_slots(SegmentAllocator allocator, int size_class, const uint64_t[::1
     finally:
         for i in range(taken):
             allocator.free(held[i])
+
+
+@cython.final
+cdef class Turnover:
+    """One page that every epoch replaces, and who reads it: pins, publication, reclaim and reuse, all at full speed.
+
+    The store is a fresh one in memory, and nobody else's. One thread runs `write`, one `reclaim`, any number the
+    readers. Each epoch's page holds a pattern that names the epoch; whoever has it pinned must find its row live or
+    retired later, and the pattern whole. What a reader finds otherwise it counts as a flaw.
+    """
+
+    cdef Store store
+    cdef uint64_t *nodes            # of the page of each epoch, from `first` on
+    cdef uint64_t first, last       # epochs
+    cdef uint64_t freed             # pages, by `reclaim`
+    cdef uint64_t ended             # 1 once the writer has ended
+
+    def __cinit__(self, Store store not None, uint64_t epochs):
+        self.nodes = NULL
+        self.store = store
+        self.first = store.epochs.current_epoch() + 1
+        self.last = self.first + epochs
+        self.freed = self.ended = 0
+        self.nodes = <uint64_t *>allocate_zeroed(epochs + 1, sizeof(uint64_t))
+        if self.nodes == NULL:
+            raise MemoryError("no memory for the nodes of a turnover")
+        self.replace(self.first)
+
+    def __dealloc__(self):
+        release(self.nodes)
+
+    cdef int replace(self, uint64_t epoch) except -1 nogil:
+        """Commits an epoch, in the steps of a write set and of a store's publication."""
+        cdef uint64_t address = 0
+        cdef NodeID node
+        cdef uint64_t *words
+        cdef int i
+        lock_without_gil(self.store.lock)
+        try:
+            self.store.allocator.allocate(0, &address)
+            node = self.store.table.reserve(1, 0, address)
+        finally:
+            PyThread_release_lock(self.store.lock)
+        words = <uint64_t *>self.store.windows.pointer(address)
+        for i in range(PAGE_WORDS):
+            words[i] = pattern(epoch, i)
+        self.store.table.seal(node, <uint32_t>epoch)
+        lock_without_gil(self.store.lock)
+        self.store.table.publish(node, epoch)
+        if epoch > self.first:
+            self.store.table.retire(self.nodes[epoch - self.first - 1], epoch)
+        PyThread_release_lock(self.store.lock)
+        store_release(&self.nodes[epoch - self.first], node)
+        self.store.epochs.advance(epoch)
+        return 0
+
+    cdef bint shows(self, uint64_t epoch) noexcept nogil:
+        """Whether the page of an epoch, which is pinned, is there and whole."""
+        cdef NodeID node = load_acquire(&self.nodes[epoch - self.first])
+        cdef Row *row = self.store.table.row(handle_of(node))
+        cdef uint64_t word = load_acquire(&row.word)
+        cdef const uint64_t *words
+        cdef int i
+        if (word & WORD_TAG) != tag_of(node) or state_of(word) < STATE_LIVE or row.crc != <uint32_t>epoch:
+            return False
+        if not load_acquire(&row.birth) <= epoch < load_acquire(&row.retire):
+            return False
+        words = <const uint64_t *>self.store.windows.pointer(load_relaxed(&row.address))
+        for i in range(PAGE_WORDS):
+            if words[i] != pattern(epoch, i):
+                return False
+        return True
+
+    def write(self):
+        """Commit all epochs, as fast as pages are freed."""
+        cdef uint64_t epoch
+        try:
+            with nogil:
+                for epoch in range(self.first + 1, self.last + 1):
+                    while epoch - self.first > load_acquire(&self.freed) + MOST_BEHIND:
+                        yield_processor()
+                    self.replace(epoch)
+        finally:
+            store_release(&self.ended, 1)
+
+    def reclaim(self):
+        """Free what no pin sees, without a pause, until the writer has ended; returns how many pages went."""
+        while not load_acquire(&self.ended):
+            fetch_add(&self.freed, self.store.reclaim())
+        return load_acquire(&self.freed)
+
+    def read(self, int held):
+        """Pin the current epoch again and again, `held` pins at a time, each looked through as it begins and ends.
+
+        Returns how many there were, and how many flaws.
+        """
+        cdef int slots[MOST_HELD]
+        cdef Epochs epochs = self.store.epochs
+        cdef uint64_t pins = 0, flaws = 0
+        cdef int taken = 0, at = 0
+        if not 0 < held <= MOST_HELD:
+            raise ValueError(f"{held} pins: expected 1 to {MOST_HELD}")
+        try:
+            with nogil:
+                while not load_acquire(&self.ended):
+                    if taken == held:
+                        flaws += not self.shows(epochs.pinned_epoch(slots[at]))
+                        epochs.unpin(slots[at])
+                        slots[at] = slots[taken - 1]
+                        taken -= 1
+                    slots[taken] = epochs.pin()
+                    taken += 1
+                    flaws += not self.shows(epochs.pinned_epoch(slots[taken - 1]))
+                    pins += 1
+                    at = <int>(pins * 31 % <uint64_t>held)
+        finally:
+            for at in range(taken):
+                flaws += not self.shows(epochs.pinned_epoch(slots[at]))
+                epochs.unpin(slots[at])
+        return pins, flaws
+
+    def read_old(self, uint64_t back):
+        """Pin epochs up to `back` before the current one, in turn with ones that a pin of this thread protects.
+
+        Returns how many pins there were, how many were refused, and how many flaws: a protected one that is refused is
+        one.
+        """
+        cdef Epochs epochs = self.store.epochs
+        cdef uint64_t epoch, rounds = 0, refused = 0, flaws = 0
+        cdef int guard = -1, slot
+        while not load_acquire(&self.ended):
+            try:
+                with nogil:
+                    while not load_acquire(&self.ended):
+                        rounds += 1
+                        epoch = epochs.current_epoch()
+                        epoch -= min(rounds % (back + 1), epoch - self.first)
+                        if rounds % 2:
+                            guard = epochs.pin()
+                            epoch = epochs.pinned_epoch(guard)
+                        slot = epochs.pin_at(epoch)
+                        if guard >= 0:
+                            epochs.unpin(guard)
+                            guard = -1
+                        flaws += not self.shows(epoch)
+                        flaws += not self.shows(epoch)
+                        epochs.unpin(slot)
+            except ValueError:
+                refused += 1
+                if guard >= 0:
+                    flaws += 1
+                    epochs.unpin(guard)
+                    guard = -1
+        return rounds, refused, flaws
+
+    def empty(self):
+        """Retire the last page and free what is left, once all threads have ended; returns how many pages went."""
+        cdef uint64_t epoch = self.store.epochs.current_epoch() + 1
+        self.store.table.retire(self.nodes[epoch - 1 - self.first], epoch)
+        self.store.epochs.advance(epoch)
+        return self.store.reclaim()
+
+
+cdef inline uint64_t pattern(uint64_t epoch, int i) noexcept nogil:
+    return (epoch + i) * 0x9E3779B97F4A7C15ULL
