@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from pages import KIND, ManualClock, put, settle, small
+import collections
+import threading
+
+import pytest
+from pages import KIND, ONE_LONG_LOG, ManualClock, by_request, put, settle, small
 
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.checkpointer import RECLAIM_INTERVAL_S
+from xtree.persistence.clock import Clock
 from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.reclaimer import FRESH_PAGES, LEAST_PAGES, STEP_PAGES, Reclaimer
 from xtree.persistence.runtime import open_store
@@ -91,4 +96,33 @@ def test_what_a_pin_held_back_is_freed_after_it_though_nobody_commits(tmp_path):
     stats = store.stats()["coordinator"]
     assert stats["reclaim_backlog"] == 0 and stats["reclaimed"] == 20
     store.check()
+    store.close()
+
+
+LONG = {**ONE_LONG_LOG, "wal_rotate_bytes": 1 << 30, "checkpoint_log_bytes": 1 << 30}
+
+
+class Waits(Clock):
+    """Counts how often a thread waited for something to do."""
+
+    def __init__(self):
+        self.by_thread = collections.Counter()
+
+    def get(self, items, timeout):
+        self.by_thread[threading.current_thread().name] += 1
+        return super().get(items, timeout)
+
+
+@pytest.mark.parametrize("mode", ["balanced", "strict"])
+def test_commits_that_leave_nothing_to_free_do_not_wake_the_checkpointer(tmp_path, mode):
+    clock = Waits()
+    store = open_store(tmp_path / "index", config=by_request(mode, **LONG), clock=clock)
+    put(store, {"a": "0"})
+    settle(store)
+    before = clock.by_thread["xtree-checkpointer"]
+    for i in range(1000):
+        put(store, {"a": f"{i}"})
+    settle(store)
+    waits = clock.by_thread["xtree-checkpointer"] - before
+    assert waits < 20, waits
     store.close()

@@ -474,8 +474,8 @@ class Coordinator:
     def _tidy_up(self, group: Group) -> None:
         """After the callers have gone on: pages that nobody sees any more are freed, and the checkpointer is told."""
         try:
-            self.checkpointer.committed(len(group.requests))
             self.checkpointer.reclaimer.committed(group.delta_count, self.durable_epoch)
+            self.checkpointer.committed(len(group.requests))  # it wakes the thread for what couldn't be freed
         except Exception:  # no commit depends on it
             log.exception("xtree: tidying up behind a commit of %s failed", self.store.path)
 
