@@ -25,14 +25,11 @@ class Snapshot(Reader):
     or use it as a context manager. Raises ClosedError once it, its tree or its index is closed.
     """
 
-    __slots__ = ("__weakref__", "_dims", "_pin", "_state", "_store", "_tree")
+    __slots__ = ("__weakref__", "_dims", "_shown")
 
     def __init__(self, tree: XTree, pin: Pin, state: TreeState) -> None:
-        self._tree = tree
-        self._store = pin.store
-        self._state = state
         self._dims = state.dims
-        self._pin: Pin | None = pin
+        self._shown: tuple[XTree, Pin, TreeState] | None = (tree, pin, state)  # None once it is closed
 
     @property
     def epoch(self) -> int:
@@ -42,10 +39,10 @@ class Snapshot(Reader):
     def close(self) -> None:
         """Lets the epoch go, once calls that are running have ended. Idempotent."""
         # Running calls hold the pin too; the last one to forget it releases it.
-        self._pin = None
+        self._shown = None
 
     def __enter__(self) -> Snapshot:
-        self._open_pin()
+        self._open()
         return self
 
     def __exit__(
@@ -54,39 +51,46 @@ class Snapshot(Reader):
         self.close()
 
     def __repr__(self) -> str:
-        pin = self._pin
-        if pin is None or self._is_closed(pin):
-            return f"<Snapshot of {self._tree!r}, closed>"
-        return f"<Snapshot of {self._tree!r} at epoch {pin.epoch}: {self._state.count} records>"
+        shown = self._shown
+        if shown is None:
+            return "<Snapshot, closed>"
+        tree, pin, state = shown
+        if _is_closed(tree, pin):
+            return f"<Snapshot of {tree!r}, closed>"
+        return f"<Snapshot of {tree!r} at epoch {pin.epoch}: {state.count} records>"
 
     def _repr_html_(self) -> str:
-        pin = self._pin
-        summary: dict[str, Any] = {"dims": self._dims, "records": self._state.count, "height": self._state.height}
-        summary["bounds"] = self._state.bounds
-        if self._is_closed(pin):
+        summary: dict[str, Any] = {"dims": self._dims}
+        shown = self._shown
+        if shown is not None:
+            tree, pin, state = shown
+            summary |= {"records": state.count, "height": state.height, "bounds": state.bounds}
+        if shown is None or _is_closed(tree, pin):
             summary["closed"] = True
-        elif pin is not None:
+        else:
             summary["epoch"] = pin.epoch
         return as_html(summary, "Snapshot")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Snapshot can't be pickled or copied")
 
-    def _is_closed(self, pin: Pin | None) -> bool:
-        return pin is None or self._tree._view.handle_is_closed or pin.store.state in ("closed", "forked")
-
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        pin = self._open_pin()
+        pin, state = self._open()
         with pin.store.call():
-            return function(pin.store, self._state, *arguments)
+            return function(pin.store, state, *arguments)
 
     def _epoch(self) -> int:
-        return self._open_pin().epoch
+        return self._open()[0].epoch
 
-    def _open_pin(self) -> Pin:
-        pin = self._pin
-        if pin is None:
+    def _open(self) -> tuple[Pin, TreeState]:
+        shown = self._shown
+        if shown is None:
             raise ClosedError("the snapshot is closed")
-        if self._tree._view.handle_is_closed:
+        tree, pin, state = shown
+        if tree._view.handle_is_closed:
             raise ClosedError("the snapshot's tree is closed")
-        return pin
+        return pin, state
+
+
+def _is_closed(tree: XTree, pin: Pin) -> bool:
+    return tree._view.handle_is_closed or pin.store.state in ("closed", "forked")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from xtree.errors import TransactionError
 from xtree.reading import Reader
 from xtree.structure import StructureHandle
 from xtree.write_scope import WriteScope
@@ -14,6 +15,7 @@ from xtree.writing import Writer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from xtree.forest import Forest
     from xtree.runtime import Runtime
     from xtree.tree import XTree
 
@@ -31,8 +33,7 @@ class Transaction(WriteScope, Writer):
     """
 
     def __init__(self, tree: XTree, timeout: float | None) -> None:
-        super().__init__(tree._store, (tree._lock,), tree._view, timeout)
-        self._tree = tree
+        super().__init__(tree._store, (tree._lock,), tree._view, timeout, tree)
         self._name = tree.name
         self._dims = tree._dims
 
@@ -46,7 +47,8 @@ class Transaction(WriteScope, Writer):
         return self._base_epoch
 
     def __repr__(self) -> str:
-        return f"<Transaction on {self._tree!r}, {self.status}>"
+        tree = self._owner
+        return f"<Transaction, {self.status}>" if tree is None else f"<Transaction on {tree!r}, {self.status}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Transaction can't be pickled or copied")
@@ -60,8 +62,8 @@ class RuntimeTransaction(WriteScope):
 
     def __init__(self, runtime: Runtime, names: Iterable[str], timeout: float | None) -> None:
         forest = runtime._forest
-        super().__init__(forest.store, tuple(forest.lock_of(name) for name in sorted(set(names))), None, timeout)
-        self._runtime = runtime
+        locks = tuple(forest.lock_of(name) for name in sorted(set(names)))
+        super().__init__(forest.store, locks, None, timeout, runtime)
 
     def tree(self, name: str) -> TransactionTree:
         """A tree as this transaction changes it.
@@ -78,7 +80,10 @@ class RuntimeTransaction(WriteScope):
         return StructureHandle(name, partial(self._read_tree, name), partial(self._write_tree, name))
 
     def _take(self, name: str, tree: bool) -> None:
-        forest = self._runtime._forest
+        runtime = self._owner
+        if runtime is None:
+            raise TransactionError(f"the transaction is {self.status}")
+        forest: Forest = runtime._forest
         lock = forest.lock_of(name)
         if forest.is_tree(name) != tree:
             raise ValueError(f"{name!r} is {'no tree' if tree else 'a tree'}")

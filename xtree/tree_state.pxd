@@ -2,7 +2,6 @@
 
 from libc.stdint cimport uint64_t
 
-from xtree.box cimport MAX_DIMS
 from xtree.bucket cimport Bucket, Geometry, KIND_DIRECTORY, KIND_LEAF
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store, resolve
@@ -16,9 +15,10 @@ cdef class TreeState:
     cdef NodeID root                # 0 for an empty tree
     cdef int levels                 # 0 empty, 1 the root is a leaf
     cdef uint64_t records
-    cdef double box[2 * MAX_DIMS]   # bounds of all records; meaningful when records > 0. Set by refresh_bounds.
+    cdef double *box                # 2 * dims: bounds of all records, meaningful when records > 0. Set by refresh_bounds.
     cdef double leaf_fill           # of bulk loads
 
+    cdef int make_box(self) except -1
     cdef int refresh_bounds(self, Store store) except -1
     cdef int _require_consistent(self) except -1
 

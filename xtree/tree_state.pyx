@@ -9,6 +9,7 @@ import numpy as np
 
 from xtree.box cimport copy_box
 from xtree.bucket cimport KIND_DIRECTORY, KIND_LEAF, bounding_box, make_geometry
+from xtree.persistence.memory cimport allocate_zeroed, release
 from xtree.persistence.page cimport SIZE_CLASSES, class_bytes
 
 from xtree.bucket import size_class_of
@@ -53,6 +54,16 @@ if sizeof(StateHeader) != STATE_HEADER_BYTES:
 cdef class TreeState:
     """What is known of one X-tree without touching its pages: parameters, root, height, count, bounds."""
 
+    def __dealloc__(self):
+        release(self.box)
+
+    cdef int make_box(self) except -1:
+        """The bounds, all zero, once the geometry is there: most trees have few dimensions, and each has a state."""
+        self.box = <double *>allocate_zeroed(2 * self.g.dims, sizeof(double))
+        if self.box == NULL:
+            raise MemoryError("no memory for a tree's bounds")
+        return 0
+
     @staticmethod
     def create(int dims, *, page_bytes: int | None = None, double max_overlap=0.2, double min_fanout=0.35,
                double min_fill=0.4, double leaf_fill=0.98) -> TreeState:
@@ -62,6 +73,7 @@ cdef class TreeState:
         if not 2 * min_fill <= leaf_fill <= 1.0:
             raise ValueError(f"leaf_fill must be {2 * min_fill} (twice min_fill) to 1, got {leaf_fill}")
         state.leaf_fill = leaf_fill
+        state.make_box()
         return state
 
     @staticmethod
@@ -86,6 +98,7 @@ cdef class TreeState:
         bounds_bytes = 2 * header.dims * sizeof(double)
         if len(data) != STATE_HEADER_BYTES + bounds_bytes:
             raise CorruptionError(f"tree state of {len(data)} bytes, expected {STATE_HEADER_BYTES + bounds_bytes}")
+        state.make_box()
         memcpy(state.box, PyBytes_AS_STRING(data) + STATE_HEADER_BYTES, bounds_bytes)
         state.root = root
         state.levels = header.levels
@@ -117,6 +130,7 @@ cdef class TreeState:
         """A state of its own, equal to this one."""
         cdef TreeState state = TreeState.__new__(TreeState)
         state.g = self.g
+        state.make_box()
         state.root = self.root
         state.levels = self.levels
         state.records = self.records

@@ -8,6 +8,8 @@ from xtree.persistence.store import Published, Store
 from xtree.tree_state import TreeState
 from xtree.write_scope import WriterLock
 
+class Seen: ...
+
 class TreeView:
     def __init__(self, store: Store, lock: WriterLock) -> None: ...
     @property

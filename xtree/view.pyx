@@ -3,6 +3,7 @@
 cimport cython
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from libc.math cimport INFINITY
+from libc.stdint cimport UINT64_MAX, uint64_t
 
 from xtree.bucket cimport MAX_DIMS
 from xtree.conversion cimport read_plain_box, read_plain_point
@@ -30,6 +31,22 @@ cdef inline bint _read_predicate(object name, Predicate *predicate):
 
 
 @cython.final
+@cython.no_gc
+cdef class Seen:
+    """A tree's state at an epoch. Immutable. Not the Published of then, which would keep all trees' entries of then."""
+
+    cdef uint64_t epoch
+    cdef TreeState state            # None in NOTHING
+
+    def __cinit__(self, uint64_t epoch, TreeState state):
+        self.epoch = epoch
+        self.state = state
+
+
+cdef Seen NOTHING = Seen(UINT64_MAX, None)      # no epoch is that
+
+
+@cython.final
 cdef class TreeView:
     """One tree of a store, read at whatever epoch is the current one when a call begins. Any thread may use it."""
 
@@ -37,12 +54,12 @@ cdef class TreeView:
     cdef readonly int dims
     cdef object lock                # the tree's WriterLock, which says whether it was dropped
     cdef bint closed
-    cdef tuple seen                 # the last epoch that was read, and the tree's state at it: (Published, TreeState)
+    cdef Seen seen                  # what the last call has found; replaced whole
 
     def __init__(self, Store store not None, lock not None):
         self.store = store
         self.lock = lock
-        self.seen = (None, None)
+        self.seen = NOTHING
         self.run(self._note_dims)
 
     def run(self, function, *arguments):
@@ -94,9 +111,9 @@ cdef class TreeView:
         if entry is None:
             raise ClosedError(f"tree {self.lock.name!r} was dropped")
         state = state_of(entry)
-        self.seen = (published, state)
+        self.seen = Seen(published.epoch, state)
         if self.closed:             # meanwhile, by another thread
-            self.seen = (None, None)
+            self.seen = NOTHING
         return state
 
     def require_open(self):
@@ -109,7 +126,7 @@ cdef class TreeView:
     def close(self):
         """Refuses calls from now on; those running finish. Idempotent."""
         self.closed = True
-        self.seen = (None, None)
+        self.seen = NOTHING
 
     @property
     def is_closed(self):
@@ -139,12 +156,14 @@ cdef class TreeView:
     cdef TreeState begin(self, int *flight, int *slot):
         """Marks a call in flight, pins the current epoch, and gives the tree's state at it."""
         cdef Published published
+        cdef Seen seen
         flight[0] = self.store.enter()
         try:
             slot[0] = self.store.epochs.pin()
             published = self.store.published
-            if self.seen[0] is published:
-                return <TreeState>self.seen[1]
+            seen = self.seen
+            if seen.epoch == published.epoch:
+                return seen.state
             return self.state_at(published)
         except BaseException:
             self.end(flight[0], slot[0])

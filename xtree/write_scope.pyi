@@ -8,6 +8,8 @@ from xtree.view import TreeView
 
 Scope = TypeVar("Scope", bound="WriteScope")
 
+class Tip: ...
+
 class WriterLock:
     @property
     def name(self) -> str: ...
@@ -20,8 +22,15 @@ def write_alone(
 
 class WriteScope:
     def __init__(
-        self, store: Store, locks: tuple[WriterLock, ...], handle: TreeView | None = None, timeout: float | None = None
+        self,
+        store: Store,
+        locks: tuple[WriterLock, ...],
+        handle: TreeView | None = None,
+        timeout: float | None = None,
+        owner: Any = None,
     ) -> None: ...
+    @property
+    def _owner(self) -> Any: ...
     @property
     def status(self) -> str: ...
     @property

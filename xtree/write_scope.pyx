@@ -26,6 +26,19 @@ cdef double LONGEST_WAIT_S = threading.TIMEOUT_MAX
 
 
 @cython.final
+@cython.no_gc
+cdef class Tip:
+    """What a scope has queued: what the next writer of one of its trees builds on. Empty once the scope has ended."""
+
+    cdef object write_set
+    cdef dict changes               # name -> entry
+
+    def __cinit__(self, write_set, dict changes):
+        self.write_set = write_set
+        self.changes = changes
+
+
+@cython.final
 cdef class WriterLock:
     """Lets one writer at a time change a tree, and knows which thread that is.
 
@@ -35,7 +48,7 @@ cdef class WriterLock:
 
     cdef readonly str name
     cdef public bint dropped        # the tree is gone for good
-    cdef object tip                 # (write set, entry) of the last change that was queued; None: ask the catalog
+    cdef Tip tip                    # of the scope that had it last; None or empty: ask the catalog
     cdef dict holding
     cdef object lock
     cdef object holder              # the thread that took it
@@ -81,12 +94,13 @@ cdef class WriterLock:
 
 cdef object entry_to_change(WriterLock lock, Store store, write_set):
     """The entry of a tree that a write set is going to change, whose lock is held: queued, or else published."""
-    if lock.tip is not None:
-        before, entry = lock.tip
+    cdef Tip tip = lock.tip
+    if tip is not None and tip.write_set is not None:
+        before, changes = tip.write_set, tip.changes
         if before.status == "queued":
             write_set.depend_on(before)
-            return entry
-        lock.tip = None
+            return changes[lock.name]
+    lock.tip = None
     # Not the write set's base, which may be older: nobody but the lock's holder retires this tree's pages.
     return store.published.catalog.get(lock.name)
 
@@ -116,7 +130,8 @@ cdef class WriteScope:
 
     locks: WriterLocks of the trees to change, each once, in the order of their names. handle: something whose
     `require_open()` raises once the scope may not go on, or None. timeout: seconds to wait for locks, None
-    for ever, and for room in the log, None for as long as the store says.
+    for ever, and for room in the log, None for as long as the store says. owner: kept alive as long as the scope lasts,
+    which keeps nothing of the store once it has ended.
     """
 
     cdef Store store
@@ -130,16 +145,18 @@ cdef class WriteScope:
     cdef dict states                # name -> TreeState as this scope has changed it
     cdef dict entries               # name -> entry that the state was at first
     cdef dict changes               # name -> entry or None: trees made and dropped
-    cdef dict queued_changes        # name -> entry: all that is committed
+    cdef Tip tip                    # all that is committed, once it is queued
     cdef readonly str status        # "new", "open", "committed", "aborted", "failed": the outcome is unknown
     cdef object doom                # the error that doomed it
+    cdef readonly object _owner     # the handle that it was made with, kept until it ends
     cdef object __weakref__
 
-    def __init__(self, Store store not None, tuple locks not None, handle=None, timeout=None):
+    def __init__(self, Store store not None, tuple locks not None, handle=None, timeout=None, owner=None):
         self.store = store
         self.locks = locks
         self.handle = handle
         self.timeout = timeout
+        self._owner = owner
         self.held = []
         self.turn = threading.Lock()
         self.states = {}
@@ -321,7 +338,7 @@ cdef class WriteScope:
             if root != before.root:
                 changes[name] = before.followed_by(root, state.encode(), state)
         if changes:
-            self.queued_changes = changes
+            self.tip = Tip(self.write_set, changes)
             self.write_set.commit(changes, None if self.changes else self.let_others_begin)
         else:
             self.write_set.abort()
@@ -332,8 +349,8 @@ cdef class WriteScope:
         """Called once the changes are queued: gives the locks back, and leaves the next holders what they build on."""
         cdef WriterLock lock
         for lock in self.held:
-            if lock.name in self.queued_changes:
-                lock.tip = (self.write_set, self.queued_changes[lock.name])
+            if lock.name in self.tip.changes:
+                lock.tip = self.tip
         self.give_locks_back()
 
     cdef int let_go(self, str outcome) except -1:
@@ -347,13 +364,22 @@ cdef class WriteScope:
         finally:
             if self.status != "committed":
                 self.status = outcome
-            self.write_set = None
-            self.doom = None
-            self.states = {}
-            self.changes = {}
-            self.queued_changes = None
-            self.give_locks_back()
+            try:
+                self.give_locks_back()
+            finally:
+                self.forget()
         return 0
+
+    cdef void forget(self) noexcept:
+        """Lets go of all that an ended scope has no use for, and what next writers had of it while it was queued."""
+        if self.tip is not None:
+            self.tip.write_set = self.tip.changes = None
+        self.tip = None
+        self.write_set = self.doom = self.handle = None
+        self.states = self.entries = self.changes = None
+        self.locks = ()
+        self.store = None
+        self._owner = None          # last: it may be what kept the index open
 
     cdef int give_locks_back(self) except -1:
         cdef WriterLock lock

@@ -32,8 +32,9 @@ class MemoryStore(Store):
 cdef uint64_t publish_in_memory(Store store, WriteSet write_set, dict changes) except 0:
     """A commit without files. Compiled code, so that no signal is handled between its steps."""
     cdef uint64_t epoch = store.published.epoch + 1
+    cdef Py_ssize_t pages = write_set.made_count + write_set.retired_count
     catalog = store.published.catalog.with_changes(changes)
     write_set._queue()
     store._publish([(write_set, epoch)], catalog)
-    store.reclaim(limit=2 * (write_set.made_count + write_set.retired_count) + 64)
+    store.reclaim(limit=2 * pages + 64)
     return epoch

@@ -132,7 +132,8 @@ cdef class Pin:
     """Keeps one epoch readable until release(), or until it is forgotten."""
 
     cdef readonly Store store
-    cdef readonly Published published
+    cdef readonly Published published   # None once it is released
+    cdef readonly uint64_t epoch
     cdef int slot
 
     def __cinit__(self, Store store):
@@ -140,19 +141,17 @@ cdef class Pin:
         self.store = store
         self.slot = store.epochs.pin()
         self.published = store.published
+        self.epoch = self.published.epoch
 
     def __del__(self):
         # Not in __dealloc__: garbage collection has taken the store away by then.
         self.release()
 
-    @property
-    def epoch(self):
-        return self.published.epoch
-
     def release(self):
         """Lets the epoch go. Idempotent."""
         cdef int slot = self.slot
         self.slot = -1
+        self.published = None
         if slot >= 0:
             self.store.epochs.unpin(slot)
 
@@ -329,7 +328,17 @@ cdef class Store:
             self._give_back_abandoned()
             self._shut_down(failed)
         finally:
+            self._forget_contents()
             self.closing.set()
+
+    def _forget_contents(self):
+        """After close: a handle that somebody keeps keeps no catalog and no rows. Pins still end, so epochs stay."""
+        try:
+            self.published = Published(self.published.epoch, type(self.published.catalog)())
+            self.allocator = SegmentAllocator(None)
+            self.table = ObjectTable()
+        except MemoryError:         # then they go with the handle
+            pass
 
     # What a durable store does differently.
 

@@ -8,7 +8,8 @@ A write set may build on others that are queued and not published yet. If one of
 pages of one that failed are given back only when nothing that builds on it is left.
 
     field                      written by                            read by                          order
-    made, retired, bytes_made  the owner; nobody once it is queued   the owner, then the leader       the queue
+    made, retired, bytes_made  the owner; nobody once it is queued,  the owner, then the leader       the queue
+                               until its end drops the lists
     depends                    depend_on, the end of this one        its owner, the leader            the GIL
     dependants, held_back      depend_on, the end of a dependant     the end of this one              the GIL
     status                     the owner, then the leader            any thread                       the GIL
@@ -36,7 +37,7 @@ cdef class WriteSet:
     cdef Py_ssize_t retired_count, retired_room
     cdef readonly uint64_t bytes_made   # of all pages made and not given back
     cdef int pin                    # protects the base epoch; -1 when released
-    cdef readonly Published base    # what this transaction builds on
+    cdef readonly Published base    # what this transaction builds on; None once it has ended
     cdef list depends               # write sets that this one builds on, as long as it hasn't ended
     cdef Py_ssize_t dependants      # write sets that build on this one and haven't ended
     cdef bint held_back             # aborted, its pages kept for its dependants
@@ -63,5 +64,6 @@ cdef class WriteSet:
     cdef int give_back_pages(self) except -1
     cdef int require_open(self) except -1
     cdef int ends(self, str status) except -1
+    cdef void drop_lists(self) noexcept nogil
     cdef void publish_all(self, uint64_t epoch) noexcept nogil
     cdef void release_pin(self) noexcept

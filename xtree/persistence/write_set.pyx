@@ -312,7 +312,16 @@ cdef class WriteSet:
         self.status = status
         self.store.write_sets.pop(<size_t><void *>self, None)
         self.release_pin()
+        self.base = None
         return 0
+
+    cdef void drop_lists(self) noexcept nogil:
+        """At the end, once nothing has to be done with the pages any more."""
+        release(self.made)
+        release(self.retired)
+        self.made = NULL
+        self.retired = NULL
+        self.made_count = self.made_room = self.retired_count = self.retired_room = 0
 
     def _undo(self):
         self.ends("aborted")
@@ -369,6 +378,7 @@ cdef class WriteSet:
                     self.store.give_back(self.made[i].node)
         finally:
             PyThread_release_lock(self.store.lock)
+        self.drop_lists()
         return 0
 
     # For those who carry it out.
@@ -416,5 +426,6 @@ cdef class WriteSet:
             self._undo()
             return
         self.ends(status)
+        self.drop_lists()
         if status == "committed":
             self._let_foundation_go()
