@@ -249,7 +249,7 @@ class ForgetfulFileSystem(FileSystem):
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = os.path.abspath(root)
+        self.root = os.path.realpath(root)
         self.observe: Callable[[str], object] = lambda what: None
         self.busy = threading.RLock()  # moments come between two calls, whichever threads make them
         self.names: dict[str, object] = {}  # Inode, or DIRECTORY

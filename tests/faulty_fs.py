@@ -8,7 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from xtree.persistence.platform_fs import Buffer, File, FileSystem, Lock, SyncFailedError
+from xtree.persistence.filenames import LOCK
+from xtree.persistence.lock_file import Lock
+from xtree.persistence.open_directory import OpenDirectory
+from xtree.persistence.platform_fs import Buffer, File, FileSystem, SyncFailedError
 
 PATIENCE_S = 60  # before a test that waits for a thread fails
 WRITES = ("pwrite", "pwritev", "write_zeros", "truncate", "reserve", "sync")
@@ -56,6 +59,18 @@ class FaultyFileSystem(FileSystem):
     def mkdir(self, path: str) -> None:
         self.ask("mkdir", path)
         super().mkdir(path)
+
+    def remove_directory(self, path: str) -> None:
+        self.ask("rmdir", path)
+        super().remove_directory(path)
+
+    def open_directory(self, path: str) -> OpenDirectory:
+        self.ask_reading("open", os.fspath(path))
+        return super().open_directory(path)
+
+    def require_own(self, directory: str) -> None:
+        self.ask_reading("stat", os.path.join(directory, LOCK))
+        super().require_own(directory)
 
     def lock(self, path: str, shared: bool, timeout: float | None = 0) -> Lock:
         self.ask_reading("lock", path)

@@ -15,7 +15,8 @@ LAYERS = [
     {"xtree.errors", "persistence.node_id", "persistence.page", "persistence.config", "persistence.filenames",
      "persistence.crash_points", "persistence.clock", "persistence.atomics", "persistence.memory", "persistence"},
     # 1 the machine: files, checksums, geometry
-    {"persistence.platform_fs", "persistence.disk_reserve", "persistence.metrics", "persistence.page_checksum",
+    {"persistence.platform_fs", "persistence.open_directory", "persistence.lock_file",
+     "persistence.disk_reserve", "persistence.metrics", "persistence.page_checksum",
      "xtree.box", "xtree.kernels", "xtree.kernel_forms", "xtree.radix"},
     # 2 space: which bytes of which file are mapped, used, free
     {"persistence.mmap_windows", "persistence.segment_allocator", "persistence.memory_growth"},
@@ -32,7 +33,7 @@ LAYERS = [
      "persistence.backpressure", "persistence.log_gc", "persistence.reclaimer"},
     # 6 store: the whole substrate behind a few verbs, and named roots
     {"persistence.store", "persistence.write_set", "persistence.memory_store", "persistence.durable_store",
-     "persistence.delta", "persistence.runtime", "persistence.page_copy",
+     "persistence.delta", "persistence.runtime", "persistence.creation", "persistence.page_copy",
      "persistence.backup", "persistence.probes"},
     # 7 tree: X-tree pages and algorithms
     {"xtree.tree_state", "xtree.bucket", "xtree.split", "xtree.insertion", "xtree.removal", "xtree.search",

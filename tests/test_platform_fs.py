@@ -240,10 +240,10 @@ def test_a_reader_does_without_a_lock_where_none_can_be_made(fs, tmp_path):
 def test_a_reader_does_without_a_lock_on_read_only_media(fs, tmp_path, monkeypatch):
     real = os.open
 
-    def read_only(path, flags, *mode):
+    def read_only(path, flags, *mode, **where):
         if flags & os.O_CREAT:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return real(path, flags, *mode)
+        return real(path, flags, *mode, **where)
 
     monkeypatch.setattr(os, "open", read_only)
     fs.lock(tmp_path / "LOCK", shared=True).release()

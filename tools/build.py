@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -32,19 +31,19 @@ def build_index(
     started = perf_counter()
     ids, boxes = read_table(source, points)
     read = perf_counter()
-    fresh = not path.exists()
+    runtime = xtree.Runtime(path, mode="a" if append else "x")
     try:
-        with xtree.Runtime(path, mode="a" if append else "x") as runtime:
-            try:
-                target = runtime.tree(tree, dims=boxes.shape[1] // 2)
-            except xtree.DimensionError as error:
-                raise TableError(f"{source}: {error}") from error
-            target.bulk_load(ids, boxes, progress=progress)
-            total = len(target)
+        try:
+            target = runtime.tree(tree, dims=boxes.shape[1] // 2)
+        except xtree.DimensionError as error:
+            raise TableError(f"{source}: {error}") from error
+        target.bulk_load(ids, boxes, progress=progress)
+        total = len(target)
+        runtime.checkpoint()  # which may find the disk full
     except BaseException:
-        if fresh:
-            shutil.rmtree(path, ignore_errors=True)
+        runtime._discard()
         raise
+    runtime.close()
     return {
         "path": str(path),
         "tree": tree,

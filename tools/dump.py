@@ -49,11 +49,10 @@ def dump_index(
         raise ValueError(f"{what!r} takes no further argument, got {which!r}")
     node = _node(which) if what == "page" else 0
     fs = fs or FileSystem()
-    directory_path = os.path.abspath(os.fspath(path))
-    require_index(fs, directory_path)
-    lock = fs.lock(os.path.join(directory_path, filenames.LOCK), shared=True)
+    require_index(fs, os.path.abspath(os.fspath(path)))
+    opened, lock = fs.lock_directory(path, shared=True)
     try:
-        directory = Directory(fs, directory_path)
+        directory = Directory(fs, opened)
         found: dict[str, Any] = {"path": os.fspath(path), "problems": []}
         problems: list[str] = found["problems"]
         if what in ("all", "superblock"):

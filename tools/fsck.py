@@ -10,6 +10,7 @@ from collections.abc import Callable
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence import filenames
 from xtree.persistence.durable_store import DurableStore
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.store import Store
 from xtree.runtime import Runtime
@@ -39,11 +40,10 @@ def fsck(
         report = _check_runtime(source, progress)
     else:
         fs = fs or FileSystem()
-        path = os.path.abspath(os.fspath(source))
-        require_index(fs, path)
-        lock = fs.lock(os.path.join(path, filenames.LOCK), shared=True)
+        require_index(fs, os.path.abspath(os.fspath(source)))
+        directory, lock = fs.lock_directory(source, shared=True)
         try:
-            report, _ = check_directory(fs, path, progress)
+            report, _ = check_directory(fs, directory, progress)
             report.path = os.fspath(source)
         finally:
             lock.release()
@@ -135,7 +135,7 @@ class _Meter:
 
     def __init__(self, fs: FileSystem, path: str, progress: Progress | None) -> None:
         self._progress = progress
-        sizes = {name: fs.size(os.path.join(path, name)) for name in fs.listdir(path) if filenames.is_ours(name)}
+        sizes = {name: fs.size(path_in(path, name)) for name in fs.listdir(path) if filenames.is_ours(name)}
         self._data = sum(size for name, size in sizes.items() if filenames.parse_data(name))
         self._total = sum(sizes.values())
         self._done = 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from xtree.persistence.frame import LogLink
 from xtree.persistence.journal import closed_log
 from xtree.persistence.manifest import LogEntry, Manifest
 from xtree.persistence.object_table import ObjectTable
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.recovery import Exposure
 from xtree.persistence.scan import scan_directory
@@ -137,7 +137,7 @@ class Directory:
 
     def place(self, name: str) -> str:
         """The path of a file."""
-        return os.path.join(self.path, name)
+        return path_in(self.path, name)
 
     def size(self, name: str) -> int | None:
         """The size of a file, None when there is none."""

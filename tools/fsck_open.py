@@ -19,8 +19,10 @@ from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.frame import LogLink
 from xtree.persistence.journal import closed_log
+from xtree.persistence.lock_file import Lock
 from xtree.persistence.manifest import DataFileEntry, LogEntry, Manifest
-from xtree.persistence.platform_fs import File, FileSystem, Lock, Path
+from xtree.persistence.open_directory import Path
+from xtree.persistence.platform_fs import File, FileSystem
 from xtree.persistence.recovery import recover
 from xtree.persistence.superblock import Superblock
 from xtree.tools.fsck_files import READ_ERRORS, Directory

@@ -22,6 +22,7 @@ from xtree.persistence.config import Config
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.filenames import MANIFEST, SUPERBLOCK
 from xtree.persistence.manifest import Manifest
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.recovery import recover
 from xtree.persistence.scan import scan_directory
@@ -51,9 +52,8 @@ def repair(
     """
     started = time.perf_counter()
     fs = fs or FileSystem()
-    directory = os.path.abspath(os.fspath(path))
-    require_index(fs, directory)
-    lock = fs.lock(os.path.join(directory, filenames.LOCK), shared=False)
+    require_index(fs, os.path.abspath(os.fspath(path)))
+    directory, lock = fs.lock_directory(path, shared=False)
     try:
         report, files = check_directory(fs, directory, progress)
         report.path = os.fspath(path)
@@ -134,7 +134,7 @@ def _rewrite_manifest(fs: FileSystem, directory: str, name: str) -> None:
     """The scan takes files as they are; a manifest says only what is on the disk."""
     manifest = scan_directory(fs, directory, _superblock(fs, directory).uuid)
     for entry in manifest.data_files:
-        path = os.path.join(directory, filenames.data_name(entry.size_class, entry.number))
+        path = path_in(directory, filenames.data_name(entry.size_class, entry.number))
         with contextlib.closing(fs.open(path, "rw")) as file:
             file.sync()
     manifest.save(fs, directory)
@@ -152,7 +152,7 @@ def _replace_checkpoint(fs: FileSystem, directory: str, name: str) -> None:
     kept = [one for one in manifest.checkpoints if filenames.checkpoint_name(one.number) != name]
     _save(fs, directory, manifest, checkpoints=(*kept, entry), next_number=number + 1)
     with contextlib.suppress(FileNotFoundError):
-        fs.unlink(os.path.join(directory, name))
+        fs.unlink(path_in(directory, name))
 
 
 def _recover(fs: FileSystem, directory: str, name: str) -> None:
@@ -179,7 +179,7 @@ def _rewrite_superblock(fs: FileSystem, directory: str, name: str) -> None:
 
 def _remove(fs: FileSystem, directory: str, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):  # recovery removes leftovers too
-        fs.unlink(os.path.join(directory, name))
+        fs.unlink(path_in(directory, name))
         fs.sync_directory(directory)
 
 

@@ -107,9 +107,9 @@ def salvage_index(
         raise ValueError(f"{goal} is inside the index that is to be salvaged")
     if fs.exists(goal) and (not fs.is_directory(goal) or fs.listdir(goal)):
         raise FileExistsError(f"{goal}: salvage needs a missing or empty directory")
-    lock = fs.lock(os.path.join(source, filenames.LOCK), shared=True)
+    opened, lock = fs.lock_directory(source, shared=True)
     try:
-        directory = Directory(fs, source)
+        directory = Directory(fs, opened)
         harvest = _from_state(directory, progress) or _from_pages(directory, progress)
     finally:
         lock.release()

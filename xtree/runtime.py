@@ -179,6 +179,14 @@ class Runtime:
             if self.closed:  # also when it failed: the finalizer would keep the store for ever
                 self._finalizer.detach()
 
+    def _discard(self) -> None:
+        """Closes the directory, and removes the index if this open has made it: filling it has failed."""
+        try:
+            self._store.discard()
+        finally:
+            if self.closed:
+                self._finalizer.detach()
+
     def __enter__(self) -> Runtime:
         with self._store.call():
             return self
@@ -254,7 +262,7 @@ def open(
     try:
         return runtime._handle(runtime._forest.find_or_make(DEFAULT_NAME, wanted), True)
     except BaseException:
-        runtime.close()
+        runtime._discard()
         raise
 
 

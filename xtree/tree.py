@@ -68,8 +68,7 @@ class XTree(Writer):
 
         boxes: (n, 2*d); with dims= also points (n, d), or []. ids: (n,) integers, 0 .. n-1 when not given. progress:
         called with (done, total) now and then. threads: how many may work; None: as many as there are processors for
-        this process. Input is checked before anything is made; when the load itself fails, the index at `path` stays,
-        empty.
+        this process. Input is checked before anything is made; when the load itself fails, nothing is left at `path`.
 
         Raises what `insert_many` does, and FileExistsError when there is an index at `path`.
         """
@@ -91,7 +90,7 @@ class XTree(Writer):
         try:
             tree.bulk_load(numbers, rows, progress, threads)
         except BaseException:
-            tree.close()
+            tree.close() if tree.runtime is None else tree.runtime._discard()
             raise
         return tree
 

@@ -25,10 +25,12 @@ from xtree.persistence import checkpoint, filenames
 from xtree.persistence.checkpoint import OFFSET_UNIT, ROW
 from xtree.persistence.config import PAGE_BYTES
 from xtree.persistence.crash_points import reach
+from xtree.persistence.creation import Creation
 from xtree.persistence.data_files import BODY, FIRST_SLOT, FORMAT, MAGIC
 from xtree.persistence.file_header import pack_header
 from xtree.persistence.frame import LogLink
 from xtree.persistence.manifest import DataFileEntry, Manifest
+from xtree.persistence.open_directory import OpenDirectory, path_in
 from xtree.persistence.page_copy import copy_pages
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.store import Pin
@@ -77,15 +79,15 @@ def write_backup(
     pin = store.pin()
     try:
         store._learn_file_ends()  # those that were there at the open may have grown
-        with _new_directory(fs, str(store.path), target):
-            _write(store, pin, fs, target, progress)
+        with _new_directory(fs, str(store.path), target) as directory:
+            _write(store, pin, fs, directory, progress)
     finally:
         pin.release()
 
 
 @contextlib.contextmanager
-def _new_directory(fs: FileSystem, source: str, target: str) -> Iterator[None]:
-    """The target, made if missing and locked; emptied again when the block fails."""
+def _new_directory(fs: FileSystem, source: str, target: str) -> Iterator[OpenDirectory]:
+    """The target, made if missing, open and locked; emptied again when the block fails."""
     if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source)):
         raise ValueError(f"{target} is inside the index that is to be copied")
     made = not fs.exists(target)
@@ -94,39 +96,27 @@ def _new_directory(fs: FileSystem, source: str, target: str) -> Iterator[None]:
     elif not fs.is_directory(target) or fs.listdir(target):
         raise FileExistsError(errno.EEXIST, "a backup needs a missing or empty directory", target)
     try:
-        lock = fs.lock(os.path.join(target, filenames.LOCK), shared=False)
-    except OSError:
+        directory, lock = fs.lock_directory(target, shared=False)
+    except BaseException:
         if made:
             with contextlib.suppress(OSError):
                 fs.remove_directory(target)
         raise
+    creation = Creation(fs, directory, lock, made)
     try:
-        if fs.listdir(target) != [filenames.LOCK]:
+        if fs.listdir(directory) != [filenames.LOCK]:
             raise FileExistsError(errno.EEXIST, "somebody else has just filled the directory", target)
-        try:
-            fs.sync_directory(os.path.dirname(target))
-            yield
-        except BaseException:
-            _remove(fs, target, made)
-            raise
+        creation.begun = True
+        fs.sync_directory(os.path.dirname(directory))
+        yield directory
+    except BaseException:
+        creation.undo()
+        raise
     finally:
         lock.release()
 
 
-def _remove(fs: FileSystem, target: str, made: bool) -> None:
-    """Removes what was written; the superblock first and for good, since without it nothing of the rest opens."""
-    names = [name for name in fs.listdir(target) if filenames.is_ours(name)]
-    for name in sorted(names, key=lambda name: (name != filenames.SUPERBLOCK, name)):
-        with contextlib.suppress(OSError):
-            fs.unlink(os.path.join(target, name))
-            if name == filenames.SUPERBLOCK:
-                fs.sync_directory(target)
-    if made:
-        with contextlib.suppress(OSError):
-            fs.remove_directory(target)
-
-
-def _write(store: DurableStore, pin: Pin, fs: FileSystem, target: str, progress: Progress | None) -> None:
+def _write(store: DurableStore, pin: Pin, fs: FileSystem, target: OpenDirectory, progress: Progress | None) -> None:
     """Writes every file of the backup: write, sync, and the superblock at the end."""
     identity = uuid.uuid4().bytes
     pages = _pages_at(store, pin.epoch)
@@ -186,14 +176,14 @@ def _place(rows: NDArray[np.void], window_bytes: int) -> list[NewFile]:
 
 
 def _write_file(
-    store: DurableStore, pages: Pages, file: NewFile, fs: FileSystem, target: str, identity: bytes
+    store: DurableStore, pages: Pages, file: NewFile, fs: FileSystem, target: OpenDirectory, identity: bytes
 ) -> Iterator[int]:
     """Writes and syncs a data file; yields how many bytes of pages each step has copied."""
     size = PAGE_BYTES[file.size_class]
     step = CHUNK_BYTES // size
     buffer = bytearray(min(step, len(file.chosen)) * size)
     nodes = pages.rows["node_id"][file.chosen]
-    out = fs.open(os.path.join(target, filenames.data_name(file.size_class, file.number)), "create")
+    out = fs.open(path_in(target, filenames.data_name(file.size_class, file.number)), "create")
     try:
         body = BODY.pack(file.number, store.config.window_bytes, file.size_class)
         out.pwrite(pack_header(MAGIC, FORMAT, identity, body), 0)
@@ -208,7 +198,7 @@ def _write_file(
         out.close()
 
 
-def _require_space(fs: FileSystem, target: str, n: int) -> None:
+def _require_space(fs: FileSystem, target: OpenDirectory, n: int) -> None:
     free = fs.free_space(target)
     if free < n:
         reason = f"{os.strerror(errno.ENOSPC)}: the backup needs {n} bytes, {free} are free"

@@ -8,7 +8,6 @@ field as zero. All lengths are in the header and must add up to the size of the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
@@ -22,6 +21,7 @@ from xtree.persistence.file_header import HEADER_BYTES, PREFIX, pack_header, unp
 from xtree.persistence.filenames import MAX_NUMBER, SIZE_CLASSES, checkpoint_name
 from xtree.persistence.frame import CRC, LINK_BYTES, LogLink, aligned
 from xtree.persistence.manifest import CheckpointEntry, DataFileEntry
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.platform_fs import Buffer, FileSystem, Path
 
 MAGIC = b"XTREECKP"
@@ -106,7 +106,7 @@ def write(
     for part in [*parts, FOOTER.pack(FOOTER_MAGIC, 0, 0, length)]:
         crc = crc32c(part, crc)
     parts.append(FOOTER.pack(FOOTER_MAGIC, crc, 0, length))
-    fs.write_atomically(os.path.join(directory, checkpoint_name(number)), *parts)
+    fs.write_atomically(path_in(directory, checkpoint_name(number)), *parts)
     return CheckpointEntry(number, epoch, length, crc)
 
 
@@ -116,7 +116,7 @@ def read(fs: FileSystem, directory: Path, entry: CheckpointEntry | int, uuid: by
     Raises FileNotFoundError, CorruptionError, FormatVersionError.
     """
     number = entry if isinstance(entry, int) else entry.number
-    path = os.path.join(directory, checkpoint_name(number))
+    path = path_in(directory, checkpoint_name(number))
     file = fs.open(path, "r")
     try:
         size = file.size()

@@ -25,6 +25,7 @@ from xtree.persistence.commit_queue import CommitQueue, Request, carry, outcome_
 from xtree.persistence.crash_points import reach
 from xtree.persistence.frame import frame_bytes
 from xtree.persistence.journal import Journal
+from xtree.persistence.open_directory import OpenDirectory
 from xtree.persistence.platform_fs import SyncFailedError
 from xtree.persistence.wal import LogWriter, PlannedFrame
 
@@ -97,6 +98,8 @@ class Coordinator:
         self._carries_alone = journal.config.durability != "strict" and not journal.config.group_window_ms
         self.checkpointer = Checkpointer(self, clock, on_error)
         journal.data_files.report_failed_sync = self.poison
+        if isinstance(journal.directory, OpenDirectory):
+            journal.directory.report_lost = self.poison
 
     # Called by users' threads.
 
@@ -154,12 +157,15 @@ class Coordinator:
 
     def poison(self, error: BaseException) -> None:
         """Refuses every later write: something that must reach the disk may not have."""
-        first = self.failure is None
-        if first:
+        if self.failure is None:
+            log.error("xtree: %s failed and takes no more writes: %s", self.store.path, error)
+        self.abandon(error)
+
+    def abandon(self, error: BaseException) -> None:
+        """The same, of a failure that the caller tells of."""
+        if self.failure is None:
             self.failure = error
         self.store._poison()
-        if first:
-            log.error("xtree: %s failed and takes no more writes: %s", self.store.path, error)
         self.checkpointer.wake_waiting()
 
     def stats(self) -> dict[str, Any]:
@@ -297,6 +303,7 @@ class Coordinator:
             or not request.write_set.founded
         ):
             return None
+        self.journal.require_own()
         group = self._group_of([request], writer.number)
         if not writer.has_room(group.bytes):
             return None
@@ -310,6 +317,7 @@ class Coordinator:
         for request in requests:
             request.write_set.require_foundation()
         journal = self.journal
+        journal.require_own()
         with self.poisoning_failed_syncs():
             journal.raise_ceiling(self.following_epoch + len(requests) - 1)
             if journal.data_files.manifest_needed:

@@ -30,6 +30,7 @@ from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_head
 from xtree.persistence.filenames import data_name
 from xtree.persistence.manifest import DataFileEntry
 from xtree.persistence.mmap_windows import Windows
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.open_files import LazyFile, OpenFiles
 from xtree.persistence.platform_fs import SYNC_COVERS_MAPPINGS, Buffer, File, FileSystem, Path, SyncFailedError
 
@@ -103,7 +104,7 @@ class DataFiles:
         One that isn't as long as it was any more is made so, with `extend` and when it may be written to; without
         `extend` that is corruption. Raises CorruptionError, also when it is missing or too long, OSError.
         """
-        path = os.path.join(self._directory, data_name(entry.size_class, entry.number))
+        path = path_in(self._directory, data_name(entry.size_class, entry.number))
         try:
             found = self._fs.size(path)
         except FileNotFoundError:
@@ -147,7 +148,7 @@ class DataFiles:
         first = min(max(self._config.data_file_first_bytes, FIRST_SLOT + LEAST_SLOTS * page), limit)
         self._require_space(first)
         number = self._take_number()
-        path = os.path.join(self._directory, data_name(size_class, number))
+        path = path_in(self._directory, data_name(size_class, number))
         file = self._fs.open(path, "create")
         try:
             reach("data.created")

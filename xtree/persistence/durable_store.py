@@ -16,11 +16,12 @@ from xtree.persistence.checkpointer import OnError
 from xtree.persistence.clock import Clock
 from xtree.persistence.commit_queue import uninterrupted
 from xtree.persistence.config import PAGE_BYTES
+from xtree.persistence.creation import Creation
 from xtree.persistence.delta import deltas_of, touched_windows
 from xtree.persistence.file_header import HEADER_BYTES
+from xtree.persistence.lock_file import Lock
 from xtree.persistence.metrics import Latency
 from xtree.persistence.mvcc import Epochs
-from xtree.persistence.platform_fs import Lock
 from xtree.persistence.recovery import Recovered
 from xtree.persistence.recycler import Recycler
 from xtree.persistence.segment_allocator import SegmentAllocator
@@ -36,6 +37,8 @@ class DurableStore(Store):
     ) -> None:
         journal = recovered.journal
         self.recovery = recovered.report
+        self.creation: Creation | None = None  # what the open has made
+        self._discarded = False
         self._journal = journal
         self._lock = lock
         self._latency = Latency()
@@ -82,6 +85,13 @@ class DurableStore(Store):
     def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
         """Copies the current epoch into a directory of its own (persistence.backup)."""
         write_backup(self, self._journal.fs, path, progress)
+
+    def discard(self) -> None:
+        """Closes the store and, if this open has made the index, removes it again: what was to fill it has failed."""
+        if self.creation is not None and self.creation.begun:
+            self._coordinator.abandon(StoreFailedError("the index wasn't filled"))
+            self._discarded = True
+        self.close()
 
     def wait_for_room(self, timeout: float | None = None) -> None:
         """Waits while more log than Config.log_limit_bytes is in no checkpoint: before a write, and before any lock.
@@ -202,6 +212,8 @@ class DurableStore(Store):
         finally:
             self.windows.unmap_all()
             self._journal.close()
+            if self._discarded and self.creation is not None:
+                self.creation.undo()
             self._lock.release()
 
     def _abandon_leader(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import threading
 
 from xtree.errors import CapacityError
@@ -21,6 +20,7 @@ from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.frame import LogLink
 from xtree.persistence.log_gc import LogGarbage
 from xtree.persistence.manifest import CheckpointEntry, ClosedLog, LogEntry, Manifest
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.superblock import SuperblockFile
 from xtree.persistence.wal import LogWriter
@@ -123,8 +123,13 @@ class Journal:
             self.manifest = manifest
             self.data_files.listed = len(manifest.data_files)
 
+    def require_own(self) -> None:
+        """Raises DirectoryLostError when another directory, or none, is at the index's path now."""
+        self.fs.require_own(self.directory)
+
     def publish_superblock(self, sync: bool, **epochs: int) -> None:
         """Writes these epochs, and the mode in force, to the superblock."""
+        self.require_own()
         self.superblock.publish(sync=sync, mode=self.config.durability, **epochs)
 
     def raise_ceiling(self, epoch: int) -> None:
@@ -208,7 +213,7 @@ class Journal:
         """Puts on the disk what recovery has found in the last log. Raises OSError, SyncFailedError."""
         number = self.last_log.number
         if any(entry.number == number for entry in self.manifest.logs):
-            file = self.fs.open(os.path.join(self.directory, filenames.log_name(number)), "rw")
+            file = self.fs.open(path_in(self.directory, filenames.log_name(number)), "rw")
             try:
                 file.sync()
             finally:
@@ -340,13 +345,13 @@ class Journal:
             listed |= {filenames.log_name(number) for number in self._making.copy()}
             listed |= {filenames.log_name(entry.number) for entry in self.manifest.logs}
             for name in names:
-                if filenames.is_temporary(name) and self.fs.exists(os.path.join(self.directory, name)):
-                    self.fs.unlink(os.path.join(self.directory, name))
+                if filenames.is_temporary(name) and self.fs.exists(path_in(self.directory, name)):
+                    self.fs.unlink(path_in(self.directory, name))
         for name in names:
             numbered = filenames.parse_checkpoint(name) is not None or filenames.parse_log(name) is not None
             if numbered and name not in listed:
                 with contextlib.suppress(FileNotFoundError):  # a log that couldn't be made
-                    self.fs.unlink(os.path.join(self.directory, name))
+                    self.fs.unlink(path_in(self.directory, name))
 
     def remove_unlisted_data(self) -> None:
         """Deletes data files that the manifest doesn't list: a crash came before any page in them was committed.
@@ -356,7 +361,7 @@ class Journal:
         listed = {filenames.data_name(entry.size_class, entry.number) for entry in self.manifest.data_files}
         for name in self.fs.listdir(self.directory):
             if filenames.parse_data(name) is not None and name not in listed:
-                self.fs.unlink(os.path.join(self.directory, name))
+                self.fs.unlink(path_in(self.directory, name))
 
     def close(self) -> None:
         """Closes every descriptor; writes nothing."""

@@ -24,6 +24,7 @@ from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence.config import MAX_WINDOW_BYTES, Config
 from xtree.persistence.file_header import UUID_BYTES
 from xtree.persistence.filenames import MANIFEST, MAX_NUMBER, SIZE_CLASSES
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.platform_fs import FileSystem
 
 FORMAT = 1
@@ -108,12 +109,12 @@ class Manifest:
 
     def save(self, fs: FileSystem, directory: str | os.PathLike[str]) -> None:
         """Put this manifest in the place of the directory's, durably."""
-        fs.write_atomically(os.path.join(directory, MANIFEST), self.encode())
+        fs.write_atomically(path_in(directory, MANIFEST), self.encode())
 
     @classmethod
     def load(cls, fs: FileSystem, directory: str | os.PathLike[str]) -> Manifest:
         """The directory's manifest. Raises FileNotFoundError, CorruptionError, FormatVersionError."""
-        path = os.path.join(directory, MANIFEST)
+        path = path_in(directory, MANIFEST)
         return cls.decode(fs.read_file(path), path)
 
 

@@ -1,8 +1,9 @@
-"""Files, syncs, renames and locks: the only Python module that calls the operating system.
+"""Files, syncs and renames: beside open_directory.py and lock_file.py the only caller of the operating system.
 
 A `FileSystem` is passed to everything that touches a disk, so that a test can put one in its place that fails, tears
-or forgets. All reads and writes name their position; a `File` has no other state than its descriptor and may be used
-from any thread.
+or forgets. Where a path comes from `path_in`, its name is looked up in the open directory, and made, replaced or
+removed only while that is the one at its path. All reads and writes name their position; a `File` has no other state
+than its descriptor and may be used from any thread.
 """
 
 from __future__ import annotations
@@ -15,30 +16,27 @@ import shutil
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, Union
+from typing import Any
 
 from xtree.errors import LockedError
 from xtree.persistence.crash_points import reach
-from xtree.persistence.filenames import temporary_name
+from xtree.persistence.filenames import LOCK, temporary_name
+from xtree.persistence.lock_file import OPEN_FLAGS, WINDOWS, Lock, open_lock, owner_of, try_lock
+from xtree.persistence.open_directory import DirectoryLostError, OpenDirectory, Path, PathIn, path_in
 
-WINDOWS = sys.platform == "win32"
 SYNC_COVERS_MAPPINGS = sys.platform.startswith("linux")  # elsewhere a mapping must be flushed before its file is synced
-if WINDOWS:
-    import portalocker
-else:
+if not WINDOWS:
     import fcntl
 
-Path = Union[str, "os.PathLike[str]"]
 Buffer = Any  # bytes, bytearray, memoryview, numpy array: anything contiguous
 
-_ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
 _FLAGS = {"r": os.O_RDONLY, "rw": os.O_RDWR, "create": os.O_RDWR | os.O_CREAT | os.O_EXCL}
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None) if not WINDOWS else None
 _MOST_BUFFERS = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") and "SC_IOV_MAX" in os.sysconf_names else 16
 _ZEROS = memoryview(bytes(1 << 20))
 _POLL_S = 0.02
+_MOST_REPLACED = 1000  # times that a directory may be another one when its lock has been taken
 
 
 class SyncFailedError(OSError):
@@ -223,99 +221,61 @@ class File:
         return True
 
 
-_locks: weakref.WeakSet[Lock] = weakref.WeakSet()
-
-
-def _close_locks_in_child() -> None:
-    """After a fork, also one in the middle of an open: a child that lives on must not hold its parent's locks."""
-    for lock in list(_locks):
-        lock.close_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_locks_in_child)
-
-
-class Lock:
-    """A held lock on a directory. The kernel lets go of it when the process ends, however it ends."""
-
-    def __init__(self, path: Path, fd: int, shared: bool) -> None:
-        self.path = os.fspath(path)
-        self.shared = shared
-        self._fd = fd
-        self._pid = os.getpid()
-        _locks.add(self)
-
-    def release(self) -> None:
-        """Let go of the lock. Releasing twice does nothing; in a forked child only the descriptor is closed."""
-        if self._fd < 0:
-            return
-        if os.getpid() == self._pid:
-            if not self.shared:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, 0)
-            _unlock(self._fd)
-        self.close_in_child()
-
-    def is_on(self, fd: int) -> bool:
-        """Whether this lock is held, and on the file behind a descriptor."""
-        held = self._fd
-        if held < 0:
-            return False
-        try:
-            return os.path.samestat(os.fstat(held), os.fstat(fd))
-        except OSError:  # released meanwhile by another thread
-            return False
-
-    def close_in_child(self) -> None:
-        """Close the descriptor without unlocking: after a fork the lock stays with the parent, for its whole life."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
 class FileSystem:
     """The operating system's file system."""
 
     def open(self, path: Path, mode: str) -> File:
         """Open a file: "r" to read, "rw" to read and write, "create" to make one that must not exist yet."""
-        return File(path, os.open(path, _FLAGS[mode] | _ALWAYS, 0o666))
+        with self._named(path, mode == "create") as (name, directory):
+            return File(path, os.open(name, _FLAGS[mode] | OPEN_FLAGS, 0o666, dir_fd=directory))
 
     def sync_directory(self, path: Path) -> None:
         """Return when the names in a directory are on the disk. Raises SyncFailedError."""
         if WINDOWS:  # has no such call; the journal of NTFS keeps the order of renames
             return
-        fd = os.open(path, os.O_RDONLY | _ALWAYS)
-        try:
-            os.fsync(fd)
-        except OSError as error:
-            raise SyncFailedError(error.errno, error.strerror, os.fspath(path)) from error
-        finally:
-            os.close(fd)
+        with self._descriptor(path) as fd:
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                raise SyncFailedError(error.errno, error.strerror, os.fspath(path)) from error
 
     def replace(self, source: Path, target: Path) -> None:
         """Give `source` the name `target`, atomically, in the place of what had it."""
-        os.replace(source, target)
+        with self._named(target, True) as (new, target_directory), self._named(source, False) as (old, directory):
+            os.replace(old, new, src_dir_fd=directory, dst_dir_fd=target_directory)
 
     def unlink(self, path: Path) -> None:
         """Remove a file."""
-        os.unlink(path)
+        with self._named(path, True) as (name, directory):
+            os.unlink(name, dir_fd=directory)
 
     def mkdir(self, path: Path) -> None:
         """Make a directory."""
         os.mkdir(path)
 
     def remove_directory(self, path: Path) -> None:
-        """Remove an empty directory."""
-        os.rmdir(path)
+        """Remove an empty directory; nothing else that may have come to stand in an open one's place."""
+        if not isinstance(path, OpenDirectory) or path.is_at_path():
+            os.rmdir(path)
 
     def listdir(self, path: Path) -> list[str]:
         """The names in a directory, sorted."""
-        return sorted(os.listdir(path))
+        if not isinstance(path, OpenDirectory) or path.fileno() is None:
+            return sorted(os.listdir(path))
+        fd = os.open(".", os.O_RDONLY, dir_fd=path.fileno())  # with a position of its own
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
 
     def exists(self, path: Path) -> bool:
         """Whether there is anything at `path`."""
-        return os.path.lexists(path)
+        try:
+            with self._named(path, False) as (name, directory):
+                os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def is_directory(self, path: Path) -> bool:
         """Whether there is a directory at `path`."""
@@ -323,14 +283,25 @@ class FileSystem:
 
     def size(self, path: Path) -> int:
         """The size of a file in bytes."""
-        return os.stat(path).st_size
+        with self._named(path, False) as (name, directory):
+            return os.stat(name, dir_fd=directory).st_size
 
     def free_space(self, path: Path) -> int:
         """How many bytes a process may still write to the disk that holds `path`."""
         if hasattr(os, "statvfs"):
-            info = os.statvfs(path)
+            fd = path.fileno() if isinstance(path, OpenDirectory) else None
+            info = os.statvfs(path if fd is None else fd)
             return info.f_bavail * info.f_frsize
         return shutil.disk_usage(path).free
+
+    def open_directory(self, path: Path) -> OpenDirectory:
+        """Open a directory, for names of `path_in`. Raises OSError."""
+        return OpenDirectory(path)
+
+    def require_own(self, directory: Path) -> None:
+        """Raise DirectoryLostError when a locked directory isn't the one at its path any more, OSError if unknown."""
+        if isinstance(directory, OpenDirectory):
+            directory.require_own()
 
     def read_file(self, path: Path) -> bytes:
         """All of a file."""
@@ -342,8 +313,8 @@ class FileSystem:
 
     def write_atomically(self, path: Path, *parts: Buffer) -> None:
         """Put a file with the parts as its content in the place of `path`: whole and on the disk, or not at all."""
-        directory = os.path.dirname(path)
-        temporary = os.path.join(directory, temporary_name(os.path.basename(path)))
+        directory = path.directory if isinstance(path, PathIn) else os.path.dirname(path)
+        temporary = path_in(directory, temporary_name(os.path.basename(path)))
         if self.exists(temporary):
             self.unlink(temporary)
         reach("atomic.before_write")
@@ -370,86 +341,99 @@ class FileSystem:
         A shared lock admits other shared ones; it writes nothing, and where a lock file can't be opened or made, on
         read-only media, it holds nothing. An exclusive one leaves the process's id in the file. Raises LockedError.
         """
-        fd = _open_lock(path, shared)
+        with self._named(path, False) as (name, directory):
+            fd = open_lock(name, shared, directory)
         if fd < 0:
             return Lock(path, fd, shared)
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            while not _try_lock(fd, shared):
+            while not try_lock(fd, shared):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise LockedError(
-                        errno.EWOULDBLOCK, f"the index is in use by {_owner(fd)}", os.fspath(os.path.dirname(path))
+                        errno.EWOULDBLOCK, f"the index is in use by {owner_of(fd)}", os.fspath(os.path.dirname(path))
                     )
                 time.sleep(_POLL_S)
             if not shared:
                 with contextlib.suppress(OSError):  # on a full disk the lock holds without it
                     os.ftruncate(fd, 0)
                     os.write(fd, b"%d\n" % os.getpid())
+            if isinstance(path, PathIn):
+                held = os.fstat(fd)
+                path.directory.identity = held.st_dev, held.st_ino
         except BaseException:
             os.close(fd)
             raise
         return Lock(path, fd, shared)
 
+    def lock_directory(self, path: Path, shared: bool, timeout: float | None = 0) -> tuple[OpenDirectory, Lock]:
+        """Open the directory at `path` and take its lock, as `lock` does. The directory is closed with the lock.
 
-def _sync(fd: int) -> None:
-    if _FULL_SYNC is not None:
-        fcntl.fcntl(fd, _FULL_SYNC)
-    elif hasattr(os, "fdatasync"):
-        os.fdatasync(fd)
-    else:
-        os.fsync(fd)
+        It is the one that `path` led to when the lock was taken, not one that was removed or replaced meanwhile. Raises
+        FileNotFoundError, LockedError, OSError.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replaced = 0
+        while True:
+            directory = self.open_directory(path)
+            try:
+                lock = self.lock(path_in(directory, LOCK), shared)
+            except BaseException as error:
+                directory.close()
+                if not isinstance(error, LockedError) or (deadline is not None and time.monotonic() >= deadline):
+                    raise
+                time.sleep(_POLL_S)
+                continue
+            try:
+                self.require_own(directory)
+                return directory, lock
+            except BaseException as error:
+                lock.release()
+                replaced += 1
+                if not isinstance(error, DirectoryLostError) or replaced == _MOST_REPLACED:
+                    raise
 
+    def remove_lock(self, lock: Lock, with_directory: bool) -> None:
+        """Remove the file of a lock on an open directory, `with_directory` that as well if it is empty, and let go."""
+        path, directory = lock.path, os.path.dirname(lock.path) if lock.directory is None else lock.directory
+        if WINDOWS:  # removes no file that anybody has open
+            lock.release()
+            path, directory = str(path), str(directory)
+        with contextlib.suppress(OSError):
+            self.unlink(path)
+            if with_directory:
+                self.remove_directory(directory)
+        lock.release()
 
-def _open_lock(path: Path, shared: bool) -> int:
-    """A descriptor for the lock file; -1 when a shared lock must do without."""
-    if not shared:
-        return os.open(path, os.O_RDWR | os.O_CREAT | _ALWAYS, 0o666)
-    try:
-        return os.open(path, os.O_RDONLY | _ALWAYS)
-    except FileNotFoundError:
-        pass
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CREAT | _ALWAYS, 0o666)
-    except OSError as error:
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return -1
-        raise
+    @contextlib.contextmanager
+    def _named(self, path: Path, changes: bool) -> Iterator[tuple[Path, int | None]]:
+        """For a block with one call: a name and the descriptor of its directory, or a path and None.
 
-
-def _try_lock(fd: int, shared: bool) -> bool:
-    if WINDOWS:
-        kind = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
+        changes: what has the name will be another file, or none. Errors name the whole path.
+        """
+        if not isinstance(path, PathIn):
+            yield path, None
+            return
+        if changes:
+            self.require_own(path.directory)
+        fd = path.directory.fileno()
         try:
-            portalocker.lock(fd, kind | portalocker.LockFlags.NON_BLOCKING)
-        except portalocker.LockException:
-            return False
-        return True
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+            yield (path, None) if fd is None else (path.name, fd)
+        except OSError as error:
+            if error.filename == path.name:
+                error.filename = str(path)
+            if error.filename2 == path.name:
+                error.filename2 = str(path)
+            raise
 
-
-def _unlock(fd: int) -> None:
-    if WINDOWS:
-        portalocker.unlock(fd)
-    else:
-        fcntl.flock(fd, fcntl.LOCK_UN)
-
-
-def _owner(fd: int) -> str:
-    """Who holds the lock, as far as the file says: a writer leaves its id there, readers leave nothing."""
-    for lock in list(_locks):
-        if lock.is_on(fd):
-            return f"process {os.getpid()}, which is this one: another handle {'reads' if lock.shared else 'holds'} it"
-    try:
-        os.lseek(fd, 0, os.SEEK_SET)
-        pid = int(os.read(fd, 20))
-        if not WINDOWS:
-            os.kill(pid, 0)
-    except PermissionError:  # alive, but another user's
-        pass
-    except (OSError, ValueError, OverflowError):
-        return "another process that reads it"
-    return f"process {pid}"
+    @contextlib.contextmanager
+    def _descriptor(self, path: Path) -> Iterator[int]:
+        """A descriptor of a directory, for a block."""
+        fd = path.fileno() if isinstance(path, OpenDirectory) else None
+        if fd is not None:
+            yield fd
+            return
+        fd = os.open(path, os.O_RDONLY | OPEN_FLAGS)
+        try:
+            yield fd
+        finally:
+            os.close(fd)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from xtree.persistence.journal import FileNumbers, Journal, closed_log
 from xtree.persistence.manifest import LogEntry, Manifest
 from xtree.persistence.mmap_windows import Windows
 from xtree.persistence.object_table import ObjectTable
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.replay import Replay
 from xtree.persistence.scan import scan_directory
@@ -190,13 +190,13 @@ def holds_data(fs: FileSystem, directory: str, names: Iterable[str]) -> bool:
     """Whether a directory without a superblock holds anything of an index: a checkpoint, log or data file."""
     for name in names:
         kept = filenames.parse_checkpoint(name) or filenames.parse_log(name) or filenames.parse_data(name)
-        if kept and fs.size(os.path.join(directory, name)) > 0:
+        if kept and fs.size(path_in(directory, name)) > 0:
             return True
     return False
 
 
 def _load_manifest(fs: FileSystem, directory: str, uuid: bytes, report: RecoveryReport) -> Manifest:
-    path = os.path.join(directory, filenames.MANIFEST)
+    path = path_in(directory, filenames.MANIFEST)
     try:
         manifest = Manifest.load(fs, directory)
     except (CorruptionError, FileNotFoundError) as error:
@@ -220,7 +220,7 @@ def _log_after(fs: FileSystem, directory: str, manifest: Manifest) -> str | None
         number = filenames.parse_log(name)
         if number is not None and number >= manifest.next_number:
             with contextlib.suppress(CorruptionError):
-                reader = read_log(fs, os.path.join(directory, name), manifest.uuid, number)
+                reader = read_log(fs, path_in(directory, name), manifest.uuid, number)
                 reader.close()
                 if reader.link is not None:
                     return name
@@ -253,7 +253,7 @@ def _newest_checkpoint(
 def _starts_at_nothing(fs: FileSystem, directory: str, manifest: Manifest) -> bool:
     """Whether the logs kept reach back to the empty index."""
     first = manifest.logs[0]
-    path = os.path.join(directory, filenames.log_name(first.number))
+    path = path_in(directory, filenames.log_name(first.number))
     return read_log(fs, path, manifest.uuid, first.number).link == LogLink()
 
 
@@ -265,7 +265,7 @@ def _bytes_to_read(
     for entry in manifest.logs:
         if entry.closed is None:
             with contextlib.suppress(FileNotFoundError):  # which is judged when it is needed
-                total += fs.size(os.path.join(directory, filenames.log_name(entry.number)))
+                total += fs.size(path_in(directory, filenames.log_name(entry.number)))
         elif entry.closed.last_epoch > epoch:
             total += entry.closed.end_offset
     return total
@@ -283,7 +283,7 @@ def _start(
     places = FilePlaces(files, config.window_bytes)
     if base is None:
         return Replay(table, places, Catalog(), 0)
-    path = os.path.join(directory, filenames.checkpoint_name(base.number))
+    path = path_in(directory, filenames.checkpoint_name(base.number))
     try:
         restore_table(table, base.epoch, *base.table, places)
     except CorruptionError as error:
@@ -341,7 +341,7 @@ def _ends_by_links(journal: Journal, checkpointed: LogLink) -> list[LogEntry]:
 
 
 def _log_path(journal: Journal, entry: LogEntry) -> str:
-    return os.path.join(journal.directory, filenames.log_name(entry.number))
+    return path_in(journal.directory, filenames.log_name(entry.number))
 
 
 def _open_log(journal: Journal, entry: LogEntry, admits: Exposure | None = None) -> LogReader:
@@ -411,7 +411,7 @@ def _require_durable(epoch: int, journal: Journal, superblock: SuperblockFile, m
     if epoch < known:
         last = journal.last_log.number
         raise CorruptionError(
-            f"{os.path.join(journal.directory, witness)}: says that epoch {known} was on the disk; the last one found "
+            f"{path_in(journal.directory, witness)}: says that epoch {known} was on the disk; the last one found "
             f"is {epoch}: {filenames.log_name(last) if last else 'a log'} is damaged, or a later one is gone"
         )
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import uuid
-from typing import Any
 
-from xtree.errors import CorruptionError
+from xtree.errors import CorruptionError, LockedError
 from xtree.persistence import filenames
 from xtree.persistence.checkpointer import OnError
 from xtree.persistence.clock import Clock
 from xtree.persistence.config import Config
-from xtree.persistence.crash_points import reach
+from xtree.persistence.creation import Creation
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.manifest import Manifest
+from xtree.persistence.lock_file import Lock
+from xtree.persistence.open_directory import OpenDirectory
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.recovery import Progress, holds_data, recover
-from xtree.persistence.superblock import Superblock, SuperblockFile
+from xtree.persistence.superblock import SuperblockFile
 
 MODES = ("r", "r+", "a", "x")
+MOST_ATTEMPTS = 100  # at a directory that is removed between its making and its locking
 
 
 def exists(path: str | os.PathLike[str], fs: FileSystem | None = None) -> bool:
@@ -29,7 +29,7 @@ def exists(path: str | os.PathLike[str], fs: FileSystem | None = None) -> bool:
     Raises CorruptionError for something else that isn't an empty directory, NotADirectoryError for a file.
     """
     fs = fs or FileSystem()
-    directory = os.path.abspath(os.fspath(path))
+    directory = path if isinstance(path, OpenDirectory) else os.path.abspath(os.fspath(path))
     if not fs.exists(directory):
         return False
     if not fs.is_directory(directory):
@@ -72,31 +72,62 @@ def open_store(
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     fs = fs or FileSystem()
     config = config or Config()
-    directory = os.path.abspath(os.fspath(path))
+    given = os.path.abspath(os.fspath(path))
     read_only = mode == "r"
-    _require_mode(directory, mode, exists(directory, fs))
-    made = not fs.exists(directory)
-    if made:
-        with contextlib.suppress(FileExistsError):  # made by another process in this moment
-            fs.mkdir(directory)
-    lock = fs.lock(os.path.join(directory, filenames.LOCK), shared=read_only, timeout=timeout)
+    _require_mode(given, mode, exists(given, fs))
+    lock, creation = _claim(fs, given, mode, timeout)
     try:
-        born = exists(directory, fs)
-        _require_mode(directory, mode, born)
+        born = exists(creation.directory, fs)
+        _require_mode(creation.directory, mode, born)
         if not born:
-            _sync_name(fs, directory, made)
-            _create(fs, directory, config)
-        return _open_locked(fs, directory, config, lock, read_only, clock or Clock(), progress, on_error)
+            creation.create(config)
+        store = _open_locked(fs, creation.directory, config, lock, read_only, clock or Clock(), progress, on_error)
     except BaseException:
+        creation.undo()
         lock.release()
         raise
+    store.creation = creation
+    return store
+
+
+def _claim(fs: FileSystem, path: str, mode: str, timeout: float | None) -> tuple[Lock, Creation]:
+    """The lock of the directory, which is made if that is missing; and what was made of an index so far.
+
+    Whoever makes an index holds the lock meanwhile; if that fails he removes the directory, and another one may begin.
+    """
+    for attempt in range(MOST_ATTEMPTS):
+        made = mode in ("a", "x") and not fs.exists(path)
+        try:
+            if made:
+                made = _make_directory(fs, path)
+            directory, lock = fs.lock_directory(path, shared=mode == "r", timeout=timeout)
+            return lock, Creation(fs, directory, lock, made)
+        except BaseException as error:
+            if made:
+                with contextlib.suppress(OSError):  # with anything in it, it is somebody else's now
+                    fs.remove_directory(path)
+            if isinstance(error, LockedError) and mode == "x":
+                raise FileExistsError(errno.EEXIST, f"an index is being made there: {error.strerror}", path) from error
+            vanished = isinstance(error, FileNotFoundError) and fs.exists(os.path.dirname(path))
+            if not vanished or mode not in ("a", "x") or attempt == MOST_ATTEMPTS - 1:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _make_directory(fs: FileSystem, path: str) -> bool:
+    """Makes a directory; returns False when another process has, in this moment."""
+    try:
+        fs.mkdir(path)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _open_locked(
     fs: FileSystem,
     directory: str,
     config: Config,
-    lock: Any,
+    lock: Lock,
     read_only: bool,
     clock: Clock,
     progress: Progress | None,
@@ -116,29 +147,3 @@ def _require_mode(directory: str, mode: str, born: bool) -> None:
         raise FileExistsError(errno.EEXIST, "there is an index already", directory)
     if not born and mode in ("r", "r+"):
         raise FileNotFoundError(errno.ENOENT, "no index", directory)
-
-
-def _sync_name(fs: FileSystem, directory: str, made: bool) -> None:
-    """Puts the directory's own name on the disk, also when it was there: its maker may have been killed before that.
-
-    Nobody's, if it was made by somebody else in a directory that may not be read.
-    """
-    try:
-        fs.sync_directory(os.path.dirname(directory))
-    except PermissionError:
-        if made:
-            raise
-
-
-def _create(fs: FileSystem, directory: str, config: Config) -> None:
-    """Makes an empty index. The superblock comes last: without it the directory is unborn, and made afresh."""
-    for name in fs.listdir(directory):
-        if name != filenames.LOCK and filenames.is_ours(name):
-            fs.unlink(os.path.join(directory, name))
-    identity = uuid.uuid4().bytes
-    reach("create.before_manifest")
-    Manifest(uuid=identity, config=config.to_stored()).save(fs, directory)
-    reach("create.manifest_saved")
-    first = Superblock(identity, epoch_ceiling=config.epoch_stride, mode=config.durability)
-    SuperblockFile.create(fs, directory, first).close()
-    reach("create.superblock_synced")

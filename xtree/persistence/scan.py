@@ -7,7 +7,6 @@ the newest log with a valid first frame.
 from __future__ import annotations
 
 import contextlib
-import os
 
 from xtree.errors import CorruptionError
 from xtree.persistence import checkpoint as checkpoints
@@ -16,6 +15,7 @@ from xtree.persistence.config import Config
 from xtree.persistence.data_files import read_header
 from xtree.persistence.frame import LogLink
 from xtree.persistence.manifest import CheckpointEntry, ClosedLog, DataFileEntry, LogEntry, Manifest
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.wal_reader import read_log
 
@@ -65,7 +65,7 @@ def _links(fs: FileSystem, directory: str, uuid: bytes, names: list[str]) -> dic
         if number is None:
             continue
         try:
-            reader = read_log(fs, os.path.join(directory, name), uuid, number)
+            reader = read_log(fs, path_in(directory, name), uuid, number)
         except CorruptionError:
             continue  # if the chain needs it, the chain breaks there and its epochs are missed
         reader.close()
@@ -97,7 +97,7 @@ def _data_files(
         if parsed is None:
             continue
         size_class, number = parsed
-        with contextlib.closing(fs.open(os.path.join(directory, name), "r")) as file:
+        with contextlib.closing(fs.open(path_in(directory, name), "r")) as file:
             try:
                 header = read_header(file, uuid)
             except CorruptionError:

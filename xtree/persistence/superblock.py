@@ -20,7 +20,6 @@ Invariants:
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 from dataclasses import dataclass
 from struct import Struct
@@ -31,6 +30,7 @@ from xtree.persistence.config import MAX_EPOCH
 from xtree.persistence.crash_points import reach
 from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
 from xtree.persistence.filenames import SUPERBLOCK
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.platform_fs import File, FileSystem, SyncFailedError
 
 MAGIC = b"XTSUPER\0"
@@ -99,7 +99,7 @@ class SuperblockFile:
     @classmethod
     def create(cls, fs: FileSystem, directory: str, value: Superblock) -> SuperblockFile:
         """Make superblock.bin with both copies, generations n and n + 1, and sync it and the directory."""
-        path = os.path.join(directory, SUPERBLOCK)
+        path = path_in(directory, SUPERBLOCK)
         file = fs.open(path, "create")
         try:
             newer = dataclasses.replace(value, generation=value.generation + 1)
@@ -121,7 +121,7 @@ class SuperblockFile:
         Raises FileNotFoundError; CorruptionError when neither copy can be read; FormatVersionError when one of them is
         of another version.
         """
-        path = os.path.join(directory, SUPERBLOCK)
+        path = path_in(directory, SUPERBLOCK)
         file = fs.open(path, "rw" if writable else "r")
         try:
             value, newest, readable = _read_copies(file)

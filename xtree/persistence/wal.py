@@ -17,7 +17,6 @@ Order in the life of a log:
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +47,7 @@ from xtree.persistence.frame import (
     aligned,
     frame_bytes,
 )
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.platform_fs import Buffer, File, FileSystem, Path, SyncFailedError
 from xtree.persistence.superblock import MODES
 
@@ -167,7 +167,7 @@ class LogWriter:
         log doesn't grow into the last `keep_free` bytes of the disk. `mode` is the durability mode of its frames; in
         "eventual", where no commit waits for a sync, ground is given as disk space without zeros and without a sync.
         """
-        path = os.path.join(directory, log_name(number))
+        path = path_in(directory, log_name(number))
         header = pack_header(LOG_MAGIC, LOG_FORMAT, uuid, LOG_BODY.pack(number))
         file = fs.open(path, "create")
         try:

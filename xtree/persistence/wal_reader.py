@@ -69,7 +69,7 @@ class LogReader:
         _, (found,) = unpack_header(header, LOG_MAGIC, LOG_FORMAT, LOG_BODY, self.path, uuid)
         if found != number:
             raise CorruptionError(f"{self.path}: expected log {number}, found log {found}")
-        self._chain = FrameChain(self.path, uuid, number, HEADER_BYTES, header_crc(header), 0)
+        self._chain = FrameChain(str(self.path), uuid, number, HEADER_BYTES, header_crc(header), 0)
         self.link: LogLink | None = None
         run = self._next(FRAME_LINK, 1)
         if run is not None:
@@ -166,7 +166,7 @@ class LogReader:
     def _chain_from(self, last_epoch: int) -> FrameChain:
         """The chain as it stands, behind a given epoch."""
         end = self._chain
-        return FrameChain(self.path, self.uuid, self.number, end.end_offset, end.last_crc, last_epoch)
+        return FrameChain(str(self.path), self.uuid, self.number, end.end_offset, end.last_crc, last_epoch)
 
     def _read(self, at: int, n: int) -> None:
         """Reads the chunk that begins at an offset; `n` bytes are known to lie inside the file."""

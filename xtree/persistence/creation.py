@@ -1,0 +1,80 @@
+"""Making an index in a directory, and unmaking it: whoever does either holds the directory's lock.
+
+A creation that fails leaves nothing behind: no file, and no directory that it made. One that was killed leaves files
+without a superblock, and the next begins by removing them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+
+from xtree.errors import StoreFailedError
+from xtree.persistence import filenames
+from xtree.persistence.config import Config
+from xtree.persistence.crash_points import reach
+from xtree.persistence.lock_file import Lock
+from xtree.persistence.manifest import Manifest
+from xtree.persistence.open_directory import OpenDirectory, path_in
+from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.superblock import Superblock, SuperblockFile
+
+
+class Creation:
+    """What an open makes in a directory that it has locked. made: it has made the directory itself."""
+
+    def __init__(self, fs: FileSystem, directory: OpenDirectory, lock: Lock, made: bool) -> None:
+        self.directory = directory
+        self.begun = False  # there was no index, and one was made, or begun
+        self._fs = fs
+        self._lock = lock
+        self._made = made
+
+    def create(self, config: Config) -> None:
+        """Makes an empty index. The superblock comes last: without it the directory is unborn, and made afresh."""
+        fs, directory = self._fs, self.directory
+        self.begun = True
+        self._sync_name()
+        for name in fs.listdir(directory):
+            if name != filenames.LOCK and filenames.is_ours(name):
+                fs.unlink(path_in(directory, name))
+        identity = uuid.uuid4().bytes
+        reach("create.before_manifest")
+        Manifest(uuid=identity, config=config.to_stored()).save(fs, directory)
+        reach("create.manifest_saved")
+        first = Superblock(identity, epoch_ceiling=config.epoch_stride, mode=config.durability)
+        SuperblockFile.create(fs, directory, first).close()
+        reach("create.superblock_synced")
+
+    def undo(self) -> None:
+        """Removes what was made and lets the lock go, as far as that can be done; an index that was there stays."""
+        fs, directory = self._fs, self.directory
+        with contextlib.suppress(OSError, StoreFailedError):  # what isn't at its path any more is left alone
+            names = [name for name in fs.listdir(directory) if filenames.is_ours(name)]
+            if self.begun or (names == [filenames.LOCK] and not self._lock.shared):
+                remove_files(fs, directory, names)
+                fs.remove_lock(self._lock, self._made)
+
+    def _sync_name(self) -> None:
+        """Puts the directory's own name on the disk, also when it was there: its maker may have been killed before.
+
+        Nobody's, if it was made by somebody else in a directory that may not be read.
+        """
+        try:
+            self._fs.sync_directory(os.path.dirname(self.directory))
+        except PermissionError:
+            if self._made:
+                raise
+
+
+def remove_files(fs: FileSystem, directory: OpenDirectory, names: list[str]) -> None:
+    """Removes the files of an index, not the lock's: the superblock first and for good, without it nothing opens."""
+    if filenames.SUPERBLOCK in names:
+        fs.unlink(path_in(directory, filenames.SUPERBLOCK))
+        with contextlib.suppress(OSError):
+            fs.sync_directory(directory)
+    for name in names:
+        if name not in (filenames.SUPERBLOCK, filenames.LOCK):
+            with contextlib.suppress(OSError):
+                fs.unlink(path_in(directory, name))

@@ -1,0 +1,133 @@
+"""Locks on directories: an advisory lock, shared or exclusive, on a file in each.
+
+The system's lock belongs to the open file: another handle of the same process can't have it either, and no close of
+another descriptor gives it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import weakref
+
+from xtree.persistence.open_directory import Path, PathIn
+
+WINDOWS = sys.platform == "win32"
+if WINDOWS:
+    import portalocker
+else:
+    import fcntl
+
+OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
+
+_locks: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _close_locks_in_child() -> None:
+    """After a fork, also one in the middle of an open: a child that lives on must not hold its parent's locks."""
+    for lock in list(_locks):
+        lock.close_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks_in_child)
+
+
+class Lock:
+    """A held lock on a directory. The kernel lets go of it when the process ends, however it ends.
+
+    One on a path of `path_in` has the open directory as its own, which is closed with it.
+    """
+
+    def __init__(self, path: Path, fd: int, shared: bool) -> None:
+        self.path = os.fspath(path)
+        self.directory = path.directory if isinstance(path, PathIn) else None
+        self.shared = shared
+        self._fd = fd
+        self._pid = os.getpid()
+        _locks.add(self)
+
+    def release(self) -> None:
+        """Let go of the lock. Releasing twice does nothing; in a forked child only the descriptor is closed."""
+        if self._fd >= 0 and os.getpid() == self._pid:
+            if not self.shared:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, 0)
+            _unlock(self._fd)
+        self.close_in_child()
+
+    def is_on(self, fd: int) -> bool:
+        """Whether this lock is held, and on the file behind a descriptor."""
+        held = self._fd
+        if held < 0:
+            return False
+        try:
+            return os.path.samestat(os.fstat(held), os.fstat(fd))
+        except OSError:  # released meanwhile by another thread
+            return False
+
+    def close_in_child(self) -> None:
+        """Close the descriptor without unlocking: after a fork the lock stays with the parent, for its whole life."""
+        if self.directory is not None:
+            self.directory.close()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def open_lock(path: Path, shared: bool, directory: int | None) -> int:
+    """A descriptor for the lock file; -1 when a shared lock must do without."""
+    if not shared:
+        return os.open(path, os.O_RDWR | os.O_CREAT | OPEN_FLAGS, 0o666, dir_fd=directory)
+    try:
+        return os.open(path, os.O_RDONLY | OPEN_FLAGS, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CREAT | OPEN_FLAGS, 0o666, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return -1
+        raise
+
+
+def try_lock(fd: int, shared: bool) -> bool:
+    """Whether the lock could be taken at once."""
+    if WINDOWS:
+        kind = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
+        try:
+            portalocker.lock(fd, kind | portalocker.LockFlags.NON_BLOCKING)
+        except portalocker.LockException:
+            return False
+        return True
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unlock(fd: int) -> None:
+    if WINDOWS:
+        portalocker.unlock(fd)
+    else:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def owner_of(fd: int) -> str:
+    """Who holds the lock, as far as the file says: a writer leaves its id there, readers leave nothing."""
+    for lock in list(_locks):
+        if lock.is_on(fd):
+            return f"process {os.getpid()}, which is this one: another handle {'reads' if lock.shared else 'holds'} it"
+    try:
+        os.lseek(fd, 0, os.SEEK_SET)
+        pid = int(os.read(fd, 20))
+        if not WINDOWS:
+            os.kill(pid, 0)
+    except PermissionError:  # alive, but another user's
+        pass
+    except (OSError, ValueError, OverflowError):
+        return "another process that reads it"
+    return f"process {pid}"
