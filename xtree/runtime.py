@@ -74,7 +74,7 @@ class Runtime:
         # Weak, so that the last handle forgotten closes an index that nobody closed.
         self._handles: weakref.WeakValueDictionary[WriterLock, XTree] = weakref.WeakValueDictionary()
         self._naming = threading.Lock()
-        self._finalizer = weakref.finalize(self, DurableStore.close, store)
+        self._finalizer = weakref.finalize(self, DurableStore.let_go, store)
 
     @property
     def path(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -22,6 +23,7 @@ from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.lock_file import Lock
 from xtree.persistence.metrics import Latency
 from xtree.persistence.mvcc import Epochs
+from xtree.persistence.open_directory import DirectoryLostError
 from xtree.persistence.recovery import Recovered
 from xtree.persistence.recycler import Recycler
 from xtree.persistence.segment_allocator import SegmentAllocator
@@ -85,6 +87,11 @@ class DurableStore(Store):
     def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
         """Copies the current epoch into a directory of its own (persistence.backup)."""
         write_backup(self, self._journal.fs, path, progress)
+
+    def let_go(self) -> None:
+        """Closes a store that nobody closed. That its directory is lost, which may be why, only the log tells."""
+        with contextlib.suppress(DirectoryLostError):
+            self.close()
 
     def discard(self) -> None:
         """Closes the store and, if this open has made the index, removes it again: what was to fill it has failed."""
