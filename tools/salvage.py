@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import xtree
 from xtree.bucket import header_of, parse
 from xtree.errors import CorruptionError
+from xtree.forest import Forest
 from xtree.persistence import filenames
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.config import PAGE_BYTES
@@ -398,15 +399,16 @@ def _deduplicate(saved: Saved) -> None:
 
 
 def _write(harvest: Harvest, target: str) -> None:
-    """Makes every tree with the parameters that it had, those with the same ones in one open."""
-    groups: dict[tuple[tuple[str, Any], ...], list[str]] = {}
-    for name, saved in harvest.trees.items():
-        groups.setdefault(tuple(sorted(saved.parameters.items())), []).append(name)
-    for parameters, names in groups.items():
-        with xtree.Runtime(target, config=xtree.Config(**dict(parameters))) as runtime:
-            for name in names:
-                saved = harvest.trees[name]
-                tree = runtime.tree(name, dims=saved.dims)
-                ids, boxes = saved.records()
-                if len(ids):
-                    tree.bulk_load(ids, boxes)
+    """Makes every tree with the parameters that it had. When that fails nothing is left of it."""
+    runtime = xtree.Runtime(target, mode="x")
+    try:
+        for name, saved in harvest.trees.items():
+            Forest(runtime._store, xtree.Config(**saved.parameters)).find_or_make(name, saved.dims)
+            ids, boxes = saved.records()
+            if len(ids):
+                runtime.tree(name).bulk_load(ids, boxes)
+        runtime.checkpoint()  # which may find the disk full
+    except BaseException:
+        runtime._discard()
+        raise
+    runtime.close()

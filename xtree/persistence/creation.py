@@ -10,13 +10,12 @@ import contextlib
 import os
 import uuid
 
-from xtree.errors import StoreFailedError
 from xtree.persistence import filenames
 from xtree.persistence.config import Config
 from xtree.persistence.crash_points import reach
 from xtree.persistence.lock_file import Lock
 from xtree.persistence.manifest import Manifest
-from xtree.persistence.open_directory import OpenDirectory, path_in
+from xtree.persistence.open_directory import DirectoryLostError, OpenDirectory, path_in
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.superblock import Superblock, SuperblockFile
 
@@ -48,13 +47,24 @@ class Creation:
         reach("create.superblock_synced")
 
     def undo(self) -> None:
-        """Removes what was made and lets the lock go, as far as that can be done; an index that was there stays."""
+        """Removes what was made, as far as that can be done, and lets the lock go; an index that was there stays."""
+        with contextlib.suppress(OSError, DirectoryLostError):  # a directory that isn't there any more is left alone
+            if self.begun:
+                self._remove_files()
+        self._fs.give_up(self.directory, self._lock, self._made)
+
+    def _remove_files(self) -> None:
+        """All but the lock's; the superblock first and for good, since without it nothing of the rest opens."""
         fs, directory = self._fs, self.directory
-        with contextlib.suppress(OSError, StoreFailedError):  # what isn't at its path any more is left alone
-            names = [name for name in fs.listdir(directory) if filenames.is_ours(name)]
-            if self.begun or (names == [filenames.LOCK] and not self._lock.shared):
-                remove_files(fs, directory, names)
-                fs.remove_lock(self._lock, self._made)
+        names = [name for name in fs.listdir(directory) if filenames.is_ours(name) and name != filenames.LOCK]
+        if filenames.SUPERBLOCK in names:
+            names.remove(filenames.SUPERBLOCK)
+            fs.unlink(path_in(directory, filenames.SUPERBLOCK))
+            with contextlib.suppress(OSError):
+                fs.sync_directory(directory)
+        for name in names:
+            with contextlib.suppress(OSError):
+                fs.unlink(path_in(directory, name))
 
     def _sync_name(self) -> None:
         """Puts the directory's own name on the disk, also when it was there: its maker may have been killed before.
@@ -66,15 +76,3 @@ class Creation:
         except PermissionError:
             if self._made:
                 raise
-
-
-def remove_files(fs: FileSystem, directory: OpenDirectory, names: list[str]) -> None:
-    """Removes the files of an index, not the lock's: the superblock first and for good, without it nothing opens."""
-    if filenames.SUPERBLOCK in names:
-        fs.unlink(path_in(directory, filenames.SUPERBLOCK))
-        with contextlib.suppress(OSError):
-            fs.sync_directory(directory)
-    for name in names:
-        if name not in (filenames.SUPERBLOCK, filenames.LOCK):
-            with contextlib.suppress(OSError):
-                fs.unlink(path_in(directory, name))

@@ -387,21 +387,20 @@ class FileSystem:
                 self.require_own(directory)
                 return directory, lock
             except BaseException as error:
-                lock.release()
+                self.give_up(directory, lock, False)
                 replaced += 1
                 if not isinstance(error, DirectoryLostError) or replaced == _MOST_REPLACED:
                     raise
 
-    def remove_lock(self, lock: Lock, with_directory: bool) -> None:
-        """Remove the file of a lock on an open directory, `with_directory` that as well if it is empty, and let go."""
-        path, directory = lock.path, os.path.dirname(lock.path) if lock.directory is None else lock.directory
-        if WINDOWS:  # removes no file that anybody has open
-            lock.release()
-            path, directory = str(path), str(directory)
-        with contextlib.suppress(OSError):
-            self.unlink(path)
-            if with_directory:
-                self.remove_directory(directory)
+    def give_up(self, directory: OpenDirectory, lock: Lock, made: bool) -> None:
+        """Let go of a lock and, when there is nothing else in the directory, remove its file; if `made`, both."""
+        with contextlib.suppress(OSError, DirectoryLostError):
+            if not lock.shared and self.listdir(directory) == [LOCK]:
+                if WINDOWS:  # no file is removed that anybody has open, and no directory
+                    lock.release()
+                self.unlink(str(lock.path) if WINDOWS else lock.path)
+                if made:
+                    self.remove_directory(str(directory) if WINDOWS else directory)
         lock.release()
 
     @contextlib.contextmanager

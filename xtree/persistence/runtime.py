@@ -84,7 +84,6 @@ def open_store(
         store = _open_locked(fs, creation.directory, config, lock, read_only, clock or Clock(), progress, on_error)
     except BaseException:
         creation.undo()
-        lock.release()
         raise
     store.creation = creation
     return store
