@@ -56,7 +56,8 @@ class TransactionError(XTreeError, RuntimeError):
 
 
 class StoreFailedError(XTreeError, RuntimeError):
-    """Raised when a write is asked of a store that an earlier I/O error has poisoned; reopening clears it."""
+    """Raised when a write is asked of a store that an earlier I/O error has poisoned, or whose directory was moved,
+    removed or replaced; reopening clears it."""
 
 
 class CorruptionError(XTreeError, ValueError):

@@ -78,7 +78,7 @@ class Runtime:
 
     @property
     def path(self) -> str:
-        """The directory."""
+        """The directory: its real path, with the links followed that were there at the open."""
         return str(self._store.path)
 
     @property
@@ -170,8 +170,8 @@ class Runtime:
     def close(self) -> None:
         """Closes the directory: open transactions are aborted, running queries finish, later use raises ClosedError.
 
-        Idempotent. Raises OSError when the last checkpoint can't be written; the index is closed all the same, and
-        nothing committed is lost.
+        Idempotent. Raises OSError when the last checkpoint can't be written, StoreFailedError when its directory turns
+        out to be moved or replaced; the index is closed all the same, and nothing committed is lost.
         """
         try:
             self._store.close()
