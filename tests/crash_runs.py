@@ -13,6 +13,7 @@ from pathlib import Path
 import brute
 import numpy as np
 from faults import SECTORS, DiskState, ForgetfulFileSystem, Image, PowerLoss, digest, read_image, write_image
+from pages import check_after_a_power_loss
 from stack_writer import PageStack
 from workloads import COPY, INDEX, WORKLOADS, Model, Stage, canonical, models, open_runtime, records, stack_of
 
@@ -150,7 +151,7 @@ def verify(path: Path, config: xtree.Config) -> tuple[int, Contents]:
     damaged = [str(finding) for finding in report.of(DAMAGE) if not torn_at_the_close(finding)]
     assert report.opens and not damaged, damaged
     with open_runtime(path, config, mode="r") as runtime:
-        runtime.check()
+        check_after_a_power_loss(runtime, runtime._store)
         return runtime.stats()["epoch"], held_by(runtime)
 
 
@@ -191,7 +192,7 @@ class Examiner:
         assert read_image(root) == image, "a read-only open has written"
         with open_runtime(path, config) as runtime:
             assert runtime.stats()["epoch"] == epoch and held_by(runtime) == held, "recovered again it's another state"
-            runtime.check()
+            check_after_a_power_loss(runtime, runtime._store)
             require_right_answers(runtime)
             more = write_more(runtime, self.run.models[epoch])
             following = runtime.stats()["epoch"]

@@ -30,7 +30,7 @@ LAYERS = [
     # 5 order: when things happen and in which order
     {"persistence.checkpoint_coordinator", "persistence.recovery", "persistence.replay", "persistence.scan",
      "persistence.journal", "persistence.commit_queue", "persistence.checkpointer", "persistence.checkpoint_policy",
-     "persistence.backpressure", "persistence.log_gc", "persistence.reclaimer"},
+     "persistence.backpressure", "persistence.log_gc", "persistence.reclaimer", "persistence.file_check"},
     # 6 store: the whole substrate behind a few verbs, and named roots
     {"persistence.store", "persistence.write_set", "persistence.memory_store", "persistence.durable_store",
      "persistence.delta", "persistence.runtime", "persistence.creation", "persistence.page_copy",

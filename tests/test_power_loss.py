@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from faults import ForgetfulFileSystem, PowerLoss, write_image
-from pages import SMALL, after, history, put, random_changes, texts_of
+from pages import SMALL, after, check_after_a_power_loss, history, put, random_changes, texts_of
 
 from xtree.persistence.crash_points import set_hook
 from xtree.persistence.runtime import open_store
@@ -59,7 +59,7 @@ def checked(path, expected, trail):
     store = open_store(path, config=SMALL)
     found = texts_of(store)
     assert found in expected, trail
-    store.check()
+    check_after_a_power_loss(store, store)
     put(store, {"more": "after"})
     store.close()
     store = open_store(path, mode="r", config=SMALL)

@@ -1,47 +1,40 @@
-"""Check: full verification of an index, read-only."""
+"""Check: what fsck verifies, told as a verdict and the first thing that is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-import xtree
+from xtree.tools.fsck import fsck
+from xtree.tools.fsck_report import DAMAGE, ORPHAN, Report
 
 __all__ = ["check_index"]
 
 
 def check_index(path: Path) -> dict[str, Any]:
-    """Verifies the store and every page of every tree: CRCs, containment, levels, counts, reachability.
+    """Verifies an index read-only, as fsck does: every file, every page of every tree, and what they say of each other.
 
-    Returns {"path", "ok", "seconds", "error", "trees"}, where `error` is the first thing found to be wrong, or None,
-    and `trees` says for each tree its records and what is wrong with it. Errors other than CorruptionError are passed
-    on.
+    Returns {"path", "ok", "seconds", "error", "damage", "orphans", "trees"}: `error` is the first of `damage` things
+    found to be wrong, or why the index doesn't open, or None; `orphans` counts leftovers; `trees` says for each tree
+    its records, None where that can't be told, and what is wrong with it. Raises what fsck does.
     """
-    started = perf_counter()
-    trees: dict[str, dict[str, Any]] = {}
-    try:
-        with xtree.Runtime(path, mode="r") as runtime:
-            damage = _damage(runtime.check)
-            for name in runtime.trees():
-                tree = runtime.tree(name)
-                trees[name] = {"records": len(tree), "error": _damage(tree.check) if damage else None}
-    except xtree.CorruptionError as error:
-        damage = str(error)
+    report = fsck(path)
+    damage = report.of(DAMAGE)
     return {
         "path": str(path),
-        "ok": damage is None,
-        "seconds": perf_counter() - started,
-        "error": damage,
-        "trees": trees,
+        "ok": report.ok,
+        "seconds": report.seconds,
+        "error": str(damage[0]) if damage else report.error,
+        "damage": len(damage),
+        "orphans": len(report.of(ORPHAN)),
+        "trees": {
+            name: {"records": tree["records"], "error": None if tree["ok"] else _wrong_with(name, report)}
+            for name, tree in report.trees.items()
+        },
     }
 
 
-def _damage(verify: Callable[[], None]) -> str | None:
-    """What a verification finds wrong, None when it finds nothing."""
-    try:
-        verify()
-    except xtree.CorruptionError as error:
-        return str(error)
-    return None
+def _wrong_with(name: str, report: Report) -> str:
+    """The first thing that is wrong with a tree; below a page that can't be read nothing more is known of it."""
+    own = (str(finding) for finding in report.of(DAMAGE) if finding.tree == name)
+    return next(own, "pages of it can't be read")

@@ -31,7 +31,8 @@ def fsck(
     """Verifies an index and reports all that is wrong with it; changes nothing.
 
     source: the directory of an index that no process has open for writing, of which every file is verified; or an open
-    Runtime, also a writing one, of which one epoch is, while others go on: rows, slots, pages, trees. progress: called
+    Runtime, also a writing one, of which the same is, while others go on: its files, rows and slots, and the pages and
+    trees of one epoch. progress: called
     with (bytes done, bytes in all). Raises LockedError, FileNotFoundError, NotADirectoryError, CorruptionError for a
     directory that never was an index, ClosedError, OSError.
     """
@@ -101,7 +102,7 @@ def _open(directory: Directory, report: Report) -> DurableStore | None:
 
 
 def _check_runtime(runtime: Runtime, progress: Progress | None) -> Report:
-    """One epoch of an open runtime."""
+    """One epoch of an open runtime, and its files."""
     report = Report(runtime.path, "snapshot")
     store = runtime._store
     meter = _Meter(store._journal.fs, runtime.path, progress)
@@ -114,6 +115,8 @@ def _check_runtime(runtime: Runtime, progress: Progress | None) -> Report:
             store._journal.data_files.verify_headers()
         except (CorruptionError, FormatVersionError) as error:
             report.add_error(DAMAGE, "data file", error, "a data file's header")
+        for flaw in store._file_flaws():
+            report.add_error(DAMAGE, flaw.part, flaw.error, "what was written", file=flaw.name)
     meter.data()
     _check_epoch(store, report, meter)
     meter.end()
@@ -135,7 +138,10 @@ class _Meter:
 
     def __init__(self, fs: FileSystem, path: str, progress: Progress | None) -> None:
         self._progress = progress
-        sizes = {name: fs.size(path_in(path, name)) for name in fs.listdir(path) if filenames.is_ours(name)}
+        sizes = {}
+        for name in filter(filenames.is_ours, fs.listdir(path)):
+            with contextlib.suppress(FileNotFoundError):  # a writer replaces and deletes files meanwhile
+                sizes[name] = fs.size(path_in(path, name))
         self._data = sum(size for name, size in sizes.items() if filenames.parse_data(name))
         self._total = sum(sizes.values())
         self._done = 0.0

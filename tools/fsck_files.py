@@ -53,6 +53,7 @@ class Log:
     stopped_because: str = ""
     unexposed: int = 0
     damage: Exception | None = None
+    stray_at: int | None = None  # where the first byte stands, between two frames, that isn't zero
     evidence: str | None = None  # why a bad frame is damage, not the beginning of a torn tail
     known_epoch: int = 0  # of a commit that was in it once
 
@@ -254,15 +255,18 @@ class Directory:
 
     def _follow(self, reader: LogReader, log: Log) -> None:
         log.link = reader.link
+        end = reader.end_offset
         for run in reader.runs():
             log.frames += len(run)
-        log.end, log.stopped_because = reader.end, reader.stopped_because
+            if log.stray_at is None:
+                log.stray_at = reader.stray_byte(end, run)
+            end = run.end_offset
+        log.end, log.stopped_because, log.tail_bytes = reader.end, reader.stopped_because, reader.tail_bytes
         if log.recorded is not None:
             if closed_log(log.recorded) != closed_log(reader.end):
                 log.evidence = f"log {log.number} ends at offset {log.recorded.end_offset} by what is recorded of it"
                 log.known_epoch = log.recorded.last_epoch
             return
-        log.tail_bytes = reader.tail_bytes
         if log.tail_bytes:
             known = None if reader.link is None else reader.last_epoch
             later = find_later_link(self.fs, reader.path, reader.uuid, log.number, reader.end_offset, known)

@@ -161,12 +161,16 @@ def _judge_log(log: Log, report: Report) -> None:
         report.add_error(DAMAGE, "log", log.damage, "a log", file=log.name)
         return
     assert log.end is not None
+    if log.stray_at is not None:
+        report.add(DAMAGE, "log", "zeros between two frames", "another byte", file=log.name, offset=log.stray_at)
     if log.evidence is not None:
         found = f"{log.stopped_because}, though {log.evidence}"
         report.add(DAMAGE, "log", "a frame", found, file=log.name, offset=log.end.end_offset)
     elif log.tail_bytes:
         found = f"a torn tail of {log.tail_bytes} bytes ({log.stopped_because}); the next open drops it"
-        if log.stopped_because == "not exposed":
+        if log.recorded is not None:
+            found = f"{log.tail_bytes} bytes behind its recorded end, which count for nothing"
+        elif log.stopped_because == "not exposed":
             found = f"{log.unexposed} frames of {log.tail_bytes} bytes, no commits yet; the next open drops them"
         report.add(NOTE, "log", "the end of the frames", found, file=log.name, offset=log.end.end_offset)
 

@@ -121,7 +121,7 @@ def _recovery(directory: Directory) -> str:
     cut = [
         f"cuts off {log.tail_bytes} bytes at offset {log.end.end_offset} of {log.name}"
         for log in directory.logs.values()
-        if log.tail_bytes and log.end is not None and log.damage is None
+        if log.tail_bytes and log.recorded is None and log.end is not None and log.damage is None
     ]
     replays = f"the index opened and closed, which replays {len(directory.logs)} logs"
     return ", ".join([replays, *cut, "writes checkpoints and lets the logs go"])

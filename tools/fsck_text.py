@@ -1,4 +1,4 @@
-"""Reports of fsck and salvage as lines for people."""
+"""Reports of check, fsck and salvage as lines for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from xtree.tools.fsck_report import DAMAGE, NOTE, ORPHAN, Report
 
-__all__ = ["report_lines", "salvage_lines"]
+__all__ = ["check_lines", "report_lines", "salvage_lines"]
 
 MOST_LINES = 50  # of one severity
 
@@ -51,6 +51,17 @@ def _verdict(report: Report) -> str:
     left = f", {orphans} orphan(s)" if orphans else ""
     at = "" if report.epoch is None else f" at epoch {report.epoch}"
     return f"DAMAGED, {damage} finding(s){left}" if not report.ok else f"fine{at}{left}"
+
+
+def check_lines(result: dict[str, Any]) -> Iterator[str]:
+    """The trees, and whether everything is right."""
+    for name, tree in result["trees"].items():
+        records = "of unknown size" if tree["records"] is None else f"{tree['records']:,} records"
+        yield f"  {name}: {records}{', DAMAGED: ' + tree['error'] if tree['error'] else ''}"
+    more = f", and {result['damage'] - 1} more (xtree fsck lists them)" if result["damage"] > 1 else ""
+    orphans = f", {result['orphans']} orphan(s)" if result["orphans"] else ""
+    verdict = f"fine{orphans}" if result["ok"] else f"DAMAGED: {result['error']}{more}"
+    yield f"{result['path']}: {verdict} ({result['seconds']:.2f} s)"
 
 
 def salvage_lines(result: dict[str, Any]) -> Iterator[str]:

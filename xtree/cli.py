@@ -27,7 +27,7 @@ from xtree.tools.dump import WHAT, dump_index
 from xtree.tools.dump_text import dump_lines
 from xtree.tools.fsck import fsck
 from xtree.tools.fsck_repair import repair
-from xtree.tools.fsck_text import report_lines, salvage_lines
+from xtree.tools.fsck_text import check_lines, report_lines, salvage_lines
 from xtree.tools.salvage import salvage_index
 
 __all__ = ["main"]
@@ -191,18 +191,18 @@ def info(path: Path, json_output: bool) -> None:
 @as_json
 @clear_errors
 def check(path: Path, json_output: bool) -> None:
-    """Verify every page of every tree of the index PATH. Opens it read-only; exit status 1 when something is wrong.
+    """Verify everything that `fsck` does of the index PATH, every file and every page of every tree.
 
-    JSON keys: path, ok, seconds, error (the first thing wrong, or null), trees (by name: records, error).
+    Changes nothing. Exit status 1 when something is wrong, of which the first is shown; `xtree fsck` lists all.
+
+    JSON keys: path, ok, seconds, error (the first thing wrong, or null), damage (how many are), orphans (how many
+    leftovers there are that hold no commit), trees (by name: records, error).
     """
     result = check_index(path)
     if json_output:
         _print_json(result)
     else:
-        for name, tree in result["trees"].items():
-            click.echo(f"  {name}: {tree['records']:,} records{', DAMAGED: ' + tree['error'] if tree['error'] else ''}")
-        state = "fine" if result["ok"] else f"DAMAGED: {result['error']}"
-        click.echo(f"{path}: {state} ({result['seconds']:.2f} s)")
+        _say(check_lines(result))
     if not result["ok"]:
         sys.exit(FOUND)
 

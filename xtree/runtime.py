@@ -161,7 +161,11 @@ class Runtime:
         self._store.backup(as_path(path), progress)
 
     def check(self) -> None:
-        """Verifies the store and every tree in it; reads every page. Raises CorruptionError at the first flaw."""
+        """Verifies the store, its files and every tree in it; reads every page and every log.
+
+        Superblock, manifest, checkpoints and logs are read from the disk once more, also what the open could do
+        without. Others may read and write meanwhile. Raises CorruptionError at the first flaw, OSError.
+        """
         with self._store.call():
             self._store.check()
         for name in self.trees():

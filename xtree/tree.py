@@ -126,8 +126,8 @@ class XTree(Writer):
     def check(self) -> None:
         """Verifies the whole tree: containment, exact bounds, reachability, levels, counts, checksums.
 
-        Reads every page; of a tree opened by itself also the store beneath. Raises CorruptionError at the first thing
-        wrong.
+        Reads every page; of a tree opened by itself also the store beneath and all its files, as `Runtime.check` does.
+        Raises CorruptionError at the first thing wrong, OSError.
         """
         super().check()
         if self._owner:

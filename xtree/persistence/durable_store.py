@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from xtree.errors import StoreFailedError
@@ -19,6 +19,7 @@ from xtree.persistence.commit_queue import uninterrupted
 from xtree.persistence.config import PAGE_BYTES
 from xtree.persistence.creation import Creation
 from xtree.persistence.delta import deltas_of, touched_windows
+from xtree.persistence.file_check import Flaw, file_flaws
 from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.lock_file import Lock
 from xtree.persistence.metrics import Latency
@@ -108,7 +109,7 @@ class DurableStore(Store):
         self._coordinator.checkpointer.wait_for_room(timeout)
 
     def check(self) -> None:
-        """Verifies table, allocator, their agreement, every data file's header and every live page's CRC.
+        """Verifies table, allocator, their agreement, every file but for unused slots, and every live page's CRC.
 
         Raises CorruptionError, FormatVersionError, OSError.
         """
@@ -116,8 +117,14 @@ class DurableStore(Store):
             super().check()
             self._check_places()
             self._journal.data_files.verify_headers()
+            for flaw in self._file_flaws():
+                raise flaw.error
             self._learn_file_ends()
             self.verify_pages(published.epoch)
+
+    def _file_flaws(self) -> Iterator[Flaw]:
+        """What is wrong with superblock, manifest, checkpoints and logs (persistence.file_check)."""
+        return file_flaws(self._journal, after_crash=not self.recovery.clean)
 
     def stats(self) -> dict[str, Any]:
         """Figures of the whole substrate, as nested dicts. docs/metrics.md explains them."""

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import threading
 
-from xtree.errors import CapacityError
+from xtree.errors import CapacityError, CorruptionError
 from xtree.persistence import filenames
 from xtree.persistence.config import MAX_EPOCH, Config
 from xtree.persistence.crash_points import reach
@@ -126,6 +126,20 @@ class Journal:
     def require_own(self) -> None:
         """Raises DirectoryLostError when another directory, or none, is at the index's path now."""
         self.fs.require_own(self.directory)
+
+    def verify_manifest(self) -> None:
+        """Reads the manifest once more, as it is on the disk. Raises CorruptionError, FormatVersionError, OSError."""
+        with self._changing:
+            known = self.manifest
+            try:
+                found = Manifest.load(self.fs, self.directory)
+            except FileNotFoundError as error:
+                raise CorruptionError(f"{error.filename}: expected the manifest, found none") from None
+            if found.uuid != known.uuid or found.generation < known.generation:  # a save that failed may have succeeded
+                raise CorruptionError(
+                    f"{path_in(self.directory, filenames.MANIFEST)}: expected generation {known.generation} of "
+                    f"index {known.uuid.hex()}, found generation {found.generation} of {found.uuid.hex()}"
+                )
 
     def publish_superblock(self, sync: bool, **epochs: int) -> None:
         """Writes these epochs, and the mode in force, to the superblock."""

@@ -139,6 +139,36 @@ class SuperblockFile:
             self._file.sync()
             fs.sync_directory(directory)
 
+    def verify(self, after_crash: bool) -> None:
+        """Read both copies once more, beside whoever writes; after a crash one may be torn until both are written.
+
+        A copy that is being written, or whose write has failed, is nobody's damage. Raises CorruptionError,
+        FormatVersionError, OSError.
+        """
+        for copy in range(COPIES):
+            if copy == self._newest or self.copies_readable == COPIES or not after_crash:
+                self._verify_copy(copy)
+        if self._file.size() != COPIES * HEADER_BYTES:
+            expected = f"{COPIES} copies of {HEADER_BYTES} bytes"
+            raise CorruptionError(f"{self._file.path}: expected {expected}, found {self._file.size()} bytes")
+
+    def _verify_copy(self, copy: int) -> None:
+        offset = copy * HEADER_BYTES
+        for _ in range(COPIES + 1):  # whoever writes meanwhile puts right what is read as wrong
+            generation, settled = self._generation, self._newest if self._synced is None else self._synced
+            try:
+                found = Superblock.decode(self._file.pread(HEADER_BYTES, offset), self._file.path, offset)
+                if found.uuid != self.value.uuid:
+                    raise CorruptionError(
+                        f"{self._file.path}: at offset {offset}: expected a copy of index {self.value.uuid.hex()}, "
+                        f"found one of {found.uuid.hex()}"
+                    )
+                return
+            except CorruptionError:
+                quiet = generation == self.value.generation or copy == settled
+                if quiet and generation == self._generation:
+                    raise
+
     def sync(self) -> None:
         """Put on the disk what was found in the file: a process that was killed may have left it in the cache only.
 

@@ -119,6 +119,20 @@ class LogReader:
                 last = at + len(used)
         return last - self.end_offset
 
+    def stray_byte(self, end: int, run: FrameRun) -> int | None:
+        """Where the first byte that isn't zero stands between frames, from `end`, that of the frame before the run, on.
+
+        A frame that doesn't begin where the last one ends begins on the next boundary, in a file that was all zeros.
+        """
+        first = run.offset - run.place(0)[0]
+        for i in range(len(run)):
+            place, length = run.place(i)
+            gap = self._file.pread(first + place - end, end).lstrip(b"\0") if first + place > end else b""
+            if gap:
+                return first + place - len(gap)
+            end = first + place + length
+        return None
+
     def count_unexposed(self) -> int:
         """How many frames link behind the last one read."""
         before = self._chain, self._admits, self.stopped_because
