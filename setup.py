@@ -25,6 +25,7 @@ BUILD = SANITIZE or ("checked" if DEBUG else "")
 
 MODULES = [
     "xtree.persistence.memory",
+    "xtree.persistence.breath",
     "xtree.persistence.node_id",
     "xtree.persistence.page_checksum",
     "xtree.persistence.mmap_windows",
@@ -54,6 +55,7 @@ MODULES = [
     "xtree.kernels",
     "xtree.kernel_forms",
     "xtree.arrays",
+    "xtree.parallel",
     "xtree.query_order",
     "xtree.walk",
     "xtree.leaf_group",

@@ -94,7 +94,7 @@ def test_the_rows_are_shared_out_among_as_many_threads_as_were_asked_for(tree):
     met = threading.Barrier(4)
     seen = []
 
-    def answer(store, state, part):
+    def answer(store, state, part, team):
         met.wait(60)
         seen.append((threading.get_ident(), len(part)))
         return part + 1
@@ -108,7 +108,7 @@ def test_the_rows_are_shared_out_among_as_many_threads_as_were_asked_for(tree):
 def test_an_error_in_any_thread_is_raised_once_all_have_ended(tree):
     running = []
 
-    def answer(store, state, part):
+    def answer(store, state, part, team):
         running.append(1)
         if part[0] > 0:
             raise xtree.CorruptionError("damaged")
@@ -145,7 +145,7 @@ def test_a_close_meanwhile_waits_for_the_threads(tmp_path):
     tree.insert(1, (0.0, 0.0))
     inside, go_on = threading.Barrier(3), threading.Event()
 
-    def answer(store, state, part):
+    def answer(store, state, part, team):
         inside.wait(60)
         assert go_on.wait(60)
         return part

@@ -10,7 +10,7 @@ import pytest
 import walking
 
 import xtree
-from xtree import bulk
+from xtree import bulk, parallel
 from xtree.persistence import commit_queue, memory
 from xtree.persistence.memory_store import MemoryStore
 from xtree.tree_state import TreeState
@@ -23,12 +23,12 @@ def starts(monkeypatch):
     """How many threads were started."""
     started = []
 
-    def start(function):
+    def start(function, *arguments):
         started.append(function)
-        return original(function)
+        return original(function, *arguments)
 
-    original = bulk.in_new_thread
-    monkeypatch.setattr(bulk, "in_new_thread", start)
+    original = parallel.in_new_thread
+    monkeypatch.setattr(parallel, "in_new_thread", start)
     return started
 
 
@@ -129,10 +129,12 @@ def test_progress_is_told_by_the_thread_that_called(random):
 def test_what_progress_raises_ends_the_load_when_all_threads_have_ended(store, random, monkeypatch, error):
     running: list[object] = []
 
-    def start(function):
+    def start(function, *arguments):
         def run():
-            function()
-            running.remove(run)
+            try:
+                function(*arguments)
+            finally:
+                running.remove(run)
 
         running.append(run)
         return original(run)
@@ -141,8 +143,8 @@ def test_what_progress_raises_ends_the_load_when_all_threads_have_ended(store, r
         assert running
         raise error("stop")
 
-    original = bulk.in_new_thread
-    monkeypatch.setattr(bulk, "in_new_thread", start)
+    original = parallel.in_new_thread
+    monkeypatch.setattr(parallel, "in_new_thread", start)
     boxes = brute.random_boxes(random, 10 * N, 2)
     state = TreeState.create(2)
     write_set = store.begin()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from time import perf_counter
@@ -114,6 +115,7 @@ def _resources(path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, for the whole group: the parent ends this process
     command, where, *numbers = sys.argv[1:]
     commands: dict[str, Callable[..., None]] = {
         "write-commits": write_commits,

@@ -8,6 +8,7 @@ Prints one JSON object: peak (bytes resident at the most, beyond what there was 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -53,4 +54,5 @@ def _status(key: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, for the whole group: the parent ends this process
     print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))))

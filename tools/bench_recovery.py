@@ -49,8 +49,10 @@ def _write_and_kill(command: str, path: Path, *numbers: int) -> dict[str, Any]:
     arguments = [*CHILD, command, str(path), *map(str, numbers)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        line = child.stdout.readline()
-        child.kill()
+        try:
+            line = child.stdout.readline()
+        finally:  # after an interrupt too
+            child.kill()
     require(bool(line), f"{' '.join(arguments)} ended with status {child.returncode}")
     said: dict[str, Any] = json.loads(line)
     require(said["checkpoints"] == 1, f"{said['checkpoints']} checkpoints were taken, so the log isn't all there")

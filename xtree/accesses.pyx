@@ -10,6 +10,7 @@ from libc.string cimport memset
 
 from xtree.arrays cimport Arena, borrow
 from xtree.nearest cimport search_points
+from xtree.persistence.breath cimport Breath, first_breath
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store, breathe
 from xtree.tree_state cimport MAX_LEVELS, TreeState, resolve_bucket
@@ -46,9 +47,11 @@ cdef int _walk_all(Store store, TreeState state, Predicate predicate, const doub
     cdef Walk walk
     cdef NodeID leaf = 0
     cdef bint inside = False
+    cdef Breath breath
     cdef uint64_t generation = 0
     cdef int64_t i
-    open_walk(&walk, store, state, predicate, 0)
+    first_breath(&breath, None)
+    open_walk(&walk, store, state, predicate, 0, &breath)
     walk.accesses = levels
     try:
         for i in range(m):
@@ -72,13 +75,15 @@ def of_nearest(Store store not None, TreeState state not None, points, long long
     cdef Arena ids = Arena()
     cdef Arena found = Arena()
     cdef Arena starts = Arena()
+    cdef Breath breath
     cdef int64_t m = borrow(points, &view, state.g.dims * sizeof(double))
     memset(levels, 0, sizeof(levels))
+    first_breath(&breath, None)
     try:
         starts.need((m + 1) * sizeof(int64_t))
         with nogil:
             search_points(store, state, <const double *>view.buf, m, k, max_distance, NULL, ids, found,
-                          <int64_t *>starts.data, levels)
+                          <int64_t *>starts.data, levels, &breath)
         return _as_dict(state, m, ids.used // sizeof(int64_t), levels)
     finally:
         PyBuffer_Release(&view)

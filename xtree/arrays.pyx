@@ -5,6 +5,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyB
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
+from xtree.persistence.breath cimport Breath, copy_block, first_breath, spend
 from xtree.persistence.memory cimport allocate, reallocate, release
 
 import numpy as np
@@ -44,7 +45,7 @@ cdef char *data_of(object array) except NULL:
 def as_pairs(offsets, values):
     """The rows values[offsets[i]:offsets[i + 1]] as pairs: int64 (2, n), the row of each value, and the value.
 
-    `offsets` is int64 (m + 1,), from 0 to n, `values` int64 (n,). Raises MemoryError.
+    `offsets` is int64 (m + 1,), from 0 to n, `values` int64 (n,). Raises MemoryError, and what a breath does.
     """
     cdef Py_buffer starts, found
     cdef const int64_t *start
@@ -52,6 +53,8 @@ def as_pairs(offsets, values):
     cdef int64_t i, place
     cdef int64_t m = borrow(offsets, &starts, sizeof(int64_t)) - 1
     cdef int64_t n
+    cdef Breath breath
+    first_breath(&breath, None)
     try:
         n = borrow(values, &found, sizeof(int64_t))
         try:
@@ -62,7 +65,8 @@ def as_pairs(offsets, values):
                 for i in range(m):
                     for place in range(start[i], start[i + 1]):
                         rows[place] = i
-                memcpy(rows + n, found.buf, n * sizeof(int64_t))
+                    spend(&breath, 4 + start[i + 1] - start[i])
+                copy_block(<char *>(rows + n), <const char *>found.buf, n * sizeof(int64_t), &breath)
             return pairs
         finally:
             PyBuffer_Release(&found)

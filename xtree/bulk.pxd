@@ -7,12 +7,14 @@ What several threads of one load share; each cuts and writes other records and p
     order, scratch             whose records these are                 the same thread     starting and joining threads
     pages, entries of parents  whose children these are                who started it      joining threads
     done                       all                                     all                 atomic
+    team                       breath.pxd
     reported                   the calling thread                      the calling thread  -
 """
 
 from libc.stdint cimport int64_t, uint64_t
 
 from xtree.bucket cimport Bucket
+from xtree.persistence.breath cimport Breath, Team
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.write_set cimport WriteSet
 from xtree.tree_state cimport MAX_LEVELS, TreeState
@@ -20,6 +22,7 @@ from xtree.tree_state cimport MAX_LEVELS, TreeState
 
 cdef struct Worker:                 # a thread
     uint64_t *counts                # of the radix sort
+    Breath breath
     bint calls                      # whether it is the calling thread, which reports
 
 
@@ -39,6 +42,7 @@ cdef class PackedBuild:
     cdef WriteSet ws
     cdef TreeState state
     cdef object progress
+    cdef Team team                  # all threads of the load
     cdef const int64_t *ids         # borrowed, as are the boxes
     cdef const double *boxes
     cdef uint64_t records, done, reported
@@ -53,7 +57,7 @@ cdef class PackedBuild:
     cdef int plan(self) except -1
     cdef uint64_t first_child(self, int level, uint64_t page) noexcept nogil
     cdef uint64_t first_record(self, int level, uint64_t page) noexcept nogil
-    cdef int take_pages(self, int level, uint64_t page) except -1 nogil
+    cdef int take_pages(self, int level, uint64_t page, Breath *breath) except -1 nogil
     cdef Bucket *empty_page(self, int level, uint64_t page) noexcept nogil
     cdef int write_root(self, double *box, int threads) except -1 nogil
     cdef int write_page(self, int level, uint64_t page, double *box, Worker *worker, int threads) except -1 nogil
@@ -62,9 +66,8 @@ cdef class PackedBuild:
     cdef int write_parts(self, const Cut *c, uint64_t part, uint64_t end, Worker *worker, int threads) except -1 nogil
     cdef int write_in_threads(self, const Cut *c, Worker *worker, int threads) except -1
     cdef int pick_cut(self, Cut *c) noexcept nogil
-    cdef void cut(self, const Cut *c, int along, uint64_t *counts) noexcept nogil
-    cdef void settle(self, uint64_t position, uint64_t first, uint64_t last, int axis,
-                     uint64_t *counts) noexcept nogil
-    cdef bint sort_centres(self, uint64_t first, uint64_t last, int axis, uint64_t *counts) noexcept nogil
+    cdef int cut(self, const Cut *c, int along, Worker *worker) except -1 nogil
+    cdef int settle(self, uint64_t position, uint64_t first, uint64_t last, int axis, Worker *worker) except -1 nogil
+    cdef int sort_centres(self, uint64_t first, uint64_t last, int axis, Worker *worker) except -1 nogil
     cdef void sample_spreads(self, uint64_t first, uint64_t last, double *spreads) noexcept nogil
     cdef int report(self) except -1 nogil

@@ -24,13 +24,14 @@ from xtree.arrays cimport borrow
 from xtree.box cimport MAX_DIMS, copy_box
 from xtree.bucket cimport KIND_DIRECTORY, KIND_LEAF, bounding_box, init_bucket, lower, refs, set_entry, stride
 from xtree.persistence.atomics cimport fetch_add, load_acquire, load_relaxed
+from xtree.persistence.breath cimport Breath, Team, first_breath, spend
 from xtree.persistence.memory cimport allocate, release
 from xtree.persistence.page cimport clear_page
-from xtree.radix cimport SORT_COUNTS, digit_bits, sort_words
+from xtree.radix cimport SORT_COUNTS, WORDS_AT_ONCE, blocks_of, digit_bits, sort_many_words
 from xtree.tree_state cimport resolve_bucket
 
 from xtree.errors import CapacityError, CorruptionError
-from xtree.persistence.commit_queue import in_new_thread, outcome_of
+from xtree.parallel import together
 
 cdef enum:
     INDEX_BITS = 32                 # of a word of `order`
@@ -68,7 +69,8 @@ cdef class PackedBuild:
         """How many pages each level gets, which, and memory for the order of the records."""
         cdef double min_fill = self.state.g.min_fill
         cdef uint64_t leaf_most = max(<uint64_t>(self.state.leaf_fill * self.state.g.leaf_capacity), <uint64_t>1)
-        cdef uint64_t i, all_pages
+        cdef uint64_t i, block, start, all_pages
+        cdef Breath breath
         if self.records > INDEX_MASK:
             raise CapacityError(f"{self.records} records in one bulk load, at most {INDEX_MASK}")
         self.pages[0] = all_pages = _pages_for(self.records, leaf_most, min_fill * self.state.g.leaf_capacity)
@@ -86,10 +88,14 @@ cdef class PackedBuild:
         self.places = <char **>allocate(all_pages * sizeof(char *))
         if self.order == NULL or self.scratch == NULL or self.nodes == NULL or self.places == NULL:
             raise MemoryError
-        for i in range(self.records):
-            self.order[i] = i
+        first_breath(&breath, None)
         with nogil:
-            self.take_pages(self.levels - 1, 0)
+            for block in range(blocks_of(self.records)):
+                start = block * WORDS_AT_ONCE
+                for i in range(start, min(start + WORDS_AT_ONCE, self.records)):
+                    self.order[i] = i
+                spend(&breath, 2 * WORDS_AT_ONCE)
+            self.take_pages(self.levels - 1, 0, &breath)
         return 0
 
     cdef uint64_t first_child(self, int level, uint64_t page) noexcept nogil:
@@ -101,14 +107,15 @@ cdef class PackedBuild:
             level -= 1
         return page * self.records // self.pages[0]
 
-    cdef int take_pages(self, int level, uint64_t page) except -1 nogil:
+    cdef int take_pages(self, int level, uint64_t page, Breath *breath) except -1 nogil:
         """A NodeID and a place for a page and for all below it, each before what is below it."""
         cdef uint64_t i = self.before[level] + page
         cdef uint64_t child
         self.places[i] = self.ws.take(KIND_DIRECTORY if level else KIND_LEAF, self.state.g.base_class, &self.nodes[i])
+        spend(breath, 256)
         if level > 0:
             for child in range(self.first_child(level, page), self.first_child(level, page + 1)):
-                self.take_pages(level - 1, child)
+                self.take_pages(level - 1, child, breath)
         return 0
 
     cdef Bucket *empty_page(self, int level, uint64_t page) noexcept nogil:
@@ -122,6 +129,7 @@ cdef class PackedBuild:
         cdef Worker worker
         worker.counts = <uint64_t *>allocate(SORT_COUNTS * sizeof(uint64_t))
         worker.calls = True
+        first_breath(&worker.breath, self.team)
         if worker.counts == NULL:
             with gil:
                 raise MemoryError
@@ -172,6 +180,7 @@ cdef class PackedBuild:
                 column[c * step + i] = record[c]
                 box[c] = record[c] if record[c] > box[c] else box[c]
         fetch_add(&self.done, last - first)
+        spend(&worker.breath, 8 * <int64_t>(last - first) * columns)
         return self.report() if worker.calls else 0
 
     cdef int write_children(self, Cut c, Worker *worker, int threads) except -1 nogil:
@@ -185,7 +194,7 @@ cdef class PackedBuild:
             return 0
         along = self.pick_cut(&c)
         if c.parts > 1:
-            self.cut(&c, along, worker.counts)
+            self.cut(&c, along, worker)
             if c.history == 0 or self.state.g.dims > MOST_TILED_DIMS:
                 c.history |= <uint64_t>1 << along
             if threads > 1 and self.first_record(c.level, c.last) - self.first_record(c.level, c.first) >= LEAST_SHARED:
@@ -212,30 +221,18 @@ cdef class PackedBuild:
         """
         cdef int shares = <int>min(<uint64_t>threads, c.parts)
         cdef int i
-        cdef list others = [None] * shares
+        cdef list works = []
         cdef Share share
-        error = None
-        try:
-            for i in range(1, shares):
-                share = Share.__new__(Share)
-                share.build = self
-                share.cut = c
-                share.part = c.parts * i // shares
-                share.end = c.parts * (i + 1) // shares
-                share.threads = threads * (i + 1) // shares - threads * i // shares
-                others[i] = in_new_thread(share.write)
-            with nogil:
-                self.write_parts(c, 0, c.parts // shares, worker, threads // shares)
-        except BaseException as raised:
-            error = raised
-        for outcome in others:
-            try:
-                if outcome is not None:
-                    outcome_of(outcome)
-            except BaseException as raised:
-                error = raised if error is None else error
-        if error is not None:
-            raise error
+        for i in range(shares):
+            share = Share.__new__(Share)
+            share.build = self
+            share.cut = c
+            share.part = c.parts * i // shares
+            share.end = c.parts * (i + 1) // shares
+            share.threads = threads * (i + 1) // shares - threads * i // shares
+            share.worker = worker
+            works.append(share.write if i else share.write_here)
+        together(self.team, works)
         return 0
 
     cdef int pick_cut(self, Cut *c) noexcept nogil:
@@ -257,7 +254,10 @@ cdef class PackedBuild:
         slabs = pow(children, 1.0 / (dims - c.axis))
         for a in range(c.axis + 1, dims):     # an axis without spread takes no cuts
             slabs *= pow(spreads[c.axis] / spreads[a] if spreads[a] > 0.0 else children, 1.0 / (dims - c.axis))
-        c.parts = <uint64_t>min(max(round(slabs), 1.0), children)
+        slabs = round(slabs)
+        c.parts = c.last - c.first
+        if not slabs >= children:   # nor is NaN, of records that are being changed
+            c.parts = <uint64_t>slabs if slabs > 1.0 else 1
         return c.axis
 
     cdef void sample_spreads(self, uint64_t first, uint64_t last, double *spreads) noexcept nogil:
@@ -280,18 +280,18 @@ cdef class PackedBuild:
                 deviation += fabs(centres[i] - mean) / n
             spreads[a] = deviation
 
-    cdef void cut(self, const Cut *c, int along, uint64_t *counts) noexcept nogil:
+    cdef int cut(self, const Cut *c, int along, Worker *worker) except -1 nogil:
         """Orders the records of some pages along an axis, so far that each part of the pages gets its own."""
         cdef uint64_t start = self.first_record(c.level, c.first)
         cdef uint64_t end = self.first_record(c.level, c.last)
         cdef uint64_t part
-        if self.sort_centres(start, end, along, counts):
+        if self.sort_centres(start, end, along, worker):
             for part in range(1, c.parts):
                 self.settle(self.first_record(c.level, c.first + (c.last - c.first) * part // c.parts), start, end,
-                            along, counts)
+                            along, worker)
+        return 0
 
-    cdef void settle(self, uint64_t position, uint64_t first, uint64_t last, int axis,
-                     uint64_t *counts) noexcept nogil:
+    cdef int settle(self, uint64_t position, uint64_t first, uint64_t last, int axis, Worker *worker) except -1 nogil:
         """Sorts finer around a cut, while records on both sides of it share a sort key, so that the cut is exact.
 
         A sort key has so many bits for the range at hand; where an outlier stretches the range, nearly all records
@@ -306,40 +306,48 @@ cdef class PackedBuild:
             end = position + 1
             while end < last and self.order[end] >> INDEX_BITS == key:
                 end += 1
-            if end - start == last - first or not self.sort_centres(start, end, axis, counts):
-                return
+            spend(&worker.breath, 2 * <int64_t>(end - start))
+            if end - start == last - first or not self.sort_centres(start, end, axis, worker):
+                return 0
             first, last = start, end
             key = self.order[position] >> INDEX_BITS
+        return 0
 
-    cdef bint sort_centres(self, uint64_t first, uint64_t last, int axis, uint64_t *counts) noexcept nogil:
+    cdef int sort_centres(self, uint64_t first, uint64_t last, int axis, Worker *worker) except -1 nogil:
         """Sorts a range of records by their centres on an axis, to the precision of a sort key over the range.
 
-        False when all are in the same place. Centres are taken at half size, so that no difference overflows.
+        0 when all are in the same place. Centres are taken at half size, so that no difference overflows.
         """
         cdef int width = 2 * self.state.g.dims
         cdef const double *bounds = self.boxes + axis
         cdef double *centres = <double *>(self.scratch + first)
         cdef uint64_t *order = self.order + first
         cdef uint64_t n = last - first
-        cdef uint64_t i, number, key
+        cdef uint64_t i, block, start, number, key
         cdef int bits = digit_bits(n)
         cdef uint64_t cells = <uint64_t>1 << 2 * bits
         cdef double least = DBL_MAX
         cdef double most = -DBL_MAX
         cdef double scale
-        for i in range(n):
-            number = (order[i] & INDEX_MASK) * width
-            centres[i] = 0.25 * bounds[number] + 0.25 * bounds[number + (width >> 1)]
-            least = centres[i] if centres[i] < least else least
-            most = centres[i] if centres[i] > most else most
+        for block in range(blocks_of(n)):
+            start = block * WORDS_AT_ONCE
+            for i in range(start, min(start + WORDS_AT_ONCE, n)):
+                number = (order[i] & INDEX_MASK) * width
+                centres[i] = 0.25 * bounds[number] + 0.25 * bounds[number + (width >> 1)]
+                least = centres[i] if centres[i] < least else least
+                most = centres[i] if centres[i] > most else most
+            spend(&worker.breath, 8 * min(n, <uint64_t>WORDS_AT_ONCE))
         if not most > least:
-            return False
+            return 0
         scale = min(cells / (most - least), DBL_MAX)
-        for i in range(n):
-            key = <uint64_t>((centres[i] - least) * scale)
-            order[i] = min(key, cells - 1) << INDEX_BITS | (order[i] & INDEX_MASK)
-        sort_words(order, self.scratch + first, n, INDEX_BITS, bits, counts)
-        return True
+        for block in range(blocks_of(n)):
+            start = block * WORDS_AT_ONCE
+            for i in range(start, min(start + WORDS_AT_ONCE, n)):
+                key = <uint64_t>((centres[i] - least) * scale)
+                order[i] = min(key, cells - 1) << INDEX_BITS | (order[i] & INDEX_MASK)
+            spend(&worker.breath, 4 * min(n, <uint64_t>WORDS_AT_ONCE))
+        sort_many_words(order, self.scratch + first, n, INDEX_BITS, bits, worker.counts, &worker.breath)
+        return 1
 
     cdef int report(self) except -1 nogil:
         """Calls `progress` when a hundredth of the records has been written since the last time."""
@@ -359,11 +367,17 @@ cdef class Share:
     cdef const Cut *cut
     cdef uint64_t part, end
     cdef int threads
+    cdef Worker *worker             # of the thread that cut
+
+    def write_here(self):
+        with nogil:
+            self.build.write_parts(self.cut, self.part, self.end, self.worker, self.threads)
 
     def write(self):
         cdef Worker worker
         worker.counts = <uint64_t *>allocate(SORT_COUNTS * sizeof(uint64_t))
         worker.calls = False
+        first_breath(&worker.breath, self.build.team)
         if worker.counts == NULL:
             raise MemoryError
         try:
@@ -377,8 +391,9 @@ def load(WriteSet ws not None, TreeState state not None, ids, boxes, progress=No
     """Builds the packed tree of all records in an empty state, in up to `threads` threads, this one among them.
 
     `ids` is int64 (n,), `boxes` float64 (n, 2 * dims), both C-contiguous, the boxes finite. `progress(done, total)` is
-    called about a hundred times, in this thread; what it raises ends the load, as do OSError, MemoryError and
-    CapacityError, and then `ws` is to be aborted. Only a load that succeeded changes the state.
+    called about a hundred times, in this thread; what it raises ends the load, as do OSError, MemoryError,
+    CapacityError and what a breath raises, and then `ws` is to be aborted. Only a load that succeeded changes the
+    state.
     """
     cdef PackedBuild build = PackedBuild()
     cdef Py_buffer id_view, box_view
@@ -389,6 +404,7 @@ def load(WriteSet ws not None, TreeState state not None, ids, boxes, progress=No
     build.ws = ws
     build.state = state
     build.progress = progress
+    build.team = Team()
     build.records = borrow(ids, &id_view, sizeof(int64_t))
     try:
         if build.records != <uint64_t>borrow(boxes, &box_view, 2 * state.g.dims * sizeof(double)):
@@ -417,17 +433,20 @@ def load(WriteSet ws not None, TreeState state not None, ids, boxes, progress=No
 
 def clear(WriteSet ws not None, TreeState state not None) -> None:
     """Retires every page of the tree and makes the state an empty one. Raises CorruptionError, MemoryError."""
+    cdef Breath breath
     if state.root == 0:
         return
+    first_breath(&breath, None)
     with nogil:
-        _retire_pages(ws, state, state.root, state.levels - 1, 0)
+        _retire_pages(ws, state, state.root, state.levels - 1, 0, &breath)
     state.root = 0
     state.levels = 0
     state.records = 0
     state.refresh_bounds(ws.store)
 
 
-cdef int64_t _retire_pages(WriteSet ws, TreeState state, NodeID node, int level, uint64_t before) except -1 nogil:
+cdef int64_t _retire_pages(WriteSet ws, TreeState state, NodeID node, int level, uint64_t before,
+                           Breath *breath) except -1 nogil:
     """Retires a page after all below it; leaves needn't be read for that. Returns the pages retired, and `before`.
 
     A page is read to its end before it is retired, since one of this transaction is given back at once.
@@ -438,8 +457,9 @@ cdef int64_t _retire_pages(WriteSet ws, TreeState state, NodeID node, int level,
     if level > 0:
         b = resolve_bucket(ws.store, state, node, level)
         for i in range(b.count):
-            retired = _retire_pages(ws, state, refs(&state.g, b)[i], level - 1, retired)
+            retired = _retire_pages(ws, state, refs(&state.g, b)[i], level - 1, retired, breath)
     retired += 1
+    spend(breath, 256)
     if retired > load_acquire(&ws.store.table.high_water):
         _raise_pages(retired)
     ws.retire(node)

@@ -1,6 +1,7 @@
 """The command `xtree`: build, query, info, check, fsck, dump, backup, demo and bench.
 
-Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usage or a request that can't be met.
+Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usage or a request that can't be met, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 import xtree
 from xtree.cli_bench import bench
-from xtree.cli_errors import FOUND, clear_errors
+from xtree.cli_errors import FOUND, Interruptible, clear_errors
 from xtree.tools.backup import backup_index
 from xtree.tools.build import build_index
 from xtree.tools.check import check_index
@@ -48,12 +49,13 @@ def _size(count: int) -> str:
     return f"{count / 1e6:,.1f} MB" if count >= 1_000_000 else f"{count / 1e3:,.0f} kB"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Interruptible, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(xtree.__version__, prog_name="xtree")
 def main() -> None:
     """A spatial index for points and boxes, in memory or crash-safe on disk.
 
-    Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usage or a request that can't be met.
+    Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usage or a request that can't be met,
+    130 interrupted.
     """
 
 

@@ -11,9 +11,22 @@ import click
 
 import xtree
 
-__all__ = ["FOUND", "REFUSED", "clear_errors"]
+__all__ = ["FOUND", "INTERRUPTED", "REFUSED", "Interruptible", "clear_errors"]
 
-FOUND, REFUSED = 1, 2  # exit status: something is wrong with an index; a request can't be met
+# Exit status: something is wrong with an index; a request can't be met; ended by Ctrl-C, as shells say it.
+FOUND, REFUSED, INTERRUPTED = 1, 2, 130
+
+
+class Interruptible(click.Group):
+    """Commands that Ctrl-C ends without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("\nAborted!", err=True)
+            ctx.exit(INTERRUPTED)
 
 
 def clear_errors(command: Callable[..., None]) -> Callable[..., None]:

@@ -199,8 +199,10 @@ def kill_once(path: Path, first: int, acknowledgements: int = 100) -> dict[str, 
     command = [sys.executable, "-m", "xtree.demo_writer", str(path), str(first)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
-        reports = [writer.stdout.readline() for _ in range(random.randint(acknowledgements, 2 * acknowledgements))]
-        writer.kill()
+        try:
+            reports = [writer.stdout.readline() for _ in range(random.randint(acknowledgements, 2 * acknowledgements))]
+        finally:  # after an interrupt too
+            writer.kill()
         reports += writer.stdout.readlines()
     if not reports[-1]:
         raise RuntimeError(f"the writing process ended by itself with status {writer.returncode}")

@@ -5,6 +5,7 @@ python -m xtree.demo_writer DIRECTORY FIRST_BATCH
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import numpy as np
@@ -35,4 +36,5 @@ def write_forever(path: str, first: int) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, for the whole group: the parent ends this process
     write_forever(sys.argv[1], int(sys.argv[2]))

@@ -8,6 +8,7 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from xtree.bucket cimport Bucket, Geometry
+from xtree.persistence.breath cimport Breath
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store
 from xtree.persistence.write_set cimport WriteSet
@@ -23,6 +24,7 @@ cdef class Inserter:
     cdef TreeState state
     cdef SubtreeChooser chooser
     cdef Splitter splitter
+    cdef Breath breath              # of whoever uses it, taken between two records
     # The way down, an insertion's or a removal's.
     cdef NodeID path[MAX_LEVELS]    # by level, the page
     cdef int chosen[MAX_LEVELS]     # by level, the entry taken there

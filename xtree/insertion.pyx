@@ -7,7 +7,6 @@ and stretch the boxes of those before them. A batch therefore goes in spread ove
 large goes in along a Hilbert curve, so that one record's pages are in the cache for the next: they are there already.
 """
 
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 from xtree.arrays cimport raise_no_memory
@@ -16,6 +15,7 @@ from xtree.bucket cimport (
     KIND_DIRECTORY, KIND_LEAF, append_entry, bounding_box, column_capacity, copy_entries, entry_limit, get_box,
     history, init_bucket, refs, set_entry,
 )
+from xtree.persistence.breath cimport Breath, first_breath, spend
 from xtree.persistence.memory cimport allocate, release
 from xtree.persistence.page cimport SIZE_CLASSES, class_bytes
 from xtree.query_order cimport order_queries
@@ -25,7 +25,8 @@ from xtree.tree_state cimport resolve_bucket
 from xtree.errors import CapacityError, CorruptionError
 
 cdef enum:
-    ROWS_BETWEEN_SIGNALS = 2048
+    PAGE_WORK = 256                 # to copy a page on a path, or to find it written already
+    SPLIT_WORK = 64                 # an entry and axis
     LEAST_SPREAD = 16               # rows
     SPREAD_ROWS = 65536             # at a time, so that they and their pages stay in the cache
     LEAST_SORTED = 8192             # rows: fewer find little in the cache that another one left there
@@ -43,6 +44,7 @@ cdef class Inserter:
         self.state = state
         self.chooser = SubtreeChooser(ws.store, state)
         self.splitter = Splitter()
+        first_breath(&self.breath, None)
 
     cdef int insert(self, const double *box, uint64_t ref, uint64_t split_history, int level) except -1 nogil:
         if self.state.root == 0:
@@ -71,7 +73,9 @@ cdef class Inserter:
         copy_box(region, self.state.box, g.dims)
         b = make_writable(self.ws, self.state, &node, depth)
         self.repoint(depth, node)
+        self.breath.left -= PAGE_WORK
         while depth > level:
+            self.breath.left -= PAGE_WORK + <int64_t>b.count * g.dims
             entry = self.chooser.choose(b, box, region)
             node = refs(g, b)[entry]
             get_box(g, b, entry, region)
@@ -97,6 +101,7 @@ cdef class Inserter:
             if <int>b.count < entry_limit(g, b):
                 append_entry(g, b, overflowing, ref, split_history)
                 return 0
+            self.breath.left -= <int64_t>b.count * g.dims * SPLIT_WORK
             self.splitter.gather(g, b, overflowing, ref, split_history)
             decision = self.splitter.plan(g, level > 0 and b.blocks < most_blocks(g))
             if decision == STAY_WHOLE:
@@ -230,13 +235,11 @@ def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
            const double[:, ::1] boxes not None) -> None:
     """Inserts records into the tree of a transaction: ids (n,) int64, boxes (n, 2 * dims) float64, finite.
 
-    In any order: that of their rows, or another one that is faster and no worse to query. Signals are delivered between
-    chunks of rows. After any exception the transaction must be aborted.
+    In any order: that of their rows, or another one that is faster and no worse to query. Breathes between rows. After
+    any exception the transaction must be aborted.
     """
     cdef Inserter inserter
     cdef Py_ssize_t n = ids.shape[0]
-    cdef Py_ssize_t start = 0
-    cdef Py_ssize_t stop
     cdef uint64_t *order = NULL
     if boxes.shape[0] != n or boxes.shape[1] != 2 * state.g.dims:
         raise ValueError(f"got boxes of shape ({boxes.shape[0]}, {boxes.shape[1]}), expected ({n}, {2 * state.g.dims})")
@@ -246,30 +249,26 @@ def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
     try:
         with nogil:
             if LEAST_SORTED <= n <= <Py_ssize_t>state.records and 1 < state.g.dims <= MOST_SORTED_DIMS:
-                order = order_queries(&boxes[0, 0], n, state.g.dims, True, state.box)
+                order_queries(&boxes[0, 0], n, state.g.dims, True, state.box, &order, &inserter.breath)
             elif n >= LEAST_SPREAD:
-                order = spread_rows(n)
-        while start < n:
-            stop = min(start + ROWS_BETWEEN_SIGNALS, n)
-            with nogil:
-                insert_rows(inserter, &ids[0], &boxes[0, 0], order, start, stop)
-            start = stop
-            PyErr_CheckSignals()
+                spread_rows(n, &order, &inserter.breath)
+            insert_rows(inserter, &ids[0], &boxes[0, 0], order, n)
     finally:
         release(order)
 
 
-cdef uint64_t *spread_rows(uint64_t n) except NULL nogil:
-    """The numbers of n rows, SPREAD_ROWS at a time, each far from those shortly before it.
+cdef int spread_rows(uint64_t n, uint64_t **numbers, Breath *breath) except -1 nogil:
+    """Sets the numbers of n rows, SPREAD_ROWS at a time, each far from those shortly before it.
 
     They are multiples of a step near the golden section of their number, which leave no large gap at any time. The
-    memory is the caller's to release. Raises MemoryError.
+    memory is the caller's to release, after an error too. Raises MemoryError, and what a breath does.
     """
     cdef uint64_t *order = <uint64_t *>allocate(n * sizeof(uint64_t))
     cdef uint64_t start = 0
     cdef uint64_t rows, step, at, i
     if order == NULL:
         raise_no_memory()
+    numbers[0] = order
     while start < n:
         rows = min(n - start, <uint64_t>SPREAD_ROWS)
         step = <uint64_t>(GOLDEN_SECTION * rows) | 1
@@ -281,7 +280,8 @@ cdef uint64_t *spread_rows(uint64_t n) except NULL nogil:
             at += step
             at -= rows if at >= rows else 0
         start += rows
-    return order
+        spend(breath, 2 * rows)
+    return 0
 
 
 cdef uint64_t greatest_common_divisor(uint64_t a, uint64_t b) noexcept nogil:
@@ -291,12 +291,13 @@ cdef uint64_t greatest_common_divisor(uint64_t a, uint64_t b) noexcept nogil:
 
 
 cdef int insert_rows(Inserter inserter, const int64_t *ids, const double *boxes, const uint64_t *order,
-                     Py_ssize_t start, Py_ssize_t stop) except -1 nogil:
-    """Inserts the rows of a part of an order; NULL: as they stand."""
+                     Py_ssize_t n) except -1 nogil:
+    """Inserts rows in an order; NULL: as they stand."""
     cdef Py_ssize_t i, row
     cdef int width = 2 * inserter.state.g.dims
-    for i in range(start, stop):
+    for i in range(n):
         row = order[i] if order != NULL else i
         inserter.insert(boxes + row * width, <uint64_t>ids[row], 0, 0)
         inserter.state.records += 1
+        spend(&inserter.breath, 64)
     return 0

@@ -7,6 +7,7 @@ from libc.string cimport memset
 from xtree.box cimport MAX_DIMS, Frame, box_overlap, make_frame
 from xtree.bucket cimport Bucket, bounding_box, entry_limit, get_box, history, lower, refs, upper
 from xtree.persistence.atomics cimport load_acquire
+from xtree.persistence.breath cimport Breath, first_breath, spend
 from xtree.persistence.memory cimport allocate_zeroed, release
 from xtree.persistence.node_id cimport MAX_SHARDS, NodeID, handle_of, shard_of, slot_of
 from xtree.persistence.object_table cimport STATE_RESERVED, Row, state_of
@@ -20,6 +21,7 @@ from xtree.errors import CorruptionError
 
 cdef enum:
     ALL_PAIRS = 128                 # siblings whose overlaps are all measured; of more, so many for each
+    BLOCK_WORK = 1024               # to check a page of the smallest class
 
 
 # What has been seen so far of a tree.
@@ -28,6 +30,7 @@ cdef struct Census:
     uint64_t before[MAX_SHARDS + 1]  # handles given out in the shards before each, and in all
     uint64_t *seen                  # a bit for each handle, shard by shard
     uint64_t records
+    Breath breath
 
 
 cdef struct LevelFigures:
@@ -53,6 +56,7 @@ def check(Store store not None, TreeState state not None) -> None:
     cdef Census census
     census.durable = store.path is not None
     census.records = 0
+    first_breath(&census.breath, None)
     store.table.number_handles(census.before)
     census.seen = <uint64_t *>allocate_zeroed(census.before[MAX_SHARDS] // 64 + 1, sizeof(uint64_t))
     if census.seen == NULL:
@@ -92,6 +96,7 @@ cdef int _check_page(Census *census, Store store, TreeState state, NodeID node, 
     cdef uint64_t number = census.before[shard] + slot_of(handle_of(node)) - 1
     cdef Bucket *b = resolve_bucket(store, state, node, level)
     cdef uint32_t i
+    spend(&census.breath, (<int64_t>1 << b.size_class) * BLOCK_WORK)
     if number >= census.before[shard + 1]:
         _raise_wrong(node, level, "handle", census.before[shard + 1], number)
     if census.seen[number >> 6] >> (number & 63) & 1:
@@ -200,11 +205,14 @@ def stats(Store store not None, TreeState state not None) -> dict:
     as a share of the parent's, on average. Raises CorruptionError.
     """
     cdef LevelFigures figures[MAX_LEVELS]
+    cdef Breath breath
     cdef uint64_t nodes = 0
     memset(figures, 0, sizeof(figures))
+    first_breath(&breath, None)
     if state.levels > 0:
         with nogil:
-            _measure_page(figures, store, state, state.root, state.levels - 1, load_acquire(&store.table.high_water))
+            _measure_page(figures, store, state, state.root, state.levels - 1, load_acquire(&store.table.high_water),
+                          &breath)
     levels = []
     for level in range(state.levels):
         nodes += figures[level].nodes
@@ -235,10 +243,11 @@ cdef double _share(uint64_t part, uint64_t whole) noexcept nogil:
 
 
 cdef int _measure_page(LevelFigures *figures, Store store, TreeState state, NodeID node, int level,
-                       uint64_t handles) except -1 nogil:
+                       uint64_t handles, Breath *breath) except -1 nogil:
     cdef Bucket *b = resolve_bucket(store, state, node, level)
     cdef LevelFigures *own = &figures[level]
     cdef uint32_t i
+    spend(breath, 256)
     own.nodes += 1
     if own.nodes > handles:
         _raise_nodes(own.nodes, level)
@@ -252,10 +261,11 @@ cdef int _measure_page(LevelFigures *figures, Store store, TreeState state, Node
         own.supernode_limit += entry_limit(&state.g, b)
     if level == 0:
         return 0
+    spend(breath, 1 + <int64_t>b.count * min(<int64_t>b.count, <int64_t>ALL_PAIRS) * state.g.dims)
     figures[level - 1].parents += 1
     figures[level - 1].overlap += _shared_volume(state, b)
     for i in range(b.count):
-        _measure_page(figures, store, state, refs(&state.g, b)[i], level - 1, handles)
+        _measure_page(figures, store, state, refs(&state.g, b)[i], level - 1, handles, breath)
     return 0
 
 

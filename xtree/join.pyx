@@ -16,6 +16,7 @@ from xtree.bucket cimport Bucket, bounding_box, get_box, lower, refs, upper
 from xtree.kernels cimport SLACK, WindowTest, select
 from xtree.key_sort cimport SortKey, sort
 from xtree.persistence.atomics cimport load_acquire
+from xtree.persistence.breath cimport Breath, first_breath, spend
 from xtree.persistence.memory cimport allocate, reallocate, release
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store, breathe
@@ -60,6 +61,7 @@ cdef class Joiner:
     cdef uint64_t *numbers          # 0, 1, 2 ...: what the kernels take for refs, to give the entries back
     cdef int64_t number_count
     cdef Arena left_ids, right_ids
+    cdef Breath breath
 
     def __cinit__(self):
         self.pending = NULL
@@ -87,13 +89,14 @@ cdef class Joiner:
         memset(reaching, 0, sizeof(Reaching))
 
     cdef int run(self) except -1 nogil:
-        """Finds every pair. Raises CorruptionError, MemoryError, OSError."""
+        """Finds every pair. Raises CorruptionError, MemoryError, OSError, and what a breath does."""
         cdef PagePair pair
         cdef Bucket *a
         cdef Bucket *b
         cdef uint64_t visits = 0, left_generation = 0, right_generation = 0
         cdef double most_visits = (<double>load_acquire(&self.left_store.table.high_water)
                                    * <double>load_acquire(&self.right_store.table.high_water))
+        first_breath(&self.breath, None)
         if self.left.levels and self.right.levels:
             self.push(self.left.root, self.left.levels - 1, self.right.root, self.right.levels - 1)
         while self.pending_count:
@@ -114,6 +117,7 @@ cdef class Joiner:
         cdef double left_box[2 * MAX_DIMS]
         cdef double right_box[2 * MAX_DIMS]
         cdef int i
+        spend(&self.breath, 1 + (<int64_t>a.count + b.count) * self.dims)
         if a.count == 0 or b.count == 0:
             return 0
         bounding_box(&self.left.g, a, left_box)
@@ -182,12 +186,14 @@ cdef class Joiner:
                 while k < self.from_right.count and right[k].key <= left[i].tie:
                     self.meet(a, left[i].entry, b, right[k].entry, axis)
                     k += 1
+                spend(&self.breath, (k - j + 4) * self.dims)
                 i += 1
             else:
                 k = i
                 while k < self.from_left.count and left[k].key <= right[j].tie:
                     self.meet(a, left[k].entry, b, right[j].entry, axis)
                     k += 1
+                spend(&self.breath, (k - i + 4) * self.dims)
                 j += 1
         return 0
 

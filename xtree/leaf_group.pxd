@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from xtree.box cimport MAX_DIMS
 from xtree.kernels cimport SLACK
+from xtree.persistence.breath cimport Breath
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store
 from xtree.tree_state cimport TreeState
@@ -30,10 +31,11 @@ cdef struct LeafGroup:
 
 
 # `group` has to stay where it is until close_group.
-cdef void open_group(LeafGroup *group, Store store, TreeState state, Predicate predicate) noexcept nogil
+cdef void open_group(LeafGroup *group, Store store, TreeState state, Predicate predicate,
+                     Breath *breath) noexcept nogil
 cdef void close_group(LeafGroup *group) noexcept nogil
 # Prepares the group of queries, [mins, maxs], that begins with the first-th of an order of m (NULL: they are in none);
-# returns behind its last. Raises CorruptionError, MemoryError.
+# returns behind its last. Raises CorruptionError, MemoryError, and what a breath does.
 cdef int64_t next_group(LeafGroup *group, Store store, TreeState state, const double *queries, const uint64_t *order,
                         int64_t first, int64_t m) except -1 nogil
 # Puts the leaves that a query of the group reaches into `reached`; returns how many. Those from `crossing` on lie

@@ -23,13 +23,14 @@ for _number in range(MOST_LEAVES):
     _numbers[_number] = _number
 
 
-cdef void open_group(LeafGroup *group, Store store, TreeState state, Predicate predicate) noexcept nogil:
+cdef void open_group(LeafGroup *group, Store store, TreeState state, Predicate predicate,
+                     Breath *breath) noexcept nogil:
     group.together = False
     group.dims = state.g.dims
     group.predicate = predicate
     group.size = FIRST_SIZE
     group.columns = NULL
-    open_walk(&group.walk, store, state, Predicate.INTERSECTS, 1)
+    open_walk(&group.walk, store, state, Predicate.INTERSECTS, 1, breath)
 
 
 cdef void close_group(LeafGroup *group) noexcept nogil:

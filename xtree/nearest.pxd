@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from xtree.accesses cimport LevelAccesses
 from xtree.arrays cimport Arena
+from xtree.persistence.breath cimport Breath
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store
 from xtree.tree_state cimport MAX_LEVELS, TreeState
@@ -35,6 +36,8 @@ cdef struct Search:
     int64_t page_count, page_room
     double *distances               # of the entries of the page being read
     int64_t distance_room
+    int64_t entry_work              # what an entry of a page is
+    Breath *breath                  # borrowed
     uint64_t visits
     uint64_t most_visits
     LevelAccesses *accesses         # borrowed; NULL: nobody counts
@@ -46,7 +49,7 @@ cdef struct Search:
 cdef tuple nearest_of_one(Store store, TreeState state, const double *point, int64_t k, double max_distance)
 # Answers points, float64 (m, dims), in an order (NULL: as they stand): ids and distances are appended to the arenas;
 # starts[i] is where the results of the i-th one answered start, starts[m] their end. Adds the pages read to `accesses`,
-# one for each level, unless it is NULL. Raises CorruptionError, MemoryError.
+# one for each level, unless it is NULL. Raises CorruptionError, MemoryError, and what a breath does.
 cdef int search_points(Store store, TreeState state, const double *points, int64_t m, int64_t k, double max_distance,
                        const uint64_t *order, Arena ids, Arena found, int64_t *starts,
-                       LevelAccesses *accesses) except -1 nogil
+                       LevelAccesses *accesses, Breath *breath) except -1 nogil

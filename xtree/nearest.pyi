@@ -1,9 +1,15 @@
 import numpy as np
 import numpy.typing as npt
 
+from xtree.persistence.breath import Team
 from xtree.persistence.store import Store
 from xtree.tree_state import TreeState
 
 def nearest(
-    store: Store, state: TreeState, points: npt.NDArray[np.float64], k: int, max_distance: float = ...
+    store: Store,
+    state: TreeState,
+    points: npt.NDArray[np.float64],
+    k: int,
+    max_distance: float = ...,
+    team: Team | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...

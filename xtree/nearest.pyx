@@ -20,6 +20,7 @@ from xtree.arrays cimport Arena, borrow, data_of, raise_no_memory
 from xtree.bucket cimport Bucket, lower, refs, stride, upper
 from xtree.kernels cimport SAFE_LEAST, SAFE_MOST, distances, scaled_distance
 from xtree.persistence.atomics cimport load_acquire
+from xtree.persistence.breath cimport Breath, Team, first_breath, spend
 from xtree.persistence.memory cimport allocate, reallocate, release
 from xtree.persistence.store cimport Store, breathe
 from xtree.query_order cimport LEAST_ORDERED, order_queries, restore_offsets, restore_words
@@ -143,6 +144,7 @@ cdef inline Bucket *_visit_page(Search *s, Store store, TreeState state, NodeID 
     """Reads a page for the first time in a search."""
     cdef Bucket *b = _read_page(s, store, state, node, level)
     s.visits += 1
+    spend(s.breath, 1 + b.count * s.entry_work)
     if s.accesses != NULL:
         count_page(s.accesses, b, True)
     return b
@@ -298,6 +300,7 @@ cdef int _emit(Search *s, Arena ids, Arena found) except -1 nogil:
     ids.used += n * sizeof(int64_t)
     found.used += n * sizeof(double)
     while n > 0:
+        spend(s.breath, s.entry_work)
         n -= 1
         id_out[n] = s.best[0].id
         distance_out[n] = s.best[0].distance
@@ -305,9 +308,18 @@ cdef int _emit(Search *s, Arena ids, Arena found) except -1 nogil:
     return 0
 
 
+cdef int64_t _heap_work(int64_t k) noexcept nogil:
+    """What it is to put a record into a heap of k, which few of a search do while k is small."""
+    cdef int64_t work = 0
+    while k > MOST_GROUPS:
+        work += 4
+        k >>= 1
+    return work
+
+
 cdef int search_points(Store store, TreeState state, const double *points, int64_t m, int64_t k, double max_distance,
                        const uint64_t *order, Arena ids, Arena found, int64_t *starts,
-                       LevelAccesses *accesses) except -1 nogil:
+                       LevelAccesses *accesses, Breath *breath) except -1 nogil:
     cdef Search s
     cdef int64_t i
     cdef uint64_t generation = 0
@@ -317,6 +329,8 @@ cdef int search_points(Store store, TreeState state, const double *points, int64
     s.k = min(k, <int64_t>state.records) if state.levels > 0 else 0
     s.most_visits = load_acquire(&store.table.high_water)
     s.accesses = accesses
+    s.entry_work = s.dims + _heap_work(s.k)
+    s.breath = breath
     s.pages, s.page_room = NULL, 0
     s.distances, s.distance_room = NULL, 0
     s.best = <Neighbour *>allocate(s.k * sizeof(Neighbour))
@@ -340,20 +354,24 @@ cdef int search_points(Store store, TreeState state, const double *points, int64
 cdef tuple nearest_of_one(Store store, TreeState state, const double *point, int64_t k, double max_distance):
     cdef Arena ids = Arena()
     cdef Arena found = Arena()
+    cdef Breath breath
     cdef int64_t starts[2]
+    first_breath(&breath, None)
     with nogil:
-        search_points(store, state, point, 1, k, max_distance, NULL, ids, found, starts, NULL)
+        search_points(store, state, point, 1, k, max_distance, NULL, ids, found, starts, NULL, &breath)
     return ids.to_array(_int64), found.to_array(_float64)
 
 
-def nearest(Store store not None, TreeState state not None, points, long long k, double max_distance=INFINITY):
+def nearest(Store store not None, TreeState state not None, points, long long k, double max_distance=INFINITY,
+            Team team=None):
     """The k nearest records of each point: (offsets (m + 1,) int64, ids (n,) int64, distances (n,) float64).
 
     `points` is float64 (m, dims), C-contiguous and finite. The results of point i stand at offsets[i] to
     offsets[i + 1], in the order of (distance, id); fewer than k when the tree has fewer within max_distance, which is
-    inclusive. Raises CorruptionError, MemoryError.
+    inclusive. Raises CorruptionError, MemoryError, and what a breath does.
     """
     cdef Py_buffer view
+    cdef Breath breath
     cdef Arena ids = Arena()
     cdef Arena found = Arena()
     cdef int64_t m = borrow(points, &view, state.g.dims * sizeof(double))
@@ -363,6 +381,7 @@ def nearest(Store store not None, TreeState state not None, points, long long k,
     cdef int64_t *offsets
     cdef uint64_t *id_out
     cdef uint64_t *distance_out
+    first_breath(&breath, team)
     try:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
@@ -370,22 +389,23 @@ def nearest(Store store not None, TreeState state not None, points, long long k,
         offsets = <int64_t *>data_of(offset_array)
         if m < LEAST_ORDERED:
             with nogil:
-                search_points(store, state, coordinates, m, k, max_distance, NULL, ids, found, offsets, NULL)
+                search_points(store, state, coordinates, m, k, max_distance, NULL, ids, found, offsets, NULL,
+                              &breath)
             return offset_array, ids.to_array(_int64), found.to_array(_float64)
         starts = <int64_t *>allocate((m + 1) * sizeof(int64_t))
         if starts == NULL:
             raise MemoryError
         with nogil:
-            order = order_queries(coordinates, m, state.g.dims, False, state.box)
-            search_points(store, state, coordinates, m, k, max_distance, order, ids, found, starts, NULL)
+            order_queries(coordinates, m, state.g.dims, False, state.box, &order, &breath)
+            search_points(store, state, coordinates, m, k, max_distance, order, ids, found, starts, NULL, &breath)
         id_array = np.empty(starts[m], _int64)
         distance_array = np.empty(starts[m], _float64)
         id_out = <uint64_t *>data_of(id_array)
         distance_out = <uint64_t *>data_of(distance_array)
         with nogil:
-            restore_offsets(starts, order, m, offsets)
-            restore_words(<const uint64_t *>ids.data, starts, order, m, offsets, id_out)
-            restore_words(<const uint64_t *>found.data, starts, order, m, offsets, distance_out)
+            restore_offsets(starts, order, m, offsets, &breath)
+            restore_words(<const uint64_t *>ids.data, starts, order, m, offsets, id_out, &breath)
+            restore_words(<const uint64_t *>found.data, starts, order, m, offsets, distance_out, &breath)
         return offset_array, id_array, distance_array
     finally:
         release(order)

@@ -5,6 +5,8 @@ A curve of 2048 by 2048 cells over the tree's first two axes; queries outside ar
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from xtree.persistence.breath cimport Breath
+
 cdef enum:
     LEAST_ORDERED = 64              # queries: below, the order given is as good
 
@@ -46,16 +48,18 @@ cdef inline uint32_t spread_bits(uint32_t x) noexcept nogil:
     return (x | x << 1) & 0x55555555
 
 
-# The numbers of m boxes (or points, when `boxed` is false) of `dims` axes, in curve order within `bounds`. The memory
-# is the caller's to release. Raises MemoryError.
-cdef uint64_t *order_queries(const double *queries, uint64_t m, int dims, bint boxed,
-                             const double *bounds) except NULL nogil
+# Sets the numbers of m boxes (or points, when `boxed` is false) of `dims` axes, in curve order within `bounds`. The
+# memory is the caller's to release, after an error too. Raises MemoryError, and what a breath does.
+cdef int order_queries(const double *queries, uint64_t m, int dims, bint boxed, const double *bounds,
+                       uint64_t **numbers, Breath *breath) except -1 nogil
 
 # The numbers of results of m queries become the places where each one's start, m + 1 of them.
 cdef void counts_to_starts(int64_t *counts, int64_t m) noexcept nogil
 
 # The way back. Query order[i] was answered as the i-th, its results are at starts[i] to starts[i + 1]: the offsets of
-# the results in the caller's order, m + 1 of them, and with these the results themselves, words of 8 bytes.
-cdef void restore_offsets(const int64_t *starts, const uint64_t *order, int64_t m, int64_t *offsets) noexcept nogil
-cdef void restore_words(const uint64_t *found, const int64_t *starts, const uint64_t *order, int64_t m,
-                        const int64_t *offsets, uint64_t *restored) noexcept nogil
+# the results in the caller's order, m + 1 of them, and with these the results themselves, words of 8 bytes. Raises what
+# a breath does.
+cdef int restore_offsets(const int64_t *starts, const uint64_t *order, int64_t m, int64_t *offsets,
+                         Breath *breath) except -1 nogil
+cdef int restore_words(const uint64_t *found, const int64_t *starts, const uint64_t *order, int64_t m,
+                       const int64_t *offsets, uint64_t *restored, Breath *breath) except -1 nogil

@@ -1,6 +1,5 @@
 """Removal as in the R-tree (Guttman, SIGMOD 1984, section 3.3), with the R*-tree's fill and shrinking supernodes."""
 
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint64_t
 
 from xtree.box cimport MAX_DIMS, boxes_equal, copy_box
@@ -9,6 +8,7 @@ from xtree.bucket cimport (
 )
 from xtree.insertion cimport make_writable
 from xtree.persistence.atomics cimport load_acquire
+from xtree.persistence.breath cimport spend
 from xtree.persistence.memory cimport reallocate, release
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.page cimport class_bytes
@@ -17,7 +17,6 @@ from xtree.tree_state cimport resolve_bucket
 from xtree.errors import CorruptionError
 
 cdef enum:
-    ROWS_BETWEEN_SIGNALS = 1024
     LOOKED_AT = 128                 # entries
     # Words of an orphan before its box.
     ORPHAN_LEVEL = 0                # of the page it stood in
@@ -78,6 +77,7 @@ cdef class Remover:
                 level += 1
                 continue
             visited += 1
+            self.inserter.breath.left -= <int64_t>g.leaf_capacity * g.dims
             if visited > load_acquire(&self.store.table.high_water):
                 raise_endless(self.state.root)
             level -= 1
@@ -245,24 +245,18 @@ def delete(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
     """Removes records from the tree of a transaction, one copy for each row of (ids, boxes); returns how many went.
 
     ids is (n,) int64, boxes (n, 2 * dims) float64. A record goes if its id and its box are equal, 0.0 to -0.0 too.
-    Signals are delivered between chunks of rows. After any exception the transaction must be aborted.
+    Breathes between rows. After any exception the transaction must be aborted.
     """
     cdef Remover remover
     cdef Py_ssize_t n = ids.shape[0]
-    cdef Py_ssize_t start = 0
-    cdef Py_ssize_t stop
     cdef uint64_t before = state.records
     if boxes.shape[0] != n or boxes.shape[1] != 2 * state.g.dims:
         raise ValueError(f"got boxes of shape ({boxes.shape[0]}, {boxes.shape[1]}), expected ({n}, {2 * state.g.dims})")
     if n == 0 or state.root == 0:
         return 0
     remover = Remover(ws, state)
-    while start < n:
-        stop = min(start + ROWS_BETWEEN_SIGNALS, n)
-        with nogil:
-            remove_rows(remover, state, &ids[start], &boxes[start, 0], stop - start)
-        start = stop
-        PyErr_CheckSignals()
+    with nogil:
+        remove_rows(remover, state, &ids[0], &boxes[0, 0], n)
     state.refresh_bounds(ws.store)
     return before - state.records
 
@@ -276,4 +270,5 @@ cdef int remove_rows(Remover remover, TreeState state, const int64_t *ids, const
             state.records -= 1
             if (state.root == 0) != (state.records == 0):
                 raise_miscounted(state)
+        spend(&remover.inserter.breath, 64)
     return 0

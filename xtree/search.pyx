@@ -14,6 +14,7 @@ from xtree.bucket cimport HEADER_BYTES, Bucket, get_box, lower, refs, upper
 from xtree.kernels cimport SLACK, WindowTest, select, span
 from xtree.leaf_group cimport LeafGroup, close_group, leaves_of, next_group, open_group
 from xtree.persistence.atomics cimport load_relaxed
+from xtree.persistence.breath cimport Breath, Team, first_breath, spend
 from xtree.persistence.memory cimport allocate, release
 from xtree.persistence.node_id cimport NodeID, handle_of
 from xtree.persistence.object_table cimport Row
@@ -110,7 +111,7 @@ cdef int _take_leaf(TreeState state, Predicate predicate, const FoundLeaf *leaf,
 
 
 cdef int _answer(Store store, TreeState state, const double *queries, int64_t m, Predicate predicate,
-                 const uint64_t *order, bint keep, Arena found, int64_t *counts) except -1 nogil:
+                 const uint64_t *order, bint keep, Arena found, int64_t *counts, Breath *breath) except -1 nogil:
     """Answers the queries in an order (NULL: as they stand).
 
     counts[i] is how many records the i-th one answered has found; with `keep` their ids are left in `found`.
@@ -123,8 +124,8 @@ cdef int _answer(Store store, TreeState state, const double *queries, int64_t m,
     cdef int64_t i
     cdef int64_t k = 0, reached = 0, crossing = 0, group_end = 0, leaves = 0
     cdef uint64_t generation = 0
-    open_walk(&walk, store, state, predicate, 0)
-    open_group(&group, store, state, predicate)
+    open_walk(&walk, store, state, predicate, 0, breath)
+    open_group(&group, store, state, predicate, breath)
     try:
         for i in range(m):
             counts[i] = 0
@@ -139,6 +140,7 @@ cdef int _answer(Store store, TreeState state, const double *queries, int64_t m,
             query = queries + 2 * state.g.dims * (order[i] if order != NULL else i)
             if group.together:
                 k, reached = 0, leaves_of(&group, query, &crossing)
+                spend(breath, walk.leaf_work * (1 + reached))
             else:
                 start_walk(&walk, state, query)
             while True:
@@ -209,13 +211,14 @@ cdef double _expected_hits(TreeState state, const double *queries, int64_t m) no
     return hits
 
 
-def query(Store store not None, TreeState state not None, boxes, int predicate):
+def query(Store store not None, TreeState state not None, boxes, int predicate, Team team=None):
     """Ids of the records that qualify for each query box: (offsets (m + 1,) int64, ids (n,) int64).
 
     `boxes` is float64 (m, 2 * dims), C-contiguous, without NaN; bounds may be infinite. The ids of query i are
-    ids[offsets[i]:offsets[i + 1]], in no particular order. Raises CorruptionError, MemoryError.
+    ids[offsets[i]:offsets[i + 1]], in no particular order. Raises CorruptionError, MemoryError, and what a breath does.
     """
     cdef Py_buffer view
+    cdef Breath breath
     cdef Arena found = Arena()
     cdef int64_t m = borrow(boxes, &view, 2 * state.g.dims * sizeof(double))
     cdef const double *queries = <const double *>view.buf
@@ -224,6 +227,7 @@ def query(Store store not None, TreeState state not None, boxes, int predicate):
     cdef int64_t *offsets
     cdef uint64_t *ids
     cdef double hits
+    first_breath(&breath, team)
     try:
         _require_predicate(predicate)
         offset_array = _empty(m + 1, _int64)
@@ -232,21 +236,21 @@ def query(Store store not None, TreeState state not None, boxes, int predicate):
         if m < LEAST_ORDERED or hits > MOST_ORDERED_HITS:
             with nogil:
                 found.need(<Py_ssize_t>min(1.1 * hits * m * sizeof(int64_t), <double>MOST_EXPECTED))
-                _answer(store, state, queries, m, <Predicate>predicate, NULL, True, found, offsets)
+                _answer(store, state, queries, m, <Predicate>predicate, NULL, True, found, offsets, &breath)
                 counts_to_starts(offsets, m)
             return offset_array, found.to_array(_int64)
         starts = <int64_t *>allocate((m + 1) * sizeof(int64_t))
         if starts == NULL:
             raise MemoryError
         with nogil:
-            order = order_queries(queries, m, state.g.dims, True, state.box)
-            _answer(store, state, queries, m, <Predicate>predicate, order, True, found, starts)
+            order_queries(queries, m, state.g.dims, True, state.box, &order, &breath)
+            _answer(store, state, queries, m, <Predicate>predicate, order, True, found, starts, &breath)
             counts_to_starts(starts, m)
         id_array = _empty(found.used // <Py_ssize_t>sizeof(int64_t), _int64)
         ids = <uint64_t *>data_of(id_array)
         with nogil:
-            restore_offsets(starts, order, m, offsets)
-            restore_words(<const uint64_t *>found.data, starts, order, m, offsets, ids)
+            restore_offsets(starts, order, m, offsets, &breath)
+            restore_words(<const uint64_t *>found.data, starts, order, m, offsets, ids, &breath)
         return offset_array, id_array
     finally:
         release(order)
@@ -270,17 +274,21 @@ def query_one(Store store not None, TreeState state not None, box, int predicate
 
 cdef object ids_of_one(Store store, TreeState state, const double *box, Predicate predicate):
     cdef Arena found = Arena()
+    cdef Breath breath
     cdef int64_t hits
+    first_breath(&breath, None)
     with nogil:
-        _answer(store, state, box, 1, predicate, NULL, True, found, &hits)
+        _answer(store, state, box, 1, predicate, NULL, True, found, &hits, &breath)
     return found.to_array(_int64)
 
 
 cdef int64_t count_of_one(Store store, TreeState state, const double *box, Predicate predicate) except -1:
     cdef Arena scratch = Arena()
+    cdef Breath breath
     cdef int64_t hits
+    first_breath(&breath, None)
     with nogil:
-        _answer(store, state, box, 1, predicate, NULL, False, scratch, &hits)
+        _answer(store, state, box, 1, predicate, NULL, False, scratch, &hits, &breath)
     return hits
 
 
@@ -292,12 +300,13 @@ cdef int _borrow_box(object box, Py_buffer *view, TreeState state) except -1:
     return 0
 
 
-def count(Store store not None, TreeState state not None, boxes, int predicate):
+def count(Store store not None, TreeState state not None, boxes, int predicate, Team team=None):
     """How many records qualify for each query box, float64 (m, 2 * dims): (m,) int64.
 
-    Raises CorruptionError, MemoryError.
+    Raises CorruptionError, MemoryError, and what a breath does.
     """
     cdef Py_buffer view
+    cdef Breath breath
     cdef int64_t m = borrow(boxes, &view, 2 * state.g.dims * sizeof(double))
     cdef const double *queries = <const double *>view.buf
     cdef uint64_t *order = NULL
@@ -306,18 +315,19 @@ def count(Store store not None, TreeState state not None, boxes, int predicate):
     cdef int64_t *counts
     cdef int64_t *out
     cdef int64_t i
+    first_breath(&breath, team)
     try:
         _require_predicate(predicate)
         out_array = _empty(m, _int64)
         out = <int64_t *>data_of(out_array)
         with nogil:
             if m < LEAST_ORDERED:
-                _answer(store, state, queries, m, <Predicate>predicate, NULL, False, scratch, out)
+                _answer(store, state, queries, m, <Predicate>predicate, NULL, False, scratch, out, &breath)
             else:
                 counted.need(m * sizeof(int64_t))
                 counts = <int64_t *>counted.data
-                order = order_queries(queries, m, state.g.dims, True, state.box)
-                _answer(store, state, queries, m, <Predicate>predicate, order, False, scratch, counts)
+                order_queries(queries, m, state.g.dims, True, state.box, &order, &breath)
+                _answer(store, state, queries, m, <Predicate>predicate, order, False, scratch, counts, &breath)
                 for i in range(m):
                     out[order[i]] = counts[i]
         return out_array
@@ -345,12 +355,14 @@ def holds(Store store not None, TreeState state not None, long long id, box):
 cdef int _find(Store store, TreeState state, int64_t id, const double *box) except -1 nogil:
     """1 when the record is there, 0 when it isn't. The pages that may hold it contain its box."""
     cdef Walk walk
+    cdef Breath breath
     cdef Bucket *leaf
     cdef NodeID node = 0
     cdef bint inside = False
     cdef double other[2 * MAX_DIMS]
     cdef uint32_t i
-    open_walk(&walk, store, state, Predicate.CONTAINS, 0)
+    first_breath(&breath, None)
+    open_walk(&walk, store, state, Predicate.CONTAINS, 0, &breath)
     try:
         start_walk(&walk, state, box)
         while next_page(&walk, store, state, &node, &inside):
@@ -376,13 +388,15 @@ def items(Store store not None, TreeState state not None):
 
 cdef int _collect_items(Store store, TreeState state, Arena ids, Arena boxes) except -1 nogil:
     cdef Walk walk
+    cdef Breath breath
     cdef Bucket *leaf
     cdef NodeID node = 0
     cdef bint inside = False
     cdef Py_ssize_t box_bytes = 2 * state.g.dims * sizeof(double)
     cdef uint32_t i
     cdef uint64_t generation = 0
-    open_walk(&walk, store, state, Predicate.INTERSECTS, 0)
+    first_breath(&breath, None)
+    open_walk(&walk, store, state, Predicate.INTERSECTS, 0, &breath)
     try:
         start_walk(&walk, state, NULL)
         while next_page(&walk, store, state, &node, &inside):

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint64_t
 from xtree.accesses cimport LevelAccesses
 from xtree.bucket cimport Bucket
 from xtree.kernels cimport WindowTest
+from xtree.persistence.breath cimport Breath
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store
 from xtree.tree_state cimport MAX_LEVELS, TreeState
@@ -36,16 +37,19 @@ cdef struct Walk:
     int64_t end[MAX_LEVELS]         # per level: behind the last child
     uint64_t visits
     LevelAccesses *accesses         # borrowed; NULL: nobody counts the directory pages
+    Breath *breath                  # borrowed
+    int64_t leaf_work
     uint64_t most_visits            # as many as there are handles: more means that a page is reached twice
 
 
 # Prepares walks over a tree to the pages of a level, which it has. `walk` has to stay where it is until close_walk.
-cdef void open_walk(Walk *walk, Store store, TreeState state, Predicate predicate, int bottom) noexcept nogil
+cdef void open_walk(Walk *walk, Store store, TreeState state, Predicate predicate, int bottom,
+                    Breath *breath) noexcept nogil
 cdef void close_walk(Walk *walk) noexcept nogil
 # Starts over, with a query box; NULL reaches every page.
 cdef void start_walk(Walk *walk, TreeState state, const double *query) noexcept nogil
 # Whether there is another page; then which, and whether all below it qualifies. The caller resolves it. Raises
-# CorruptionError, MemoryError.
+# CorruptionError, MemoryError, and what a breath does.
 cdef int next_page(Walk *walk, Store store, TreeState state, NodeID *page, bint *inside) except -1 nogil
 # The test of a page's entries against a query: of records, or of directory entries that may lead to one.
 cdef void window_test(TreeState state, Bucket *b, Predicate predicate, const double *query,

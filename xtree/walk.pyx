@@ -11,19 +11,23 @@ from xtree.arrays cimport raise_no_memory
 from xtree.bucket cimport lower, refs, stride, upper
 from xtree.kernels cimport SLACK, divide, select
 from xtree.persistence.atomics cimport load_acquire
+from xtree.persistence.breath cimport spend
 from xtree.persistence.memory cimport allocate, release
 from xtree.tree_state cimport resolve_bucket
 
 from xtree.errors import CorruptionError
 
 
-cdef void open_walk(Walk *walk, Store store, TreeState state, Predicate predicate, int bottom) noexcept nogil:
+cdef void open_walk(Walk *walk, Store store, TreeState state, Predicate predicate, int bottom,
+                    Breath *breath) noexcept nogil:
     walk.dims = state.g.dims
     walk.levels = state.levels
     walk.bottom = bottom
     walk.predicate = predicate
     walk.most_visits = load_acquire(&store.table.high_water)
+    walk.leaf_work = <int64_t>state.g.leaf_capacity * state.g.dims
     walk.accesses = NULL
+    walk.breath = breath
     walk.room = FIRST_STACK
     walk.stack = walk.first_stack
 
@@ -73,6 +77,7 @@ cdef int next_page(Walk *walk, Store store, TreeState state, NodeID *page, bint 
             _raise_visits(walk.visits)
         page[0] = walk.stack[child]
         inside[0] = child >= walk.inside[walk.level]
+        spend(walk.breath, walk.leaf_work)
         if walk.level == walk.bottom:
             return 1
         _push_children(walk, store, state, resolve_bucket(store, state, page[0], walk.level), inside[0])
@@ -87,6 +92,7 @@ cdef int _push_children(Walk *walk, Store store, TreeState state, Bucket *b, bin
     cdef int64_t i
     cdef WindowTest test
     cdef NodeID *out
+    walk.breath.left -= <int64_t>b.count * walk.dims
     if walk.accesses != NULL:
         count_page(walk.accesses, b, not inside)
     if walk.room < start + 2 * <int64_t>b.count + 2 * SLACK:

@@ -20,8 +20,8 @@ cdef enum:
     MOST_AT_TURN = 2            # threads that wait to carry their own commits: more are faster as a group
 
 
-cdef object wait_for(object lock):
-    """Waits for a lock; returns the exception of a signal that arrived meanwhile."""
+cdef object wait_for(object lock, object on_interrupt=None):
+    """Waits for a lock; returns the exception of a signal that arrived meanwhile, having called on_interrupt()."""
     interrupt = None
     while True:
         try:
@@ -29,6 +29,8 @@ cdef object wait_for(object lock):
             return interrupt
         except BaseException as arrived:
             interrupt = arrived
+            if on_interrupt is not None:
+                on_interrupt()
 
 
 def uninterrupted(function, *arguments):
@@ -58,9 +60,12 @@ def in_new_thread(function, *arguments):
     return request
 
 
-cpdef object outcome_of(Request request):
-    """Waits until a request is finished; returns its result or raises its error, or an interrupt."""
-    interrupt = None if request.done is None else wait_for(request.done)
+cpdef object outcome_of(Request request, object on_interrupt=None):
+    """Waits until a request is finished; returns its result or raises its error, or an interrupt.
+
+    on_interrupt: what makes the request end soon, called in the middle of the wait.
+    """
+    interrupt = None if request.done is None else wait_for(request.done, on_interrupt)
     if interrupt is not None:
         raise interrupt from request.error
     if request.error is not None:
