@@ -134,7 +134,9 @@ def _measure_cycle(report: Report, scale: Scale, path: Path) -> None:
 
 def _measure_single_inserts(report: Report, scale: Scale, path: Path) -> None:
     """What the first insert after a clean open costs beside the next one, and the checkpoint after it."""
-    first, second, checkpoint = [], [], []
+    first: list[float] = []
+    second: list[float] = []
+    checkpoint: list[float] = []
     with xtree.Runtime(path) as runtime:
         _filled(runtime, scale.checkpoint_records)
     for round_, box in enumerate(boxes_of(10, scale.rounds)):

@@ -8,7 +8,6 @@ and pages are the store's own to verify.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from xtree.persistence import checkpoint as checkpoints
 from xtree.persistence import filenames
 from xtree.persistence.journal import Journal, closed_log
 from xtree.persistence.manifest import LogEntry
+from xtree.persistence.open_directory import path_in
 from xtree.persistence.wal_reader import LogReader, read_log
 
 
@@ -65,13 +65,13 @@ def file_flaws(journal: Journal, after_crash: bool) -> Iterator[Flaw]:
 
 
 def _missing(journal: Journal, name: str) -> CorruptionError:
-    path = os.path.join(journal.directory, name)
+    path = path_in(journal.directory, name)
     return CorruptionError(f"{path}: expected a file that the manifest lists, found none")
 
 
 def _verify_log(journal: Journal, entry: LogEntry, written: int) -> None:
     """One log up to its recorded end, or at least as far as it had been written to. Raises CorruptionError."""
-    path = os.path.join(journal.directory, filenames.log_name(entry.number))
+    path = path_in(journal.directory, filenames.log_name(entry.number))
     end = None if entry.closed is None else entry.closed.end_offset
     with contextlib.closing(read_log(journal.fs, path, journal.manifest.uuid, entry.number, recorded_end=end)) as log:
         _require_zeros_between(log)
