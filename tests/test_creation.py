@@ -19,7 +19,7 @@ from pages import by_request, put, texts_of
 
 import xtree
 from xtree.errors import CorruptionError, LockedError
-from xtree.persistence import open_directory
+from xtree.persistence import open_directory, platform_fs
 from xtree.persistence.crash_points import set_hook
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import exists, open_store
@@ -144,6 +144,7 @@ def test_an_index_that_was_there_stays_whatever_fails(tmp_path):
     path = tmp_path / "index"
     with contextlib.closing(open_store(path, config=CONFIG)) as store:
         put(store, {"a": "1"})
+    lock = (path / "LOCK").stat().st_ino
     for mode in ("r", "r+", "a", "x"):
         for nth in range(1, 1000):
             fs = FaultyFileSystem(reading=True)
@@ -156,6 +157,7 @@ def test_an_index_that_was_there_stays_whatever_fails(tmp_path):
                 break
             except OSError:
                 pass
+            assert (path / "LOCK").stat().st_ino == lock, "others may wait for that one"
             with contextlib.closing(open_store(path, mode="r", config=CONFIG)) as store:
                 assert texts_of(store) == {"a": "1"}
     with contextlib.closing(open_store(path, mode="r+", config=CONFIG)) as store:
@@ -368,6 +370,43 @@ def test_where_the_first_fails_the_next_makes_it(tmp_path):
         open_store(path, mode="x", config=CONFIG, fs=Failing())
     second.join()
     assert results and fsck(path).ok
+
+
+def test_a_lock_counts_only_while_its_file_is_at_the_path(place, monkeypatch):
+    """One opens the lock file; the maker fails and removes it; then the first gets the lock, of a file that is gone."""
+    path, existed = place
+    opened, gone = threading.Event(), threading.Event()
+    results = []
+
+    class Failing(FaultyFileSystem):
+        def ask(self, call, path):
+            if call == "create" and path.endswith("superblock.bin"):
+                second.start()
+                assert opened.wait(60)
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            return super().ask(call, path)
+
+    def late(fd, shared):
+        if threading.current_thread() is second and not opened.is_set():
+            opened.set()
+            assert gone.wait(60)
+        return try_lock(fd, shared)
+
+    def work() -> None:
+        store = open_store(path, config=CONFIG, timeout=60)
+        results.append(store.path.is_at_path() and "LOCK" in os.listdir(path))
+        put(store, {"a": "1"})
+        store.close()
+
+    try_lock = platform_fs.try_lock
+    monkeypatch.setattr(platform_fs, "try_lock", late)
+    second = threading.Thread(target=work)
+    with pytest.raises(OSError):
+        open_store(path, config=CONFIG, fs=Failing())
+    assert path.exists() == existed
+    gone.set()
+    second.join()
+    assert results == [True] and fsck(path).ok
 
 
 def test_one_that_waits_for_a_lock_takes_the_index_that_was_put_there_meanwhile(tmp_path):

@@ -30,6 +30,8 @@ from xtree.errors import CorruptionError, LockedError, StoreFailedError
 from xtree.persistence import open_directory
 from xtree.persistence.crash_points import set_hook
 from xtree.persistence.filenames import LOCK
+from xtree.persistence.open_directory import path_in
+from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
 from xtree.tools.fsck import fsck
 
@@ -640,3 +642,53 @@ def test_no_name_in_the_directory_of_an_index_is_looked_up_by_its_path():
     for source in PERSISTENCE.glob("*.py*"):
         if source.name not in ("open_directory.py", "platform_fs.py", "lock_file.py") and source.suffix != ".pyi":
             assert "path.join" not in source.read_text(), source
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_commit_looks_before_its_first_byte_and_leaves_the_log_as_it_was(tmp_path, mode):
+    """Whoever carries it: the leader in strict, its own thread in the other modes."""
+    path = tmp_path / "index"
+    store = open_store(path, config=by_request(mode))
+    put(store, OLD)
+    settle(store)
+    there = moved(path)
+    logs = {name: content for name, content in read_image(there).items() if name.endswith(".log")}
+    with pytest.raises(StoreFailedError, match="moved away"):
+        put(store, {"more": "3"})
+    assert store.state == "poisoned"
+    assert {name: content for name, content in read_image(there).items() if name.endswith(".log")} == logs
+    store.close()
+    require_whole(there, OLD)
+
+
+@pytest.mark.parametrize("mode", ["eventual", "balanced"])
+def test_a_commit_looks_once(tmp_path, mode):
+    fs = FaultyFileSystem(reading=True)
+    store = open_store(tmp_path / "index", config=by_request(mode, sync_interval_ms=3_600_000), fs=fs)
+    put(store, {"a": "0"})
+    settle(store)
+    seen = []
+    fs.judge = lambda call, path: seen.append(path) if call == "stat" else None
+    for n in range(5):
+        put(store, {"a": str(n)})
+    assert len(seen) == 5
+    fs.heal()
+    store.close()
+
+
+def test_a_directory_once_lost_stays_so(tmp_path):
+    fs = FileSystem()
+    (tmp_path / "index").mkdir()
+    directory, lock = fs.lock_directory(tmp_path / "index", shared=False)
+    reported = []
+    directory.report_lost = reported.append
+    (tmp_path / "index").rename(tmp_path / "moved")
+    for _ in range(2):
+        with pytest.raises(StoreFailedError, match="moved away"):
+            fs.require_own(directory)
+    (tmp_path / "moved").rename(tmp_path / "index")
+    for change in (lambda: fs.unlink(path_in(directory, LOCK)), lambda: fs.open(path_in(directory, "a"), "create")):
+        with pytest.raises(StoreFailedError, match="moved away"):
+            change()
+    assert len(reported) == 1 and fs.listdir(directory) == [LOCK]
+    lock.release()
