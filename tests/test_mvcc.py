@@ -1,6 +1,7 @@
 """Epochs and pins: what is pinned is never below what may be reclaimed."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,12 @@ from hypothesis import strategies as st
 
 from xtree.errors import CapacityError
 from xtree.persistence.memory import fail_allocation
+from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.mvcc import Epochs
+from xtree.persistence.probes import Turnover
+
+EPOCHS = 60_000  # of a turnover
+SLOTS_TAKEN = 248  # for pins, in a crowded one
 
 
 @pytest.fixture(autouse=True)
@@ -221,26 +227,53 @@ def test_the_horizon_is_the_least_pin_or_the_current_epoch(steps):
         assert epochs.reclaimable() == epochs.oldest() == min([epoch for _, epoch in pins], default=current)
 
 
-def test_no_thread_ever_finds_its_pinned_epoch_reclaimed():
-    epochs = Epochs()
-    reclaimed, wrong = [0], []
-    done = threading.Event()
+class Turned:
+    """A turnover that has ended, with what its readers returned."""
 
-    def read():
-        while not done.is_set():
-            slot = epochs.pin_epoch()
-            if reclaimed[0] > epochs.epoch_of(slot):
-                wrong.append(slot)
-            epochs.release(slot)
+    def __init__(self, crowded, alone, **readers):
+        """crowded, alone: see Turnover. readers: a method's name and its argument, by the reader's name."""
+        self.store = MemoryStore()
+        turnover = Turnover(self.store, EPOCHS, crowded)
+        work = [(turnover.write, alone)] + ([] if alone else [(turnover.reclaim,)])
+        work += [(getattr(turnover, method), argument) for method, argument in readers.values()]
+        with ThreadPoolExecutor(len(work)) as threads:
+            running = [threads.submit(*call) for call in work]
+        returned = [future.result() for future in running]
+        self.found = dict(zip(readers, returned[-len(readers) :], strict=True))
+        self.went = turnover.empty()
+        self.pins_left = self.store.epochs.stats()["pins"] - (SLOTS_TAKEN if crowded else 0)
 
-    readers = [threading.Thread(target=read) for _ in range(4)]
-    for reader in readers:
-        reader.start()
-    for epoch in range(1, 3000):
-        epochs.advance_to(epoch)
-        reclaimed[0] = epochs.reclaimable()
-    done.set()
-    for reader in readers:
-        reader.join()
-    assert not wrong
-    assert epochs.reclaimable() == 2999 and epochs.stats()["pins"] == 0
+    def assert_all_went(self):
+        """Every page was freed, and once, and nothing is pinned."""
+        store = self.store
+        store.table.check()
+        store.allocator.check()
+        assert self.went == EPOCHS + 1
+        assert (store.allocator.slots_used, len(store.table), store.table.retired, self.pins_left) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("held", "crowded", "alone"),
+    [(1, True, True), (1, False, True), (3, True, True), (1, True, False), (3, True, False), (300, False, False)],
+)
+def test_no_thread_ever_finds_its_pinned_epoch_reclaimed(held, crowded, alone, tally):
+    """In loops without the GIL, beside a writer that reclaims, or a writer and a reclaimer; with 300 pins at a time
+    there is more than one block of them."""
+    turned = Turned(crowded, alone, one=("read", held), other=("read", held))
+    (pins, flaws), (more_pins, more_flaws) = turned.found.values()
+    assert (flaws, more_flaws) == (0, 0)
+    turned.assert_all_went()
+    assert turned.store.epochs.stats()["slots"] <= (2048 if held == 300 else 256)
+    tally("pins beside a writer without the GIL", pins + more_pins)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("back", [1, 40])
+def test_a_pin_of_an_old_epoch_is_refused_or_finds_its_pages(back, alone, tally):
+    """In loops without the GIL, of the current epoch and ones that are long gone; none is refused that is protected."""
+    turned = Turned(False, alone, old=("read_old", back), young=("read", 3))
+    pins, refused, flaws = turned.found["old"]
+    assert (flaws, turned.found["young"][1]) == (0, 0)
+    assert refused < pins
+    turned.assert_all_went()
+    tally("pins of old epochs beside a writer without the GIL", pins)

@@ -1,12 +1,14 @@
 """Groups of neighbouring queries, as large as lets their leaves be few."""
 
+from cpython.buffer cimport PyBuffer_Release
 from libc.string cimport memcpy
 
-from xtree.arrays cimport raise_no_memory
+from xtree.arrays cimport borrow, raise_no_memory
 from xtree.box cimport copy_box, extend_box
 from xtree.bucket cimport Bucket, lower, refs, stride
 from xtree.kernels cimport WindowTest, divide, select
 from xtree.persistence.memory cimport allocate, release
+from xtree.query_order cimport order_queries
 from xtree.tree_state cimport resolve_bucket
 from xtree.walk cimport close_walk, next_page, open_walk, start_walk, window_test
 
@@ -117,3 +119,45 @@ cdef int64_t leaves_of(LeafGroup *group, const double *query, int64_t *crossing)
     divide(&test, group.dims, group.count, group.nodes, group.reached, crossing, inside, &whole)
     memcpy(group.reached + crossing[0], inside, whole * sizeof(NodeID))
     return crossing[0] + whole
+
+
+def limits() -> dict[str, int]:
+    """What bounds a group: its first, least and most queries, leaves in all and a query, how few let the next one grow,
+    and the queries that walk alone when not even the least group has few enough leaves."""
+    return {
+        "first_size": FIRST_SIZE,
+        "least_size": LEAST_SIZE,
+        "most_size": MOST_SIZE,
+        "most_leaves": MOST_LEAVES,
+        "leaves_a_query": WORTH_A_QUERY,
+        "few_leaves": FEW_LEAVES,
+        "alone": ALONE,
+    }
+
+
+def plan_groups(Store store not None, TreeState state not None, boxes) -> list[tuple[list[int], list[int] | None]]:
+    """How a batch of windows, float64 (m, 2 * dims), falls into groups: (the rows of its windows, NodeIDs of its leaves)
+    of each, in the order in which they are answered; None in place of the leaves where each window walks alone.
+
+    Raises CorruptionError, MemoryError.
+    """
+    cdef Py_buffer view
+    cdef LeafGroup group
+    cdef int64_t m = borrow(boxes, &view, 2 * state.g.dims * sizeof(double))
+    cdef const double *queries = <const double *>view.buf
+    cdef uint64_t *order = NULL
+    cdef int64_t i, first = 0, end
+    found = []
+    open_group(&group, store, state, Predicate.INTERSECTS)
+    try:
+        order = order_queries(queries, m, state.g.dims, True, state.box)
+        while first < m:
+            end = next_group(&group, store, state, queries, order, first, m)
+            leaves = [group.nodes[i] for i in range(group.count)] if group.together else None
+            found.append(([order[i] for i in range(first, end)], leaves))
+            first = end
+        return found
+    finally:
+        close_group(&group)
+        release(order)
+        PyBuffer_Release(&view)

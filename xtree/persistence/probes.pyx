@@ -7,12 +7,12 @@ what a thread saw.
 
 cimport cython
 from cpython.pythread cimport PyThread_release_lock
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 
-from xtree.persistence.atomics cimport fetch_add, load_acquire, load_relaxed, store_release
+from xtree.persistence.atomics cimport fetch_add, load_acquire, load_relaxed, store_release, store_seq
 from xtree.persistence.memory cimport allocate_zeroed, release
 from xtree.persistence.mmap_windows cimport Windows
-from xtree.persistence.mvcc cimport Epochs
+from xtree.persistence.mvcc cimport SLOTS_PER_BLOCK, Epochs, PinSlot
 from xtree.persistence.node_id cimport NodeID, handle_of, tag_of
 from xtree.persistence.object_table cimport (
     MAX_SLABS, SLAB_BITS, SLAB_ROWS, STATE_LIVE, WORD_TAG, WORD_VERIFIED, Row, likely, state_of,
@@ -26,6 +26,7 @@ cdef extern from "atomics.h" nogil:
 cdef enum:
     MOST_HELD = 1024                # pins of one thread of a turnover
     MOST_BEHIND = 4096              # pages of a turnover that wait to be freed: above, its writer waits
+    FREE_IN_CROWD = 8               # slots for pins
     PAGE_WORDS = 48                 # written to each of its pages, and read again
 
 
@@ -164,18 +165,21 @@ def replace_slots(SegmentAllocator allocator, int size_class, const uint64_t[::1
 cdef class Turnover:
     """One page that every epoch replaces, and who reads it: pins, publication, reclaim and reuse, all at full speed.
 
-    The store is a fresh one in memory, and nobody else's. One thread runs `write`, one `reclaim`, any number the
-    readers. Each epoch's page holds a pattern that names the epoch; whoever has it pinned must find its row live or
-    retired later, and the pattern whole. What a reader finds otherwise it counts as a flaw.
+    The store is a fresh one in memory, and nobody else's. One thread runs `write`, one `reclaim` unless the writer does
+    that itself, any number the readers. Each epoch's page holds a pattern that names the epoch; whoever has it pinned
+    must find its row live or retired later, and the pattern whole. What a reader finds otherwise it counts as a flaw.
+    crowded: most of the slots for pins are taken and hold nothing back, so that between a pin's look at the current
+    epoch and its slot there is time.
     """
 
     cdef Store store
     cdef uint64_t *nodes            # of the page of each epoch, from `first` on
     cdef uint64_t first, last       # epochs
-    cdef uint64_t freed             # pages, by `reclaim`
+    cdef uint64_t freed             # pages
     cdef uint64_t ended             # 1 once the writer has ended
 
-    def __cinit__(self, Store store not None, uint64_t epochs):
+    def __cinit__(self, Store store not None, uint64_t epochs, bint crowded=False):
+        cdef int slot
         self.nodes = NULL
         self.store = store
         self.first = store.epochs.current_epoch() + 1
@@ -185,6 +189,10 @@ cdef class Turnover:
         if self.nodes == NULL:
             raise MemoryError("no memory for the nodes of a turnover")
         self.replace(self.first)
+        if crowded:
+            store.epochs.unpin(store.epochs.pin())
+            for slot in range(FREE_IN_CROWD, SLOTS_PER_BLOCK):
+                store_seq(&(<PinSlot *>store.epochs.blocks[0])[slot].epoch, UINT64_MAX - 1)
 
     def __dealloc__(self):
         release(self.nodes)
@@ -231,23 +239,24 @@ cdef class Turnover:
                 return False
         return True
 
-    def write(self):
-        """Commit all epochs, as fast as pages are freed."""
+    def write(self, bint alone):
+        """Commit all epochs, as fast as pages are freed; `alone`, free what no pin sees behind each of them."""
         cdef uint64_t epoch
         try:
-            with nogil:
-                for epoch in range(self.first + 1, self.last + 1):
-                    while epoch - self.first > load_acquire(&self.freed) + MOST_BEHIND:
+            for epoch in range(self.first + 1, self.last + 1):
+                with nogil:
+                    while not alone and epoch - self.first > load_acquire(&self.freed) + MOST_BEHIND:
                         yield_processor()
                     self.replace(epoch)
+                if alone:
+                    fetch_add(&self.freed, self.store.reclaim())
         finally:
             store_release(&self.ended, 1)
 
     def reclaim(self):
-        """Free what no pin sees, without a pause, until the writer has ended; returns how many pages went."""
+        """Free what no pin sees, without a pause, until the writer has ended."""
         while not load_acquire(&self.ended):
             fetch_add(&self.freed, self.store.reclaim())
-        return load_acquire(&self.freed)
 
     def read(self, int held):
         """Pin the current epoch again and again, `held` pins at a time, each looked through as it begins and ends.
@@ -314,11 +323,11 @@ cdef class Turnover:
         return rounds, refused, flaws
 
     def empty(self):
-        """Retire the last page and free what is left, once all threads have ended; returns how many pages went."""
+        """Retire the last page and free what is left, once all threads have ended; returns how many pages went in all."""
         cdef uint64_t epoch = self.store.epochs.current_epoch() + 1
         self.store.table.retire(self.nodes[epoch - 1 - self.first], epoch)
         self.store.epochs.advance(epoch)
-        return self.store.reclaim()
+        return load_acquire(&self.freed) + self.store.reclaim()
 
 
 cdef inline uint64_t pattern(uint64_t epoch, int i) noexcept nogil:
