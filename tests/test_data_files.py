@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 
+import pages
 import pytest
 
 from xtree.errors import CorruptionError, FormatVersionError, StoreFailedError
@@ -16,6 +17,7 @@ from xtree.persistence.filenames import data_name
 from xtree.persistence.manifest import DataFileEntry
 from xtree.persistence.mmap_windows import Windows
 from xtree.persistence.platform_fs import File, FileSystem, SyncFailedError
+from xtree.persistence.runtime import open_store
 from xtree.persistence.segment_allocator import SegmentAllocator
 
 UUID = bytes(range(16))
@@ -530,3 +532,23 @@ def test_a_file_does_not_grow_beyond_the_configured_size(tmp_path):
     assert next(iter(shorter.attached())) == (0, 0, 2 * MIB, 2 * MIB)
     assert shorter.extend(0, 3 * MIB) == 2 * MIB
     shorter.close()
+
+
+@pytest.mark.parametrize("n", [1, 16, 63, 64, 65, 200])
+def test_files_of_an_index_that_is_emptied_and_closed_shrink_to_what_is_in_use(n, tmp_path):
+    """To the header, and the first slot of each size class as long as that is in use."""
+
+    def sizes():
+        return sorted(file.stat().st_size for file in (tmp_path / "index").glob("data-*"))
+
+    store = open_store(tmp_path / "index", mode="x", config=pages.SMALL)
+    for size_class in (0, 2):
+        pages.put(store, {f"{size_class}/{i}": "text" for i in range(n)}, size_class)
+    pages.put(store, {f"{size_class}/{i}": None for size_class in (0, 2) for i in range(1, n)})
+    store.close()
+    assert sizes()[-2:] == [4096 + 4096, 4096 + 16384] and set(sizes()[:-2]) <= {4096}
+    store = open_store(tmp_path / "index", config=pages.SMALL)
+    assert pages.texts_of(store) == {"0/0": "text", "2/0": "text"}
+    pages.put(store, {"0/0": None, "2/0": None})
+    store.close()
+    assert set(sizes()) == {4096}

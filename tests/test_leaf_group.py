@@ -105,8 +105,11 @@ class Row:
         self.windows: list[list[float]] = []
 
     def add(self, count: int, first: int, leaves: int, how: str = "ends") -> None:
-        """Windows that reach together the leaves from the first-th on: each "ends" in the first and the last one, covers
-        all of them ("inside"), reaches all without covering any ("crossing"), or lies in one ("spread")."""
+        """Windows that together reach the leaves from the first-th on.
+
+        Each "ends" in the first and the last one, covers all of them ("inside"), reaches all without covering any
+        ("crossing"), or lies in one of them ("spread").
+        """
         left, right = self.ends[first], self.ends[first + leaves - 1]
         for i in range(count):
             step = i / 1024

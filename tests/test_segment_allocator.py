@@ -264,6 +264,71 @@ def test_top_is_the_end_of_the_highest_slot_in_use():
     assert allocator.top_bytes(1) == 0
 
 
+# From none to three words of slots, whatever the number is modulo 64.
+NUMBERS_OF_SLOTS = range(1, 193)
+
+
+def with_slots_in_use(slots, used, size_class=0, limit=None):
+    """An allocator with one window of so many slots, of which those given are in use."""
+    allocator = SegmentAllocator(FileGrowth())
+    step = class_bytes(size_class)
+    allocator.attach(0, size_class, HEADER, HEADER + slots * step, HEADER + (limit or slots) * step)
+    for slot in used:
+        allocator.occupy_slot(size_class, HEADER + slot * step)
+    return allocator
+
+
+@pytest.mark.parametrize("size_class", range(7))
+def test_top_is_right_for_every_number_of_slots_whichever_of_them_is_in_use(size_class):
+    step = class_bytes(size_class)
+    for slots in NUMBERS_OF_SLOTS:
+        allocator = with_slots_in_use(slots, [], size_class)
+        assert allocator.top_bytes(0) == HEADER
+        for slot in range(slots) if size_class == 0 else {0, slots // 2, slots - 1}:
+            allocator.occupy_slot(size_class, HEADER + slot * step)
+            assert allocator.top_bytes(0) == HEADER + (slot + 1) * step
+            allocator.free_slot(HEADER + slot * step)
+            assert allocator.top_bytes(0) == HEADER
+
+
+@pytest.mark.parametrize("slots", [1, 63, 64, 65, 100, 127, 128, 129, 192])
+def test_top_is_right_after_frees_in_any_order(slots, random):
+    orders = [range(slots), range(slots - 1, -1, -1), *(random.permutation(slots).tolist() for _ in range(8))]
+    for order in orders:
+        used = set(range(slots))
+        allocator = with_slots_in_use(slots, used)
+        for slot in order:
+            allocator.free_slot(HEADER + slot * 4096)
+            used.discard(slot)
+            assert allocator.top_bytes(0) == HEADER + (max(used, default=-1) + 1) * 4096
+        allocator.check()
+
+
+def test_top_is_right_while_a_window_grows_slot_by_slot():
+    growth = FileGrowth(limit=HEADER + 200 * 4096)
+    growth.extend = lambda window, wanted_bytes: next(usable)
+    usable = iter(range(HEADER + 4096, growth.limit + 1, 4096))
+    allocator = SegmentAllocator(growth)
+    first = allocator.allocate_slot(0)
+    for slots in range(2, 201):
+        last = allocator.allocate_slot(0)
+        assert allocator.top_bytes(0) == HEADER + slots * 4096
+        for slot in range(1, slots - 1):
+            allocator.free_slot(first + slot * 4096)
+        allocator.free_slot(last)
+        assert allocator.top_bytes(0) == HEADER + 4096
+        for _ in range(1, slots):
+            allocator.allocate_slot(0)
+    allocator.check()
+
+
+def test_top_is_right_across_segments_and_groups():
+    slots = 64**3 + 70
+    for used in (0, 63, 64, 64**2 - 1, 64**2, 64**3 - 1, 64**3, slots - 1):
+        allocator = with_slots_in_use(slots, {0, used}, limit=slots + 1)
+        assert allocator.top_bytes(0) == HEADER + (used + 1) * 4096
+
+
 def test_statistics_count_slots_and_runs_of_free_ones():
     allocator = SegmentAllocator(FileGrowth(first_usable=200 * 4096))
     addresses = [allocator.allocate_slot(0) for _ in range(200)]

@@ -136,9 +136,9 @@ def limits() -> dict[str, int]:
 
 
 def plan_groups(Store store not None, TreeState state not None, boxes) -> list[tuple[list[int], list[int] | None]]:
-    """How a batch of windows, float64 (m, 2 * dims), falls into groups: (the rows of its windows, NodeIDs of its leaves)
-    of each, in the order in which they are answered; None in place of the leaves where each window walks alone.
+    """How a batch of windows, float64 (m, 2 * dims), falls into groups, in the order in which they are answered.
 
+    Of each the rows of its windows, and the NodeIDs of its leaves; None in place of these where each window walks alone.
     Raises CorruptionError, MemoryError.
     """
     cdef Py_buffer view

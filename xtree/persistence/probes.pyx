@@ -1,8 +1,6 @@
-"""Probes: the inner loops of `xtree bench substrate` and of tests of threads, without the GIL and without Python between
-two steps.
+"""Probes: inner loops without the GIL and without Python between two steps, for `xtree bench substrate` and for tests.
 
-Each returns what it computed, so that a measurement can be held against another way to the same result, and a test sees
-what a thread saw.
+Each returns what it computed or saw, so that a measurement can be held against another way to the same result.
 """
 
 cimport cython
@@ -323,7 +321,7 @@ cdef class Turnover:
         return rounds, refused, flaws
 
     def empty(self):
-        """Retire the last page and free what is left, once all threads have ended; returns how many pages went in all."""
+        """Retire the last page and free what is left, once all threads have ended; how many pages went in all."""
         cdef uint64_t epoch = self.store.epochs.current_epoch() + 1
         self.store.table.retire(self.nodes[epoch - 1 - self.first], epoch)
         self.store.epochs.advance(epoch)
