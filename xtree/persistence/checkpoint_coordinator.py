@@ -157,12 +157,13 @@ class Coordinator:
 
     def poison(self, error: BaseException) -> None:
         """Refuses every later write: something that must reach the disk may not have."""
-        if self.failure is None:
-            log.error("xtree: %s failed and takes no more writes: %s", self.store.path, error)
+        first = self.failure is None
         self.abandon(error)
+        if first:
+            log.error("xtree: %s failed and takes no more writes: %s", self.store.path, error)
 
     def abandon(self, error: BaseException) -> None:
-        """The same, of a failure that the caller tells of."""
+        """The same without a word in the log."""
         if self.failure is None:
             self.failure = error
         self.store._poison()

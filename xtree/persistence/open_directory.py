@@ -37,9 +37,9 @@ class OpenDirectory(str):
 
     identity: tuple[int, int] | None
     report_lost: Callable[[DirectoryLostError], object]
-    _fd: int | None
-    _closed: bool
-    _lost: str | None  # what became of it
+    _fd: int | None = None
+    _closed = False
+    _lost: str | None = None  # what became of it
     _lock_path: str
 
     def __new__(cls, path: Path) -> OpenDirectory:
@@ -47,9 +47,6 @@ class OpenDirectory(str):
         directory = super().__new__(cls, os.path.realpath(path))
         directory.identity = None
         directory.report_lost = lambda error: None
-        directory._fd = None
-        directory._closed = False
-        directory._lost = None
         directory._lock_path = os.path.join(directory, LOCK)
         if BY_DESCRIPTOR:
             directory._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
