@@ -142,10 +142,12 @@ def old_reader(me: int, mutant: str, epoch: int) -> Program:
         s.seen = put(s.seen, me, 0)
         store(s, me, "pins", NO_PIN, me, fence=False)
 
+    pinning = [("pin_at: _take_slot(epoch)", take_slot), ("pin_at: load_seq(&self.horizon)", load_horizon)]
+    if mutant == "horizon before the slot":
+        pinning.reverse()
     return in_order(
         [
-            ("pin_at: _take_slot(epoch)", take_slot),
-            ("pin_at: load_seq(&self.horizon)", load_horizon),
+            *pinning,
             ("pin_at: load_seq(&self.current)", load_current),
             ("resolve", lambda s: look(s, epoch)),
             ("unpin: store_release(&at.epoch)", unpin),
@@ -171,10 +173,11 @@ def reclaimer(me: int, mutant: str, pins: int) -> Program:
 
     def publish_horizon(s: State) -> None:
         if mutant != "no horizon":
-            store(s, me, "horizon", max(s.horizon, s.least), fence=mutant != "horizon without fence")
+            horizon = min(s.least, s.second)
+            store(s, me, "horizon", max(s.horizon, horizon), fence=mutant != "horizon without fence")
 
     def reclaim_one(s: State) -> str | None:
-        horizon = min(s.least, s.second)
+        horizon = min(s.least, s.second) + (mutant == "horizon one epoch too high")
         if mutant != "reuse whether durable or not":
             horizon = min(horizon, s.durable)
         for slot, (state, _, retire) in enumerate(s.rows):
@@ -196,14 +199,11 @@ def reclaimer(me: int, mutant: str, pins: int) -> Program:
     if mutant == "one scan, slots before the current epoch":
         first, again = [*first[1:], first[0]], []
     label, step = first[0]
+    publishing = [("reclaim_horizon: store_seq(&self.horizon)", publish_horizon)]
+    if mutant == "horizon behind both scans":
+        publishing, again = again, publishing
     program = in_order(
-        [
-            (label, partial(lock, step)),
-            *first[1:],
-            ("reclaim_horizon: store_seq(&self.horizon)", publish_horizon),
-            *again,
-            ("reclaim_one", reclaim_one),
-        ]
+        [(label, partial(lock, step)), *first[1:], *publishing, *again, ("reclaim_one", reclaim_one)]
     )
     return program
 
