@@ -61,7 +61,7 @@ SANITIZED := LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=mallo
   UBSAN_OPTIONS=print_stacktrace=1
 ASAN_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,hostile_files forged_rows page_verification object_table \
   stored_table node_id mvcc mmap_windows segment_allocator page_checksum replay wal checkpoint superblock manifest \
-  catalog store recovery page_differences box bucket split insertion removal search leaf_group nearest bulk \
+  catalog store recovery page_differences box bucket split split_history insertion removal search leaf_group nearest bulk \
   window_kernels inspection tree_state model adversarial))
 
 FUZZ_TARGETS ?= superblock manifest checkpoint log catalog directory
