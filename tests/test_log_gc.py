@@ -76,7 +76,7 @@ def test_a_log_outlives_as_many_further_checkpoints_as_the_lag_says():
     garbage = LogGarbage(config, (), found)
     kept = [checkpoint(5, 1)]
     for number in range(2, 6):
-        kept = [*kept, checkpoint(10 * number, number)][-2:]
+        kept = [*kept, checkpoint(10 * number - 10, number)][-2:]  # the first one of its last epoch
         garbage.count_checkpoint(kept[-1], found)
         assert garbage.going(kept, found, 0.0) == (set() if number < 5 else {10})
 

@@ -423,3 +423,27 @@ def test_a_full_disk_while_the_next_log_is_made_leaves_the_logs_in_link_order(tm
     assert texts_of(store) == {"a": "room", "b": "2", "c": "3"}
     store.check()
     store.close()
+
+
+def test_a_log_made_ahead_that_a_later_one_has_overtaken_is_not_used(tmp_path):
+    store = open_store(tmp_path / "index", config=by_request())
+    put(store, {"a": "1"})
+    settle(store)
+    journal = store._journal
+
+    def overtake(name):
+        if name == "journal.spare_filled":
+            set_hook(None)
+            store._coordinator.between_groups(journal.close_log)
+            put(store, {"a": "2"})
+
+    set_hook(overtake)
+    assert not journal.make_spare()
+    numbers = [entry.number for entry in journal.manifest.logs]
+    assert journal.spare is None
+    assert numbers == sorted(numbers) and numbers[-1] == journal.log.number
+    shutil.copytree(tmp_path / "index", tmp_path / "crashed")
+    store.close()
+    store = open_store(tmp_path / "crashed", config=by_request())
+    assert texts_of(store) == {"a": "2"}
+    store.close()
