@@ -43,6 +43,7 @@ MODULES = [
     "xtree.persistence.frame_run",
     "xtree.persistence.replay",
     "xtree.persistence.page_copy",
+    "xtree.persistence.reached_pages",
     "xtree.persistence.probes",
     "xtree.box",
     "xtree.bucket",

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damaging import Records, build
+from walking import assert_no_page_left
 
 import xtree
 from xtree.persistence.memory_store import MemoryStore
@@ -63,18 +64,19 @@ def store(request, tmp_path):
 
 @pytest.fixture
 def ws():
-    """The write set of a store in memory, aborted after the test."""
+    """The write set of a store in memory, aborted after the test, which then has no page."""
     store = MemoryStore()
     write_set = store.begin()
     yield write_set
     write_set.abort()
     store.check()
+    assert_no_page_left(store)
     store.close()
 
 
 @pytest.fixture(params=["memory", "durable"])
 def make_tree(request, tmp_path):
-    """make_tree(dims=2, config=None) -> XTree; after the test each is checked and closed."""
+    """make_tree(dims=2, config=None) -> XTree; after the test each is checked, also for lost pages, and closed."""
     trees: list[xtree.XTree] = []
 
     def make(dims: int = 2, config: xtree.Config | None = None) -> xtree.XTree:
@@ -89,6 +91,8 @@ def make_tree(request, tmp_path):
     for tree in trees:
         if not tree.closed:
             tree.check()
+            if len(tree) == 0:
+                assert tree._store.stats()["object_table"]["live"] == 0
         tree.close()
     trees.clear()  # `make` outlives the test
 

@@ -173,6 +173,10 @@ def test_clear_retires_every_page(store, random):
     insertion.insert(write_set, state, ids[:10], boxes[:10])
     walking.commit(write_set, state)
     assert walking.records(store, state) == brute.records(ids[:10], boxes[:10])
+    write_set = store.begin()
+    bulk.clear(write_set, state)
+    walking.commit(write_set, state)
+    assert store.stats()["object_table"]["live"] == 0
 
 
 def test_only_an_empty_tree_can_be_loaded(random):

@@ -35,7 +35,7 @@ LAYERS = [
     # 6 store: the whole substrate behind a few verbs, and named roots
     {"persistence.store", "persistence.write_set", "persistence.memory_store", "persistence.durable_store",
      "persistence.delta", "persistence.runtime", "persistence.creation", "persistence.page_copy",
-     "persistence.backup", "persistence.probes"},
+     "persistence.backup", "persistence.probes", "persistence.reached_pages"},
     # 7 tree: X-tree pages and algorithms
     {"xtree.tree_state", "xtree.bucket", "xtree.split", "xtree.insertion", "xtree.removal", "xtree.search",
      "xtree.walk", "xtree.leaf_group", "xtree.nearest", "xtree.accesses", "xtree.bulk", "xtree.inspection",
@@ -44,7 +44,8 @@ LAYERS = [
     # 8 face: what people touch
     {"xtree", "xtree.arguments", "xtree.conversion", "xtree.tree", "xtree.reading", "xtree.writing",
      "xtree.transaction", "xtree.write_scope", "xtree.view", "xtree.snapshot", "xtree.runtime", "xtree.forest",
-     "xtree.roots", "xtree.structure", "xtree.prometheus", "xtree.display", "xtree.cli", "xtree.cli_bench",
+     "xtree.roots", "xtree.epoch_check", "xtree.structure", "xtree.prometheus", "xtree.display", "xtree.cli",
+     "xtree.cli_bench",
      "xtree.cli_errors", "xtree.data",
      "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
      "xtree.tools", "xtree.tools.backup", "xtree.tools.bench", "xtree.tools.bench_checkpoints",

@@ -8,7 +8,7 @@ import brute
 import numpy as np
 import pytest
 from tree_data import ALL, all_equal, nested, uniform
-from walking import commit, grown, pages, records
+from walking import assert_no_page_left, commit, grown, pages, records
 
 from xtree.bucket import describe, entry_limits
 from xtree.insertion import insert
@@ -35,6 +35,7 @@ def test_what_is_deleted_goes_and_nothing_else(ws, random, shape, dims):
         left = order[done:]
         assert records(ws.store, state, least_fill=0.35) == brute.records(left, boxes[left])
     assert (state.root, state.height, state.count, state.bounds, len(ws)) == (0, 0, 0, None, 0)
+    assert_no_page_left(ws.store)
 
 
 @pytest.mark.parametrize("dims", DIMS)
@@ -93,6 +94,7 @@ def test_each_row_removes_one_copy(ws, random):
     assert state.count == 260
     assert delete(ws, state, np.zeros(300, np.int64), boxes) == 260
     assert state.root == 0
+    assert_no_page_left(ws.store)
 
 
 def test_a_record_is_found_below_any_entry_of_a_large_supernode(ws, random):
@@ -112,6 +114,7 @@ def test_zeros_of_either_sign_are_equal(ws):
     state = TreeState.create(2)
     insert(ws, state, np.array([1, 2]), np.array([[0.0, -0.0, 0.0, 1.0], [-0.0, 0.0, -0.0, 1.0]]))
     assert delete(ws, state, np.array([1, 2]), np.array([[-0.0, 0.0, -0.0, 1.0], [0.0, -0.0, 0.0, 1.0]])) == 2
+    assert_no_page_left(ws.store)
 
 
 @pytest.mark.parametrize("dims", DIMS)
@@ -125,6 +128,7 @@ def test_bounds_shrink_with_the_records(ws, random, dims):
         assert state.bounds.tolist() == [*least, *most]
         delete_rows(ws, state, order[done : done + 50], boxes)
     assert state.bounds is None
+    assert_no_page_left(ws.store)
 
 
 def test_a_page_below_the_least_fill_is_dissolved(ws, random):
@@ -167,6 +171,7 @@ def test_supernodes_shrink_as_entries_go(ws, random):
         most.append(max((page["blocks"] for page in supernodes), default=1))
     assert most[0] > 2
     assert most[-1] == 1
+    assert_no_page_left(ws.store)
 
 
 def test_a_published_tree_stays_as_it_was(random):

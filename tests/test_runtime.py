@@ -220,6 +220,7 @@ def test_drop_returns_the_pages(tmp_path, random):
         for _ in range(4):
             runtime.tree("a", dims=2).bulk_load(np.arange(20000), boxes)
             runtime.drop("a")
+            assert runtime.stats()["object_table"]["live"] == 0
             runtime.checkpoint()
             sizes.append(sum(file.stat().st_size for file in Path(runtime.path).glob("data-*")))
         assert sizes[-1] <= 2 * sizes[0]

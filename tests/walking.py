@@ -38,6 +38,15 @@ def pages(store, state: TreeState) -> list[dict[str, Any]]:
     return found
 
 
+def assert_no_page_left(store) -> None:
+    """A store whose structures are all empty has no page, and no slot in use once it has reclaimed."""
+    store.reclaim()
+    held = store.stats()
+    table = {state: held["object_table"][state] for state in ("live", "reserved", "retired")}
+    assert table == {"live": 0, "reserved": 0, "retired": 0}, table
+    assert sum(of_class["used"] for of_class in held["allocator"].values()) == 0
+
+
 def bounds_of(boxes: np.ndarray) -> list[float]:
     dims = boxes.shape[1] // 2
     return [*boxes[:, :dims].min(axis=0).tolist(), *boxes[:, dims:].max(axis=0).tolist()]

@@ -24,7 +24,7 @@ from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.page_copy import copy_pages
 from xtree.persistence.segment_allocator import SegmentAllocator
 from xtree.persistence.store import Pin
-from xtree.roots import KIND, tree_state_of
+from xtree.roots import KIND, is_known, state_of, tree_state_of
 from xtree.tools.fsck_files import READ_ERRORS
 from xtree.tools.fsck_report import DAMAGE, NOTE, Report
 from xtree.tree_state import TreeState
@@ -68,6 +68,8 @@ class PageCheck:
         for entry in sorted(self.catalog, key=lambda entry: entry.name):
             if entry.kind == KIND:
                 self.check_tree(entry)
+            elif is_known(entry.kind):
+                self.reach_structure(entry)
         self.check_reached()
 
     # Rows and slots.
@@ -256,18 +258,34 @@ class PageCheck:
             for child, below in zip(page["refs"].tolist(), page["boxes"], strict=True)
         ], True
 
+    def reach_structure(self, entry: CatalogEntry) -> None:
+        """The pages of a structure that is no tree, as it names them itself."""
+        try:
+            for node in state_of(entry).pages(self.store):
+                if self._owner.setdefault(node, entry.name) != entry.name:
+                    found = f"that it is reached again, from tree {self._owner[node]!r} before"
+                    self.report.add(DAMAGE, "tree", "every page once", found, node=node, tree=entry.name)
+        except READ_ERRORS as error:
+            self.report.add_error(DAMAGE, "tree", error, "a structure's pages", tree=entry.name)
+            self._all_walked = False
+
     def check_reached(self) -> None:
-        """No page of a tree that no tree reaches. Pages of other kinds only their structures know."""
-        of_trees = self.rows[np.isin(self.rows["kind"], list(TREE_KINDS))]
-        missed = of_trees[~np.isin(of_trees["node"], np.fromiter(self._owner, np.uint64))]
+        """No page that no tree or structure reaches; beside a structure of an unknown kind, none of a tree."""
+        unknown = sorted({entry.kind for entry in self.catalog if not is_known(entry.kind)})
+        rows = self.rows[np.isin(self.rows["kind"], list(TREE_KINDS))] if unknown else self.rows
+        missed = rows[~np.isin(rows["node"], np.fromiter(self._owner, np.uint64))]
         self.report.figures["unreached_pages"] = len(missed)
+        self.report.figures["unknown_kinds"] = unknown  # of structures whose pages nobody here can tell
         if len(missed) and not self._all_walked:
             found = f"{len(missed)} pages that are reached from none, below what is damaged"
             self.report.add(NOTE, "tree", "every page in a tree", found)
             return
         for row in missed:
-            kind = TREE_KINDS[int(row["kind"])]
-            self._add("tree", "every page in a tree", f"a live {kind} page that no tree reaches", row)
+            kind = TREE_KINDS.get(int(row["kind"]))
+            found = f"a live {kind} page that no tree reaches"
+            if kind is None:
+                found = f"a live page of kind {row['kind']} that no structure reaches"
+            self._add("tree", "every page in a tree", found, row)
 
     def parsed(self, row: Any) -> dict[str, Any] | None:
         """A page of a tree, from wherever it can still be read; None when it can't."""

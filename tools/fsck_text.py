@@ -44,6 +44,8 @@ def _figures(figures: dict[str, Any]) -> Iterator[str]:
         yield f"{pages['live']:,} live pages of {pages['bytes'] / 1e6:,.1f} MB"
     if "slots" in figures:
         yield f"{figures['slots']['used']:,} of {figures['slots']['slots']:,} slots in use"
+    if figures.get("unknown_kinds"):
+        yield f"pages of unknown structures ({', '.join(figures['unknown_kinds'])}) verified, not looked for"
 
 
 def _verdict(report: Report) -> str:

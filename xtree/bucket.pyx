@@ -15,6 +15,8 @@ cdef enum:
     LEAST_BASE_ENTRIES = 48         # of the base page size that is picked for a number of dims: measured
     LEAST_ENTRIES = 8               # of a base page size that is asked for
 
+PAGE_KINDS = (KIND_LEAF, KIND_DIRECTORY)
+
 if sizeof(Bucket) != HEADER_BYTES:
     raise ImportError(f"the header of a bucket has {sizeof(Bucket)} bytes, expected {HEADER_BYTES}")
 

@@ -8,11 +8,11 @@ from xtree.box cimport MAX_DIMS, Frame, box_overlap, make_frame
 from xtree.bucket cimport Bucket, bounding_box, entry_limit, get_box, history, lower, refs, upper
 from xtree.persistence.atomics cimport load_acquire
 from xtree.persistence.breath cimport Breath, first_breath, spend
-from xtree.persistence.memory cimport allocate_zeroed, release
-from xtree.persistence.node_id cimport MAX_SHARDS, NodeID, handle_of, shard_of, slot_of
+from xtree.persistence.node_id cimport NodeID, handle_of
 from xtree.persistence.object_table cimport STATE_RESERVED, Row, state_of
 from xtree.persistence.page cimport class_bytes
 from xtree.persistence.page_checksum cimport page_crc
+from xtree.persistence.reached_pages cimport ReachedPages
 from xtree.persistence.store cimport Store
 from xtree.removal cimport least_entries
 from xtree.tree_state cimport MAX_LEVELS, TreeState, resolve_bucket
@@ -26,9 +26,6 @@ cdef enum:
 
 # What has been seen so far of a tree.
 cdef struct Census:
-    bint durable                    # live pages have a CRC in their row
-    uint64_t before[MAX_SHARDS + 1]  # handles given out in the shards before each, and in all
-    uint64_t *seen                  # a bit for each handle, shard by shard
     uint64_t records
     Breath breath
 
@@ -46,29 +43,25 @@ cdef struct LevelFigures:
     double overlap                  # summed over the parents
 
 
-def check(Store store not None, TreeState state not None) -> None:
+def check(Store store not None, TreeState state not None, ReachedPages reached=None) -> None:
     """Verifies that a tree is a right X-tree, page by page. Raises CorruptionError at the first thing that isn't so.
+
+    reached: pages of other trees of the epoch, to which its own are added.
 
     Every page is reached exactly once, has the level, kind, dims and size that its place asks for and its row's CRC,
     holds neither too many nor too few entries, all finite and in order; every entry's box is the exact bounding box of
     its child, the tree's bounds that of the root; the leaves hold as many records as the tree says.
     """
     cdef Census census
-    census.durable = store.path is not None
+    if reached is None:
+        reached = ReachedPages(store)
     census.records = 0
     first_breath(&census.breath, None)
-    store.table.number_handles(census.before)
-    census.seen = <uint64_t *>allocate_zeroed(census.before[MAX_SHARDS] // 64 + 1, sizeof(uint64_t))
-    if census.seen == NULL:
-        raise MemoryError
-    try:
-        with nogil:
-            if state.levels > 0:
-                _check_page(&census, store, state, state.root, state.levels - 1, state.box, False)
-        if census.records != state.records:
-            raise CorruptionError(f"tree of {state.records} records, its leaves hold {census.records}")
-    finally:
-        release(census.seen)
+    with nogil:
+        if state.levels > 0:
+            _check_page(&census, reached, store, state, state.root, state.levels - 1, state.box, False)
+    if census.records != state.records:
+        raise CorruptionError(f"tree of {state.records} records, its leaves hold {census.records}")
 
 
 def check_page(Store store not None, TreeState state not None, NodeID node, int level, const double[::1] box not None,
@@ -88,27 +81,22 @@ def check_page(Store store not None, TreeState state not None, NodeID node, int 
     return b.count
 
 
-cdef int _check_page(Census *census, Store store, TreeState state, NodeID node, int level, const double *box,
-                     bint siblings) except -1 nogil:
+cdef int _check_page(Census *census, ReachedPages reached, Store store, TreeState state, NodeID node, int level,
+                     const double *box, bint siblings) except -1 nogil:
     """Checks a page, whose parent says it has this box, and all below it."""
     cdef double child_box[2 * MAX_DIMS]
-    cdef uint64_t shard = shard_of(handle_of(node))
-    cdef uint64_t number = census.before[shard] + slot_of(handle_of(node)) - 1
     cdef Bucket *b = resolve_bucket(store, state, node, level)
     cdef uint32_t i
     spend(&census.breath, (<int64_t>1 << b.size_class) * BLOCK_WORK)
-    if number >= census.before[shard + 1]:
-        _raise_wrong(node, level, "handle", census.before[shard + 1], number)
-    if census.seen[number >> 6] >> (number & 63) & 1:
+    if reached.reach(node):
         _raise_wrong(node, level, "number of times reached", 1, 2)
-    census.seen[number >> 6] |= <uint64_t>1 << (number & 63)
-    _check_content(census.durable, store, state, node, b, box, siblings)
+    _check_content(store.path is not None, store, state, node, b, box, siblings)
     if level == 0:
         census.records += b.count
         return 0
     for i in range(b.count):
         get_box(&state.g, b, i, child_box)
-        _check_page(census, store, state, refs(&state.g, b)[i], level - 1, child_box, b.count > 1)
+        _check_page(census, reached, store, state, refs(&state.g, b)[i], level - 1, child_box, b.count > 1)
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from xtree.persistence.catalog import CatalogEntry
 from xtree.tree_state import TreeState
 
-__all__ = ["KIND", "entry_of", "register_state", "state_of", "tree_state_of"]
+__all__ = ["KIND", "entry_of", "is_known", "register_state", "state_of", "tree_state_of"]
 
 KIND = "xtree"  # of a tree's catalog entry; reaches disk, never change
 
@@ -23,6 +23,11 @@ def register_state(kind: str, state: Any) -> None:
         raise ValueError(f"the kind {KIND!r} is that of trees")
     CatalogEntry("any", kind, 0, b"")
     _states[kind] = state
+
+
+def is_known(kind: str) -> bool:
+    """Whether something has registered a kind, so that states of it can be decoded."""
+    return kind in _states
 
 
 def state_of(entry: CatalogEntry) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from xtree.arguments import as_config, as_dims, as_name, as_path, as_timeout
 from xtree.display import as_html
+from xtree.epoch_check import check_epoch
 from xtree.errors import ClosedError
 from xtree.forest import Forest
 from xtree.persistence.config import Config
@@ -161,15 +162,21 @@ class Runtime:
         self._store.backup(as_path(path), progress)
 
     def check(self) -> None:
-        """Verifies the store, its files and every tree in it; reads every page and every log.
+        """Verifies the store, its files and every tree in it, and that every page is in one tree or structure.
+
+        Reads every page and every log. Beside a structure of a kind that nothing defines, a page that is in none is
+        only missed if it is a tree's.
 
         Superblock, manifest, checkpoints and logs are read from the disk once more, also what the open could do
         without. Others may read and write meanwhile. Raises CorruptionError at the first flaw, OSError.
         """
         with self._store.call():
             self._store.check()
-        for name in self.trees():
-            self.tree(name).check()
+        pin = self._store.pin()
+        try:
+            check_epoch(self._store, pin)
+        finally:
+            pin.release()
 
     def close(self) -> None:
         """Closes the directory: open transactions are aborted, running queries finish, later use raises ClosedError.

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from xtree.arguments import as_dims, as_threads, as_timeout
 from xtree.conversion import stored_boxes, width_of
 from xtree.display import as_html, as_line
+from xtree.epoch_check import check_epoch
 from xtree.errors import DimensionError
 from xtree.forest import Forest
 from xtree.persistence.config import Config
@@ -126,13 +127,21 @@ class XTree(Writer):
     def check(self) -> None:
         """Verifies the whole tree: containment, exact bounds, reachability, levels, counts, checksums.
 
-        Reads every page; of a tree opened by itself also the store beneath and all its files, as `Runtime.check` does.
+        Reads every page; of a tree made or opened by itself also the store beneath, for pages that belong to nothing
+        too, and all its files, as `Runtime.check` does.
         Raises CorruptionError at the first thing wrong, OSError.
         """
-        super().check()
-        if self._owner:
-            with self._store.call():
-                self._store.check()
+        if not self._owner:
+            super().check()
+            return
+        self._view.require_open()
+        pin = self._store.pin()
+        try:
+            check_epoch(self._store, pin)
+        finally:
+            pin.release()
+        with self._store.call():
+            self._store.check()
 
     def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
         """Copies the index that was opened with the tree, as it is now, into a new directory: Runtime.backup.

@@ -1,0 +1,53 @@
+"""The check of an epoch: every tree in it is right, and each of its pages belongs to one tree or structure.
+
+A page that is live and that nothing reaches is lost: nobody will ever retire it. One that two reach will be retired
+twice.
+"""
+
+from __future__ import annotations
+
+from xtree import inspection
+from xtree.bucket import PAGE_KINDS
+from xtree.errors import CorruptionError
+from xtree.persistence.catalog import CatalogEntry
+from xtree.persistence.reached_pages import ReachedPages
+from xtree.persistence.store import Pin, Store
+from xtree.roots import KIND, is_known, state_of, tree_state_of
+
+__all__ = ["check_epoch"]
+
+
+def check_epoch(store: Store, pin: Pin) -> None:
+    """Verifies all trees of a pinned epoch page by page, and that its pages are theirs and the structures', each once.
+
+    Where there is a structure of a kind that nothing has registered, only pages of trees are looked for: which of the
+    others are its own only it knows. Writers may go on meanwhile. Raises CorruptionError, ClosedError, and what the
+    `pages` of a structure raises.
+    """
+    catalog = pin.published.catalog
+    reached = ReachedPages(store)
+    all_known = True
+    for entry in sorted(catalog, key=lambda entry: entry.name):
+        if entry.kind == KIND:
+            with store.call():
+                inspection.check(store, tree_state_of(entry), reached)
+        elif is_known(entry.kind):
+            _reach(store, entry, reached)
+        else:
+            all_known = False
+    with store.call():
+        count, first = reached.lost(pin.epoch, None if all_known else PAGE_KINDS)
+    if count:
+        where = "in memory" if store.path is None else str(store.path)
+        raise CorruptionError(
+            f"{where}: expected every page in a tree or structure, found {count} live ones that none reaches, "
+            f"the first of them node {first:#x}"
+        )
+
+
+def _reach(store: Store, entry: CatalogEntry, reached: ReachedPages) -> None:
+    for node in state_of(entry).pages(store):
+        if reached.reach_page(node):
+            raise CorruptionError(
+                f"structure {entry.name!r}: expected every page once, found node {node:#x}, which was reached before"
+            )
