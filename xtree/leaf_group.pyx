@@ -7,6 +7,7 @@ from xtree.arrays cimport borrow, raise_no_memory
 from xtree.box cimport copy_box, extend_box
 from xtree.bucket cimport Bucket, lower, refs, stride
 from xtree.kernels cimport WindowTest, divide, select
+from xtree.persistence.breath cimport Breath, first_breath
 from xtree.persistence.memory cimport allocate, release
 from xtree.query_order cimport order_queries
 from xtree.tree_state cimport resolve_bucket
@@ -143,14 +144,16 @@ def plan_groups(Store store not None, TreeState state not None, boxes) -> list[t
     """
     cdef Py_buffer view
     cdef LeafGroup group
+    cdef Breath breath
     cdef int64_t m = borrow(boxes, &view, 2 * state.g.dims * sizeof(double))
     cdef const double *queries = <const double *>view.buf
     cdef uint64_t *order = NULL
     cdef int64_t i, first = 0, end
     found = []
-    open_group(&group, store, state, Predicate.INTERSECTS)
+    first_breath(&breath, None)
+    open_group(&group, store, state, Predicate.INTERSECTS, &breath)
     try:
-        order = order_queries(queries, m, state.g.dims, True, state.box)
+        order_queries(queries, m, state.g.dims, True, state.box, &order, &breath)
         while first < m:
             end = next_group(&group, store, state, queries, order, first, m)
             leaves = [group.nodes[i] for i in range(group.count)] if group.together else None
