@@ -1,6 +1,7 @@
 """The command line: build, query, info, check; text and JSON; exit status 0, 1, 2."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -240,7 +241,7 @@ def test_the_installed_command_is_the_same():
     [
         ("minx,miny,maxx,maxy\n0,0,1,1\n\n2,2,3,3\n1,2,3,four\n", "line 5, column 4: expected a number, found 'four'"),
         ("minx,miny,maxx,maxy\n0,0,1,1\n1,2,3\n", "line 3: expected at least 4 columns, found 3"),
-        ("id,x,y\n\n\n1.5,2,3\n", "line 4, column 1: expected a whole number, found '1.5'"),
+        ("id,x,y\n\n\n1.5,2,3\n", "line 4, column 1: expected a whole number from -2**63 to 2**63 - 1, found '1.5'"),
         ("id,x,y\n9223372036854775808,2,3\n", "line 2, column 1: expected a whole number"),
         ('name,x,y\n"a\nb",1,2\n\nc,nan,0\n', "line 5, axis 0 has NaN"),
         ("minx,miny,maxx,maxy\n0,0,1,1\n1,1,0,2\n", "line 3, axis 0 has min 1.0 above max 0.0"),
@@ -253,6 +254,116 @@ def test_build_names_the_file_and_the_line_of_it_that_is_wrong(tmp_path, text, s
     assert done.exit_code == 2
     assert f"{tmp_path / 'b.csv'}: " in done.stderr and said in done.stderr
     assert not (tmp_path / "index").exists()
+
+
+BEYOND = 2**63
+WHOLE = r"expected a whole number from -2\*\*63 to 2\*\*63 - 1, found"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"id,x,y\n1,2,3\n{BEYOND},2,3\n", f"line 3, column 1: {WHOLE} '{BEYOND}'"),
+        (f"id,x,y\n1,2,3\n\n{-BEYOND - 1},2,3\n", f"line 4, column 1: {WHOLE} '{-BEYOND - 1}'"),
+        (f"id,x,y\n{2**64 - 1},2,3\n", f"line 2, column 1: {WHOLE} '{2**64 - 1}'"),
+        ("id,x,y\n1e3,2,3\n", f"line 2, column 1: {WHOLE} '1e3'"),
+        ("id,x,y\n7.0,2,3\n", f"line 2, column 1: {WHOLE} '7.0'"),
+        ("id,x,y\nnan,2,3\n", f"line 2, column 1: {WHOLE} 'nan'"),
+        ("id,x,y\n0x7,2,3\n", f"line 2, column 1: {WHOLE} '0x7'"),
+        ("id,x,y\n,2,3\n", f"line 2, column 1: {WHOLE} ''"),
+        ("x,y\n1,2\n1e400,2\n", "line 3, axis 0 is infinite"),
+        ("x,y\n1,2\n1,-1e400\n", "line 3, axis 1 is infinite"),
+    ],
+)
+def test_ids_and_coordinates_beyond_what_is_stored_are_refused_with_file_and_line(tmp_path, text, said):
+    (tmp_path / "b.csv").write_text(text, encoding="utf-8")
+    done = run("build", tmp_path / "b.csv", tmp_path / "index")
+    assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1
+    assert f"{tmp_path / 'b.csv'}: " in done.stderr and re.search(said, done.stderr), done.stderr
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (np.array([1, BEYOND, 3], np.uint64), f"id {BEYOND} at index 1 is outside int64"),
+        (np.array([1, 2, 2**64 - 1], np.uint64), f"id {2**64 - 1} at index 2 is outside int64"),
+        (np.array([1.0, 2.0, 3.0]), "ids must be integers, got an array of float64"),
+        (np.array([1.0, 2.0**63, 3.0]), "ids must be integers, got an array of float64"),
+        (np.array([True, False, True]), "ids must be integers, got an array of bool"),
+        (np.array([1, 2, BEYOND], object), "holds Python objects"),
+        (np.array([1, 2]), "2 ids for 3"),
+    ],
+)
+def test_ids_of_arrays_beyond_what_is_stored_are_refused_with_the_file(tmp_path, index, ids, said):
+    np.savez(tmp_path / "b.npz", boxes=np.zeros((3, 4)), ids=ids)
+    for target in (tmp_path / "new", index):
+        done = run("build", tmp_path / "b.npz", target, "--append")
+        assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1
+        assert f"{tmp_path / 'b.npz'}: " in done.stderr and said in done.stderr
+    assert not (tmp_path / "new").exists() and run_json("info", index)["trees"]["default"]["records"] == 500
+
+
+@pytest.mark.parametrize("value", [2**64 - 1, 2**53 + 1, 1j, "a"])
+def test_boxes_of_arrays_that_no_float_holds_are_refused_with_the_file(tmp_path, value):
+    np.save(tmp_path / "b.npy", np.array([[0, 0, 1, 1], [0, 0, value, 1]], np.uint64 if type(value) is int else None))
+    done = run("build", tmp_path / "b.npy", tmp_path / "index")
+    assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1 and f"{tmp_path / 'b.npy'}: " in done.stderr
+    assert not (tmp_path / "index").exists()
+
+
+def test_the_largest_and_least_ids_are_kept_to_the_last_digit_by_every_door(tmp_path):
+    ids = [BEYOND - 1, -BEYOND, 2**53 + 1, -1, 0]
+    lines = "".join(f"{i},{n},0\n" for n, i in enumerate(ids))
+    (tmp_path / "ids.csv").write_text("id,x,y\n" + lines, encoding="utf-8")
+    np.savez(tmp_path / "ids.npz", boxes=np.zeros((5, 4)), ids=np.array(ids))
+    np.savez(tmp_path / "unsigned.npz", boxes=np.zeros((5, 4)), ids=np.array([BEYOND - 1, 0, 1, 2, 3], np.uint64))
+    for name, expected in (("ids.csv", ids), ("ids.npz", ids), ("unsigned.npz", [BEYOND - 1, 0, 1, 2, 3])):
+        index = tmp_path / f"{name}.xtree"
+        run_json("build", tmp_path / name, index)
+        window = ("-inf", "-inf", "inf", "inf")
+        assert sorted(run_json("query", index, *window)["ids"]) == sorted(expected)
+        assert sorted(map(int, run("query", index, *window).stdout.split())) == sorted(expected)
+        assert sorted(run_json("query", index, "--nearest", 5, 0, 0)["ids"]) == sorted(expected)
+
+
+@pytest.mark.parametrize("k", [BEYOND - 1, BEYOND, 2**64, 10**30])
+def test_more_neighbours_than_a_number_holds_are_all_records(index, k):
+    assert len(run_json("query", index, "--nearest", k, 0.5, 0.5)["ids"]) == 500
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("query", "INDEX", "0", "0", "--nearest", "-1"),
+        ("query", "INDEX", "0", "0", "--nearest", str(-BEYOND)),
+        ("query", "INDEX", "0", "0", "--nearest", "1.5"),
+        ("query", "INDEX", "0", "0", "--nearest", "1e3"),
+        ("query", "INDEX", "--nearest", "1", "1e400", "0"),
+        ("query", "INDEX", "--nearest", "1", "--", "-1e400", "0"),
+        ("query", "INDEX", "--nearest", "1", "0x10", "0"),
+        ("query", "INDEX", str(BEYOND), "0", "0", "1"),
+        ("dump", "INDEX", "page", str(2**64)),
+        ("dump", "INDEX", "page", "-1"),
+        ("dump", "INDEX", "page", "1.5"),
+        ("dump", "INDEX", "tree", "--depth", "-1"),
+        ("dump", "INDEX", "page", "1", "--entries", "-1"),
+        ("demo", "--boxes", str(BEYOND)),
+        ("demo", "--boxes", "-1"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_with_status_2(tmp_path, index, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    done = run(*(str(index) if argument == "INDEX" else argument for argument in arguments))
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output and not (tmp_path / "demo-output").exists()
+
+
+def test_coordinates_of_any_size_are_asked_for_as_floats(index):
+    huge = str(10**300)
+    assert run_json("query", index, f"-{huge}", f"-{BEYOND}", huge, BEYOND, "--count")["count"] == 500
+    assert run_json("query", index, "--count", "-1e400", "-1e400", "1e400", "1e400")["count"] == 500
+    assert run_json("query", index, "--nearest", 1, BEYOND, BEYOND)["count"] == 1
 
 
 def test_build_names_the_file_for_arrays_and_other_dimensions_too(tmp_path, index):

@@ -55,7 +55,10 @@ def _read_npz(path: Path) -> tuple[np.ndarray | None, np.ndarray]:
     with _load(path) as arrays:
         if "boxes" not in arrays:
             raise TableError(f"{path}: expected an array named boxes, got {', '.join(arrays) or 'nothing'}")
-        return arrays.get("ids"), arrays["boxes"]
+        try:
+            return arrays.get("ids"), arrays["boxes"]
+        except (ValueError, EOFError) as error:
+            raise TableError(f"{path}: an array in it is damaged, or holds Python objects") from error
 
 
 def _load(path: Path):
@@ -105,7 +108,7 @@ def _wrong_line(path: Path, where: Sequence[int], with_ids: bool) -> str | None:
             if column >= len(record):
                 return f"line {line}: expected at least {max(where) + 1} columns, found {len(record)}"
             if not _is_number(record[column], whole=with_ids and i == 0):
-                kind = "a whole number" if with_ids and i == 0 else "a number"
+                kind = "a whole number from -2**63 to 2**63 - 1" if with_ids and i == 0 else "a number"
                 return f"line {line}, column {column + 1}: expected {kind}, found {record[column][:100]!r}"
     return None
 

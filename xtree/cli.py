@@ -338,7 +338,11 @@ def backup(path: Path, target: Path, json_output: bool) -> None:
     help="Directory for the indexes and the picture; made afresh.",
 )
 @click.option(
-    "--boxes", type=click.IntRange(min=1000), default=1_000_000, show_default=True, help="How many boxes to generate."
+    "--boxes",
+    type=click.IntRange(1000, 1_000_000_000),
+    default=1_000_000,
+    show_default=True,
+    help="How many boxes to generate.",
 )
 @as_json
 @clear_errors
