@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 import brute
 import numpy as np
 import pytest
-from faults import ForgetfulFileSystem
+from faults import SECTORS, ForgetfulFileSystem, PowerLoss, WatchedFile, digest, write_image
 from faulty_fs import FaultyFileSystem
 from pages import KIND, MODES, ONE_LONG_LOG, SMALL, put, small, texts_of
 
@@ -455,6 +456,82 @@ def test_a_power_loss_at_any_step_leaves_a_whole_backup_or_none(tmp_path, fails)
     assert len(losses.left) > 30 and whole >= 3
     if not fails:
         assert all(exists(path) for path in losses.left[-3:])
+
+
+class Forgotten(WatchedFile):
+    """A file whose syncs may be left out."""
+
+    __slots__ = ()
+
+    def sync(self):
+        if not self.fs.leaves_out(self.name):
+            super().sync()
+
+
+class WithoutSome(ForgetfulFileSystem):
+    """Leaves out the syncs of the files, or of the directories, that a pattern matches: a bug, planted."""
+
+    def __init__(self, root: Path, pattern: str) -> None:
+        super().__init__(root)
+        self.pattern, self.left_out = re.compile(pattern), 0
+
+    def leaves_out(self, name: str) -> bool:
+        found = self.pattern.fullmatch(name) is not None
+        self.left_out += found
+        return found
+
+    def open(self, path, mode):
+        opened = super().open(path, mode)
+        opened.__class__ = Forgotten
+        return opened
+
+    def sync_directory(self, path):
+        if not self.leaves_out(f"directory {self._name(path)}"):
+            super().sync_directory(path)
+
+
+def broken_by_power_loss(tmp_path: Path, pattern: str) -> tuple[int, int]:
+    """Backs up into a directory that is made for it, and cuts the power as soon as the call has returned.
+
+    Returns how many syncs were left out by a pattern, and of how many ways to lose power one left no whole backup.
+    """
+    store = open_store(tmp_path / "index", config=SMALL)
+    for size_class in (0, 2):
+        put(store, {f"{size_class} {i}": f"text {i}" for i in range(4)}, size_class=size_class)
+    texts, epoch = texts_of(store), store.published.epoch
+    (tmp_path / "disk").mkdir()
+    fs = WithoutSome(tmp_path / "disk", pattern)
+    write_backup(store, fs, tmp_path / "disk" / "copy")
+    store.close()
+    state = fs.state()
+    images = {digest(image): image for seed in range(40) for sector in SECTORS
+              for image in [state.after(PowerLoss(seed, sector))]}  # fmt: skip
+    broken = 0
+    for i, image in enumerate(images.values()):
+        write_image(image, tmp_path / f"left {i}")
+        try:
+            assert opened(tmp_path / f"left {i}" / "copy") == (texts, epoch)
+        except (AssertionError, xtree.XTreeError, OSError):
+            broken += 1
+    return fs.left_out, broken
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
+def test_a_power_loss_as_soon_as_a_backup_has_returned_leaves_it_whole(tmp_path):
+    assert broken_by_power_loss(tmp_path, "nothing") == (0, 0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"data-c0-.*", r"data-c2-.*", r"checkpoint-0*3\..*", r"checkpoint-0*4\..*", r"manifest\.json.*",
+        r"superblock\.bin", r"directory copy", r"directory ",
+    ],
+)  # fmt: skip
+def test_a_backup_without_any_one_of_its_syncs_is_seen_to_break(tmp_path, pattern):
+    left_out, broken = broken_by_power_loss(tmp_path, pattern)
+    assert left_out and broken
 
 
 KILLED = """
