@@ -51,7 +51,8 @@ class Reader:
         inside the query box. "contains": contain the query box. (The record is the subject; shapely's STRtree names the
         same two from the query's side, so its "contains" is "within" here.) Boundaries belong to boxes throughout.
 
-        threads: how many may answer a batch; None: as many as there are processors for this process.
+        threads: how many may answer a batch; None: as many as there are processors for this process. Where the system
+        gives no more threads, those that there are do the work.
 
         Returns for one box the ids, (k,) int64, in no particular order; a record stored twice comes twice. For many
         boxes, with output="pairs", an array (2, n) int64: index of the query, id; ordered by the first. With

@@ -27,6 +27,7 @@ from xtree.persistence.frame import frame_bytes
 from xtree.persistence.journal import Journal
 from xtree.persistence.open_directory import OpenDirectory
 from xtree.persistence.platform_fs import SyncFailedError
+from xtree.persistence.threads import start_thread
 from xtree.persistence.wal import LogWriter, PlannedFrame
 
 if TYPE_CHECKING:
@@ -200,9 +201,7 @@ class Coordinator:
     def _start_leader(self) -> None:
         with self._start:
             if self._thread is None:
-                thread = threading.Thread(target=self._lead, name="xtree-leader", daemon=True)
-                thread.start()
-                self._thread = thread
+                self._thread = start_thread(self._lead, "xtree-leader", daemon=True)
 
     # The leader.
 

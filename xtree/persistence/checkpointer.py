@@ -30,8 +30,11 @@ from xtree.persistence.checkpoint_policy import CheckpointPolicy, Pause
 from xtree.persistence.clock import Clock
 from xtree.persistence.commit_queue import CommitQueue, Request
 from xtree.persistence.crash_points import reach
+from xtree.persistence.filenames import checkpoint_name
 from xtree.persistence.frame import LogLink
+from xtree.persistence.platform_fs import SyncFailedError
 from xtree.persistence.reclaimer import Reclaimer
+from xtree.persistence.threads import start_thread
 
 if TYPE_CHECKING:
     from xtree.persistence.checkpoint_coordinator import Coordinator
@@ -120,11 +123,9 @@ class Checkpointer:
         return result
 
     def start(self) -> None:
-        """Starts the thread if there is none. For one thread at a time, where no interrupt can land."""
+        """Starts the thread if there is none. For one thread at a time, where no interrupt can land. Raises OSError."""
         if self._thread is None:
-            thread = threading.Thread(target=self._run, name="xtree-checkpointer", daemon=True)
-            thread.start()
-            self._thread = thread
+            self._thread = start_thread(self._run, "xtree-checkpointer", daemon=True)
 
     def stop(self) -> None:
         """Ends the thread, once the checkpoint under way has ended, and every wait for room."""
@@ -222,7 +223,13 @@ class Checkpointer:
                 )
                 reach("checkpoint.written")
                 self._require_healthy()
-                journal.keep(entry, self._clock.now(), hold_back, collect)
+                try:
+                    journal.keep(entry, self._clock.now(), hold_back, collect)
+                except SyncFailedError:  # after which nothing is written or deleted any more
+                    raise
+                except Exception:
+                    journal.discard(checkpoint_name(entry.number))
+                    raise
                 reach("checkpoint.manifest_saved")
                 self._require_healthy()
                 journal.publish_superblock(

@@ -158,7 +158,7 @@ class DurableStore(Store):
         if not self._allocator_ready:
             with self._rebuilding:
                 if not self._allocator_ready:
-                    self._journal.remove_unlisted_data()
+                    self._journal.remove_leftovers()
                     self._use_allocator(self._rebuild_allocator())
                     self._allocator_ready = True
 

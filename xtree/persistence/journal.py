@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import threading
 
-from xtree.errors import CapacityError, CorruptionError
+from xtree.errors import CapacityError, CorruptionError, FormatVersionError
 from xtree.persistence import filenames
 from xtree.persistence.config import MAX_EPOCH, Config
 from xtree.persistence.crash_points import reach
@@ -21,7 +21,7 @@ from xtree.persistence.frame import LogLink
 from xtree.persistence.log_gc import LogGarbage
 from xtree.persistence.manifest import CheckpointEntry, ClosedLog, LogEntry, Manifest
 from xtree.persistence.open_directory import path_in
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.platform_fs import FileSystem, SyncFailedError
 from xtree.persistence.superblock import SuperblockFile
 from xtree.persistence.wal import LogWriter
 
@@ -208,9 +208,11 @@ class Journal:
                 overtaken = bool(logs) and logs[-1].number > spare.number
                 if not overtaken:
                     self.save_manifest(logs=(*logs, LogEntry(number=spare.number)))
-        except BaseException:
+        except BaseException as error:
             spare.close()
-            self._making.discard(spare.number)  # its file goes with the next garbage
+            self._making.discard(spare.number)
+            if not isinstance(error, SyncFailedError):
+                self.discard(filenames.log_name(spare.number))
             raise
         try:
             if not overtaken:
@@ -277,9 +279,11 @@ class Journal:
                     self.save_manifest(logs=(*self.manifest.logs, LogEntry(number=log.number)))
             log.follow(self.last_log)
             log.write_link(durable_through)
-        except BaseException:
+        except BaseException as error:
             log.close()
             self._forget_log(log.number)
+            if not isinstance(error, SyncFailedError):
+                self.discard(filenames.log_name(log.number))
             raise
         finally:
             self._making.discard(log.number)
@@ -307,7 +311,7 @@ class Journal:
             raise
 
     def _forget_log(self, number: int) -> None:
-        """Drops a log that nothing was ever committed to; its file goes with the next garbage."""
+        """Drops a log that nothing was ever committed to; its file goes once no manifest on the disk lists it."""
         with self._changing:
             logs = tuple(entry for entry in self.manifest.logs if entry.number != number)
             self.manifest = dataclasses.replace(self.manifest, logs=logs)
@@ -329,6 +333,15 @@ class Journal:
                 going = garbage.going(checkpoints, logs, now, hold_back)
             self.save_manifest(checkpoints, tuple(log for log in logs if log.number not in going))
         self._gone(going)
+
+    def discard(self, name: str) -> None:
+        """Deletes a file whose listing has failed, unless the manifest on the disk lists it all the same.
+
+        What can't be deleted now goes with the next garbage. Not after a failed sync, which poisons.
+        """
+        with self._changing, contextlib.suppress(OSError, CorruptionError, FormatVersionError):
+            if name not in _numbered(Manifest.load(self.fs, self.directory)):
+                self.fs.unlink(path_in(self.directory, name))
 
     def collect_logs(self, now: float) -> None:
         """Drops what may go from the manifest, makes that durable, and deletes it."""
@@ -355,9 +368,7 @@ class Journal:
         """Deletes checkpoints, logs and temporary files that the manifest doesn't list and nobody is making."""
         names = self.fs.listdir(self.directory)  # before the lists: what is made from here on isn't looked at
         with self._changing:
-            listed = {filenames.checkpoint_name(entry.number) for entry in self.manifest.checkpoints}
-            listed |= {filenames.log_name(number) for number in self._making.copy()}
-            listed |= {filenames.log_name(entry.number) for entry in self.manifest.logs}
+            listed = _numbered(self.manifest) | {filenames.log_name(number) for number in self._making.copy()}
             for name in names:
                 if filenames.is_temporary(name) and self.fs.exists(path_in(self.directory, name)):
                     self.fs.unlink(path_in(self.directory, name))
@@ -367,11 +378,12 @@ class Journal:
                 with contextlib.suppress(FileNotFoundError):  # a log that couldn't be made
                     self.fs.unlink(path_in(self.directory, name))
 
-    def remove_unlisted_data(self) -> None:
-        """Deletes data files that the manifest doesn't list: a crash came before any page in them was committed.
+    def remove_leftovers(self) -> None:
+        """Deletes every file that the manifest doesn't list: what failed, or was cut off, before it was to be listed.
 
-        Only before the first write after an open, while no transaction can be making a file.
+        Only before the first write after an open, while no transaction and no checkpoint can be making a file.
         """
+        self.remove_unlisted()
         listed = {filenames.data_name(entry.size_class, entry.number) for entry in self.manifest.data_files}
         for name in self.fs.listdir(self.directory):
             if filenames.parse_data(name) is not None and name not in listed:
@@ -385,6 +397,12 @@ class Journal:
         self.log = self.spare = None
         self.data_files.close()
         self.superblock.close()
+
+
+def _numbered(manifest: Manifest) -> set[str]:
+    """The names of the checkpoints and logs that a manifest lists."""
+    names = {filenames.checkpoint_name(entry.number) for entry in manifest.checkpoints}
+    return names | {filenames.log_name(entry.number) for entry in manifest.logs}
 
 
 def closed_log(link: LogLink) -> ClosedLog:

@@ -43,6 +43,12 @@ class SyncFailedError(OSError):
     """Raised when a sync fails: what was written before may be on the disk or not, and asking again won't tell."""
 
 
+def _name(error: OSError, path: str) -> None:
+    """Says in the error of a call by descriptor, which names no file by itself, which one it was."""
+    if error.filename is None:
+        error.filename = path
+
+
 class File:
     """An open file with positional reads and writes."""
 
@@ -109,9 +115,13 @@ class File:
         """
         if n == 0:
             return b""
-        if not hasattr(mmap, "MAP_POPULATE"):
-            return mmap.mmap(self.fileno(), n, access=mmap.ACCESS_READ)
-        return mmap.mmap(self.fileno(), n, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+        try:
+            if not hasattr(mmap, "MAP_POPULATE"):
+                return mmap.mmap(self.fileno(), n, access=mmap.ACCESS_READ)
+            return mmap.mmap(self.fileno(), n, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+        except OSError as error:
+            _name(error, self.path)
+            raise
 
     def write_zeros(self, offset: int, n: int) -> None:
         """Write `n` zero bytes at `offset`, as blocks on the disk, not as a hole."""
@@ -139,11 +149,19 @@ class File:
 
     def size(self) -> int:
         """The size in bytes."""
-        return os.fstat(self.fileno()).st_size
+        try:
+            return os.fstat(self.fileno()).st_size
+        except OSError as error:
+            _name(error, self.path)
+            raise
 
     def truncate(self, n: int) -> None:
         """Make the file exactly `n` bytes long."""
-        os.ftruncate(self.fileno(), n)
+        try:
+            os.ftruncate(self.fileno(), n)
+        except OSError as error:
+            _name(error, self.path)
+            raise
 
     def reserve(self, n: int) -> None:
         """Make the file at least `n` bytes long, with disk space behind every byte added.
@@ -183,11 +201,15 @@ class File:
             raise
 
     def _read_once(self, n: int, offset: int) -> bytes:
-        if self._position_lock is None:
-            return os.pread(self.fileno(), n, offset)
-        with self._position_lock:
-            os.lseek(self.fileno(), offset, os.SEEK_SET)
-            return os.read(self.fileno(), n)
+        try:
+            if self._position_lock is None:
+                return os.pread(self.fileno(), n, offset)
+            with self._position_lock:
+                os.lseek(self.fileno(), offset, os.SEEK_SET)
+                return os.read(self.fileno(), n)
+        except OSError as error:
+            _name(error, self.path)
+            raise
 
     def _write_rest(self, buffers: Sequence[Buffer], done: int, offset: int) -> None:
         """Write what comes behind the first `done` bytes of buffers that belong at `offset`."""
@@ -199,14 +221,22 @@ class File:
             offset += view.nbytes
 
     def _write_once(self, view: Buffer, offset: int) -> int:
-        if self._position_lock is None:
-            return os.pwrite(self.fileno(), view, offset)
-        with self._position_lock:
-            os.lseek(self.fileno(), offset, os.SEEK_SET)
-            return os.write(self.fileno(), view)
+        try:
+            if self._position_lock is None:
+                return os.pwrite(self.fileno(), view, offset)
+            with self._position_lock:
+                os.lseek(self.fileno(), offset, os.SEEK_SET)
+                return os.write(self.fileno(), view)
+        except OSError as error:
+            _name(error, self.path)
+            raise
 
     def _writev_once(self, buffers: Sequence[Buffer], offset: int) -> int:
-        return os.pwritev(self.fileno(), buffers, offset)
+        try:
+            return os.pwritev(self.fileno(), buffers, offset)
+        except OSError as error:
+            _name(error, self.path)
+            raise
 
     def _allocate(self, offset: int, n: int) -> bool:
         """Ask the file system for blocks; False when it doesn't know how."""
@@ -217,6 +247,7 @@ class File:
         except OSError as error:
             if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 return False
+            _name(error, self.path)
             raise
         return True
 
@@ -323,14 +354,16 @@ class FileSystem:
             file.pwritev(parts, 0)
             reach("atomic.written")
             file.sync()
-        except OSError:
+            file.close()
+            reach("atomic.synced")
+            self.replace(temporary, path)
+        except (OSError, MemoryError):
+            file.close()
             with contextlib.suppress(OSError):
                 self.unlink(temporary)
             raise
         finally:
             file.close()
-        reach("atomic.synced")
-        self.replace(temporary, path)
         reach("atomic.replaced")
         self.sync_directory(directory)
         reach("atomic.directory_synced")
@@ -360,8 +393,10 @@ class FileSystem:
             if isinstance(path, PathIn):
                 held = os.fstat(fd)
                 path.directory.identity = held.st_dev, held.st_ino
-        except BaseException:
+        except BaseException as error:
             os.close(fd)
+            if isinstance(error, OSError):
+                _name(error, os.fspath(path))
             raise
         return Lock(path, fd, shared)
 

@@ -25,6 +25,7 @@ from xtree.persistence.page_checksum cimport page_crc
 
 from xtree.errors import ClosedError, CorruptionError, FormatVersionError, ReadOnlyError, StoreFailedError
 from xtree.persistence.stored_table import snapshot_table
+from xtree.persistence.threads import start_thread
 
 cdef extern from "<assert.h>" nogil:
     void c_assert "assert"(bint condition) noexcept     # in the checked build only
@@ -307,7 +308,7 @@ cdef class Store:
         self.status = CLOSED
         try:
             if self._waits_for_itself():
-                threading.Thread(target=self._finish_closing, args=(failed,), name="xtree-closer").start()
+                start_thread(self._finish_closing, "xtree-closer", failed)
             else:
                 self._finish_closing(failed)
         except BaseException:
