@@ -1,7 +1,8 @@
-"""The command line: build, query, info, check; text and JSON; exit status 0, 1, 2."""
+"""The command line: build, query, info, check; text and JSON; exit status 0, 1, 2, 130."""
 
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 import xtree
 from xtree.cli import main
 from xtree.data import cities
+from xtree.persistence import breath
 
 
 def run(*arguments):
@@ -398,3 +400,51 @@ def test_backup_refuses_a_locked_or_missing_index_and_a_full_target_with_status_
     assert not (tmp_path / "copy").exists()
     full = run("backup", index, tmp_path)
     assert full.exit_code == 2 and "empty directory" in full.stderr
+
+
+@pytest.fixture
+def interrupts():
+    """SIGINT raises KeyboardInterrupt, also where the tests were started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    breath.watch_breaths(False)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("moment", [1, 5, 30])
+@pytest.mark.parametrize("there", [False, True])
+def test_an_interrupted_build_exits_with_130_and_leaves_no_index_or_the_one_there_was(
+    tmp_path, index, boxes, interrupts, moment, there
+):
+    target = index if there else tmp_path / "new"
+    breath.interrupt_breath(moment)
+    done = run("build", tmp_path / "boxes.npy", target, "--append")
+    breath.watch_breaths(False)
+    assert (done.exit_code, done.stderr) == (130, "\nAborted!\n")
+    assert target.exists() == there
+    if there:
+        assert run_json("check", index)["trees"]["default"]["records"] == len(boxes)
+
+
+@pytest.mark.parametrize(
+    "command", ["query INDEX 0 0 1 1", "query INDEX 0 0 --nearest 3", "check INDEX", "info INDEX"]
+)
+def test_an_interrupted_command_exits_with_130_without_a_traceback(index, interrupts, command):
+    before = {file.name: file.read_bytes() for file in index.iterdir()}
+    breath.interrupt_breath(1)
+    done = run(*command.replace("INDEX", str(index)).split())
+    assert (done.exit_code, done.stdout, done.stderr) == (130, "", "\nAborted!\n")
+    assert {file.name: file.read_bytes() for file in index.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", ["build", "query", "info", "check", "fsck", "dump", "backup", "demo", "bench"])
+def test_every_command_turns_an_interrupt_into_130(monkeypatch, command):
+    def interrupt(*arguments, **more):
+        raise KeyboardInterrupt
+
+    for given in (main.commands[command], *getattr(main.commands[command], "commands", {}).values()):
+        monkeypatch.setattr(given, "callback", interrupt)
+    arguments = {"build": [__file__, "x"], "query": ["x", "0", "0"], "demo": [], "bench": [], "backup": ["x", "y"]}
+    done = run(command, *arguments.get(command, ["x"]))
+    assert (done.exit_code, done.stderr) == (130, "\nAborted!\n")
+    assert not isinstance(done.exception, KeyboardInterrupt)

@@ -16,6 +16,7 @@ from xtree.persistence.store cimport Store, breathe
 from xtree.tree_state cimport MAX_LEVELS, TreeState, resolve_bucket
 from xtree.walk cimport Predicate, Walk, close_walk, next_page, open_walk, start_walk
 
+from xtree.nearest import require_room
 from xtree.search import count
 
 cdef enum:
@@ -80,6 +81,7 @@ def of_nearest(Store store not None, TreeState state not None, points, long long
     memset(levels, 0, sizeof(levels))
     first_breath(&breath, None)
     try:
+        require_room(state, m, k, max_distance)
         starts.need((m + 1) * sizeof(int64_t))
         with nogil:
             search_points(store, state, <const double *>view.buf, m, k, max_distance, NULL, ids, found,

@@ -17,12 +17,14 @@ the first is written, so that the tree is the same to the byte whatever their nu
 
 from cpython.buffer cimport PyBuffer_Release
 from libc.float cimport DBL_MAX
-from libc.math cimport fabs, pow, round
+from libc.math cimport INFINITY, fabs, pow, round
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from xtree.arrays cimport borrow
+from xtree.arrays cimport borrow, raise_changed, read_once
 from xtree.box cimport MAX_DIMS, copy_box
-from xtree.bucket cimport KIND_DIRECTORY, KIND_LEAF, bounding_box, init_bucket, lower, refs, set_entry, stride
+from xtree.bucket cimport (
+    KIND_DIRECTORY, KIND_LEAF, Geometry, bounding_box, init_bucket, lower, refs, set_entry, stride, upper,
+)
 from xtree.persistence.atomics cimport fetch_add, load_acquire, load_relaxed
 from xtree.persistence.breath cimport Breath, Team, first_breath, spend
 from xtree.persistence.memory cimport allocate, release
@@ -49,6 +51,28 @@ cdef inline uint64_t _pages_for(uint64_t entries, uint64_t most, double least) n
     if pages > 1 and <double>(entries // pages) < least:
         pages = max(<uint64_t>(entries / least), <uint64_t>1)
     return pages
+
+
+cdef uint64_t first_invalid(const Geometry *g, Bucket *b) noexcept nogil:
+    """The first entry of a page whose box is none: not finite, or with a min above its max. `count` if all are."""
+    cdef uint64_t count = b.count
+    cdef uint64_t i, first = count
+    cdef int axis
+    cdef bint fine
+    cdef const double *low
+    cdef const double *high
+    for axis in range(g.dims):
+        low, high = lower(g, b, axis), upper(g, b, axis)
+        fine = True
+        for i in range(count):
+            fine &= (low[i] <= high[i]) & (low[i] > -INFINITY) & (high[i] < INFINITY)
+        if fine:
+            continue
+        for i in range(first):
+            if not (low[i] <= high[i] and low[i] > -INFINITY and high[i] < INFINITY):
+                first = i
+                break
+    return first
 
 
 cdef class PackedBuild:
@@ -160,7 +184,6 @@ cdef class PackedBuild:
         cdef uint64_t first = self.first_record(0, page)
         cdef uint64_t last = self.first_record(0, page + 1)
         cdef int columns = 2 * self.state.g.dims
-        cdef int dims = self.state.g.dims
         cdef int step = stride(&self.state.g, b)
         cdef double *column = lower(&self.state.g, b, 0)
         cdef uint64_t *ids = refs(&self.state.g, b)
@@ -168,17 +191,16 @@ cdef class PackedBuild:
         cdef uint64_t i, number
         cdef int c
         b.count = <uint32_t>(last - first)
-        copy_box(box, self.boxes + (self.order[first] & INDEX_MASK) * columns, dims)
         for i in range(last - first):
             number = self.order[first + i] & INDEX_MASK
             record = self.boxes + number * columns
             ids[i] = <uint64_t>self.ids[number]
-            for c in range(dims):
-                column[c * step + i] = record[c]
-                box[c] = record[c] if record[c] < box[c] else box[c]
-            for c in range(dims, columns):
-                column[c * step + i] = record[c]
-                box[c] = record[c] if record[c] > box[c] else box[c]
+            for c in range(columns):
+                column[c * step + i] = read_once(record + c)
+        i = first_invalid(&self.state.g, b)
+        if i < last - first:        # it was a box when the call began
+            raise_changed(self.order[first + i] & INDEX_MASK)
+        bounding_box(&self.state.g, b, box)
         fetch_add(&self.done, last - first)
         spend(&worker.breath, 8 * <int64_t>(last - first) * columns)
         return self.report() if worker.calls else 0

@@ -6,6 +6,7 @@ right form already is passed on as it is, not copied.
 """
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from libc.math cimport INFINITY, isfinite, isnan
@@ -13,6 +14,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from xtree.box cimport MAX_DIMS
+from xtree.persistence.breath cimport Breath, first_breath, spend
 
 import operator
 
@@ -22,6 +24,8 @@ from xtree.errors import DimensionError, InvalidBoxError
 
 cdef enum:
     MANTISSA_BITS = 53              # an integer with no more significant bits is exact in float64
+    READ_AT_ONCE = 4096             # numbers or rows of a sequence between two looks at signals
+    JUDGED_AT_ONCE = 4096           # rows of an array
 
 cdef long long SAFE_INTEGER = <long long>1 << MANTISSA_BITS
 
@@ -187,14 +191,21 @@ cdef object widened(const double *points, Py_ssize_t rows, int dims, bint one):
 
 cdef int require_valid(const double *boxes, Py_ssize_t rows, int dims, bint stored, bint one) except -1:
     """Raises InvalidBoxError for the first box that isn't one."""
-    cdef Py_ssize_t row
+    cdef Py_ssize_t row, start = 0
     cdef int axis
     cdef double least, most
+    cdef Breath breath
     if rows < 256:
         row = first_invalid(boxes, rows, dims, stored)
     else:
+        row = -1
+        first_breath(&breath, None)
         with nogil:
-            row = first_invalid(boxes, rows, dims, stored)
+            while row < 0 and start < rows:
+                row = first_invalid(boxes + start * 2 * dims, min(rows - start, <Py_ssize_t>JUDGED_AT_ONCE), dims, stored)
+                row += start if row >= 0 else 0
+                start += JUDGED_AT_ONCE
+                spend(&breath, JUDGED_AT_ONCE * dims)
     if row < 0:
         return 0
     for axis in range(dims):
@@ -329,6 +340,8 @@ cdef object from_sequence(tuple items):
     try:
         while i < n and read_number(items[i], <double *>view.buf + i, -1, i):
             i += 1
+            if i % READ_AT_ONCE == 0:
+                PyErr_CheckSignals()
     finally:
         PyBuffer_Release(&view)
     if i == n:
@@ -350,6 +363,8 @@ cdef object from_rows(tuple rows):
     cell = <double *>view.buf
     try:
         for row in range(len(rows)):
+            if row % READ_AT_ONCE == 0:
+                PyErr_CheckSignals()
             items = row_items(rows[row], row)
             if len(items) != width:
                 raise DimensionError(f"row {row} has {len(items)} numbers, row 0 has {width}")
@@ -450,6 +465,8 @@ def many_ids(given):
         try:
             for i in range(len(items)):
                 (<int64_t *>view.buf)[i] = whole_number(items[i], i)
+                if i % READ_AT_ONCE == 0:
+                    PyErr_CheckSignals()
         finally:
             PyBuffer_Release(&view)
         return out

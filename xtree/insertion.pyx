@@ -9,7 +9,7 @@ large goes in along a Hilbert curve, so that one record's pages are in the cache
 
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
-from xtree.arrays cimport raise_no_memory
+from xtree.arrays cimport raise_changed, raise_no_memory, read_box
 from xtree.box cimport MAX_DIMS, box_contains, copy_box, extend_box
 from xtree.bucket cimport (
     KIND_DIRECTORY, KIND_LEAF, append_entry, bounding_box, column_capacity, copy_entries, entry_limit, get_box,
@@ -236,7 +236,7 @@ def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
     """Inserts records into the tree of a transaction: ids (n,) int64, boxes (n, 2 * dims) float64, finite.
 
     In any order: that of their rows, or another one that is faster and no worse to query. Breathes between rows. After
-    any exception the transaction must be aborted.
+    any exception the transaction must be aborted. Raises InvalidBoxError for a row that is changed meanwhile, into no box.
     """
     cdef Inserter inserter
     cdef Py_ssize_t n = ids.shape[0]
@@ -294,10 +294,13 @@ cdef int insert_rows(Inserter inserter, const int64_t *ids, const double *boxes,
                      Py_ssize_t n) except -1 nogil:
     """Inserts rows in an order; NULL: as they stand."""
     cdef Py_ssize_t i, row
-    cdef int width = 2 * inserter.state.g.dims
+    cdef int dims = inserter.state.g.dims
+    cdef double box[2 * MAX_DIMS]
     for i in range(n):
         row = order[i] if order != NULL else i
-        inserter.insert(boxes + row * width, <uint64_t>ids[row], 0, 0)
+        if not read_box(boxes + row * 2 * dims, dims, box):
+            raise_changed(row)
+        inserter.insert(box, <uint64_t>ids[row], 0, 0)
         inserter.state.records += 1
         spend(&inserter.breath, 64)
     return 0

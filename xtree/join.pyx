@@ -6,17 +6,17 @@ at; sorted along one axis, they are swept. Where one tree is higher, its pages a
 """
 
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 cimport cython
 
-from xtree.arrays cimport Arena, data_of, raise_no_memory
+from xtree.arrays cimport Arena, data_of, raise_no_memory, require_memory
 from xtree.box cimport MAX_DIMS, box_contains
 from xtree.bucket cimport Bucket, bounding_box, get_box, lower, refs, upper
 from xtree.kernels cimport SLACK, WindowTest, select
 from xtree.key_sort cimport SortKey, sort
 from xtree.persistence.atomics cimport load_acquire
-from xtree.persistence.breath cimport Breath, first_breath, spend
+from xtree.persistence.breath cimport Breath, copy_block, first_breath, spend
 from xtree.persistence.memory cimport allocate, reallocate, release
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store, breathe
@@ -279,9 +279,11 @@ def join(Store left_store not None, TreeState left not None, Store right_store n
     with nogil:
         joiner.run()
     size = joiner.left_ids.used
+    require_memory(2.0 * size)
     pairs = np.empty((2, size // <Py_ssize_t>sizeof(int64_t)), _int64)
     if size:
         out = data_of(pairs)
-        memcpy(out, joiner.left_ids.data, size)
-        memcpy(out + size, joiner.right_ids.data, size)
+        with nogil:
+            copy_block(out, joiner.left_ids.data, size, &joiner.breath)
+            copy_block(out + size, joiner.right_ids.data, size, &joiner.breath)
     return pairs

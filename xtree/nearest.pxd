@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from xtree.accesses cimport LevelAccesses
 from xtree.arrays cimport Arena
+from xtree.box cimport MAX_DIMS
 from xtree.persistence.breath cimport Breath
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store
@@ -26,7 +27,7 @@ cdef struct Neighbour:
 cdef struct Search:
     int dims
     int levels
-    const double *point             # borrowed
+    double point[MAX_DIMS]
     double max_distance
     double limit                    # a record farther than this is no result
     int64_t k

@@ -5,6 +5,7 @@ from xtree.persistence.breath import Team
 from xtree.persistence.store import Store
 from xtree.tree_state import TreeState
 
+def require_room(state: TreeState, m: int, k: int, max_distance: float) -> None: ...
 def nearest(
     store: Store,
     state: TreeState,

@@ -12,11 +12,13 @@ NEARER makes up for that.
 """
 
 from cpython.buffer cimport PyBuffer_Release
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, isfinite
 from libc.stdint cimport int64_t, uint64_t
 
 from xtree.accesses cimport LevelAccesses, count_page
-from xtree.arrays cimport Arena, borrow, data_of, raise_no_memory
+from xtree.arrays cimport (
+    Arena, borrow, data_of, keep_arena, raise_no_memory, read_once, require_memory, take_arena,
+)
 from xtree.bucket cimport Bucket, lower, refs, stride, upper
 from xtree.kernels cimport SAFE_LEAST, SAFE_MOST, distances, scaled_distance
 from xtree.persistence.atomics cimport load_acquire
@@ -35,6 +37,7 @@ cdef enum:
     FIRST_PAGES = 40                # room in the heap
     LANES = 8                       # minima that are taken side by side
     MOST_GROUPS = 64
+    BYTES_A_RESULT = 32             # id and distance, in the order answered and in the order asked for
 
 cdef double NEARER = 1.0 - 2.0 ** -48
 
@@ -258,11 +261,19 @@ cdef int _first_descent(Search *s, Store store, TreeState state) except -1 nogil
     return 0
 
 
-cdef int _search(Search *s, Store store, TreeState state, const double *point) except -1 nogil:
-    """Fills `best` with the results, as a heap."""
+cdef int _search(Search *s, Store store, TreeState state, const double *points, int64_t row) except -1 nogil:
+    """Fills `best` with the results of one of the points, as a heap.
+
+    Among distances that aren't numbers there is no nearest: the point is looked at once more, since its owner may be
+    changing it.
+    """
     cdef Page page
     cdef Bucket *b
-    s.point = point
+    cdef int axis
+    for axis in range(s.dims):
+        s.point[axis] = read_once(points + row * s.dims + axis)
+        if not isfinite(s.point[axis]):
+            _raise_changed(row)
     s.limit = s.max_distance
     s.best_count = 0
     s.page_count = 0
@@ -282,6 +293,10 @@ cdef int _search(Search *s, Store store, TreeState state, const double *point) e
         else:
             _take_children(s, state, b, -1)
     return 0
+
+
+cdef int _raise_changed(int64_t row) except -1 with gil:
+    raise ValueError(f"point not finite: row {row} was changed during the call")
 
 
 cdef int _raise_visits(uint64_t visits) except -1 with gil:
@@ -341,7 +356,7 @@ cdef int search_points(Store store, TreeState state, const double *points, int64
             if i and i % A_BREATH == 0:
                 breathe(store, &generation)
             starts[i] = ids.used // <Py_ssize_t>sizeof(int64_t)
-            _search(&s, store, state, points + state.g.dims * (order[i] if order != NULL else i))
+            _search(&s, store, state, points, order[i] if order != NULL else i)
             _emit(&s, ids, found)
         starts[m] = ids.used // <Py_ssize_t>sizeof(int64_t)
     finally:
@@ -362,6 +377,12 @@ cdef tuple nearest_of_one(Store store, TreeState state, const double *point, int
     return ids.to_array(_int64), found.to_array(_float64)
 
 
+def require_room(TreeState state not None, long long m, long long k, double max_distance) -> None:
+    """Raises MemoryError when the results of m points can't fit, as far as their number is known beforehand."""
+    if max_distance == INFINITY:
+        require_memory(BYTES_A_RESULT * <double>m * min(k, <int64_t>state.records))
+
+
 def nearest(Store store not None, TreeState state not None, points, long long k, double max_distance=INFINITY,
             Team team=None):
     """The k nearest records of each point: (offsets (m + 1,) int64, ids (n,) int64, distances (n,) float64).
@@ -372,8 +393,8 @@ def nearest(Store store not None, TreeState state not None, points, long long k,
     """
     cdef Py_buffer view
     cdef Breath breath
-    cdef Arena ids = Arena()
-    cdef Arena found = Arena()
+    cdef Arena ids, found
+    cdef Py_ssize_t expected = 0
     cdef int64_t m = borrow(points, &view, state.g.dims * sizeof(double))
     cdef const double *coordinates = <const double *>view.buf
     cdef uint64_t *order = NULL
@@ -387,17 +408,26 @@ def nearest(Store store not None, TreeState state not None, points, long long k,
             raise ValueError(f"k must be at least 1, got {k}")
         offset_array = np.empty(m + 1, _int64)
         offsets = <int64_t *>data_of(offset_array)
+        if max_distance == INFINITY:
+            expected = m * min(k, <int64_t>state.records) * sizeof(int64_t)
         if m < LEAST_ORDERED:
+            ids, found = Arena(), Arena()
             with nogil:
+                ids.need(expected)
+                found.need(expected)
                 search_points(store, state, coordinates, m, k, max_distance, NULL, ids, found, offsets, NULL,
                               &breath)
             return offset_array, ids.to_array(_int64), found.to_array(_float64)
         starts = <int64_t *>allocate((m + 1) * sizeof(int64_t))
         if starts == NULL:
             raise MemoryError
+        ids, found = take_arena(), take_arena()
         with nogil:
+            ids.need(expected)
+            found.need(expected)
             order_queries(coordinates, m, state.g.dims, False, state.box, &order, &breath)
             search_points(store, state, coordinates, m, k, max_distance, order, ids, found, starts, NULL, &breath)
+        require_memory(16.0 * starts[m])
         id_array = np.empty(starts[m], _int64)
         distance_array = np.empty(starts[m], _float64)
         id_out = <uint64_t *>data_of(id_array)
@@ -406,6 +436,8 @@ def nearest(Store store not None, TreeState state not None, points, long long k,
             restore_offsets(starts, order, m, offsets, &breath)
             restore_words(<const uint64_t *>ids.data, starts, order, m, offsets, id_out, &breath)
             restore_words(<const uint64_t *>found.data, starts, order, m, offsets, distance_out, &breath)
+        keep_arena(ids)
+        keep_arena(found)
         return offset_array, id_array, distance_array
     finally:
         release(order)

@@ -6,13 +6,11 @@ breaths, and in the waits for them: whatever happens, a second interrupt too, a 
 
 from functools import partial
 
-from cpython.buffer cimport PyBuffer_Release
-
-from xtree.arrays cimport borrow, data_of
-from xtree.persistence.breath cimport Breath, Team, copy_block, first_breath
+from xtree.persistence.breath cimport Team
 
 import numpy as np
 
+from xtree.arrays import copy_array
 from xtree.persistence.breath import Stopped
 from xtree.persistence.commit_queue import in_new_thread, outcome_of
 
@@ -95,19 +93,5 @@ def _joined(team, parts):
     """The parts in one array. They are copied side by side, since most of it is to touch new memory."""
     whole = np.empty(sum(map(len, parts)), parts[0].dtype)
     places = np.split(whole, np.cumsum([len(part) for part in parts[: len(parts) - 1]]))
-    together(team, [partial(_copy, place, part, team) for place, part in zip(places, parts)])
+    together(team, [partial(copy_array, place, part, team) for place, part in zip(places, parts)])
     return whole
-
-
-def _copy(target, source, Team team):
-    """Copies an array into another one of as many bytes."""
-    cdef Py_buffer view
-    cdef Breath breath
-    cdef char *place = data_of(target)
-    cdef Py_ssize_t n = borrow(source, &view, 1)
-    first_breath(&breath, team)
-    try:
-        with nogil:
-            copy_block(place, <const char *>view.buf, n, &breath)
-    finally:
-        PyBuffer_Release(&view)

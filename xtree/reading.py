@@ -60,7 +60,8 @@ class Reader:
         saves writing the first row, and is for arrays of boxes only.
 
         Raises InvalidBoxError for NaN or min > max, DimensionError for another shape, TypeError for anything but real
-        numbers, ValueError for an unknown predicate or output or less than one thread, ClosedError.
+        numbers, ValueError for an unknown predicate or output or less than one thread, MemoryError when there are more
+        results than the system has memory left for, ClosedError.
         """
         if self._view is not None and output == "pairs" and threads == 1:
             found = self._view.query_plain(boxes, predicate)
@@ -109,7 +110,8 @@ class Reader:
         by the first and ordered alike within; with return_distance=True (pairs, distances (n,)).
 
         Raises ValueError for k or threads < 1, a point that isn't finite or a negative max_distance, DimensionError for
-        another shape, TypeError for anything but real numbers, ClosedError.
+        another shape, TypeError for anything but real numbers, MemoryError at once for more neighbours than fit into
+        what memory the system has left, ClosedError.
         """
         if self._view is not None and threads == 1:
             plain = self._view.nearest_plain(points, k, max_distance)
@@ -118,7 +120,7 @@ class Reader:
         count, limit, workers = as_neighbours(k), as_distance(max_distance), as_threads(threads)
         given = finite_points(points, self._dims)
         rows = given.reshape(1, -1) if given.ndim == 1 else given
-        offsets, ids, distances = self._read(in_threads, workers, nearest.nearest, rows, count, limit)
+        offsets, ids, distances = self._read(_nearest, workers, rows, count, limit)
         found = ids if given.ndim == 1 else as_pairs(offsets, ids)
         return (found, distances) if return_distance else found
 
@@ -236,6 +238,11 @@ class Reader:
     @abstractmethod
     def _epoch(self) -> int:
         """The epoch of what is read."""
+
+
+def _nearest(store: Store, state: TreeState, threads: int, points: Floats, k: int, limit: float) -> Any:
+    nearest.require_room(state, len(points), k, limit)
+    return in_threads(store, state, threads, nearest.nearest, points, k, limit)
 
 
 def _count_of(_: Store, state: TreeState) -> int:

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from xtree.arrays cimport read_box
 from xtree.box cimport MAX_DIMS, boxes_equal, copy_box
 from xtree.bucket cimport (
     KIND_DIRECTORY, Geometry, bounding_box, column_capacity, get_box, history, refs, remove_entry, set_entry,
@@ -264,9 +265,11 @@ def delete(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
 cdef int remove_rows(Remover remover, TreeState state, const int64_t *ids, const double *boxes,
                      Py_ssize_t n) except -1 nogil:
     cdef Py_ssize_t i
-    cdef int width = 2 * state.g.dims
+    cdef int dims = state.g.dims
+    cdef double box[2 * MAX_DIMS]
     for i in range(n):
-        if remover.remove(boxes + i * width, <uint64_t>ids[i]):
+        read_box(boxes + i * 2 * dims, dims, box)       # what is none is the box of no record
+        if remover.remove(box, <uint64_t>ids[i]):
             state.records -= 1
             if (state.root == 0) != (state.records == 0):
                 raise_miscounted(state)

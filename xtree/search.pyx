@@ -8,7 +8,7 @@ from cpython.buffer cimport PyBuffer_Release
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from xtree.arrays cimport Arena, borrow, data_of
+from xtree.arrays cimport Arena, borrow, data_of, keep_arena, require_memory, take_arena
 from xtree.box cimport MAX_DIMS, boxes_equal
 from xtree.bucket cimport HEADER_BYTES, Bucket, get_box, lower, refs, upper
 from xtree.kernels cimport SLACK, WindowTest, select, span
@@ -40,7 +40,7 @@ cdef enum:
     QUERIES_AHEAD = 64              # asked for before they are needed: the next group, however large
     MOST_BYTES_AHEAD = 1024         # of a column of a leaf
     MOST_ORDERED_HITS = 1000        # a query: above, putting the results in order costs more than it saves
-    MOST_EXPECTED = 1 << 28         # bytes of results: room asked for before the first is known
+    MOST_EXPECTED = 1 << 25         # bytes of results: room asked for before the first is known
     SAMPLE = 64                     # queries that tell how large a batch's windows are
     A_BREATH = 64                   # queries of a batch, or leaves of a scan, between two looks at the mappings
 
@@ -208,7 +208,7 @@ cdef double _expected_hits(TreeState state, const double *queries, int64_t m) no
             if extent > 0:
                 share *= min(max((0.5 * q[dims + axis] - 0.5 * q[axis]) / extent, 0.0), 1.0)
         hits += share * state.records / n
-    return hits
+    return hits if hits > 0.0 else 0.0          # nor NaN, of windows that are being changed
 
 
 def query(Store store not None, TreeState state not None, boxes, int predicate, Team team=None):
@@ -219,7 +219,7 @@ def query(Store store not None, TreeState state not None, boxes, int predicate, 
     """
     cdef Py_buffer view
     cdef Breath breath
-    cdef Arena found = Arena()
+    cdef Arena found
     cdef int64_t m = borrow(boxes, &view, 2 * state.g.dims * sizeof(double))
     cdef const double *queries = <const double *>view.buf
     cdef uint64_t *order = NULL
@@ -227,30 +227,37 @@ def query(Store store not None, TreeState state not None, boxes, int predicate, 
     cdef int64_t *offsets
     cdef uint64_t *ids
     cdef double hits
+    cdef Py_ssize_t expected
     first_breath(&breath, team)
     try:
         _require_predicate(predicate)
         offset_array = _empty(m + 1, _int64)
         offsets = <int64_t *>data_of(offset_array)
         hits = _expected_hits(state, queries, m)
+        expected = <Py_ssize_t>min(1.1 * hits * m * sizeof(int64_t), <double>MOST_EXPECTED)
         if m < LEAST_ORDERED or hits > MOST_ORDERED_HITS:
+            found = Arena()
             with nogil:
-                found.need(<Py_ssize_t>min(1.1 * hits * m * sizeof(int64_t), <double>MOST_EXPECTED))
+                found.need(expected)
                 _answer(store, state, queries, m, <Predicate>predicate, NULL, True, found, offsets, &breath)
                 counts_to_starts(offsets, m)
             return offset_array, found.to_array(_int64)
         starts = <int64_t *>allocate((m + 1) * sizeof(int64_t))
         if starts == NULL:
             raise MemoryError
+        found = take_arena()
         with nogil:
+            found.need(expected)
             order_queries(queries, m, state.g.dims, True, state.box, &order, &breath)
             _answer(store, state, queries, m, <Predicate>predicate, order, True, found, starts, &breath)
             counts_to_starts(starts, m)
+        require_memory(found.used)
         id_array = _empty(found.used // <Py_ssize_t>sizeof(int64_t), _int64)
         ids = <uint64_t *>data_of(id_array)
         with nogil:
             restore_offsets(starts, order, m, offsets, &breath)
             restore_words(<const uint64_t *>found.data, starts, order, m, offsets, ids, &breath)
+        keep_arena(found)
         return offset_array, id_array
     finally:
         release(order)

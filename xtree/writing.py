@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xtree import bulk, insertion, removal, search
 from xtree.arguments import as_threads
+from xtree.arrays import copy_array
 from xtree.conversion import many_ids, one_id, stored_box, stored_boxes
 from xtree.errors import DimensionError
 from xtree.persistence.disk_reserve import spending_reserve
@@ -50,7 +51,8 @@ class Writer(Reader):
     def insert_many(self, ids: ArrayLike, boxes: ArrayLike) -> None:
         """Adds records, all or none. ids: (n,) integers; boxes: (n, 2*d), or points (n, d).
 
-        Raises what `insert` does, and ValueError when the lengths differ.
+        Raises what `insert` does, and ValueError when the lengths differ. Arrays that change meanwhile are stored as
+        they are read, or refused with InvalidBoxError when that is no box.
         """
         self._write(insertion.insert, *_records(ids, boxes, self._dims))
 
@@ -112,14 +114,21 @@ def _replace(write_set: WriteSet, state: TreeState, ids: Ids, old: Floats, new: 
     return True
 
 
+def _joined(first: NDArray[Any], then: NDArray[Any]) -> NDArray[Any]:
+    """Two arrays of rows, one behind the other, copied as something that can be interrupted."""
+    both = np.empty((len(first) + len(then), *first.shape[1:]), first.dtype)
+    copy_array(both[: len(first)], first)
+    copy_array(both[len(first) :], then)
+    return both
+
+
 def _rebuild(
     write_set: WriteSet, state: TreeState, ids: Ids, boxes: Floats, progress: Progress | None, threads: int
 ) -> None:
     if not len(ids):
         return
     if state.count:
-        present, present_boxes = search.items(write_set.store, state)
-        ids = np.concatenate((present, ids))
-        boxes = np.concatenate((present_boxes, boxes))
+        present = search.items(write_set.store, state)
+        ids, boxes = _joined(present[0], ids), _joined(present[1], boxes)
         bulk.clear(write_set, state)
     bulk.load(write_set, state, ids, boxes, progress, threads)

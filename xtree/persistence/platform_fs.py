@@ -471,3 +471,22 @@ class FileSystem:
             yield fd
         finally:
             os.close(fd)
+
+
+def available_memory() -> int | None:
+    """Bytes that this process could have, as far as the system says, before something would be ended for want of them.
+
+    None where it says nothing, or refuses by itself to give more than there is.
+    """
+    try:
+        with open("/proc/meminfo", encoding="ascii") as said:
+            fields = dict(line.split(":") for line in said)
+        free = 1024 * sum(int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    except (OSError, KeyError, ValueError):
+        if WINDOWS or "SC_PHYS_PAGES" not in os.sysconf_names:
+            return None
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+        with contextlib.suppress(OSError, ValueError), open(f"/sys/fs/cgroup/{name}", encoding="ascii") as limit:
+            free = min(free, int(limit.read()))
+    return free

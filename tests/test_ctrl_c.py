@@ -1,0 +1,87 @@
+"""SIGINT sent into long calls of a process of its own: each would take minutes, and ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs os.kill with SIGINT")
+
+PROGRAM = """
+import os, signal, sys, threading
+import numpy as np
+import xtree
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+rng = np.random.default_rng(1)
+
+
+def boxes(n, dims, side):
+    low = rng.random((n, dims))
+    return np.hstack([low, low + side * rng.random((n, dims))])
+
+
+many = xtree.XTree.from_boxes(boxes(20_000, 24, 0.01))
+wide = xtree.XTree.from_boxes(boxes(400_000, 8, 0.9))
+large = xtree.XTree.from_boxes(boxes(1_000_000, 2, 0.001))
+points = rng.random((200_000, 24))
+windows = np.tile((0.0, 0.0, 0.999, 0.999), (3_000_000, 1))
+rows = boxes(200_000, 64, 0.2)
+before = [len(tree) for tree in (many, wide, large)]
+threads = threading.active_count()
+
+CALLS = {
+    "nearest": lambda: many.nearest(points, 10),
+    "nearest in threads": lambda: many.nearest(points, 10, threads=3),
+    "count": lambda: large.count(windows),
+    "count in threads": lambda: large.count(windows, threads=3),
+    "explain": lambda: large.explain(windows),
+    "join": lambda: wide.join(wide, "contains"),
+    "insert_many": lambda: xtree.XTree(64).insert_many(np.arange(len(rows)), rows),
+}
+call = CALLS[sys.argv[1]]
+for after in (0.2, 0.5):
+    threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        call()
+        print("it ended by itself")
+    except KeyboardInterrupt:
+        print("interrupted", threading.active_count() - threads)
+for tree, records in zip((many, wide, large), before):
+    tree.check()
+    assert len(tree) == records
+print("sound")
+"""
+
+
+@pytest.mark.parametrize(
+    "call", ["nearest", "nearest in threads", "count", "count in threads", "explain", "join", "insert_many"]
+)
+def test_ctrl_c_ends_a_call_that_would_take_minutes(call):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, call], capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and lines == ["interrupted 0", "interrupted 0", "sound"], done.stdout + done.stderr
+
+
+JUPYTER = """
+import _thread, threading
+import numpy as np
+import xtree
+
+tree = xtree.XTree.from_boxes(np.random.default_rng(1).random((20_000, 24)), dims=24)
+points = np.random.default_rng(2).random((200_000, 24))
+threading.Timer(0.3, _thread.interrupt_main).start()
+try:
+    tree.nearest(points, 10, threads=2)
+except KeyboardInterrupt:
+    tree.check()
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_of_the_main_thread_by_another_one_ends_a_call_too():
+    """As notebooks and debuggers may send it: without a signal."""
+    done = subprocess.run([sys.executable, "-c", JUPYTER], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "interrupted\n", done.stdout + done.stderr
