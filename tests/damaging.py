@@ -26,7 +26,7 @@ from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.superblock import Superblock
 from xtree.tree_state import TreeState
 
-FREE = 40  # offset in a page of bytes that mean nothing
+FREE = 56  # offset in a page of bytes that mean nothing
 Records = dict[str, Counter]
 
 

@@ -35,7 +35,7 @@ def fields_of_c(path, name):
     """(offset, size, name) of each field of a packed-by-nature C struct in Cython source."""
     source = (ROOT / path).read_text(encoding="utf-8")
     body = re.search(rf"cdef struct {name}:[^\n]*\n((?: +[^\n]*\n)+)", source).group(1)
-    sizes = {"uint8_t": 1, "uint16_t": 2, "uint32_t": 4, "uint64_t": 8, "NodeID": 8, "double": 8}
+    sizes = {"uint8_t": 1, "uint16_t": 2, "uint32_t": 4, "uint64_t": 8, "int64_t": 8, "NodeID": 8, "double": 8}
     found, offset = [], 0
     for kind, field, count in re.findall(r"^ +(\w+) (\w+)(?:\[(\d+)\])?", body, re.MULTILINE):
         assert offset % sizes[kind] == 0, f"the compiler would pad before {field}"

@@ -285,10 +285,12 @@ def test_rows_in_order_fill_pages_as_rows_in_any_order_do(random, order):
     assert tree.stats()["levels"][0]["fill"] > 0.63
 
 
-def test_equal_boxes_fill_their_pages_one_after_the_other():
+@pytest.mark.parametrize("order", ["as they come", "shuffled"])
+def test_equal_boxes_fill_their_pages_nearly_as_other_boxes_do(random, order):
     tree = xtree.XTree(2)
-    tree.insert_many(np.arange(20_000), np.tile((0.0, 0.0, 1.0, 1.0), (20_000, 1)))
-    assert tree.stats()["levels"][0]["fill"] > 0.95
+    ids = np.arange(20_000) if order == "as they come" else random.permutation(20_000)
+    tree.insert_many(ids, np.tile((0.0, 0.0, 1.0, 1.0), (20_000, 1)))
+    assert tree.stats()["levels"][0]["fill"] > 0.6
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])

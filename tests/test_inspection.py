@@ -19,6 +19,7 @@ from xtree.tree_state import TreeState
 
 PREFIX_BYTES, HEADER_BYTES = 24, 64
 LEVEL, DIMS, COUNT, BLOCKS = slice(24, 26), slice(26, 28), slice(28, 32), slice(32, 34)
+LEAST_ID, MOST_ID = slice(40, 48), slice(48, 56)
 LEAF, DIRECTORY = 1, 2
 
 
@@ -111,6 +112,9 @@ def set_history(page: Page) -> None:
         (1, lambda page: page.set_header(BLOCKS, 9), "level 1: number of blocks: expected 1, found 9"),
         (1, repeat_child, "level 0: number of times reached: expected 1, found 2"),
         (1, set_history, "level 1: split history: expected 3"),
+        (0, lambda page: page.set_header(LEAST_ID, 19_999), "level 0: expected ids from .* to .*, found 19999 to "),
+        (1, lambda page: page.set_header(MOST_ID, 0), "expected ids from .* to 0, found "),
+        (2, lambda page: page.set_header(LEAST_ID, 10_000), "level 1: expected ids from 10000 to 19999, found "),
     ],
 )  # fmt: skip
 def test_check_names_page_level_and_what_is_wrong(random, level, change, complaint):

@@ -47,7 +47,7 @@ def test_a_copy_is_independent(state):
 
 def test_the_bytes_are_those_of_the_layout(state):
     data = state.encode()
-    assert HEADER.unpack_from(data) == (1, 3, state.height, 0, 0, 500, 0.25, 0.3, 0.35, 0.9)
+    assert HEADER.unpack_from(data) == (2, 3, state.height, 0, 0, 500, 0.25, 0.3, 0.35, 0.9)
     assert data[HEADER.size :] == state.bounds.tobytes()
 
 
@@ -115,5 +115,5 @@ def test_a_state_without_its_root_is_corruption(state):
 
 def test_another_format_is_told_apart_from_damage(state):
     data = state.encode()
-    with pytest.raises(FormatVersionError, match="format 2, this xtree reads 1"):
-        TreeState.decode(b"\2\0" + data[2:], state.root)
+    with pytest.raises(FormatVersionError, match="format 1, this xtree reads 2"):
+        TreeState.decode(b"\1\0" + data[2:], state.root)

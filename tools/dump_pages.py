@@ -92,7 +92,7 @@ def _shown(page: dict[str, Any] | None, entries: int) -> dict[str, Any]:
     """The first entries of a page."""
     if page is None:
         return {"page": None}
-    shown = {name: page[name] for name in ("kind", "level", "dims", "count", "blocks", "size_class")}
+    shown = {name: page[name] for name in ("kind", "level", "dims", "count", "blocks", "size_class", "ids")}
     shown |= {name: page[name][:entries].tolist() for name in ("boxes", "refs", "history") if name in page}
     return {"page": shown}
 

@@ -208,11 +208,11 @@ class PageCheck:
     def _walk(self, name: str, state: TreeState, figures: dict[str, Any]) -> bool:
         """Checks page after page; returns whether all below the root could be reached."""
         whole = True
-        pending = [(state.root, state.height - 1, np.asarray(state.bounds), False)] if state.root else []
+        pending = [(state.root, state.height - 1, np.asarray(state.bounds), False, None)] if state.root else []
         with contextlib.ExitStack() as call:
             call.enter_context(self.store.call())
             while pending:
-                node, level, box, siblings = pending.pop()
+                node, level, box, siblings, ids = pending.pop()
                 if node in self._owner:
                     found = f"that it is reached again, from tree {self._owner[node]!r} before"
                     self.report.add(DAMAGE, "tree", "every page once", found, node=node, tree=name)
@@ -226,17 +226,18 @@ class PageCheck:
                     call.close()
                     call.enter_context(self.store.call())
                     self._advance(PAGES_A_CALL / max(len(self.rows), 1) / 2)
-                entries, right = self._check_page(name, state, node, level, box, siblings, figures)
+                entries, right = self._check_page(name, state, node, level, box, siblings, ids, figures)
                 whole &= right
                 pending += entries
         return whole
 
     def _check_page(
-        self, name: str, state: TreeState, node: int, level: int, box: Any, siblings: bool, figures: dict[str, Any]
-    ) -> tuple[list[tuple[int, int, Any, bool]], bool]:
+        self, name: str, state: TreeState, node: int, level: int, box: Any, siblings: bool, ids: Any,
+        figures: dict[str, Any],
+    ) -> tuple[list[tuple[int, int, Any, bool, Any]], bool]:
         """One page; returns its children, to be checked next, and whether those are all."""
         try:
-            count = check_page(self.store, state, node, level, box, siblings)
+            count = check_page(self.store, state, node, level, box, siblings, ids)
             if level == 0:
                 figures["found"] += count
                 return [], True
@@ -254,7 +255,7 @@ class PageCheck:
             return [], True
         several = page["count"] > 1
         return [
-            (child, level - 1, below, several)
+            (child, level - 1, below, several, page["ids"])
             for child, below in zip(page["refs"].tolist(), page["boxes"], strict=True)
         ], True
 

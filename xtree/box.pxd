@@ -9,6 +9,11 @@ cdef enum:
     MAX_DIMS = 64
 
 
+# Intervals shorter than TINY_EXTENT have a reciprocal that is infinite or nearly so. Coordinates that differ by so
+# little are below TINY_COORDINATE, and may be shifted up.
+cdef double TINY_EXTENT, TINY_COORDINATE, SHIFT_UP
+
+
 # The region in which measures are taken. On an axis where the region has no extent every box in it agrees, so
 # that axis is left out of volumes and margins instead of making all of them zero.
 cdef struct Frame:
@@ -17,6 +22,11 @@ cdef struct Frame:
     double origin[MAX_DIMS]         # lower bound of the region, shifted
     double scale[MAX_DIMS]          # 1 / extent of the shifted region; 0 on an axis without extent
     double weight[MAX_DIMS]         # the region's extent as a share of its longest: turns unit lengths into margins
+
+
+cdef inline double lift_of(double least, double most) noexcept nogil:
+    """The power of two with which coordinates between two bounds are no denormals any more, nor their differences."""
+    return SHIFT_UP if -TINY_COORDINATE < least and most < TINY_COORDINATE and most - least < TINY_EXTENT else 1.0
 
 
 # The frame of a region, which holds every box to be measured in it.

@@ -4,9 +4,10 @@ import numpy as np
 
 # Extents beyond these would have an infinite or a denormal reciprocal, or be infinite themselves.
 cdef double HUGE_EXTENT = 2.0 ** 960
-cdef double TINY_EXTENT = 2.0 ** -960   # coordinates that differ so little are below 2**-906, so they may be shifted up
+TINY_EXTENT = 2.0 ** -960
+TINY_COORDINATE = 2.0 ** -906
 cdef double SHIFT_DOWN = 2.0 ** -64
-cdef double SHIFT_UP = 2.0 ** 600
+SHIFT_UP = 2.0 ** 600
 
 
 cdef void make_frame(Frame *frame, int dims, const double *region) noexcept nogil:

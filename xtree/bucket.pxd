@@ -3,6 +3,10 @@
 64 bytes of header, then columns, each 64-byte aligned (capacities are multiples of 8): lower bound of each axis,
 upper bound of each axis, refs (record id in a leaf, child NodeID in a directory), and in a directory the split
 history of each entry as a bitset of axes. Capacity follows from size class and dims. docs/format.md has the table.
+
+The header bounds the ids of all records in the page or below it, as boxes bound their places: removal looks below no
+other page, and choose-subtree goes by it where boxes are equal. Entries of a directory page that have equal boxes stand
+in the order of their least ids, as long as nothing else moves them: a hint, on which no answer depends.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -32,7 +36,9 @@ cdef struct Bucket:                 # the header; begins with PagePrefix
     uint16_t blocks                 # of the tree's base page size that this page may fill; more than one: a supernode
     uint16_t reserved_16
     uint32_t reserved_32
-    uint64_t reserved_64[3]
+    int64_t least_id                # no record of the page, or below it, has a lesser id
+    int64_t most_id                 # nor a greater one
+    uint64_t reserved_64
 
 
 cdef struct Geometry:               # what never changes in the life of a tree, worked out once
@@ -86,11 +92,19 @@ cdef void set_entry(const Geometry *g, Bucket *b, int entry, const double *box, 
                     uint64_t split_history) noexcept nogil
 cdef void append_entry(const Geometry *g, Bucket *b, const double *box, uint64_t ref,
                        uint64_t split_history) noexcept nogil
-# Moves the last entry into the place of a removed one.
+# The same, with the entries from a position on moved up.
+cdef void insert_entry(const Geometry *g, Bucket *b, int position, const double *box, uint64_t ref,
+                       uint64_t split_history) noexcept nogil
+# In a leaf the last entry moves into the place of a removed one, in a directory all behind it move down.
 cdef void remove_entry(const Geometry *g, Bucket *b, int entry) noexcept nogil
 # Copies all entries of one bucket into another, empty one, of the same kind but perhaps another size class.
 cdef void copy_entries(const Geometry *g, Bucket *source, Bucket *target) noexcept nogil
 # The least box around all entries (count > 0).
 cdef void bounding_box(const Geometry *g, Bucket *b, double *box) noexcept nogil
+cdef inline void widen_ids(Bucket *b, int64_t least, int64_t most) noexcept nogil:
+    b.least_id = least if least < b.least_id else b.least_id
+    b.most_id = most if most > b.most_id else b.most_id
+
+
 # The header of a new page that WriteSet.reserve gave.
 cdef void init_bucket(const Geometry *g, Bucket *b, int level, int blocks) noexcept nogil

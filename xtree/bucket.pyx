@@ -1,7 +1,7 @@
 """Bucket pages: capacities, entries, and what must hold for a page's bytes before anything follows them."""
 
-from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport INT64_MAX, INT64_MIN, uint64_t
+from libc.string cimport memcpy, memmove
 
 import numpy as np
 
@@ -91,15 +91,29 @@ cdef void append_entry(const Geometry *g, Bucket *b, const double *box, uint64_t
     b.count += 1
 
 
+cdef void insert_entry(const Geometry *g, Bucket *b, int position, const double *box, uint64_t ref,
+                       uint64_t split_history) noexcept nogil:
+    cdef int i
+    cdef int step = stride(g, b)
+    cdef uint64_t *place = <uint64_t *>lower(g, b, 0) + position
+    for i in range(_columns(g, b)):
+        memmove(place + i * step + 1, place + i * step, (b.count - position) * sizeof(uint64_t))
+    set_entry(g, b, position, box, ref, split_history)
+    b.count += 1
+
+
 cdef void remove_entry(const Geometry *g, Bucket *b, int entry) noexcept nogil:
     # Every column holds words of 8 bytes, so one loop moves them all; the vacated place is zeroed.
-    cdef int i
     cdef int step = stride(g, b)
     cdef int last = b.count - 1
     cdef uint64_t *column = <uint64_t *>lower(g, b, 0)
-    for i in range(_columns(g, b)):
-        column[i * step + entry] = column[i * step + last]
-        column[i * step + last] = 0
+    for _ in range(_columns(g, b)):
+        if b.kind == KIND_DIRECTORY:
+            memmove(column + entry, column + entry + 1, (last - entry) * sizeof(uint64_t))
+        else:
+            column[entry] = column[last]
+        column[last] = 0
+        column += step
     b.count = last
 
 
@@ -110,6 +124,8 @@ cdef void copy_entries(const Geometry *g, Bucket *source, Bucket *target) noexce
     for i in range(_columns(g, source)):
         memcpy(to_column + i * stride(g, target), from_column + i * stride(g, source), 8 * <size_t>source.count)
     target.count = source.count
+    target.least_id = source.least_id
+    target.most_id = source.most_id
 
 
 cdef void bounding_box(const Geometry *g, Bucket *b, double *box) noexcept nogil:
@@ -136,6 +152,8 @@ cdef void init_bucket(const Geometry *g, Bucket *b, int level, int blocks) noexc
     b.dims = <uint16_t>g.dims
     b.count = 0
     b.blocks = <uint16_t>blocks
+    b.least_id = INT64_MAX
+    b.most_id = INT64_MIN
 
 
 cdef inline int _columns(const Geometry *g, const Bucket *b) noexcept nogil:
@@ -162,7 +180,7 @@ cdef const char *_verify(const char *page, int size_class) noexcept nogil:
 
 
 def describe(Store store, node: int) -> dict:
-    """A page as a dict: kind, level, dims, count, blocks, size_class, and copies of its columns.
+    """A page as a dict: kind, level, dims, count, blocks, size_class, ids (their bounds), and copies of its columns.
 
     `boxes` is (count, 2 * dims) float64; `refs` is (count,), int64 record ids of a leaf or uint64 NodeIDs of a
     directory; `history` is (count,) uint64, of a directory only. Raises CorruptionError.
@@ -195,6 +213,7 @@ def header_of(const unsigned char[::1] page not None) -> dict:
         "dims": b.dims,
         "count": b.count,
         "blocks": b.blocks,
+        "ids": (b.least_id, b.most_id),
     }
 
 
@@ -242,6 +261,7 @@ cdef dict _describe(const char *page):
         "count": b.count,
         "blocks": b.blocks,
         "size_class": b.size_class,
+        "ids": (b.least_id, b.most_id),
         "boxes": np.ascontiguousarray(words[:2 * b.dims].view(np.float64).T),
         "refs": words[2 * b.dims] if directory else words[2 * b.dims].view(np.int64),
     }

@@ -65,9 +65,18 @@ cdef class PackedBuild:
     cdef int write_children(self, Cut c, Worker *worker, int threads) except -1 nogil
     cdef int write_parts(self, const Cut *c, uint64_t part, uint64_t end, Worker *worker, int threads) except -1 nogil
     cdef int write_in_threads(self, const Cut *c, Worker *worker, int threads) except -1
-    cdef int pick_cut(self, Cut *c) noexcept nogil
+    cdef int pick_cut(self, Cut *c, Breath *breath) except -1 nogil
     cdef int cut(self, const Cut *c, int along, Worker *worker) except -1 nogil
-    cdef int settle(self, uint64_t position, uint64_t first, uint64_t last, int axis, Worker *worker) except -1 nogil
-    cdef int sort_centres(self, uint64_t first, uint64_t last, int axis, Worker *worker) except -1 nogil
-    cdef void sample_spreads(self, uint64_t first, uint64_t last, double *spreads) noexcept nogil
+    cdef int settle(self, uint64_t position, uint64_t first, uint64_t last, int axis, int ties,
+                    Worker *worker) except -1 nogil
+    cdef int sort_ties(self, uint64_t first, uint64_t last, int axis, int ties, Worker *worker) except -2 nogil
+    cdef int sort_by(self, uint64_t first, uint64_t last, int key, Worker *worker) except -1 nogil
+    cdef int are_equal(self, uint64_t first, uint64_t last, Breath *breath) except -1 nogil
+    cdef int take_keys(self, uint64_t first, uint64_t last, int key, double *keys, double *least, double *most,
+                       Breath *breath) except -1 nogil
+    cdef int take_places(self, uint64_t first, uint64_t last, int axis, bint centres, double factor, double *keys,
+                         double *least, double *most, Breath *breath) except -1 nogil
+    cdef int are_tiny(self, uint64_t first, uint64_t last, int axis, Breath *breath) except -1 nogil
+    cdef int measure_spreads(self, uint64_t first, uint64_t last, double *spreads, Breath *breath) except -1 nogil
+    cdef void sample_spreads(self, uint64_t first, uint64_t last, double factor, double *spreads) noexcept nogil
     cdef int report(self) except -1 nogil

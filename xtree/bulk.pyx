@@ -18,12 +18,12 @@ the first is written, so that the tree is the same to the byte whatever their nu
 from cpython.buffer cimport PyBuffer_Release
 from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, fabs, pow, round
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 
 from xtree.arrays cimport borrow, raise_changed, read_once
-from xtree.box cimport MAX_DIMS, copy_box
+from xtree.box cimport MAX_DIMS, SHIFT_UP, TINY_COORDINATE, TINY_EXTENT, boxes_equal, copy_box
 from xtree.bucket cimport (
-    KIND_DIRECTORY, KIND_LEAF, Geometry, bounding_box, init_bucket, lower, refs, set_entry, stride, upper,
+    KIND_DIRECTORY, KIND_LEAF, Geometry, bounding_box, init_bucket, lower, refs, set_entry, stride, upper, widen_ids,
 )
 from xtree.persistence.atomics cimport fetch_add, load_acquire, load_relaxed
 from xtree.persistence.breath cimport Breath, Team, first_breath, spend
@@ -166,6 +166,8 @@ cdef class PackedBuild:
     cdef int write_page(self, int level, uint64_t page, double *box, Worker *worker, int threads) except -1 nogil:
         """Writes a page and all below it; sets its box."""
         cdef Cut c
+        cdef Bucket *b
+        cdef uint64_t child
         if level == 0:
             return self.write_leaf(page, box, worker)
         c.parent = self.empty_page(level, page)
@@ -175,6 +177,9 @@ cdef class PackedBuild:
         c.axis = 0
         c.history = 0
         self.write_children(c, worker, threads)
+        for child in range(c.first, c.last):
+            b = <Bucket *>self.places[self.before[c.level] + child]
+            widen_ids(c.parent, b.least_id, b.most_id)
         c.parent.count = <uint32_t>(c.last - c.first)
         bounding_box(&self.state.g, c.parent, box)
         return 0
@@ -195,6 +200,7 @@ cdef class PackedBuild:
             number = self.order[first + i] & INDEX_MASK
             record = self.boxes + number * columns
             ids[i] = <uint64_t>self.ids[number]
+            widen_ids(b, <int64_t>ids[i], <int64_t>ids[i])
             for c in range(columns):
                 column[c * step + i] = read_once(record + c)
         i = first_invalid(&self.state.g, b)
@@ -214,7 +220,7 @@ cdef class PackedBuild:
             set_entry(&self.state.g, c.parent, <int>(c.first - c.eldest), box,
                       self.nodes[self.before[c.level] + c.first], c.history)
             return 0
-        along = self.pick_cut(&c)
+        along = self.pick_cut(&c, &worker.breath)
         if c.parts > 1:
             self.cut(&c, along, worker)
             if c.history == 0 or self.state.g.dims > MOST_TILED_DIMS:
@@ -257,7 +263,7 @@ cdef class PackedBuild:
         together(self.team, works)
         return 0
 
-    cdef int pick_cut(self, Cut *c) noexcept nogil:
+    cdef int pick_cut(self, Cut *c, Breath *breath) except -1 nogil:
         """The axis to cut records along; sets into how many parts."""
         cdef int dims = self.state.g.dims
         cdef double spreads[MAX_DIMS]
@@ -267,7 +273,7 @@ cdef class PackedBuild:
         if dims <= MOST_TILED_DIMS and c.axis == dims - 1:
             c.parts = c.last - c.first
             return c.axis
-        self.sample_spreads(self.first_record(c.level, c.first), self.first_record(c.level, c.last), spreads)
+        self.measure_spreads(self.first_record(c.level, c.first), self.first_record(c.level, c.last), spreads, breath)
         if dims > MOST_TILED_DIMS:
             for a in range(1, dims):
                 widest = a if spreads[a] > spreads[widest] else widest
@@ -282,8 +288,18 @@ cdef class PackedBuild:
             c.parts = <uint64_t>slabs if slabs > 1.0 else 1
         return c.axis
 
-    cdef void sample_spreads(self, uint64_t first, uint64_t last, double *spreads) noexcept nogil:
-        """The mean deviation of the records' centres on each axis, at half size, from a sample."""
+    cdef int measure_spreads(self, uint64_t first, uint64_t last, double *spreads, Breath *breath) except -1 nogil:
+        """How far the records' centres spread on each axis, in a unit in which all are finite and none is denormal."""
+        cdef int a
+        self.sample_spreads(first, last, 0.25, spreads)
+        for a in range(self.state.g.dims):
+            if spreads[a] >= TINY_EXTENT or not self.are_tiny(first, last, a, breath):
+                return 0
+        self.sample_spreads(first, last, SHIFT_UP, spreads)
+        return 0
+
+    cdef void sample_spreads(self, uint64_t first, uint64_t last, double factor, double *spreads) noexcept nogil:
+        """The mean deviation of the sums of the records' bounds on each axis, times a factor, from a sample."""
         cdef int dims = self.state.g.dims
         cdef uint64_t n = min(last - first, <uint64_t>SAMPLE)
         cdef uint64_t i
@@ -295,7 +311,7 @@ cdef class PackedBuild:
             mean = 0.0
             for i in range(n):
                 record = self.boxes + (self.order[first + i * (last - first) // n] & INDEX_MASK) * 2 * dims
-                centres[i] = 0.25 * record[a] + 0.25 * record[dims + a]
+                centres[i] = factor * record[a] + factor * record[dims + a]
                 mean += centres[i] / n
             deviation = 0.0
             for i in range(n):
@@ -306,14 +322,16 @@ cdef class PackedBuild:
         """Orders the records of some pages along an axis, so far that each part of the pages gets its own."""
         cdef uint64_t start = self.first_record(c.level, c.first)
         cdef uint64_t end = self.first_record(c.level, c.last)
+        cdef int ties = self.sort_ties(start, end, along, 0, worker)
         cdef uint64_t part
-        if self.sort_centres(start, end, along, worker):
+        if ties >= 0:
             for part in range(1, c.parts):
                 self.settle(self.first_record(c.level, c.first + (c.last - c.first) * part // c.parts), start, end,
-                            along, worker)
+                            along, ties, worker)
         return 0
 
-    cdef int settle(self, uint64_t position, uint64_t first, uint64_t last, int axis, Worker *worker) except -1 nogil:
+    cdef int settle(self, uint64_t position, uint64_t first, uint64_t last, int axis, int ties,
+                    Worker *worker) except -1 nogil:
         """Sorts finer around a cut, while records on both sides of it share a sort key, so that the cut is exact.
 
         A sort key has so many bits for the range at hand; where an outlier stretches the range, nearly all records
@@ -321,7 +339,7 @@ cdef class PackedBuild:
         """
         cdef uint64_t key = self.order[position] >> INDEX_BITS
         cdef uint64_t start, end
-        while self.order[position - 1] >> INDEX_BITS == key:
+        while ties >= 0 and self.order[position - 1] >> INDEX_BITS == key:
             start = position - 1
             while start > first and self.order[start - 1] >> INDEX_BITS == key:
                 start -= 1
@@ -329,46 +347,125 @@ cdef class PackedBuild:
             while end < last and self.order[end] >> INDEX_BITS == key:
                 end += 1
             spend(&worker.breath, 2 * <int64_t>(end - start))
-            if end - start == last - first or not self.sort_centres(start, end, axis, worker):
+            if end - start == last - first:     # records are being changed
                 return 0
+            ties = self.sort_ties(start, end, axis, ties, worker)
             first, last = start, end
             key = self.order[position] >> INDEX_BITS
         return 0
 
-    cdef int sort_centres(self, uint64_t first, uint64_t last, int axis, Worker *worker) except -1 nogil:
-        """Sorts a range of records by their centres on an axis, to the precision of a sort key over the range.
+    cdef int sort_ties(self, uint64_t first, uint64_t last, int axis, int ties, Worker *worker) except -2 nogil:
+        """Sorts a range of records, which agree in the first `ties` keys, by the first key in which they differ.
 
-        0 when all are in the same place. Centres are taken at half size, so that no difference overflows.
+        Returns how many keys there are before that one, -1 if they agree in all. First comes the centre on the axis,
+        then those on the others, the extents, the id: so that leaves of boxes about one centre, and of equal ones,
+        differ in what removal goes by.
         """
-        cdef int width = 2 * self.state.g.dims
-        cdef const double *bounds = self.boxes + axis
-        cdef double *centres = <double *>(self.scratch + first)
+        cdef int dims = self.state.g.dims
+        cdef int key
+        while ties <= 2 * dims:
+            if ties < dims:
+                key = (axis + ties) % dims
+            else:
+                key = ties
+            if self.sort_by(first, last, key, worker):
+                return ties
+            ties = 2 * dims if ties == 0 and self.are_equal(first, last, &worker.breath) else ties + 1
+        return -1
+
+    cdef int are_equal(self, uint64_t first, uint64_t last, Breath *breath) except -1 nogil:
+        """Whether a range of records all have the same box."""
+        cdef int dims = self.state.g.dims
+        cdef const double *box = self.boxes + (self.order[first] & INDEX_MASK) * 2 * dims
+        cdef uint64_t i
+        for i in range(first + 1, last):
+            if not boxes_equal(box, self.boxes + (self.order[i] & INDEX_MASK) * 2 * dims, dims):
+                return 0
+            spend(breath, 2 * dims)
+        return 1
+
+    cdef int sort_by(self, uint64_t first, uint64_t last, int key, Worker *worker) except -1 nogil:
+        """Sorts a range of records by a key, to the precision of a sort key over the range. 0 when all have one."""
+        cdef double *keys = <double *>(self.scratch + first)
         cdef uint64_t *order = self.order + first
         cdef uint64_t n = last - first
-        cdef uint64_t i, block, start, number, key
+        cdef uint64_t i, block, start, cell
         cdef int bits = digit_bits(n)
         cdef uint64_t cells = <uint64_t>1 << 2 * bits
-        cdef double least = DBL_MAX
-        cdef double most = -DBL_MAX
-        cdef double scale
-        for block in range(blocks_of(n)):
-            start = block * WORDS_AT_ONCE
-            for i in range(start, min(start + WORDS_AT_ONCE, n)):
-                number = (order[i] & INDEX_MASK) * width
-                centres[i] = 0.25 * bounds[number] + 0.25 * bounds[number + (width >> 1)]
-                least = centres[i] if centres[i] < least else least
-                most = centres[i] if centres[i] > most else most
-            spend(&worker.breath, 8 * min(n, <uint64_t>WORDS_AT_ONCE))
+        cdef double least, most, scale
+        self.take_keys(first, last, key, keys, &least, &most, &worker.breath)
         if not most > least:
             return 0
         scale = min(cells / (most - least), DBL_MAX)
         for block in range(blocks_of(n)):
             start = block * WORDS_AT_ONCE
             for i in range(start, min(start + WORDS_AT_ONCE, n)):
-                key = <uint64_t>((centres[i] - least) * scale)
-                order[i] = min(key, cells - 1) << INDEX_BITS | (order[i] & INDEX_MASK)
+                cell = <uint64_t>((keys[i] - least) * scale)
+                order[i] = min(cell, cells - 1) << INDEX_BITS | (order[i] & INDEX_MASK)
             spend(&worker.breath, 4 * min(n, <uint64_t>WORDS_AT_ONCE))
         sort_many_words(order, self.scratch + first, n, INDEX_BITS, bits, worker.counts, &worker.breath)
+        return 1
+
+    cdef int take_keys(self, uint64_t first, uint64_t last, int key, double *keys, double *least, double *most,
+                       Breath *breath) except -1 nogil:
+        """Keys of a range of records, centres on an axis, extents, or ids from the least on; and the keys' bounds.
+
+        Centres and extents are taken at a quarter of their size, so that no difference overflows; where that would cost
+        bits of tiny ones, lifted.
+        """
+        cdef int dims = self.state.g.dims
+        cdef int axis = key % dims
+        cdef int64_t least_id = INT64_MAX
+        cdef uint64_t i
+        if key < 2 * dims:
+            self.take_places(first, last, axis, key < dims, 0.25, keys, least, most, breath)
+            if most[0] - least[0] < TINY_EXTENT and self.are_tiny(first, last, axis, breath):
+                self.take_places(first, last, axis, key < dims, SHIFT_UP, keys, least, most, breath)
+            return 0
+        for i in range(first, last):
+            least_id = min(least_id, self.ids[self.order[i] & INDEX_MASK])
+            spend(breath, 2)
+        least[0] = most[0] = 0.0
+        for i in range(first, last):
+            keys[i - first] = <double>(<uint64_t>self.ids[self.order[i] & INDEX_MASK] - <uint64_t>least_id)
+            most[0] = keys[i - first] if keys[i - first] > most[0] else most[0]
+            spend(breath, 2)
+        return 0
+
+    cdef int take_places(self, uint64_t first, uint64_t last, int axis, bint centres, double factor, double *keys,
+                         double *least, double *most, Breath *breath) except -1 nogil:
+        cdef int width = 2 * self.state.g.dims
+        cdef const double *bounds = self.boxes + axis
+        cdef double low_factor = factor if centres else -factor
+        cdef double below = DBL_MAX
+        cdef double above = -DBL_MAX
+        cdef double place
+        cdef const uint64_t *order = self.order + first
+        cdef uint64_t n = last - first
+        cdef uint64_t i, block, start, number
+        for block in range(blocks_of(n)):
+            start = block * WORDS_AT_ONCE
+            for i in range(start, min(start + WORDS_AT_ONCE, n)):
+                number = (order[i] & INDEX_MASK) * width
+                place = low_factor * bounds[number] + factor * bounds[number + (width >> 1)]
+                keys[i] = place
+                below = place if place < below else below
+                above = place if place > above else above
+            spend(breath, 8 * min(n, <uint64_t>WORDS_AT_ONCE))
+        least[0] = below
+        most[0] = above
+        return 0
+
+    cdef int are_tiny(self, uint64_t first, uint64_t last, int axis, Breath *breath) except -1 nogil:
+        """Whether no coordinate of a range of records on an axis is too large to be lifted."""
+        cdef int dims = self.state.g.dims
+        cdef const double *record
+        cdef uint64_t i
+        for i in range(first, last):
+            record = self.boxes + (self.order[i] & INDEX_MASK) * 2 * dims + axis
+            if fabs(record[0]) >= TINY_COORDINATE or fabs(record[dims]) >= TINY_COORDINATE:
+                return 0
+            spend(breath, 4)
         return 1
 
     cdef int report(self) except -1 nogil:

@@ -5,7 +5,7 @@ transaction made, or a copy it makes on the way down.
 """
 
 cimport cython
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from xtree.bucket cimport Bucket, Geometry
 from xtree.persistence.breath cimport Breath
@@ -38,12 +38,14 @@ cdef class Inserter:
     cdef int resize(self, Bucket *b, int blocks) except -1 nogil
 
     cdef int plant(self, const double *box, uint64_t ref) except -1 nogil
-    cdef int descend(self, const double *box, int level) except -1 nogil
+    cdef int descend(self, const double *box, int64_t least_id, int64_t most_id, int level) except -1 nogil
     cdef int place(self, const double *box, uint64_t ref, uint64_t split_history, int level) except -1 nogil
     cdef int split(self, Bucket *b, bint on_axis, double *box, uint64_t *ref, uint64_t *split_history) except -1 nogil
     cdef int raise_root(self, const double *box, NodeID node, const double *other_box, NodeID other,
                         uint64_t split_history) except -1 nogil
+    cdef int place_of(self, Bucket *b, const double *box, NodeID child) except -1 nogil
     cdef Bucket *new_page(self, int level, int count) except NULL nogil
+    cdef int bound_ids(self, Bucket *b) except -1 nogil
 
 
 # A page that the transaction may change: itself, or a copy under a new NodeID. Raises CorruptionError for a page whose

@@ -7,13 +7,13 @@ and stretch the boxes of those before them. A batch therefore goes in spread ove
 large goes in along a Hilbert curve, so that one record's pages are in the cache for the next: they are there already.
 """
 
-from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint16_t, uint64_t
 
 from xtree.arrays cimport raise_changed, raise_no_memory, read_box
 from xtree.box cimport MAX_DIMS, box_contains, copy_box, extend_box
 from xtree.bucket cimport (
     KIND_DIRECTORY, KIND_LEAF, append_entry, bounding_box, column_capacity, copy_entries, entry_limit, get_box,
-    history, init_bucket, refs, set_entry,
+    history, init_bucket, insert_entry, refs, set_entry, widen_ids,
 )
 from xtree.persistence.breath cimport Breath, first_breath, spend
 from xtree.persistence.memory cimport allocate, release
@@ -47,22 +47,28 @@ cdef class Inserter:
         first_breath(&self.breath, None)
 
     cdef int insert(self, const double *box, uint64_t ref, uint64_t split_history, int level) except -1 nogil:
+        cdef Bucket *child
         if self.state.root == 0:
             return self.plant(box, ref)
         extend_box(self.state.box, box, self.state.g.dims)
-        self.descend(box, level)
+        if level == 0:
+            self.descend(box, <int64_t>ref, <int64_t>ref, 0)
+        else:
+            child = resolve_bucket(self.store, self.state, ref, level - 1)
+            self.descend(box, child.least_id, child.most_id, level)
         return self.place(box, ref, split_history, level)
 
     cdef int plant(self, const double *box, uint64_t ref) except -1 nogil:
         """The first record of an empty tree."""
         cdef Bucket *leaf = self.new_page(0, 1)
         append_entry(&self.state.g, leaf, box, ref, 0)
+        widen_ids(leaf, <int64_t>ref, <int64_t>ref)
         copy_box(self.state.box, box, self.state.g.dims)
         self.state.root = leaf.node_id
         self.state.levels = 1
         return 0
 
-    cdef int descend(self, const double *box, int level) except -1 nogil:
+    cdef int descend(self, const double *box, int64_t least_id, int64_t most_id, int level) except -1 nogil:
         """Chooses a path from the root to a page of `level`, makes it writable, and enlarges the entries along it."""
         cdef const Geometry *g = &self.state.g
         cdef int depth = self.state.levels - 1
@@ -74,9 +80,10 @@ cdef class Inserter:
         b = make_writable(self.ws, self.state, &node, depth)
         self.repoint(depth, node)
         self.breath.left -= PAGE_WORK
+        widen_ids(b, least_id, most_id)
         while depth > level:
             self.breath.left -= PAGE_WORK + <int64_t>b.count * g.dims
-            entry = self.chooser.choose(b, box, region)
+            entry = self.chooser.choose(b, box, least_id, region)
             node = refs(g, b)[entry]
             get_box(g, b, entry, region)
             if not box_contains(region, box, g.dims):
@@ -86,6 +93,7 @@ cdef class Inserter:
             depth -= 1
             b = make_writable(self.ws, self.state, &node, depth)
             self.repoint(depth, node)
+            widen_ids(b, least_id, most_id)
         return 0
 
     cdef int place(self, const double *box, uint64_t ref, uint64_t split_history, int level) except -1 nogil:
@@ -93,23 +101,30 @@ cdef class Inserter:
         cdef const Geometry *g = &self.state.g
         cdef double overflowing[2 * MAX_DIMS]
         cdef int decision
+        cdef int position
         cdef Bucket *b
         cdef bint done = False
         copy_box(overflowing, box, g.dims)
         while not done:
             b = resolve_bucket(self.store, self.state, self.path[level], level)
+            position = b.count if level == 0 else self.place_of(b, overflowing, ref)
             if <int>b.count < entry_limit(g, b):
-                append_entry(g, b, overflowing, ref, split_history)
+                insert_entry(g, b, position, overflowing, ref, split_history)
                 return 0
             self.breath.left -= <int64_t>b.count * g.dims * SPLIT_WORK
-            self.splitter.gather(g, b, overflowing, ref, split_history)
+            self.splitter.gather(g, b, position, overflowing, ref, split_history)
             decision = self.splitter.plan(g, level > 0 and b.blocks < most_blocks(g))
+            if level == 0:
+                self.splitter.order_ids(g)
             if decision == STAY_WHOLE:
                 self.resize(b, b.blocks + 1)
             else:
                 done = self.split(b, decision == SPLIT_ON_AXIS, overflowing, &ref, &split_history)
                 level += 1
         return 0
+
+    cdef int place_of(self, Bucket *b, const double *box, NodeID child) except -1 nogil:
+        return self.chooser.place_of(b, box, resolve_bucket(self.store, self.state, child, b.level - 1).least_id)
 
     cdef int resize(self, Bucket *b, int blocks) except -1 nogil:
         cdef const Geometry *g = &self.state.g
@@ -148,6 +163,8 @@ cdef class Inserter:
             b.blocks = <uint16_t>blocks_for(g, in_first)
         self.splitter.write_group(g, 0, first)
         self.splitter.write_group(g, 1, second)
+        self.bound_ids(first)
+        self.bound_ids(second)
         bounding_box(g, first, first_box)
         bounding_box(g, second, box)
         ref[0] = second.node_id
@@ -171,6 +188,7 @@ cdef class Inserter:
         root = self.new_page(self.state.levels, 2)
         append_entry(g, root, box, node, split_history)
         append_entry(g, root, other_box, other, split_history)
+        self.bound_ids(root)
         self.state.root = root.node_id
         self.state.levels += 1
         return 0
@@ -184,6 +202,21 @@ cdef class Inserter:
                                                    class_of_blocks(g, blocks), &node)
         init_bucket(g, b, level, blocks)
         return b
+
+    cdef int bound_ids(self, Bucket *b) except -1 nogil:
+        """Sets the bounds of a page's ids from its entries."""
+        cdef const uint64_t *entries = refs(&self.state.g, b)
+        cdef Bucket *child
+        cdef int i
+        b.least_id = INT64_MAX
+        b.most_id = INT64_MIN
+        for i in range(<int>b.count):
+            if b.level == 0:
+                widen_ids(b, <int64_t>entries[i], <int64_t>entries[i])
+            else:
+                child = resolve_bucket(self.store, self.state, entries[i], b.level - 1)
+                widen_ids(b, child.least_id, child.most_id)
+        return 0
 
     cdef int repoint(self, int level, NodeID node) except -1 nogil:
         cdef Bucket *parent

@@ -9,6 +9,12 @@ from xtree.tree_state import TreeState
 
 def check(store: Store, state: TreeState, reached: ReachedPages | None = None) -> None: ...
 def check_page(
-    store: Store, state: TreeState, node: int, level: int, box: npt.NDArray[np.float64], siblings: bool
+    store: Store,
+    state: TreeState,
+    node: int,
+    level: int,
+    box: npt.NDArray[np.float64],
+    siblings: bool,
+    ids: tuple[int, int] | None = None,
 ) -> int: ...
 def stats(store: Store, state: TreeState) -> dict[str, Any]: ...

@@ -1,7 +1,7 @@
 """Inspection: whether a tree is what an X-tree must be, and what it is made of. Both read every page."""
 
 from libc.math cimport isfinite
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from xtree.box cimport MAX_DIMS, Frame, box_overlap, make_frame
@@ -50,7 +50,8 @@ def check(Store store not None, TreeState state not None, ReachedPages reached=N
 
     Every page is reached exactly once, has the level, kind, dims and size that its place asks for and its row's CRC,
     holds neither too many nor too few entries, all finite and in order; every entry's box is the exact bounding box of
-    its child, the tree's bounds that of the root; the leaves hold as many records as the tree says.
+    its child, the tree's bounds that of the root; no id is outside what a page above it says; the leaves hold as many
+    records as the tree says.
     """
     cdef Census census
     if reached is None:
@@ -59,51 +60,56 @@ def check(Store store not None, TreeState state not None, ReachedPages reached=N
     first_breath(&census.breath, None)
     with nogil:
         if state.levels > 0:
-            _check_page(&census, reached, store, state, state.root, state.levels - 1, state.box, False)
+            _check_page(&census, reached, store, state, state.root, state.levels - 1, state.box, False, INT64_MIN,
+                        INT64_MAX)
     if census.records != state.records:
         raise CorruptionError(f"tree of {state.records} records, its leaves hold {census.records}")
 
 
 def check_page(Store store not None, TreeState state not None, NodeID node, int level, const double[::1] box not None,
-               bint siblings) -> int:
+               bint siblings, tuple ids=None) -> int:
     """Verifies one page of a tree and nothing below it; returns how many entries it has.
 
     level: that its place asks for. box: (2 * dims,) float64, what its parent's entry says, or the tree's bounds of a
-    root. siblings: whether the parent has other entries. The caller is in flight, and has pinned an epoch of the state.
-    Raises CorruptionError, as `check` does.
+    root. siblings: whether the parent has other entries. ids: the parent's bounds of ids; None of a root. The caller is
+    in flight, and has pinned an epoch of the state. Raises CorruptionError, as `check` does.
     """
     cdef Bucket *b
+    cdef int64_t least_id = INT64_MIN if ids is None else ids[0]
+    cdef int64_t most_id = INT64_MAX if ids is None else ids[1]
     if box.shape[0] != 2 * state.g.dims:
         raise ValueError(f"a box of {box.shape[0]} numbers in a tree of {state.g.dims} dims")
     with nogil:
         b = resolve_bucket(store, state, node, level)
-        _check_content(store.path is not None, store, state, node, b, &box[0], siblings)
+        _check_content(store.path is not None, store, state, node, b, &box[0], siblings, least_id, most_id)
     return b.count
 
 
 cdef int _check_page(Census *census, ReachedPages reached, Store store, TreeState state, NodeID node, int level,
-                     const double *box, bint siblings) except -1 nogil:
-    """Checks a page, whose parent says it has this box, and all below it."""
+                     const double *box, bint siblings, int64_t least_id, int64_t most_id) except -1 nogil:
+    """Checks a page, whose parent says it has this box, and ids within these bounds, and all below it."""
     cdef double child_box[2 * MAX_DIMS]
     cdef Bucket *b = resolve_bucket(store, state, node, level)
     cdef uint32_t i
     spend(&census.breath, (<int64_t>1 << b.size_class) * BLOCK_WORK)
     if reached.reach(node):
         _raise_wrong(node, level, "number of times reached", 1, 2)
-    _check_content(store.path is not None, store, state, node, b, box, siblings)
+    _check_content(store.path is not None, store, state, node, b, box, siblings, least_id, most_id)
     if level == 0:
         census.records += b.count
         return 0
     for i in range(b.count):
         get_box(&state.g, b, i, child_box)
-        _check_page(census, reached, store, state, refs(&state.g, b)[i], level - 1, child_box, b.count > 1)
+        _check_page(census, reached, store, state, refs(&state.g, b)[i], level - 1, child_box, b.count > 1, b.least_id,
+                    b.most_id)
     return 0
 
 
 cdef int _check_content(bint durable, Store store, TreeState state, NodeID node, Bucket *b, const double *box,
-                        bint siblings) except -1 nogil:
+                        bint siblings, int64_t least_id, int64_t most_id) except -1 nogil:
     _check_slot(durable, store, state, node, b)
     _check_count(state, node, b, siblings)
+    _check_ids(state, node, b, least_id, most_id)
     return _check_entries(state, node, b, box)
 
 
@@ -142,6 +148,19 @@ cdef int _check_count(TreeState state, NodeID node, Bucket *b, bint siblings) ex
     return 0
 
 
+cdef int _check_ids(TreeState state, NodeID node, Bucket *b, int64_t least_id, int64_t most_id) except -1 nogil:
+    """The page's bounds of ids lie within its parent's, and a leaf's ids within them."""
+    cdef const int64_t *ids = <const int64_t *>refs(&state.g, b)
+    cdef uint32_t i
+    if not least_id <= b.least_id <= b.most_id <= most_id:
+        _raise_wrong_ids(node, b.level, least_id, most_id, b.least_id, b.most_id)
+    if b.level == 0:
+        for i in range(b.count):
+            if not b.least_id <= ids[i] <= b.most_id:
+                _raise_wrong_ids(node, 0, b.least_id, b.most_id, ids[i], ids[i])
+    return 0
+
+
 cdef int _check_entries(TreeState state, NodeID node, Bucket *b, const double *box) except -1 nogil:
     """Finite boxes in order, histories of axes there are, and a bounding box that is the parent's entry."""
     cdef int dims = state.g.dims
@@ -170,6 +189,12 @@ cdef int _check_entries(TreeState state, NodeID node, Bucket *b, const double *b
 
 cdef int _raise_wrong(NodeID node, int level, const char *what, uint64_t expected, uint64_t found) except -1 with gil:
     raise CorruptionError(f"page {node:#x}, level {level}: {what.decode()}: expected {expected}, found {found}")
+
+
+cdef int _raise_wrong_ids(NodeID node, int level, int64_t least, int64_t most, int64_t found,
+                          int64_t found_most) except -1 with gil:
+    raise CorruptionError(f"page {node:#x}, level {level}: expected ids from {least} to {most}, found {found} to "
+                          f"{found_most}")
 
 
 cdef int _raise_wrong_bounds(NodeID node, int level, uint32_t entry, int axis, double low,

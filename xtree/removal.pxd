@@ -24,12 +24,17 @@ cdef class Remover:
     cdef Inserter inserter          # puts orphans back; the path to what is removed is its path
     cdef uint64_t *orphans          # entries of dissolved pages, ORPHAN_WORDS + 2 * dims words each
     cdef Py_ssize_t orphan_count, orphan_room
+    cdef uint64_t visits            # pages looked at
+    cdef uint64_t most_visits       # more mean that a page is reached twice
 
     # Removes one copy of a record. Returns whether there was one. After an error the transaction must abort.
     cdef bint remove(self, const double *box, uint64_t ref) except? True nogil
 
     cdef bint find(self, const double *box, uint64_t ref) except? True nogil
-    cdef int next_containing(self, Bucket *b, const double *box, int after) except -2 nogil
+    cdef bint find_below(self, int level, const double *box, uint64_t ref, const double *region) except? True nogil
+    cdef bint find_in(self, Bucket *b, int entry, const double *box, uint64_t ref) except? True nogil
+    cdef bint find_elsewhere(self, Bucket *b, int tried, const double *box, uint64_t ref,
+                             const double *region) except? True nogil
     cdef int make_path_writable(self) except -1 nogil
     cdef int condense(self, const double *box) except -1 nogil
     cdef int keep_orphans(self, Bucket *b) except -1 nogil

@@ -10,3 +10,6 @@ class Remover:
 def delete(
     ws: WriteSet, state: TreeState, ids: npt.NDArray[np.int64], boxes: npt.NDArray[np.float64]
 ) -> int: ...
+def visits(
+    ws: WriteSet, state: TreeState, ids: npt.NDArray[np.int64], boxes: npt.NDArray[np.float64]
+) -> int: ...

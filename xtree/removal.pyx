@@ -8,6 +8,7 @@ from xtree.bucket cimport (
     KIND_DIRECTORY, Geometry, bounding_box, column_capacity, get_box, history, refs, remove_entry, set_entry,
 )
 from xtree.insertion cimport make_writable
+from xtree.key_sort cimport SortKey
 from xtree.persistence.atomics cimport load_acquire
 from xtree.persistence.breath cimport spend
 from xtree.persistence.memory cimport reallocate, release
@@ -18,7 +19,6 @@ from xtree.tree_state cimport resolve_bucket
 from xtree.errors import CorruptionError
 
 cdef enum:
-    LOOKED_AT = 128                 # entries
     # Words of an orphan before its box.
     ORPHAN_LEVEL = 0                # of the page it stood in
     ORPHAN_REF = 1
@@ -35,6 +35,7 @@ cdef class Remover:
         self.orphans = NULL
         self.orphan_room = 0
         self.orphan_count = 0
+        self.visits = 0
         self.ws = ws
         self.store = ws.store
         self.state = state
@@ -56,50 +57,59 @@ cdef class Remover:
         return True
 
     cdef bint find(self, const double *box, uint64_t ref) except? True nogil:
-        """Finds a record, depth first, below entries that contain its box; the path leads to it."""
-        cdef const Geometry *g = &self.state.g
+        """Finds a record below entries that contain its box; the path leads to it."""
         cdef int top = self.state.levels - 1
-        cdef int level = top
-        cdef uint64_t visited = 0
-        cdef Bucket *b
-        cdef NodeID *path = self.inserter.path
-        cdef int *chosen = self.inserter.chosen
-        path[top] = self.state.root
-        chosen[top] = -1
-        while level <= top:
-            b = resolve_bucket(self.store, self.state, path[level], level)
-            if level == 0:
-                chosen[0] = find_record(g, b, box, ref)
-                if chosen[0] >= 0:
-                    return True
-            else:
-                chosen[level] = self.next_containing(b, box, chosen[level])
-            if level == 0 or chosen[level] < 0:
-                level += 1
-                continue
-            visited += 1
-            self.inserter.breath.left -= <int64_t>g.leaf_capacity * g.dims
-            if visited > load_acquire(&self.store.table.high_water):
-                raise_endless(self.state.root)
-            level -= 1
-            path[level] = refs(g, b)[chosen[level + 1]]
-            chosen[level] = -1
-        return False
+        self.most_visits = self.visits + load_acquire(&self.store.table.high_water)
+        self.inserter.path[top] = self.state.root
+        return self.find_below(top, box, ref, self.state.box)
 
-    cdef int next_containing(self, Bucket *b, const double *box, int after) except -2 nogil:
-        """The first entry behind `after` that contains a box, -1 if there is none.
+    cdef bint find_below(self, int level, const double *box, uint64_t ref, const double *region) except? True nogil:
+        """Finds a record in the page of the path at a level, which lies in a region, or below it.
 
-        Found among LOOKED_AT at a time: of a large supernode many may be asked for, one after the other.
+        First where it would be inserted now, which is where it is most of the time.
         """
-        cdef int i, hit_count
-        cdef int first = (after + 1) // LOOKED_AT * LOOKED_AT
-        while first < <int>b.count:
-            hit_count = self.inserter.chooser.find_containing(b, first, min(<int>b.count - first, <int>LOOKED_AT), box)
-            for i in range(hit_count):
-                if <int>self.inserter.chooser.hits[i] > after:
-                    return <int>self.inserter.chooser.hits[i]
-            first += LOOKED_AT
-        return -1
+        cdef const Geometry *g = &self.state.g
+        cdef Bucket *b = resolve_bucket(self.store, self.state, self.inserter.path[level], level)
+        cdef int hit_count, entry
+        self.visits += 1
+        self.inserter.breath.left -= <int64_t>g.leaf_capacity * g.dims
+        if self.visits > self.most_visits:
+            raise_endless(self.state.root)
+        if not b.least_id <= <int64_t>ref <= b.most_id:
+            return False
+        if level == 0:
+            self.inserter.chosen[0] = find_record(g, b, box, ref)
+            return self.inserter.chosen[0] >= 0
+        hit_count = self.inserter.chooser.find_containing(b, box)
+        if hit_count == 0:
+            return False
+        entry = self.inserter.chooser.choose_containing(b, hit_count, <int64_t>ref, region)
+        if self.find_in(b, entry, box, ref):
+            return True
+        return hit_count > 1 and self.find_elsewhere(b, entry, box, ref, region)
+
+    cdef bint find_in(self, Bucket *b, int entry, const double *box, uint64_t ref) except? True nogil:
+        """Finds a record below an entry."""
+        cdef double region[2 * MAX_DIMS]
+        cdef int level = b.level
+        get_box(&self.state.g, b, entry, region)
+        self.inserter.chosen[level] = entry
+        self.inserter.path[level - 1] = refs(&self.state.g, b)[entry]
+        return self.find_below(level - 1, box, ref, region)
+
+    cdef bint find_elsewhere(self, Bucket *b, int tried, const double *box, uint64_t ref,
+                             const double *region) except? True nogil:
+        """Finds a record below another entry than the one tried, the smallest first."""
+        cdef int count = 0
+        cdef int i
+        cdef SortKey *others = self.inserter.chooser.order_containing(b, box, region, &count)
+        try:
+            for i in range(count):
+                if others[i].entry != tried and self.find_in(b, others[i].entry, box, ref):
+                    return True
+            return False
+        finally:
+            release(others)
 
     cdef int make_path_writable(self) except -1 nogil:
         cdef int level
@@ -275,3 +285,14 @@ cdef int remove_rows(Remover remover, TreeState state, const int64_t *ids, const
                 raise_miscounted(state)
         spend(&remover.inserter.breath, 64)
     return 0
+
+
+def visits(WriteSet ws not None, TreeState state not None, const int64_t[::1] ids not None,
+           const double[:, ::1] boxes not None) -> int:
+    """How many pages `delete` would look at to find each of these records, all taken together; it removes none."""
+    cdef Remover remover = Remover(ws, state)
+    cdef Py_ssize_t i
+    for i in range(ids.shape[0]):
+        if state.root != 0:
+            remover.find(&boxes[i, 0], <uint64_t>ids[i])
+    return remover.visits + remover.inserter.chooser.probes

@@ -48,9 +48,11 @@ cdef class Splitter:
     cdef int first                  # entries in the first group
     cdef double overlap             # volume(s1 ∩ s2) / (v1 + v2 - v12), 0 for 0/0
 
-    # Takes the entries of a page and one more.
-    cdef int gather(self, const Geometry *g, Bucket *b, const double *box, uint64_t ref,
+    # Takes the entries of a page, and one more at a position among them.
+    cdef int gather(self, const Geometry *g, Bucket *b, int position, const double *box, uint64_t ref,
                     uint64_t split_history) except -1 nogil
+    # Puts the records of a leaf, where the plan cuts between equal boxes, in the order of their ids.
+    cdef void order_ids(self, const Geometry *g) noexcept nogil
     # Plans the split of what was gathered. Only a page that `may_stay` is told to stay whole.
     cdef Decision plan(self, const Geometry *g, bint may_stay) noexcept nogil
     # Writes the first or the second group of the plan as the only entries of a page of the gathered one's kind.

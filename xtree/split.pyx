@@ -1,7 +1,7 @@
 """The X-tree's split (Berchtold, Keim, Kriegel, VLDB 1996, section 3) over the R*-tree's (SIGMOD 1990, section 4.2)."""
 
 from libc.math cimport INFINITY, ceil
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 import numpy as np
@@ -68,22 +68,20 @@ cdef class Splitter:
         self.candidate = self.axis_order + room
         return 0
 
-    cdef int gather(self, const Geometry *g, Bucket *b, const double *box, uint64_t ref,
+    cdef int gather(self, const Geometry *g, Bucket *b, int position, const double *box, uint64_t ref,
                     uint64_t split_history) except -1 nogil:
         cdef int count = b.count
         cdef int i
-        cdef double *column
         self.make_room(g.dims, count + 1)
         self.count = count + 1
         for i in range(2 * g.dims):
-            column = self.columns + i * self.room
-            memcpy(column, lower(g, b, i), count * sizeof(double))
-            column[count] = box[i]
-        memcpy(self.refs, refs(g, b), count * sizeof(uint64_t))
-        self.refs[count] = ref
+            copy_around(self.columns + i * self.room, lower(g, b, i), count, position)
+            self.columns[i * self.room + position] = box[i]
+        copy_around(<double *>self.refs, <const double *>refs(g, b), count, position)
+        self.refs[position] = ref
         if b.kind == KIND_DIRECTORY:
-            memcpy(self.history, history(g, b), count * sizeof(uint64_t))
-            self.history[count] = split_history
+            copy_around(<double *>self.history, <const double *>history(g, b), count, position)
+            self.history[position] = split_history
         self.measure()
         return 0
 
@@ -190,6 +188,36 @@ cdef class Splitter:
         self.order, self.candidate = self.candidate, self.order
         return True
 
+    cdef void order_ids(self, const Geometry *g) noexcept nogil:
+        """Of equal boxes around the cut the ids say which go where, so that either side has ids of its own.
+
+        If all are equal, and the newest id is the last or the first, more are expected there, and find room.
+        """
+        cdef int start = self.first
+        cdef int end = self.first
+        cdef int least = smaller_side(self.count, g.min_fill)
+        cdef int i
+        cdef int64_t id
+        while start > 0 and self.are_equal(self.order[start - 1], self.order[self.first]):
+            start -= 1
+        if start == self.first:
+            return
+        while end < self.count and self.are_equal(self.order[end], self.order[start]):
+            end += 1
+        for i in range(start, end):
+            id = <int64_t>self.refs[self.order[i]]
+            self.keys[i].key = <double>(id >> 32)
+            self.keys[i].tie = <double><uint32_t>id
+            self.keys[i].entry = self.order[i]
+        self.sorted_keys = sort(self.keys + start, self.spare_keys + start, end - start)
+        for i in range(start, end):
+            self.order[i] = self.sorted_keys[i - start].entry
+        if end - start == self.count:
+            if self.order[self.count - 1] == self.count - 1:
+                self.first = self.count - least
+            elif self.order[0] == self.count - 1:
+                self.first = least
+
     cdef uint64_t common_history(self) noexcept nogil:
         cdef int i
         cdef uint64_t common = self.history[0]
@@ -265,6 +293,12 @@ cdef class Splitter:
         if target.kind == KIND_DIRECTORY:
             write_words(history(g, target), self.history, entries, count, step)
         target.count = count
+
+
+cdef void copy_around(double *target, const double *source, int count, int position) noexcept nogil:
+    """Copies words of 8 bytes, leaving one free at a position."""
+    memcpy(target, source, position * sizeof(double))
+    memcpy(target + position + 1, source + position, (count - position) * sizeof(double))
 
 
 cdef void write_words(uint64_t *target, const uint64_t *source, const int *entries, int count, int step) noexcept nogil:

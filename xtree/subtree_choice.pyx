@@ -3,14 +3,18 @@
 Above leaf parents: least enlargement of volume. At leaf parents: least enlargement of the overlap with the other
 entries, of the CANDIDATES that are enlarged least. Ties, common among boxes without volume, go to the least growth of
 margin, then to the least volume, then to the page with the fewest entries. An entry that contains the box is enlarged
-in no way, so a page is first searched for those.
+in no way, so a page is first searched for those, of which it is the smallest, by volume, then by margin. Equal ones
+share their records out by id. So where a record was put can be told again when it is to be removed, most of the time.
 """
 
 from libc.math cimport INFINITY
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy
 
-from xtree.box cimport MAX_DIMS, box_volume, copy_box, extend_box, make_frame
+from xtree.arrays cimport raise_no_memory
+from xtree.box cimport MAX_DIMS, boxes_equal, copy_box, extend_box, make_frame
 from xtree.bucket cimport Geometry, get_box, lower, refs, stride, upper
+from xtree.key_sort cimport SortKey, sort
 from xtree.kernels cimport SLACK, WindowTest, select
 from xtree.persistence.memory cimport allocate, release
 from xtree.persistence.node_id cimport NodeID
@@ -22,10 +26,12 @@ cdef enum:
     CANDIDATES = 32
     BATCH = 32                      # entries whose overlap is added up before it is looked at
     LEAST_ROOM = 128
+    DENSE = 8                       # of so many entries more than one is a hit: then all are measured at once
     # Arrays of measures, taken in the frame of the page.
     VOLUME = 0
     ENLARGEMENT = 1                 # of the volume
     GROWTH = 2                      # of the margin
+    MARGIN = 2                      # instead of the growth, where nothing grows
     MEASURES = 3
 
 
@@ -34,6 +40,7 @@ cdef class SubtreeChooser:
     def __cinit__(self, Store store not None, TreeState state not None):
         self.block = NULL
         self.room = 0
+        self.probes = 0
         self.store = store
         self.state = state
 
@@ -62,55 +69,107 @@ cdef class SubtreeChooser:
             self.entries[i] = i
         return 0
 
-    cdef int choose(self, Bucket *b, const double *box, const double *region) except -1 nogil:
+    cdef int choose(self, Bucket *b, const double *box, int64_t id, const double *region) except -1 nogil:
         cdef const Geometry *g = &self.state.g
-        cdef int hit_count = self.find_containing(b, 0, b.count, box)
+        cdef int hit_count = self.find_containing(b, box)
         if b.count == 0:
             raise_empty_directory(b.node_id)
-        if hit_count == 1:
-            return <int>self.hits[0]
+        if hit_count > 0:
+            return self.choose_containing(b, hit_count, id, region)
         make_frame(&self.frame, g.dims, region)
-        if hit_count > 1:
-            return self.choose_containing(b, hit_count)
         measure_entries(&self.frame, lower(g, b, 0), stride(g, b), b.count, box, self.measures, self.room)
         return self.choose_by_overlap(b, box) if b.level == 1 else self.cheapest(b)
 
-    cdef int find_containing(self, Bucket *b, int first, int count, const double *box) except -1 nogil:
+    cdef int find_containing(self, Bucket *b, const double *box) except -1 nogil:
         cdef const Geometry *g = &self.state.g
         cdef WindowTest contains
         self.make_room(b.count)
         set_test(&contains, g, b, box, box + g.dims)
-        contains.first += first
-        contains.second += first
-        return <int>select(&contains, g.dims, count, self.entries + first, self.hits)
+        return <int>select(&contains, g.dims, b.count, self.entries, self.hits)
 
-    cdef int choose_containing(self, Bucket *b, int hit_count) except -1 nogil:
-        """Of the hits, all of which contain the box: the one of least volume, then of fewest entries below.
-
-        Of equal ones the last CANDIDATES are looked at: the halves of the last splits stand there, which have room.
-        """
-        cdef double volume
-        cdef double least = INFINITY
-        cdef double entry_box[2 * MAX_DIMS]
+    cdef int choose_containing(self, Bucket *b, int hit_count, int64_t id, const double *region) except -1 nogil:
+        cdef const double *volume = self.measures + VOLUME * self.room
+        cdef const double *margin = self.measures + MARGIN * self.room
+        cdef double least_volume = INFINITY
+        cdef double least_margin = INFINITY
+        cdef uint64_t entry
+        cdef int ties = 0
         cdef int i
-        cdef int entry
-        cdef int best = <int>self.hits[hit_count - 1]
-        cdef int best_count = -1
-        cdef int ties = CANDIDATES
-        for i in range(hit_count - 1, -1, -1):
+        if hit_count == 1:
+            return <int>self.hits[0]
+        self.measure_hits(b, hit_count, region)
+        for i in range(hit_count):
+            entry = self.hits[i]
+            if volume[entry] < least_volume or (volume[entry] == least_volume and margin[entry] < least_margin):
+                least_volume = volume[entry]
+                least_margin = margin[entry]
+                ties = 0
+            if volume[entry] == least_volume and margin[entry] == least_margin:
+                self.hits[ties] = entry
+                ties += 1
+        return <int>self.hits[max(self.count_up_to(b, ties, id) - 1, 0)] if ties > 1 else <int>self.hits[0]
+
+    cdef SortKey *order_containing(self, Bucket *b, const double *box, const double *region,
+                                   int *count) except NULL nogil:
+        cdef int n = self.find_containing(b, box)
+        cdef SortKey *keys = <SortKey *>allocate(2 * <size_t>max(n, 1) * sizeof(SortKey))
+        cdef const SortKey *in_order
+        cdef int i
+        if keys == NULL:
+            raise_no_memory()
+        self.measure_hits(b, n, region)
+        for i in range(n):
+            keys[i].entry = <int>self.hits[i]
+            keys[i].key = self.measures[VOLUME * self.room + keys[i].entry]
+            keys[i].tie = self.measures[MARGIN * self.room + keys[i].entry]
+        in_order = sort(keys, keys + n, n)
+        if in_order != keys:
+            memcpy(keys, in_order, n * sizeof(SortKey))
+        count[0] = n
+        return keys
+
+    cdef int place_of(self, Bucket *b, const double *box, int64_t least_id) except -1 nogil:
+        cdef double entry_box[2 * MAX_DIMS]
+        cdef int hit_count = self.find_containing(b, box)
+        cdef int equals = 0
+        cdef int i, before
+        for i in range(hit_count):
+            get_box(&self.state.g, b, <int>self.hits[i], entry_box)
+            if boxes_equal(entry_box, box, self.state.g.dims):
+                self.hits[equals] = self.hits[i]
+                equals += 1
+        if equals == 0:
+            return b.count
+        before = self.count_up_to(b, equals, least_id)
+        return <int>self.hits[before - 1] + 1 if before > 0 else <int>self.hits[0]
+
+    cdef int count_up_to(self, Bucket *b, int hit_count, int64_t id) except -1 nogil:
+        """How many of the hits lead to ids that begin at or before one, if the children stand in that order."""
+        cdef int low = 0
+        cdef int high = hit_count
+        cdef int middle
+        while low < high:
+            middle = (low + high) >> 1
+            self.probes += 1
+            if self.child(b, <int>self.hits[middle]).least_id <= id:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    cdef void measure_hits(self, Bucket *b, int hit_count, const double *region) noexcept nogil:
+        """Volume and margin of every hit, in the frame of the page's region; of every entry if more than a few are."""
+        cdef const Geometry *g = &self.state.g
+        cdef double *volume = self.measures + VOLUME * self.room
+        cdef double *margin = self.measures + MARGIN * self.room
+        cdef int entry, i
+        make_frame(&self.frame, g.dims, region)
+        if hit_count > <int>b.count // DENSE:
+            measure_run(&self.frame, lower(g, b, 0), stride(g, b), 0, b.count, volume, margin)
+            return
+        for i in range(hit_count):
             entry = <int>self.hits[i]
-            get_box(&self.state.g, b, entry, entry_box)
-            volume = box_volume(&self.frame, entry_box)
-            if volume == least and ties > 0:
-                ties -= 1
-                best_count = self.count_below(b, best) if best_count < 0 else best_count
-                if self.count_below(b, entry) < best_count:
-                    least = INFINITY
-            if volume < least:
-                best = entry
-                best_count = -1
-                least = volume
-        return best
+            measure_run(&self.frame, lower(g, b, 0), stride(g, b), entry, entry + 1, volume, margin)
 
     cdef int choose_by_overlap(self, Bucket *b, const double *box) except -1 nogil:
         """The entry whose overlap with the others grows least, of those enlarged least.
@@ -144,8 +203,8 @@ cdef class SubtreeChooser:
                 continue
             order = compare_costs(self.measures, self.room, entry, best)
             if order == 0:
-                best_count = self.count_below(b, best) if best_count < 0 else best_count
-                order = self.count_below(b, entry) - best_count
+                best_count = <int>self.child(b, best).count if best_count < 0 else best_count
+                order = <int>self.child(b, entry).count - best_count
             if order < 0:
                 best = entry
                 best_count = -1
@@ -174,8 +233,8 @@ cdef class SubtreeChooser:
             start += BATCH
         return total
 
-    cdef int count_below(self, Bucket *b, int entry) except -1 nogil:
-        return resolve_bucket(self.store, self.state, refs(&self.state.g, b)[entry], b.level - 1).count
+    cdef Bucket *child(self, Bucket *b, int entry) except NULL nogil:
+        return resolve_bucket(self.store, self.state, refs(&self.state.g, b)[entry], b.level - 1)
 
 
 cdef void set_test(WindowTest *test, const Geometry *g, Bucket *b, const double *most,
@@ -243,6 +302,30 @@ cdef void measure_entries(const Frame *frame, const double *columns, int step, i
             growth[i] += below * weight
     for i in range(count):
         enlarged[i] -= volume[i]
+
+
+cdef void measure_run(const Frame *frame, const double *columns, int step, int start, int end, double *volume,
+                      double *margin) noexcept nogil:
+    """Volume and margin of the entries of a page from `start` to `end`."""
+    cdef int axis, i
+    cdef double shift, scale, weight, extent
+    cdef const double *low
+    cdef const double *high
+    for i in range(start, end):
+        volume[i] = 1.0
+        margin[i] = 0.0
+    for axis in range(frame.dims):
+        if frame.scale[axis] == 0.0:
+            continue
+        shift = frame.shift[axis]
+        scale = frame.scale[axis]
+        weight = frame.weight[axis]
+        low = columns + axis * step
+        high = columns + (frame.dims + axis) * step
+        for i in range(start, end):
+            extent = (high[i] * shift - low[i] * shift) * scale
+            volume[i] *= extent
+            margin[i] += extent * weight
 
 
 cdef double growth_with(const Frame *frame, const double *columns, int step, const uint64_t *others, int n, int entry,

@@ -16,14 +16,14 @@ from xtree.bucket import size_class_of
 from xtree.errors import CorruptionError, FormatVersionError
 
 cdef enum:
-    STATE_FORMAT = 1
+    STATE_FORMAT = 2
     STATE_HEADER_BYTES = 48
 
 
 # The encoded state, little-endian: this header, then 2 * dims float64 of bounds (zeros for an empty tree).
 #
 #   offset  size  name         meaning
-#        0     2  format       1
+#        0     2  format       2
 #        2     2  dims         1 to 64
 #        4     2  levels       0 empty, 1 the root is a leaf
 #        6     1  base_class   size class of a page that is no supernode
