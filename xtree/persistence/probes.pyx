@@ -7,7 +7,7 @@ cimport cython
 from cpython.pythread cimport PyThread_release_lock
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 
-from xtree.persistence.atomics cimport fetch_add, load_acquire, load_relaxed, store_release, store_seq
+from xtree.persistence.atomics cimport fetch_add, load_acquire, load_relaxed, load_seq, store_release, store_seq
 from xtree.persistence.memory cimport allocate_zeroed, release
 from xtree.persistence.mmap_windows cimport Windows
 from xtree.persistence.mvcc cimport SLOTS_PER_BLOCK, Epochs, PinSlot
@@ -24,6 +24,7 @@ cdef extern from "atomics.h" nogil:
 cdef enum:
     MOST_HELD = 1024                # pins of one thread of a turnover
     MOST_BEHIND = 4096              # pages of a turnover that wait to be freed: above, its writer waits
+    LOOKS_AT_OLD = 16               # at the page of an old epoch
     FREE_IN_CROWD = 8               # slots for pins
     PAGE_WORDS = 48                 # written to each of its pages, and read again
 
@@ -286,31 +287,35 @@ cdef class Turnover:
                 epochs.unpin(slots[at])
         return pins, flaws
 
-    def read_old(self, uint64_t back):
-        """Pin epochs up to `back` before the current one, in turn with ones that a pin of this thread protects.
+    def read_old(self, uint64_t delay):
+        """Pin the oldest epoch that isn't refused yet, up to `delay` loads after a look at the horizon.
 
-        Returns how many pins there were, how many were refused, and how many flaws: a protected one that is refused is
-        one.
+        In turn with pins of epochs that another pin of this thread protects, which must not be refused. Returns how
+        many pins there were, how many were refused, and how many flaws.
         """
         cdef Epochs epochs = self.store.epochs
         cdef uint64_t epoch, rounds = 0, refused = 0, flaws = 0
-        cdef int guard = -1, slot
+        cdef int guard = -1, slot, i
         while not load_acquire(&self.ended):
             try:
                 with nogil:
                     while not load_acquire(&self.ended):
                         rounds += 1
-                        epoch = epochs.current_epoch()
-                        epoch -= min(rounds % (back + 1), epoch - self.first)
                         if rounds % 2:
                             guard = epochs.pin()
                             epoch = epochs.pinned_epoch(guard)
+                        else:
+                            epoch = max(load_seq(&epochs.horizon), self.first)
+                            for i in range(<int>(rounds * 31 % (delay + 1))):
+                                load_seq(&epochs.current)
                         slot = epochs.pin_at(epoch)
                         if guard >= 0:
                             epochs.unpin(guard)
                             guard = -1
-                        flaws += not self.shows(epoch)
-                        flaws += not self.shows(epoch)
+                        for i in range(LOOKS_AT_OLD):
+                            if not self.shows(epoch):
+                                flaws += 1
+                                break
                         epochs.unpin(slot)
             except ValueError:
                 refused += 1
