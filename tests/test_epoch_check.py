@@ -102,6 +102,7 @@ def test_a_page_that_a_structure_names_twice_is_found(tmp_path, monkeypatch):
         monkeypatch.setattr(StackState, "pages", lambda self, store: 2 * list(pages(self, store)))
         with pytest.raises(xtree.CorruptionError, match="every page once"):
             runtime.check()
+        assert [finding.expected for finding in fsck(runtime).of("damage")] == ["every page once"]
 
 
 @pytest.mark.parametrize("durability", ["balanced", "eventual"])

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from damaging import contents
 
 import xtree
 from xtree.persistence.threads import start_thread
@@ -75,7 +76,19 @@ def test_a_first_commit_without_its_threads_is_undone_and_works_once_there_are_s
         assert sorted(tree.items()[0].tolist()) == [0, 2]
 
 
-def test_a_close_without_its_thread_raises_or_works_and_loses_nothing(tmp_path, no_threads):
+def test_a_close_that_must_write_and_gets_no_thread_says_so_and_loses_nothing(killed, no_threads, made):
+    runtime = xtree.Runtime(killed)
+    no_threads()
+    with pytest.raises(OSError) as caught:
+        runtime.close()
+    assert caught.value.errno == errno.EAGAIN and runtime.closed
+    no_threads(-1)
+    assert contents(killed) == made["killed"][1]
+    with xtree.Runtime(killed) as runtime:
+        runtime.check()
+
+
+def test_a_close_that_has_its_threads_or_nothing_to_write_needs_none(tmp_path, no_threads):
     tree = xtree.open(tmp_path / "index", dims=2)
     tree.insert(0, (0, 0))
     no_threads()

@@ -263,10 +263,11 @@ class PageCheck:
         """The pages of a structure that is no tree, as it names them itself."""
         try:
             for node in state_of(entry).pages(self.store):
-                if self._owner.setdefault(node, entry.name) != entry.name:
-                    found = f"that it is reached again, from tree {self._owner[node]!r} before"
+                if node in self._owner:
+                    found = f"that it is reached again, from {self._owner[node]!r} before"
                     self.report.add(DAMAGE, "tree", "every page once", found, node=node, tree=entry.name)
-        except READ_ERRORS as error:
+                self._owner[node] = entry.name
+        except Exception as error:  # whatever the structure makes of damaged pages
             self.report.add_error(DAMAGE, "tree", error, "a structure's pages", tree=entry.name)
             self._all_walked = False
 
