@@ -188,10 +188,10 @@ def test_a_file_that_lost_its_end_is_made_as_long_as_it_was(files, tmp_path):
     os.truncate(files.path_of(0), 8192)
     reader = make(tmp_path, writable=False)
     reader.attach(entry)
-    assert list(reader.attached_ends()) == [(0, 8192)]
+    assert reader.windows.end(0) == 8192
     writer = make(tmp_path)
     writer.attach(entry)
-    assert list(writer.attached_ends()) == [(0, 64 << 10)]
+    assert writer.windows.end(0) == 64 << 10
     assert writer.entries() == [DataFileEntry(3, 0, 8192)]
     assert writer.sync() == [0]
     assert writer.entries() == [entry]
@@ -205,7 +205,7 @@ def test_bytes_beyond_the_recorded_size_are_usable_but_not_durable(files, tmp_pa
     os.truncate(files.path_of(0), 128 << 10)
     again = make(tmp_path)
     again.attach(entry)
-    assert list(again.attached_ends()) == [(0, 128 << 10)]
+    assert again.windows.end(0) == 128 << 10
     assert again.entries() == [entry]
     again.close()
 
@@ -273,7 +273,7 @@ def test_pages_in_memory_have_addresses_like_those_in_files(tmp_path):
     offsets = files.in_memory([b"a" * 4096, b"b" * 8192, b"c" * 4096])
     assert offsets == [4096, 8192, 16384]
     assert files.windows_by_number() == {IN_MEMORY: 0}
-    assert list(files.attached_ends()) == [(0, 20480)]
+    assert files.windows.end(0) == 20480
     assert list(files.attached()) == []
     assert "rebuilt" in files.path_of(0)
     files.windows.unmap_all()
@@ -284,7 +284,8 @@ def test_the_allocator_grows_through_data_files(files):
     addresses = {allocator.allocate_slot(0) for _ in range(2000)}
     assert len(addresses) == 2000
     assert len(files.file_of_window) > 1  # 4 MiB windows hold 1023 slots of 4 KiB
-    for window, end in files.attached_ends():
+    for window in range(len(files.windows)):
+        end = files.windows.end(window)
         assert os.path.getsize(files.path_of(window)) == end <= CONFIG.window_bytes
 
 

@@ -53,6 +53,9 @@ WINDOW_MUTANTS = [
     "drop without a look at the base",
     "a breath with a pointer",
     "a mapping is shown without the GIL",
+    "grown without fence",
+    "published before it is mapped",
+    "outgrown mappings looked for after the wait",
 ]
 HANDOFF_MUTANTS = [
     "carried whatever waits and whatever it builds on",
@@ -199,22 +202,30 @@ CODE = {
         "cdef void publish_all(self": ["table.publish(", "table.retire("],
     },
     "mmap_windows.pyx": {
-        "cdef inline char *_show(": ["store_seq(&windows.bases[window], windows.mappings[window])"],
-        "cdef char *map_window(self": ["self.bases[window]:", "self.mappings[window]:", "_show(", "_map_file("],
-        "cdef list hide(self": ["store_seq(&self.bases[window], 0)"],
+        "cdef inline char *_show(": ["store_seq(windows.base_of(window), at.mapping)"],
+        "cdef char *map_window(self": ["self.base_of(window)[0]", "self.at(window).mapping:", "_show(", "_map_file("],
+        "cdef int _map_anew(": [
+            "at.mapping and at.length < end",
+            "_map(windows",
+            "Outgrown(at.mapping",
+            "store_seq(windows.base_of(window), at.mapping)",
+            "store_release(&at.end, end)",
+        ],
+        "cdef list hide(self": ["store_seq(self.base_of(window), 0)"],
         "cdef int drop(self": [
             "self.mapped_files <= self.budget",
-            "self.bases[window]",
-            "self.mappings[window] = 0",
-            "xt_unmap(",
+            "self.base_of(window)[0]",
+            "at.mapping = 0",
+            "self.unmap(",
         ],
     },
     "recycler.pyx": {
         "cdef int one_pass(self": [
             "windows.hide(",
+            "windows.find_outgrown()",
             "flights.advance(generation)",
             "min_active() >= generation",
-            "windows.drop(",
+            "windows.drop(hidden) + self.windows.drop_outgrown(outgrown)",
         ]
     },
     "checkpoint_coordinator.py": {

@@ -5,12 +5,15 @@ import ctypes
 import os
 import sys
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from xtree.errors import CapacityError
 from xtree.persistence.memory import fail_allocation
 from xtree.persistence.mmap_windows import Windows
+from xtree.persistence.probes import pages_at
 
 PAGE = 4096
 
@@ -243,12 +246,115 @@ def test_a_window_is_mapped_once_even_if_asking_for_the_descriptor_maps_it(spars
         assert len(mapping_of(inner.file.name)) == 1
 
 
-@pytest.mark.parametrize("nth", range(1, 7))
-def test_a_table_that_gets_no_memory_is_a_memory_error(nth):
-    fail_allocation(nth)
+def test_a_table_that_gets_no_memory_is_a_memory_error(sparse):
+    fail_allocation(1)
     with pytest.raises(MemoryError):
         Windows()
-    assert Windows().count == 0
+    windows, file = Windows(), sparse()
+    for _ in range(8):
+        windows.map(windows.add_file(file, PAGE))
+    for add in (lambda: windows.add_file(file, PAGE), lambda: windows.add_anonymous(PAGE)):
+        fail_allocation(1)
+        with pytest.raises(MemoryError):
+            add()
+    assert (windows.count, windows.mapped) == (8, 8)
+    assert windows.add_anonymous(PAGE) == 8
+
+
+def test_windows_stay_where_they_are_while_their_tables_grow():
+    windows = Windows()
+    for i in range(3000):
+        assert windows.add_anonymous(PAGE if i % 2 else 1 << 16) == i
+        windows.write(i, 0, i.to_bytes(8, "little"))
+    addresses = np.arange(3000, dtype=np.uint64) << np.uint64(48)
+    pages = np.zeros(3000, dtype=np.uint64)
+    pages_at(windows, addresses, pages)
+    assert [ctypes.c_uint64.from_address(int(page)).value for page in pages] == list(range(3000))
+
+
+@linux
+def test_small_windows_of_memory_are_no_mappings():
+    windows = Windows()
+    before = Path("/proc/self/maps").read_text().count("\n")
+    for _ in range(1000):
+        windows.add_anonymous(4 * PAGE)
+    assert Path("/proc/self/maps").read_text().count("\n") - before < 100
+    assert windows.mapped == 1000 and windows.reserved_bytes == 1000 * 4 * PAGE
+
+
+@linux
+def test_a_file_is_mapped_as_far_as_it_goes_and_anew_when_it_has_outgrown_that(sparse):
+    mib = 1 << 20
+    windows, file = Windows(), sparse()
+    window = windows.add_file(file, 1 << 30, 3 * mib // 2)
+    windows.map(window)
+    assert windows.mapped_bytes(window) == 2 * mib and windows.end(window) == 3 * mib // 2
+    windows.grow(window, 2 * mib)
+    assert (windows.mapped_bytes(window), windows.outgrown_mappings(), file.asked) == (2 * mib, [], 1)
+    windows.grow(window, 2 * mib + PAGE)
+    assert (windows.mapped_bytes(window), windows.end(window)) == (4 * mib, 2 * mib + PAGE)
+    (old,) = windows.outgrown_mappings()
+    assert windows.reserved_bytes == 6 * mib and windows.stats()["outgrown"] == 1
+    ctypes.memset(old, 0x41, PAGE)  # through whichever mapping, it is the same page
+    windows.flush(window, 0, PAGE)
+    pages = np.zeros(1, dtype=np.uint64)
+    pages_at(windows, np.array([window << 48], dtype=np.uint64), pages)
+    assert ctypes.string_at(int(pages[0]), PAGE) == b"A" * PAGE
+    assert windows.drop_mappings([old, 12345]) == 1
+    assert len(mapping_of(file.file.name)) == 1 and windows.reserved_bytes == 4 * mib
+    windows.grow(window, 1 << 30)
+    assert windows.mapped_bytes(window) == 1 << 30
+    with pytest.raises(ValueError, match="has 1073741824 bytes"):
+        windows.grow(window, (1 << 30) + 1)
+    windows.unmap_all()
+    assert mapping_of(file.file.name) == []
+
+
+@linux
+def test_a_growing_file_is_mapped_a_few_times_only(sparse):
+    windows, file = Windows(), sparse()
+    window = windows.add_file(file, 1 << 30, PAGE)
+    windows.map(window)
+    for end in range(1 << 16, (1 << 30) + 1, 1 << 16):
+        windows.grow(window, end)
+    assert file.asked == 1 + 10 and windows.mapped_bytes(window) == 1 << 30
+
+
+@linux
+def test_a_hidden_window_that_grows_stays_hidden(sparse):
+    windows, file = Windows(), sparse()
+    window = windows.add_file(file, 1 << 30, PAGE)
+    windows.map(window)
+    windows.set_budget(0)
+    assert windows.hide_windows(1) == [window]
+    windows.grow(window, 1 << 22)
+    assert windows.is_hidden(window) and len(windows.outgrown_mappings()) == 1
+    assert windows.drop_hidden([window]) == 1
+    assert not windows.is_mapped(window)
+    windows.grow(window, 1 << 23)
+    assert len(windows.outgrown_mappings()) == 1  # nothing was mapped that could be outgrown
+    windows.map(window)
+    assert windows.mapped_bytes(window) == 1 << 23
+
+
+@linux
+def test_a_forgotten_object_unmaps_outgrown_mappings_too(sparse):
+    windows, file = Windows(), sparse()
+    window = windows.add_file(file, 1 << 30, PAGE)
+    windows.map(window)
+    windows.grow(window, 1 << 24)
+    assert len(mapping_of(file.file.name)) == 2
+    del windows
+    assert mapping_of(file.file.name) == []
+
+
+@linux
+def test_one_that_only_reads_maps_what_the_file_has(sparse):
+    sparse("data").file.close()
+    windows, file = Windows(writable=False), sparse("data", mode="rb")
+    window = windows.add_file(file, 1 << 30, 3 * PAGE - 5)
+    windows.map(window)
+    assert windows.mapped_bytes(window) == 3 * PAGE
 
 
 def test_mapped_files_hold_no_descriptor_of_their_own(sparse):

@@ -14,7 +14,7 @@ from xtree.persistence.mvcc import Epochs
 from xtree.persistence.probes import Turnover
 
 EPOCHS = 60_000  # of a turnover
-SLOTS_TAKEN = 248  # for pins, in a crowded one
+SLOTS_TAKEN = 280  # for pins, in a crowded one: of two blocks all but eight
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_thousands_of_pins_are_distinct_and_their_slots_are_used_again():
     pins = [epochs.pin_epoch() for _ in range(3000)]
     assert len(set(pins)) == 3000
     slots = epochs.stats()["slots"]
-    assert epochs.stats()["pins"] == 3000 and slots == 3072
+    assert epochs.stats()["pins"] == 3000 and slots == 32 + 12 * 256
     for pin in pins[100:200]:
         epochs.release(pin)
     again = [epochs.pin_epoch() for _ in range(100)]
@@ -109,24 +109,28 @@ def test_thousands_of_pins_are_distinct_and_their_slots_are_used_again():
 
 def test_a_million_pins_fit_and_one_more_is_refused():
     epochs = Epochs()
-    for _ in range(4096 * 256):
-        epochs.pin_epoch()
-    with pytest.raises(CapacityError, match="all 1048576 pins"):
+    pins = {epochs.pin_epoch() for _ in range(32 + 4095 * 256)}
+    assert len(pins) == epochs.stats()["pins"] == epochs.stats()["slots"] == 1048352
+    with pytest.raises(CapacityError, match="all 1048352 pins"):
         epochs.pin_epoch()
     epochs.release(12345)
     assert epochs.pin_epoch() == 12345
+    for missing in (32, 255, 2**20, -1):
+        with pytest.raises(ValueError, match="no pin"):
+            epochs.epoch_of(missing)
 
 
-def test_a_failed_allocation_refuses_the_pin_only():
+@pytest.mark.parametrize(("room", "nth"), [(32, 1), (32 + 256, 1), (32 + 15 * 256, 1), (32 + 15 * 256, 2)])
+def test_a_failed_allocation_refuses_the_pin_only(room, nth):
     epochs = Epochs()
-    pins = [epochs.pin_epoch() for _ in range(256)]
-    fail_allocation(1)
+    pins = [epochs.pin_epoch() for _ in range(room)]
+    fail_allocation(nth)
     with pytest.raises(MemoryError) as failure:
         epochs.pin_epoch()
     assert not isinstance(failure.value, CapacityError)
-    assert epochs.stats()["pins"] == 256
+    assert epochs.stats()["pins"] == room
     pins.append(epochs.pin_epoch())
-    assert len(set(pins)) == 257
+    assert len(set(pins)) == room + 1
 
 
 def test_statistics_tell_how_far_the_oldest_pin_lags():

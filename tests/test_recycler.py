@@ -11,9 +11,11 @@ import sys
 import textwrap
 import threading
 
+import numpy as np
 import pytest
 from pages import KIND, eventually, small
 
+import xtree
 from xtree.persistence import mmap_windows, recycler
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.memory_store import MemoryStore
@@ -94,6 +96,37 @@ def test_a_flight_that_began_before_keeps_every_mapping_until_its_end(windows, f
     eventually(lambda: windows.stats()["recycled"] > 0)
     flights.release(later)
     eventually(lambda: windows.mapped_files <= 3)
+
+
+def test_an_outgrown_mapping_stays_until_flights_that_began_before_have_ended(windows, flights, tmp_path):
+    with open(tmp_path / "growing", "w+b") as file:
+        file.truncate(PAGE)
+        window = windows.add_file(Opened(file), 1 << 30, PAGE)
+        windows.map(window)
+        before = flights.pin_epoch()
+        windows.grow(window, 1 << 22)
+        eventually(lambda: windows.recycler.passes == 1)
+        after = flights.pin_epoch()
+        gone = threading.Event()
+        assert not gone.wait(0.1)
+        assert windows.stats()["outgrown"] == 1 and windows.mapped_bytes(window) == 1 << 22
+        flights.release(before)
+        eventually(lambda: windows.stats()["outgrown"] == 0)
+        assert flights.epoch_of(after) == 1 and not windows.is_hidden(window)
+        flights.release(after)
+        assert (windows.mapped_files, windows.reserved_bytes) == (1, 1 << 22)
+
+
+def test_a_tree_that_grows_keeps_no_outgrown_mapping(tmp_path):
+    rng = np.random.default_rng(5)
+    with xtree.open(tmp_path / "index", dims=2, durability="eventual") as tree:
+        for i in range(12):
+            tree.insert_many(np.arange(10_000) + 10_000 * i, rng.random((10_000, 2)))
+        windows = tree._store.windows
+        assert windows.mapped_bytes(0) > 4 << 20
+        eventually(lambda: windows.stats()["outgrown"] == 0)
+        assert windows.reserved_bytes < 4 * tree.runtime.stats()["data_files"]["bytes"]
+        assert len(tree) == tree.count([-1.0, -1.0, 2.0, 2.0]) == 120_000
 
 
 def test_a_flight_that_began_after_the_bases_were_hidden_holds_nothing_up(windows, flights):

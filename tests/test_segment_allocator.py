@@ -168,10 +168,15 @@ def test_a_window_that_no_memory_could_be_found_for_is_attached_later(nth):
     assert list(growth.usable) == [0]
 
 
-def test_a_table_that_gets_no_memory_is_a_memory_error():
-    fail_allocation(1)
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_table_that_gets_no_memory_is_a_memory_error(nth):
+    allocator = SegmentAllocator(FileGrowth())
+    fail_allocation(nth)
     with pytest.raises(MemoryError):
-        SegmentAllocator(FileGrowth())
+        allocator.allocate_slot(0)
+    allocator.check()
+    allocator.allocate_slot(0)
+    allocator.check()
 
 
 def test_a_slot_that_is_not_in_use_cannot_be_freed():
@@ -377,9 +382,9 @@ def test_an_exercise_leaves_the_allocator_as_it_was():
 def test_memory_windows_double_and_hold_at_least_four_slots():
     windows = Windows()
     allocator = SegmentAllocator(MemoryGrowth(windows))
-    for _ in range(64 + 128 + 1):
+    for _ in range(4 + 4 + 8 + 16 + 1):
         allocator.allocate_slot(0)
-    assert [windows.bytes_of(window) for window in range(3)] == [256 * KIB, 512 * KIB, 1024 * KIB]
+    assert [windows.bytes_of(window) for window in range(5)] == [size * KIB for size in (16, 16, 32, 64, 128)]
     window, offset = split(allocator.allocate_slot(6))
     assert (windows.bytes_of(window), offset) == (1024 * KIB, 0)
     allocator.check()

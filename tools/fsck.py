@@ -126,7 +126,6 @@ def _check_runtime(runtime: Runtime, progress: Progress | None) -> Report:
 def _check_epoch(store: DurableStore, report: Report, meter: _Meter, behind: bool = False) -> None:
     pin = store.pin()
     try:
-        store._learn_file_ends()  # they may have grown since the open
         report.epoch = pin.epoch
         PageCheck(store, pin, report, meter.share, behind).run()
     finally:

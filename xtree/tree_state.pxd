@@ -15,7 +15,7 @@ cdef class TreeState:
     cdef NodeID root                # 0 for an empty tree
     cdef int levels                 # 0 empty, 1 the root is a leaf
     cdef uint64_t records
-    cdef double *box                # 2 * dims: bounds of all records, meaningful when records > 0. Set by refresh_bounds.
+    cdef double *box                # 2 * dims: bounds of all records, meaningful when records > 0; by refresh_bounds
     cdef double leaf_fill           # of bulk loads
 
     cdef int make_box(self) except -1

@@ -78,7 +78,6 @@ def write_backup(
     target = os.path.abspath(os.fspath(path))
     pin = store.pin()
     try:
-        store._learn_file_ends()  # those that were there at the open may have grown
         with _new_directory(fs, str(store.path), target) as directory:
             _write(store, pin, fs, directory, progress)
     finally:

@@ -27,7 +27,7 @@ class Config:
 
     Fixed when a directory is created, stored in its manifest, and then the same at every open (`Config.STORED`):
 
-    - `window_bytes`: address space mapped per data file, and so its largest size; a multiple of 1 MiB.
+    - `window_bytes`: the largest size of a data file; a multiple of 1 MiB.
 
     Fixed when a tree is created and stored with that tree (`Config.TREE`), taken for trees made from now on:
 

@@ -177,6 +177,7 @@ class DataFiles:
             self._require_space(wanted - data_file.bytes)
             self._lengthen(data_file, wanted)
             reach("data.extended")
+        self.windows.grow(window, data_file.bytes)  # also when that failed the last time
         return data_file.bytes
 
     # Reading and writing past the windows, for recovery.
@@ -188,10 +189,12 @@ class DataFiles:
 
     def write(self, number: int, offset: int, data: Buffer) -> None:
         """Write bytes to a file, which becomes as long as that takes."""
-        data_file = self._file_of(number)
+        window = self.windows_by_number()[number]
+        data_file = self._files[window]
         end = offset + memoryview(data).nbytes
         if end > data_file.bytes:
             self._lengthen(data_file, end)
+            self.windows.grow(window, end)
         with data_file.file.opened() as file:
             data_file.file.keep()
             file.pwrite(data, offset)
@@ -245,12 +248,6 @@ class DataFiles:
         """(window, size class, usable bytes, bytes at most) of each file."""
         for window, data_file in list(self._files.items()):
             yield window, data_file.size_class, data_file.bytes, self._limit_of(data_file)
-
-    def attached_ends(self) -> Iterator[tuple[int, int]]:
-        """(window, bytes that may be touched) of each window, anonymous ones too."""
-        for window in range(len(self.file_of_window)):
-            data_file = self._files.get(window)
-            yield window, self.windows.bytes_of(window) if data_file is None else data_file.bytes
 
     def windows_by_number(self) -> dict[int, int]:
         """The window of each file number."""
@@ -345,7 +342,7 @@ class DataFiles:
 
     def _add(self, data_file: DataFile) -> int:
         with self._lock:
-            window: int = self.windows.add_file(data_file.file, self._config.window_bytes)
+            window: int = self.windows.add_file(data_file.file, self._config.window_bytes, data_file.bytes)
             # An interrupt between these lines leaves a window that nobody uses.
             self.file_of_window.extend([IN_MEMORY] * (window - len(self.file_of_window)))
             self.file_of_window.append(data_file.number)

@@ -59,7 +59,6 @@ class DurableStore(Store):
         )
         self._recycler = Recycler(self.windows, self.flights)
         self.windows.set_recycler(self._recycler)
-        self._learn_file_ends()
         self._first_epoch = recovered.following_epoch  # behind a gap, after an unclean end
         self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock, on_error)
         if recovered.needs_checkpoint and not read_only:
@@ -119,7 +118,6 @@ class DurableStore(Store):
             self._journal.data_files.verify_headers()
             for flaw in self._file_flaws():
                 raise flaw.error
-            self._learn_file_ends()
             self.verify_pages(published.epoch)
 
     def _file_flaws(self) -> Iterator[Flaw]:
@@ -201,11 +199,6 @@ class DurableStore(Store):
         if config.durability == "strict" or bytes_made > config.bulk_payload_limit:
             return 0
         return PAGE_BYTES[-1] if config.durability == "eventual" else config.max_payload_in_wal
-
-    def _learn_file_ends(self) -> None:
-        """How far rows may reach: the files that were there at the open may have grown since."""
-        for window, end in self._journal.data_files.attached_ends():
-            self._set_usable(window, end)
 
     def _failure(self) -> str:
         return str(self._coordinator.failure)

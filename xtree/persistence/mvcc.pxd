@@ -11,7 +11,8 @@ A store has two of these: `epochs`, what commits publish, and `flights`, whose e
     slots[i].owner     pin, unpin: whoever has the slot     renew, for its own       relaxed: only a thread's own slots
                                                                                      matter to it
     slots[i].since_ns  pin, unpin: whoever has the slot     stats                    relaxed: a figure for people
-    blocks[b]          pin, by compare-exchange, once       any thread               seq_cst
+    near[b], far,      pin, by compare-exchange, once       any thread               seq_cst
+    far[b]
     block_count        pin, by compare-exchange             any thread               seq_cst
     first_open         pin, unpin                           pin                      relaxed: only a hint
     timed, slow_ns     __cinit__                            pin, stats               plain: they never change
@@ -24,6 +25,8 @@ from libc.stdint cimport uint64_t
 
 cdef enum:
     SLOTS_PER_BLOCK = 256
+    SLOTS_OF_FIRST = 32             # of the first block: most stores never have more pins at once
+    NEAR_BLOCKS = 16
     MAX_BLOCKS = 4096               # about a million pins
 
 
@@ -38,7 +41,8 @@ cdef struct PinSlot:                # one cache line, so that two readers never 
 cdef class Epochs:
     cdef uint64_t current
     cdef uint64_t horizon
-    cdef uint64_t *blocks           # PinSlot * of each block, 0 until it is used
+    cdef uint64_t near[NEAR_BLOCKS]  # PinSlot * of the first blocks, each 0 until it is used
+    cdef uint64_t far               # uint64_t *: the same of the other blocks, 0 until one is used
     cdef uint64_t block_count
     cdef uint64_t first_open        # the block where the search for a slot begins
     cdef bint timed                 # pins note when they began

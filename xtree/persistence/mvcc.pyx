@@ -11,6 +11,7 @@ scan finds the pin, or the pin finds the horizon and is refused when it is below
 """
 
 from libc.stdint cimport UINT64_MAX, uint64_t
+from libc.string cimport memset
 
 from xtree.persistence.atomics cimport (
     compare_exchange,
@@ -41,15 +42,31 @@ cdef int _no_memory() except -1 with gil:
 
 
 cdef int _no_slot() except -1 with gil:
-    raise CapacityError(f"all {MAX_BLOCKS * SLOTS_PER_BLOCK} pins are in use")
+    raise CapacityError(f"all {SLOTS_OF_FIRST + (MAX_BLOCKS - 1) * SLOTS_PER_BLOCK} pins are in use")
 
 
 cdef int _refused(uint64_t epoch, uint64_t horizon, uint64_t current) except -1 with gil:
     raise ValueError(f"epoch {epoch} can't be pinned: expected {horizon} to {current}")
 
 
+# The place of a block's pointer. Beyond the near ones it is there once the block is counted, or being added.
+cdef inline uint64_t *_place_of(Epochs e, int block) noexcept nogil:
+    if block < NEAR_BLOCKS:
+        return &e.near[block]
+    return <uint64_t *>load_seq(&e.far) + (block - NEAR_BLOCKS)
+
+
+cdef inline int _slots_of(int block) noexcept nogil:
+    return SLOTS_PER_BLOCK if block else SLOTS_OF_FIRST
+
+
 cdef inline PinSlot *_slot_at(Epochs e, int slot) noexcept nogil:
-    return <PinSlot *>load_seq(&e.blocks[slot // SLOTS_PER_BLOCK]) + slot % SLOTS_PER_BLOCK
+    return <PinSlot *>load_seq(_place_of(e, slot // SLOTS_PER_BLOCK)) + slot % SLOTS_PER_BLOCK
+
+
+# The slot behind a slot, in the next block behind a block's last: for walks from 0 up to block_count * SLOTS_PER_BLOCK.
+cdef inline int _following(int slot) noexcept nogil:
+    return SLOTS_PER_BLOCK if slot == SLOTS_OF_FIRST - 1 else slot + 1
 
 
 # Takes a slot of the blocks [begin, end), preferring one that this thread is likely to have had before, with the epoch
@@ -57,14 +74,15 @@ cdef inline PinSlot *_slot_at(Epochs e, int slot) noexcept nogil:
 cdef PinSlot *_take_slot_of(Epochs e, int begin, int end, uint64_t epoch, int *slot) noexcept nogil:
     cdef uint64_t me = PyThread_get_thread_ident()
     cdef unsigned int hint = me * 0x9E3779B97F4A7C15ULL >> 56
-    cdef unsigned int i, place
+    cdef unsigned int i, place, room
     cdef int block
     cdef PinSlot *slots
     cdef PinSlot *at
     for block in range(begin, end):
-        slots = <PinSlot *>load_seq(&e.blocks[block])
-        for i in range(SLOTS_PER_BLOCK):
-            place = (hint + i) % SLOTS_PER_BLOCK
+        slots = <PinSlot *>load_seq(_place_of(e, block))
+        room = _slots_of(block)
+        for i in range(room):
+            place = (hint + i) & (room - 1)
             at = slots + place
             if load_relaxed(&at.epoch) == UINT64_MAX and compare_exchange(&at.epoch, UINT64_MAX, epoch):
                 store_relaxed(&at.owner, me)
@@ -78,16 +96,23 @@ cdef PinSlot *_take_slot_of(Epochs e, int begin, int end, uint64_t epoch, int *s
 # Adds the block with this number, unless another thread has done so meanwhile.
 cdef int _add_block(Epochs e, int block) except -1 nogil:
     cdef PinSlot *slots
+    cdef void *far
     cdef int i
     if block == MAX_BLOCKS:
         return _no_slot()
-    if load_seq(&e.blocks[block]) == 0:
-        slots = <PinSlot *>allocate_lines(SLOTS_PER_BLOCK)
+    if block >= NEAR_BLOCKS and load_seq(&e.far) == 0:
+        far = allocate_zeroed(MAX_BLOCKS - NEAR_BLOCKS, sizeof(uint64_t))
+        if far == NULL:
+            return _no_memory()
+        if not compare_exchange(&e.far, 0, <uint64_t>far):
+            release(far)
+    if load_seq(_place_of(e, block)) == 0:
+        slots = <PinSlot *>allocate_lines(_slots_of(block))
         if slots == NULL:
             return _no_memory()
-        for i in range(SLOTS_PER_BLOCK):
+        for i in range(_slots_of(block)):
             slots[i].epoch = slots[i].since_ns = UINT64_MAX
-        if not compare_exchange(&e.blocks[block], 0, <uint64_t>slots):
+        if not compare_exchange(_place_of(e, block), 0, <uint64_t>slots):
             release_lines(slots)
     compare_exchange(&e.block_count, block, block + 1)
     return 0
@@ -125,20 +150,18 @@ cdef class Epochs:
     """
 
     def __cinit__(self, bint timed=True, double slow_reader_s=60.0):
-        self.blocks = NULL
+        self.far = 0
+        memset(self.near, 0, sizeof(self.near))
         self.timed = timed
         self.slow_ns = <uint64_t>(slow_reader_s * 1e9)
         self.current = self.horizon = self.block_count = self.first_open = 0
-        self.blocks = <uint64_t *>allocate_zeroed(MAX_BLOCKS, sizeof(uint64_t))
-        if self.blocks == NULL:
-            raise MemoryError("no memory for the table of pins")
+        _add_block(self, 0)
 
     def __dealloc__(self):
         cdef int block
-        if self.blocks != NULL:
-            for block in range(MAX_BLOCKS):
-                release_lines(<void *>self.blocks[block])
-        release(self.blocks)
+        for block in range(MAX_BLOCKS if self.far else NEAR_BLOCKS):
+            release_lines(<void *>_place_of(self, block)[0])
+        release(<void *>self.far)
 
     cdef int pin(self) except -1 nogil:
         cdef uint64_t epoch = load_seq(&self.current)
@@ -170,24 +193,26 @@ cdef class Epochs:
 
     cdef void renew(self) noexcept nogil:
         cdef uint64_t me = PyThread_get_thread_ident()
-        cdef int slots = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
-        cdef int slot
+        cdef int end = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
+        cdef int slot = 0
         cdef PinSlot *own = NULL
-        for slot in range(slots):
+        while slot < end:
             if load_relaxed(&_slot_at(self, slot).owner) == me:
                 if own != NULL:
                     return
                 own = _slot_at(self, slot)
+            slot = _following(slot)
         if own != NULL:
             _settle(self, own, load_relaxed(&own.epoch))
 
     cdef bint is_pinned_here(self) noexcept nogil:
         cdef uint64_t me = PyThread_get_thread_ident()
-        cdef int slots = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
-        cdef int slot
-        for slot in range(slots):
+        cdef int end = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
+        cdef int slot = 0
+        while slot < end:
             if load_relaxed(&_slot_at(self, slot).owner) == me:
                 return True
+            slot = _following(slot)
         return False
 
     cdef uint64_t pinned_epoch(self, int slot) noexcept nogil:
@@ -202,13 +227,12 @@ cdef class Epochs:
 
     cdef uint64_t min_active(self) noexcept nogil:
         cdef uint64_t least = load_seq(&self.current)
-        cdef uint64_t blocks = load_seq(&self.block_count)
-        cdef uint64_t block
+        cdef int blocks = <int>load_seq(&self.block_count)
+        cdef int block, i
         cdef PinSlot *slots
-        cdef int i
         for block in range(blocks):
-            slots = <PinSlot *>load_seq(&self.blocks[block])
-            for i in range(SLOTS_PER_BLOCK):
+            slots = <PinSlot *>load_seq(_place_of(self, block))
+            for i in range(_slots_of(block)):
                 least = min(least, load_seq(&slots[i].epoch))
         return least
 
@@ -232,8 +256,9 @@ cdef class Epochs:
 
     def epoch_of(self, int slot):
         """The epoch of a pin. Raises ValueError when it isn't one."""
-        cdef int slots = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
-        if not 0 <= slot < slots or self.pinned_epoch(slot) == UINT64_MAX:
+        cdef int block = slot // SLOTS_PER_BLOCK
+        if (not 0 <= slot < <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
+                or slot % SLOTS_PER_BLOCK >= _slots_of(block) or self.pinned_epoch(slot) == UINT64_MAX):
             raise ValueError(f"no pin {slot}")
         return self.pinned_epoch(slot)
 
@@ -258,14 +283,16 @@ cdef class Epochs:
     def stats(self):
         """Current epoch, horizon, pins, slots, epochs by which the oldest pin lags; and where pins are timed the age of
         the one that began first, in seconds, its epoch (None without pins), and how many are slow readers'."""
-        cdef uint64_t slot, epoch, since, now = xt_monotonic_ns(), oldest_since = now, pins = 0, slow = 0
-        cdef uint64_t slots = load_seq(&self.block_count) * SLOTS_PER_BLOCK
+        cdef uint64_t epoch, since, now = xt_monotonic_ns(), oldest_since = now, pins = 0, slots = 0, slow = 0
+        cdef int slot = 0, end = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
         cdef uint64_t current = self.current_epoch()
         cdef uint64_t least = current
         cdef PinSlot *at
         oldest_epoch = None
-        for slot in range(slots):
+        while slot < end:
             at = _slot_at(self, slot)
+            slots += 1
+            slot = _following(slot)
             epoch = load_seq(&at.epoch)
             if epoch == UINT64_MAX:
                 continue

@@ -4,8 +4,10 @@ One row (row.pxd) a handle, in slabs whose addresses never move, in up to 64 sha
 States go free -> reserved -> live -> retired -> free; a handle's tag moves once a life, at the reservation.
 
     field               written by                                 read by              order
-    slabs[shard]        reserve, restore; once                     any thread           release / acquire
-    slabs[shard][i]     reserve, restore; once                     any thread           release / acquire
+    slabs[shard]        reserve (the shard's lock), restore        any thread           release / acquire
+    slabs[shard][i]     the same, once, and before the mark that   any thread           release / acquire
+                        covers its rows; copied when a directory
+                        is outgrown
     marks[shard]        reserve (the shard's lock), restore        any thread           release / acquire
     high_water          reserve, restore                           any thread           acq_rel add / acquire
     active              reserve (compare-exchange), restore        any thread           seq_cst / acquire
@@ -29,9 +31,11 @@ cdef extern from *:                 # of Cython's own
     bint likely(bint condition) noexcept nogil
 
 cdef enum:
-    SLAB_BITS = 16                  # rows a slab: 4 MiB of address space, touched as it is used
+    BLOCK_BITS = 7                  # rows that one entry of a directory leads to
+    BLOCK_ROWS = 128
+    SLAB_BITS = 16                  # rows of the largest slab
     SLAB_ROWS = 65536
-    MAX_SLABS = 16384               # 2**30 rows a shard, 2**36 in all: 256 TiB of the smallest pages
+    MAX_SLABS = 16384               # of that size: 2**30 rows a shard, 2**36 in all: 256 TiB of the smallest pages
 
 
 cdef struct Shard:                  # two cache lines
@@ -44,7 +48,9 @@ cdef struct Shard:                  # two cache lines
 
 @cython.final
 cdef class ObjectTable:
-    cdef uint64_t slabs[MAX_SHARDS]  # of each shard in use: Row *[MAX_SLABS], each 0 until it is used
+    # Of each shard in use its directory, a uint64_t *: for each block of rows a Row *, 0 until there is a slab. It is
+    # replaced by a larger copy when it is full, and stays until the end for whoever is still looking into it.
+    cdef uint64_t slabs[MAX_SHARDS]
     cdef Shard *shards
     cdef uint64_t marks[MAX_SHARDS]  # of each shard: every slot given out is below it
     cdef uint64_t high_water        # one more than the handles given out: no walk meets as many pages
@@ -54,7 +60,8 @@ cdef class ObjectTable:
     cdef inline Row *row(self, uint64_t handle) noexcept nogil:
         """The row of a handle, NULL for one that was never given out (any 56-bit value may be asked for)."""
         if likely(handle - 1 < load_acquire(&self.marks[0]) - 1):   # in the first shard; 0 is above every mark
-            return <Row *>load_acquire(&(<uint64_t *>self.slabs[0])[handle >> SLAB_BITS]) + (handle & (SLAB_ROWS - 1))
+            return (<Row *>load_acquire(&(<uint64_t *>load_acquire(&self.slabs[0]))[handle >> BLOCK_BITS])
+                    + (handle & (BLOCK_ROWS - 1)))
         return self.row_of_shard(handle)
 
     # The same for a handle of any shard.

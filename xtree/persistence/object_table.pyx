@@ -43,6 +43,7 @@ cdef extern from "pythread.h" nogil:
 cdef enum:
     LAST_KIND = 255
     LINES_A_SHARD = 2
+    LEAST_DIRECTORY = 16            # entries
     DEFAULT_SHARD_ROWS = 1048576
     # Why a shard gave no handle.
     FULL = 1
@@ -96,25 +97,66 @@ cdef int bad_row(uint64_t handle, const char *why) except -1 with gil:
 
 cdef inline Row *_row_at(ObjectTable t, uint64_t handle) noexcept nogil:
     cdef uint64_t slot = slot_of(handle)
-    return <Row *>(<uint64_t *>t.slabs[shard_of(handle)])[slot >> SLAB_BITS] + (slot & (SLAB_ROWS - 1))
+    cdef uint64_t *directory = <uint64_t *>load_acquire(&t.slabs[shard_of(handle)])
+    return <Row *>load_acquire(&directory[slot >> BLOCK_BITS]) + (slot & (BLOCK_ROWS - 1))
 
 
-# Makes sure that the slab of a slot exists. False when there is no memory for it.
-cdef inline bint _make_slab(ObjectTable t, uint64_t shard, uint64_t slot) noexcept nogil:
-    cdef uint64_t *place = <uint64_t *>t.slabs[shard]
-    cdef void *slab
-    if place == NULL:
-        place = <uint64_t *>allocate_zeroed(MAX_SLABS, sizeof(uint64_t))
-        if place == NULL:
-            return False
-        store_release(&t.slabs[shard], <uint64_t>place)
-    place += slot >> SLAB_BITS
-    if place[0] == 0:
-        slab = allocate_lines(SLAB_ROWS)
-        if slab == NULL:
-            return False
-        store_release(place, <uint64_t>slab)
+# How many rows the slab has that begins at a slot: each is as large as all before it together, up to SLAB_ROWS.
+cdef inline uint64_t _rows_of_slab(uint64_t first) noexcept nogil:
+    return min(max(first, <uint64_t>BLOCK_ROWS), <uint64_t>SLAB_ROWS)
+
+
+# Makes sure that a shard's directory has so many entries; before them stand its room and the directory it replaces.
+cdef bint _make_directory(ObjectTable t, uint64_t shard, uint64_t entries) noexcept nogil:
+    cdef uint64_t *old = <uint64_t *>t.slabs[shard]
+    cdef uint64_t room = LEAST_DIRECTORY, i
+    cdef uint64_t *directory
+    if old != NULL and old[-1] >= entries:
+        return True
+    while room < entries:
+        room *= 2
+    directory = <uint64_t *>allocate_zeroed(room + 2, sizeof(uint64_t))
+    if directory == NULL:
+        return False
+    directory += 2
+    directory[-1], directory[-2] = room, <uint64_t>old
+    if old != NULL:
+        for i in range(old[-1]):
+            directory[i] = old[i]
+    store_release(&t.slabs[shard], <uint64_t>directory)
     return True
+
+
+# Makes sure that the slab of a slot exists, and those before it do. False when there is no memory for it.
+cdef bint _make_slab(ObjectTable t, uint64_t shard, uint64_t slot) noexcept nogil:
+    cdef uint64_t *directory = <uint64_t *>t.slabs[shard]
+    cdef uint64_t block = slot >> BLOCK_BITS, blocks, i
+    cdef Row *slab
+    if directory != NULL and block < directory[-1] and directory[block]:
+        return True
+    blocks = _rows_of_slab(slot & ~<uint64_t>(BLOCK_ROWS - 1)) >> BLOCK_BITS
+    if not _make_directory(t, shard, block + blocks):
+        return False
+    slab = <Row *>allocate_lines(blocks << BLOCK_BITS)
+    if slab == NULL:
+        return False
+    directory = <uint64_t *>t.slabs[shard]
+    for i in range(blocks):
+        store_release(&directory[block + i], <uint64_t>(slab + (i << BLOCK_BITS)))
+    return True
+
+
+cdef void _release_slabs(uint64_t *directory) noexcept nogil:
+    cdef uint64_t first = 0
+    cdef uint64_t *before
+    if directory != NULL:
+        while first >> BLOCK_BITS < directory[-1] and directory[first >> BLOCK_BITS]:
+            release_lines(<void *>directory[first >> BLOCK_BITS])
+            first += _rows_of_slab(first)
+    while directory != NULL:
+        before = <uint64_t *>directory[-2]
+        release(directory - 2)
+        directory = before
 
 
 cdef inline void _append(ObjectTable t, uint64_t *head, uint64_t *tail, uint64_t handle, Row *row) noexcept nogil:
@@ -238,7 +280,7 @@ cdef NodeID _reserve_elsewhere(ObjectTable t, uint64_t home, uint64_t word, uint
 
 
 cdef class ObjectTable:
-    """The rows of one store: up to `max_shards` shards of up to `slabs_per_shard` slabs of 65,536 rows.
+    """The rows of one store: up to `max_shards` shards of up to `slabs_per_shard` times 65,536 rows.
 
     A further shard opens when those before have `shard_rows` rows each. Any thread may change rows, each row one thread
     at a time; check is for moments when nobody else does.
@@ -264,23 +306,15 @@ cdef class ObjectTable:
             raise MemoryError("no memory for the object table's shards")
 
     def __dealloc__(self):
-        cdef uint64_t shard, slab
-        cdef uint64_t *slabs
+        cdef uint64_t shard
         for shard in range(MAX_SHARDS):
-            slabs = <uint64_t *>self.slabs[shard]
-            if slabs != NULL:
-                for slab in range(MAX_SLABS):
-                    if slabs[slab] == 0:
-                        break
-                    release_lines(<void *>slabs[slab])
-            release(slabs)
+            _release_slabs(<uint64_t *>self.slabs[shard])
         release_lines(self.shards)
 
     cdef Row *row_of_shard(self, uint64_t handle) noexcept nogil:
-        cdef uint64_t shard = shard_of(handle), slot = slot_of(handle)
-        if slot - 1 >= load_acquire(&self.marks[shard]) - 1:
+        if slot_of(handle) - 1 >= load_acquire(&self.marks[shard_of(handle)]) - 1:
             return NULL
-        return <Row *>load_acquire(&(<uint64_t *>self.slabs[shard])[slot >> SLAB_BITS]) + (slot & (SLAB_ROWS - 1))
+        return _row_at(self, handle)
 
     cdef uint64_t next_handle(self, uint64_t handle) noexcept nogil:
         cdef uint64_t shard = shard_of(handle), slot = slot_of(handle) + 1
@@ -394,7 +428,7 @@ cdef class ObjectTable:
         while slot < mark:
             if not _make_slab(self, shard, slot):
                 return _no_memory()
-            slot = (slot | (SLAB_ROWS - 1)) + 1
+            slot = (slot | (BLOCK_ROWS - 1)) + 1
         fetch_add(&self.high_water, mark - self.marks[shard])
         store_release(&self.marks[shard], mark)
         if shard >= self.active:

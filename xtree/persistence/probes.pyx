@@ -10,10 +10,10 @@ from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from xtree.persistence.atomics cimport fetch_add, load_acquire, load_relaxed, load_seq, store_release, store_seq
 from xtree.persistence.memory cimport allocate_zeroed, release
 from xtree.persistence.mmap_windows cimport Windows
-from xtree.persistence.mvcc cimport SLOTS_PER_BLOCK, Epochs, PinSlot
+from xtree.persistence.mvcc cimport SLOTS_OF_FIRST, SLOTS_PER_BLOCK, Epochs, PinSlot
 from xtree.persistence.node_id cimport NodeID, handle_of, tag_of
 from xtree.persistence.object_table cimport (
-    MAX_SLABS, SLAB_BITS, SLAB_ROWS, STATE_LIVE, WORD_TAG, WORD_VERIFIED, Row, likely, state_of,
+    BLOCK_BITS, BLOCK_ROWS, MAX_SLABS, SLAB_BITS, STATE_LIVE, WORD_TAG, WORD_VERIFIED, Row, likely, state_of,
 )
 from xtree.persistence.segment_allocator cimport SegmentAllocator
 from xtree.persistence.store cimport Store, lock_without_gil, resolve
@@ -31,7 +31,7 @@ cdef enum:
 
 @cython.final
 cdef class PlainTable:
-    """A table of rows with one directory of slabs and nothing above it.
+    """A table of rows with one directory of blocks and nothing above it.
 
     The rows are those of a store, at the addresses where the store has them, so that both read the same cache lines.
     Only nodes of the first shard have a place in it.
@@ -46,15 +46,15 @@ cdef class PlainTable:
         cdef Row *row
         self.slabs = NULL
         self.high_water = 0
-        self.slabs = <uint64_t *>allocate_zeroed(MAX_SLABS, sizeof(uint64_t))
+        self.slabs = <uint64_t *>allocate_zeroed(<size_t>MAX_SLABS << (SLAB_BITS - BLOCK_BITS), sizeof(uint64_t))
         if self.slabs == NULL:
-            raise MemoryError("no memory for a directory of slabs")
+            raise MemoryError("no memory for a directory of rows")
         for i in range(nodes.shape[0]):
             handle = handle_of(nodes[i])
             row = store.table.row(handle)
             if row == NULL or handle >= <uint64_t>MAX_SLABS << SLAB_BITS:
                 raise ValueError(f"node {nodes[i]:#x} has no row in the first shard")
-            store_release(&self.slabs[handle >> SLAB_BITS], <uint64_t>(row - (handle & (SLAB_ROWS - 1))))
+            store_release(&self.slabs[handle >> BLOCK_BITS], <uint64_t>(row - (handle & (BLOCK_ROWS - 1))))
             self.high_water = max(self.high_water, handle + 1)
 
     def __dealloc__(self):
@@ -62,7 +62,7 @@ cdef class PlainTable:
 
     cdef inline Row *row(self, uint64_t handle) noexcept nogil:
         if likely(handle - 1 < load_acquire(&self.high_water) - 1):
-            return <Row *>load_acquire(&self.slabs[handle >> SLAB_BITS]) + (handle & (SLAB_ROWS - 1))
+            return <Row *>load_acquire(&self.slabs[handle >> BLOCK_BITS]) + (handle & (BLOCK_ROWS - 1))
         return NULL
 
 
@@ -179,6 +179,7 @@ cdef class Turnover:
 
     def __cinit__(self, Store store not None, uint64_t epochs, bint crowded=False):
         cdef int slot
+        cdef PinSlot *slots
         self.nodes = NULL
         self.store = store
         self.first = store.epochs.current_epoch() + 1
@@ -189,9 +190,10 @@ cdef class Turnover:
             raise MemoryError("no memory for the nodes of a turnover")
         self.replace(self.first)
         if crowded:
-            store.epochs.unpin(store.epochs.pin())
-            for slot in range(FREE_IN_CROWD, SLOTS_PER_BLOCK):
-                store_seq(&(<PinSlot *>store.epochs.blocks[0])[slot].epoch, UINT64_MAX - 1)
+            for _ in range(SLOTS_OF_FIRST + SLOTS_PER_BLOCK - FREE_IN_CROWD):
+                slot = store.epochs.pin()
+                slots = <PinSlot *>load_seq(&store.epochs.near[slot // SLOTS_PER_BLOCK])
+                store_seq(&slots[slot % SLOTS_PER_BLOCK].epoch, UINT64_MAX - 1)
 
     def __dealloc__(self):
         release(self.nodes)

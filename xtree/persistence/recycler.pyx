@@ -1,7 +1,8 @@
 """The recycler: unmaps the windows that were not used for longest, when more files are mapped than the budget says.
 
 One pass hides some windows' bases, moves the generation of the mappings on, waits until every flight has ended that
-may still hold a pointer, and drops the mappings that nobody has shown again meanwhile. Calls wait for none of this: one
+may still hold a pointer, and drops the mappings that nobody has shown again meanwhile, and those that larger ones had
+replaced when it began. Calls wait for none of this: one
 that meets a hidden base shows it again, which is also how it is known that a window is in use. More windows are hidden
 than have to go, so that those in use are told from the others.
 
@@ -112,7 +113,7 @@ cdef class Recycler:
         self.thread = PyThread_get_thread_ident()
         try:
             while not self.stopping:
-                if self.windows.mapped_files > self.windows.budget:
+                if self.windows.mapped_files > self.windows.budget or self.windows.find_outgrown():
                     pause = SETTLE_S if self.one_pass(pause) else min(2 * pause, <double>LONGEST_PAUSE_S)
                 elif not self.wait():
                     break
@@ -133,15 +134,18 @@ cdef class Recycler:
     cdef int one_pass(self, double pause) except -1:
         """Hide, wait, drop; returns how many mappings are gone."""
         cdef uint64_t generation
-        cdef list hidden = self.windows.hide(
-            self.windows.mapped_files - self.windows.budget + 1 + self.windows.budget // SPARE_SHARE
-        )
+        cdef list hidden = [], outgrown
+        if self.windows.mapped_files > self.windows.budget:
+            hidden = self.windows.hide(
+                self.windows.mapped_files - self.windows.budget + 1 + self.windows.budget // SPARE_SHARE
+            )
+        outgrown = self.windows.find_outgrown()
         generation = self.flights.current_epoch() + 1
         self.flights.advance(generation)
         self.passes += 1
         while not self.stopped.acquire(True, pause):
             if self.flights.min_active() >= generation:
-                return self.windows.drop(hidden)
+                return self.windows.drop(hidden) + self.windows.drop_outgrown(outgrown)
             pause = min(2 * pause, <double>LONGEST_PAUSE_S)
         self.stopped.release()
         return 0

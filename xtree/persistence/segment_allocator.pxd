@@ -40,6 +40,7 @@ cdef class SegmentAllocator:
     cdef uint32_t last_extents[SIZE_CLASSES]
     cdef uint32_t open_extents[SIZE_CLASSES]   # the first one that may have a free slot: allocation looks there
     cdef uint32_t *extent_of_window            # 1 + the extent's index, 0 for a window it doesn't know
+    cdef uint32_t window_room                  # how many windows that has entries for
     cdef dict offers                           # windows that growth gave and that couldn't be attached yet, by class
     cdef object growth
 

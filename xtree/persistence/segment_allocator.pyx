@@ -158,6 +158,26 @@ cdef void _link(SegmentAllocator a, uint32_t index) noexcept:
     a.extent_count += 1
 
 
+# 1 + the index of a window's extent, 0 for a window that isn't known.
+cdef inline uint32_t _extent_of(SegmentAllocator a, uint32_t window) noexcept nogil:
+    return a.extent_of_window[window] if window < a.window_room else 0
+
+
+cdef int _make_window_room(SegmentAllocator a, uint32_t window) except -1:
+    cdef uint32_t room = max(a.window_room, <uint32_t>8)
+    cdef void *larger
+    while room <= window:
+        room *= 2
+    if room > a.window_room:
+        larger = reallocate(a.extent_of_window, room * sizeof(uint32_t))
+        if larger == NULL:
+            raise MemoryError("no memory for the allocator's table of windows")
+        a.extent_of_window = <uint32_t *>larger
+        memset(a.extent_of_window + a.window_room, 0, (room - a.window_room) * sizeof(uint32_t))
+        a.window_room = room
+    return 0
+
+
 # Makes room in a full class and returns the extent that has it.
 cdef uint32_t _grow(SegmentAllocator a, int size_class) except? NO_EXTENT with gil:
     cdef uint32_t i = a.first_extents[size_class]
@@ -195,7 +215,7 @@ cdef int _extend(SegmentAllocator a, uint32_t index) except -1:
 
 # The extent and slot of an address; NULL when it isn't the beginning of a usable slot.
 cdef Extent *_find(SegmentAllocator a, uint64_t address, uint64_t *slot) noexcept nogil:
-    cdef uint32_t index = a.extent_of_window[window_of(address)]
+    cdef uint32_t index = _extent_of(a, window_of(address))
     cdef Extent *e
     if index == 0:
         return NULL
@@ -217,15 +237,12 @@ cdef class SegmentAllocator:
     def __cinit__(self, growth):
         self.extents = NULL
         self.extent_of_window = NULL
-        self.extent_count = self.extent_room = 0
+        self.extent_count = self.extent_room = self.window_room = 0
         memset(self.first_extents, 0xFF, sizeof(self.first_extents))
         memset(self.last_extents, 0xFF, sizeof(self.last_extents))
         memset(self.open_extents, 0xFF, sizeof(self.open_extents))
         self.offers = {}
         self.growth = growth
-        self.extent_of_window = <uint32_t *>allocate_zeroed(MAX_WINDOWS, sizeof(uint32_t))
-        if self.extent_of_window == NULL:
-            raise MemoryError("no memory for the allocator's table of windows")
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -241,7 +258,7 @@ cdef class SegmentAllocator:
         cdef uint64_t slots, limit, words, segments
         if not 0 <= size_class < SIZE_CLASSES:
             raise ValueError(f"size class {size_class}: expected 0 to {SIZE_CLASSES - 1}")
-        if window >= MAX_WINDOWS or self.extent_of_window[window]:
+        if window >= MAX_WINDOWS or _extent_of(self, window):
             raise ValueError(f"window {window} can't be attached, or was before")
         if not first_offset <= usable_bytes <= limit_bytes:
             raise ValueError(f"window {window}: first slot at {first_offset}, usable bytes {usable_bytes}, "
@@ -249,6 +266,7 @@ cdef class SegmentAllocator:
         slots = (usable_bytes - first_offset) // class_bytes(size_class)
         limit = (limit_bytes - first_offset) // class_bytes(size_class)
         _make_room(self)
+        _make_window_room(self, window)
         words = _words(limit) + 1
         segments = _words(words)
         e = &self.extents[self.extent_count]
@@ -330,9 +348,9 @@ cdef class SegmentAllocator:
     def top_bytes(self, uint32_t window):
         """Bytes of a window up to the end of its highest slot in use, 0 when it isn't attached: what a file keeps."""
         cdef Extent *e
-        if window >= MAX_WINDOWS or self.extent_of_window[window] == 0:
+        if _extent_of(self, window) == 0:
             return 0
-        e = &self.extents[self.extent_of_window[window] - 1]
+        e = &self.extents[_extent_of(self, window) - 1]
         return e.first_offset + _top(e) * class_bytes(e.size_class)
 
     @property

@@ -15,7 +15,6 @@ A pin says which pages somebody may still want to see, a flight which mappings a
     closing, closer   the thread that closes; fork            any thread              the GIL
     epochs, flights   see mvcc.pxd                            any thread              seq_cst
     windows           see mmap_windows.pxd                    any thread              seq_cst / acquire
-    usable[w]         open; check() and backup, once pinned   any thread              relaxed: either value is right
     lock_holder       whoever holds `lock`, for itself        any thread              relaxed: only one's own counts
     *_failures        whoever holds `lock`                    stats                   relaxed
     table, allocator  whoever holds `lock`                    see their headers
@@ -83,7 +82,6 @@ cdef class Store:
     cdef PyThread_type_lock lock
     cdef uint64_t lock_holder       # the thread that runs Python code under the lock, 0 when none does
     cdef list abandoned             # write sets whose pages are still to be given back
-    cdef uint64_t *usable           # per window of a reopened file: where it ended; 0 for windows made since
     cdef int status                 # OPEN ... FORKED
     cdef Py_ssize_t calls           # running now
     cdef unsigned long *callers     # the threads that they run in

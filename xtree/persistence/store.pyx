@@ -13,9 +13,9 @@ from cpython.pythread cimport (
 )
 from libc.string cimport memset
 
-from xtree.persistence.atomics cimport load_acquire, load_relaxed, store_relaxed
-from xtree.persistence.memory cimport allocate_zeroed, reallocate, release
-from xtree.persistence.mmap_windows cimport MAX_WINDOWS, offset_of, window_of
+from xtree.persistence.atomics cimport load_acquire, load_relaxed
+from xtree.persistence.memory cimport reallocate, release
+from xtree.persistence.mmap_windows cimport offset_of, window_of
 from xtree.persistence.node_id cimport make_node_id, tag_of
 from xtree.persistence.object_table cimport (
     STATE_FREE, STATE_LIVE, class_of, kind_of, state_of,
@@ -162,7 +162,6 @@ cdef class Store:
 
     def __cinit__(self, *args, **kwargs):
         self.lock = NULL
-        self.usable = NULL
         self.status = OPEN
         self.idle = threading.Event()
         self.callers = NULL
@@ -170,14 +169,12 @@ cdef class Store:
         self.abandoned = []
         self.flights = Epochs(timed=False)
         self.lock = PyThread_allocate_lock()
-        self.usable = <uint64_t *>allocate_zeroed(MAX_WINDOWS, sizeof(uint64_t))
-        if self.lock == NULL or self.usable == NULL:
+        if self.lock == NULL:
             raise MemoryError("no memory for a store")
 
     def __dealloc__(self):
         if self.lock != NULL:
             PyThread_free_lock(self.lock)
-        release(self.usable)
         release(self.callers)
 
     def _set_up(self, ObjectTable table, Epochs epochs, Windows windows, SegmentAllocator allocator,
@@ -366,10 +363,6 @@ cdef class Store:
         if self.status == OPEN:
             self.status = POISONED
 
-    def _set_usable(self, uint32_t window, uint64_t bytes_):
-        """How far the rows of a reopened file may reach."""
-        store_relaxed(&self.usable[window], bytes_)
-
     # Publication and reclaim.
 
     def _publish(self, list committed, catalog):
@@ -494,9 +487,8 @@ cdef class Store:
         cdef const PagePrefix *prefix = <const PagePrefix *>page
         cdef const char *wrong = NULL
         cdef uint32_t crc
-        cdef uint64_t end = load_relaxed(&self.usable[window_of(address)])
         size = class_bytes(size_class)
-        if offset_of(address) + size > (end if end else self.windows.bytes[window_of(address)]):
+        if offset_of(address) + size > self.windows.end_of(window_of(address)):
             with gil:
                 raise CorruptionError(f"{self._where(address)}: node {node:#x} lies outside its file")
         crc = page_crc(page, size)

@@ -12,7 +12,7 @@ from xtree.persistence.atomics cimport load_acquire, spin_lock, spin_unlock
 from xtree.persistence.file_places cimport FilePlaces
 from xtree.persistence.memory cimport allocate, prefault, release
 from xtree.persistence.node_id cimport MAX_SHARDS, handle_of, make_handle, make_node_id
-from xtree.persistence.object_table cimport SLAB_ROWS, WORD_TAG, ObjectTable, Row, Shard, bad_row
+from xtree.persistence.object_table cimport BLOCK_ROWS, WORD_TAG, ObjectTable, Row, Shard, bad_row
 from xtree.persistence.stored_row cimport StoredRow, is_visible, load_row, store_row
 
 from xtree.errors import CorruptionError
@@ -113,7 +113,7 @@ cdef int _restore(ObjectTable t, FilePlaces places, uint64_t epoch, uint64_t whi
     cdef Row *row
     t.cover(which, count + 1)
     while slot <= count:
-        behind = min(count, slot | (SLAB_ROWS - 1)) + 1
+        behind = min(count, slot | (BLOCK_ROWS - 1)) + 1
         prefault(t.row(make_handle(which, slot)), (behind - slot) * sizeof(Row))
         slot = behind
     for slot in range(1, count + 1):
