@@ -26,6 +26,8 @@ BUILD = SANITIZE or ("checked" if DEBUG else "")
 MODULES = [
     "xtree.persistence.memory",
     "xtree.persistence.breath",
+    "xtree.persistence.lock_ranks",
+    "xtree.persistence.metrics",
     "xtree.persistence.node_id",
     "xtree.persistence.page_checksum",
     "xtree.persistence.mmap_windows",

@@ -1,7 +1,8 @@
 """A model of the hand-off of commits: three threads, two of them on one tree, and the leader; every interleaving.
 
     commit   WriteScope (the tree's writer lock), Coordinator.submit_commit, carry, CommitQueue.submit, outcome_of
-    LEADER   Coordinator._run: CommitQueue.take, then _commit with the turn
+    LEADER   Coordinator._run: CommitQueue.take, then _commit with the turn; in the middle of it a finalizer commits,
+             which is refused: its thread holds the turn, and others wait for it
 
 What must hold is raised as Flaw, or ends where nobody can go on: nobody returns before the sync of his commit and
 its publication; one thread at a time writes to the log; what builds on another commit is published after it; nobody
@@ -169,13 +170,17 @@ def leader(me: int, mutant: str) -> Program:
         s.turn = NOBODY if s.turn == me else s.turn
         return "take"
 
+    def finalizer(s: State) -> bool | None:
+        return False if mutant == "a finalizer waits for its commit in the leader" else None
+
     carrying = [
         ("writer.write", lambda s: write(s, me, s.group)),
+        ("a finalizer", finalizer),
         ("writer.sync", sync),
         ("_publish", lambda s: publish(s, s.group)),
     ]
     if mutant == "publication before the sync, and the sync after the end":
-        carrying = [carrying[0], carrying[2]]
+        carrying = [carrying[0], carrying[-1]]
     return in_order(
         [
             ("take", take),

@@ -64,6 +64,7 @@ HANDOFF_MUTANTS = [
     "the queue is copied and then emptied",
     "the leader takes no turn",
     "publication before the sync, and the sync after the end",
+    "a finalizer waits for its commit in the leader",
 ]
 
 
@@ -190,7 +191,7 @@ CODE = {
             "store.published",
         ],
         "def _publish(self": ["_publish_rows(epoch)", "self.published = published", "self.epochs.advance("],
-        "def reclaim(self": ["lock_without_gil(", "reclaim_horizon()", "durable < horizon", "reclaim_one(horizon"],
+        "def reclaim(self": ["hold_lock(", "reclaim_horizon()", "durable < horizon", "reclaim_one(horizon"],
     },
     "object_table.pyx": {
         "cdef void publish(self": ["store_release(&row.birth", "store_release(&row.word"],

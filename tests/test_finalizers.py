@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-import threading
 
 import pytest
 from pages import KIND, SMALL, put, texts_of
@@ -78,9 +77,7 @@ def test_a_write_set_collected_while_a_checkpoint_copies_the_rows_is_no_part_of_
 def test_an_index_closed_by_a_finalizer_in_its_leader_is_closed_cleanly(store, tmp_path):
     once_at("commit.published", store.close)
     assert put(store, {"a": "2"}) > 0
-    for thread in threading.enumerate():
-        if thread.name == "xtree-closer":
-            thread.join()
+    store.close()  # waits for the thread that closes it
     reopened = open_store(tmp_path / "index", config=SMALL)
     assert reopened.recovery.clean
     assert texts_of(reopened) == {"a": "2"}

@@ -14,7 +14,7 @@ LAYERS = [
     # 0 vocabulary: ids, sizes, names, errors, memory
     {"xtree.errors", "persistence.node_id", "persistence.page", "persistence.config", "persistence.filenames",
      "persistence.crash_points", "persistence.clock", "persistence.atomics", "persistence.memory",
-     "persistence.breath", "persistence.threads", "persistence"},
+     "persistence.breath", "persistence.lock_ranks", "persistence.threads", "persistence"},
     # 1 the machine: files, checksums, geometry
     {"persistence.platform_fs", "persistence.open_directory", "persistence.lock_file",
      "persistence.disk_reserve", "persistence.metrics", "persistence.page_checksum",

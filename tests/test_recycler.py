@@ -404,9 +404,7 @@ def test_a_store_closed_by_a_finalizer_in_the_recycler_is_closed_cleanly(tmp_pat
             with contextlib.suppress(Exception):
                 read(store, name)
     assert done.wait(60)
-    for thread in threading.enumerate():
-        if thread.name == "xtree-closer":
-            thread.join()
+    store.close()  # waits for the thread that closes it
     assert store.state == "closed" and store.windows.mapped == 0
     with contextlib.closing(open_store(tmp_path / "index", config=store.config)) as again:
         assert again.recovery.clean and read(again, names[0]) == 1

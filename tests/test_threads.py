@@ -10,23 +10,28 @@ import pytest
 from damaging import contents
 
 import xtree
-from xtree.persistence.threads import start_thread
+from xtree.persistence import commit_queue, threads
+from xtree.persistence.threads import start_detached, start_worker
 
 
 @pytest.fixture
 def no_threads(monkeypatch):
     """no_threads(after=0): so many further threads can be started, then none; -1: all again. `refused` counts them."""
-    start = threading.Thread.start
     left = [-1]
 
-    def limited(self) -> None:
-        if left[0] == 0:
-            limit.refused += 1
-            raise RuntimeError("can't start new thread")
-        left[0] -= left[0] > 0
-        start(self)
+    def limited(start):
+        def start_or_refuse(*arguments):
+            if left[0] == 0:
+                limit.refused += 1
+                raise RuntimeError("can't start new thread")
+            left[0] -= left[0] > 0
+            return start(*arguments)
 
-    monkeypatch.setattr(threading.Thread, "start", limited)
+        return start_or_refuse
+
+    monkeypatch.setattr(threading.Thread, "start", limited(threading.Thread.start))
+    for module in (commit_queue, threads):
+        monkeypatch.setattr(module, "start_new_thread", limited(module.start_new_thread))
 
     def limit(after: int = 0) -> None:
         left[0] = after
@@ -42,11 +47,12 @@ def held(tree) -> dict[str, int]:
 
 def test_a_thread_that_cannot_be_started_is_an_os_error(no_threads):
     no_threads()
-    with pytest.raises(OSError, match="xtree-test") as caught:
-        start_thread(print, "xtree-test")
-    assert caught.value.errno == errno.EAGAIN
+    for start in (lambda: start_worker(print, "xtree-test"), lambda: start_detached("xtree-test", print)):
+        with pytest.raises(OSError, match="xtree-test") as caught:
+            start()
+        assert caught.value.errno == errno.EAGAIN
     no_threads(-1)
-    start_thread(lambda: None, "xtree-test").join()
+    start_worker(lambda: None, "xtree-test").join()
 
 
 @pytest.mark.parametrize("after", [0, 1])
@@ -127,24 +133,18 @@ def test_a_batch_is_answered_by_the_threads_that_there_are(no_threads, random, a
     assert no_threads.refused
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("xtree-query")]
     tree.check()
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_a_bulk_load_does_the_work_of_threads_that_it_does_not_get(tmp_path, monkeypatch, random, durable):
-    from xtree.persistence import commit_queue
-
-    def refuse(*arguments):
-        raise RuntimeError("can't start new thread")
-
+def test_a_bulk_load_does_the_work_of_threads_that_it_does_not_get(tmp_path, no_threads, random, durable):
     tree = xtree.open(tmp_path / "index", dims=2) if durable else xtree.XTree(2)
     tree.insert(0, (0, 0))
     tree.delete(0, (0, 0))
-    monkeypatch.setattr(commit_queue, "start_new_thread", refuse)
+    no_threads()
     boxes = random.random((30_000, 2))
     tree.bulk_load(np.arange(30_000), boxes, threads=4)
-    monkeypatch.undo()
+    no_threads(-1)
     assert len(tree) == 30_000
     tree.check()
     tree.close()

@@ -20,6 +20,7 @@ from pages import ManualClock, by_request, settle
 from stack_writer import PageStack, StackState, item, push
 
 import xtree
+from xtree.forest import _clear
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
 
@@ -105,6 +106,14 @@ WORKLOADS = {
             ("checkpoint",), ("insert", "a", 10), ("wait",), ("checkpoint",), ("insert", "a", 10),
         )
     ),
+    "trees made in transactions": Workload(
+        _steps(
+            ("make", "a", 2), ("insert", "a", 60),
+            ("together", ("make", "b", 3), ("insert", "b", 60), ("insert", "a", 9)), ("wait",), ("insert", "b", 20),
+            ("together", ("make", "c", 2), ("insert", "c", 90), ("drop", "b")),
+            ("together", ("make", "b", 2), ("drop", "a")), ("insert", "b", 5), ("checkpoint",), ("insert", "c", 5),
+        )
+    ),
     "rotation": Workload(
         _steps(
             ("make", "a", 2), [("insert", "a", 30)] * 4, ("checkpoint",), [("insert", "a", 30)] * 3, ("delete", "a", 1),
@@ -151,7 +160,7 @@ def records(number: int, dims: int, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _changed(workload: Workload, name: str, number: int) -> tuple[int, int]:
     """How many records step `number` put into a tree, and the tree's dims then."""
-    dims = next(s[2] for s in reversed(workload.steps[:number]) if s[:2] == ("make", name))
+    dims = dims_at(workload, name, number)
     step = workload.steps[number]
     parts = step[1:] if step[0] == "together" else [step]
     return next(part[2] for part in parts if part[:2] in (("insert", name), ("bulk", name))), dims
@@ -159,7 +168,8 @@ def _changed(workload: Workload, name: str, number: int) -> tuple[int, int]:
 
 def dims_at(workload: Workload, name: str, number: int) -> int:
     """The dims of a tree at a step."""
-    return next(step[2] for step in reversed(workload.steps[:number]) if step[:2] == ("make", name))
+    parts = [part for step in workload.steps[: number + 1] for part in (step[1:] if step[0] == "together" else [step])]
+    return next(part[2] for part in reversed(parts) if part[:2] == ("make", name))
 
 
 def models(workload: Workload) -> list[Model]:
@@ -214,9 +224,16 @@ class Stage:
         what, *arguments = self.workload.steps[number]
         rt = self.runtime
         if what == "together":
-            with rt.transaction(trees=sorted({part[1] for part in arguments})) as tx:
+            made = {part[1] for part in arguments if part[0] == "make"}
+            with rt.transaction(trees=sorted({part[1] for part in arguments} - made)) as tx:
                 for part in arguments:
-                    self._change(tx.structure if part[1] == "stack" else tx.tree, number, *part)
+                    if part[0] == "make":
+                        tx.make(part[1], dims=part[2])
+                    elif part[0] == "drop":
+                        tx._write_tree(part[1], _clear)
+                        tx._drop(part[1])
+                    else:
+                        self._change(tx.structure if part[1] == "stack" else tx.tree, number, *part)
         elif what == "make":
             name, dims = arguments
             rt.tree(name, dims=dims) if dims else rt.structure(name, StackState)

@@ -49,7 +49,11 @@ class ClosedError(XTreeError, RuntimeError):
 
 
 class TransactionError(XTreeError, RuntimeError):
-    """Raised when a transaction is used after its end, from two threads at once, or inside another one."""
+    """Raised when a transaction is used after its end, from two threads at once, or inside another one.
+
+    Also for what a finalizer, a signal handler or a callback asks for in the middle of something of the index's, where
+    its thread would wait for itself.
+    """
 
 
 # The store: what is on disk, or can't get there.

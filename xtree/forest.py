@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from xtree import bulk
 from xtree.arguments import as_config, as_dims, as_name
-from xtree.errors import DimensionError
+from xtree.errors import ClosedError, DimensionError, TransactionError
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.config import Config
 from xtree.persistence.store import Store
 from xtree.persistence.write_set import WriteSet
-from xtree.roots import KIND, entry_of, state_of, tree_state_of
+from xtree.roots import KIND, state_of, tree_state_of
 from xtree.structure import Structure
 from xtree.tree_state import TreeState
-from xtree.write_scope import WriterLock, WriteScope
+from xtree.write_scope import WriterLock, WriterLocks, WriteScope
 
 __all__ = ["Forest"]
 
@@ -23,16 +22,14 @@ __all__ = ["Forest"]
 class Forest:
     """The trees of a store, and the structures that are none. Thread-safe.
 
-    Lock order: a tree's writer lock, then `_guard`, which protects the table of writer locks and the making and
-    dropping of both.
+    No lock but a tree's writer lock is taken; the table of those changes in single steps. A tree is made and dropped by
+    commits like any other, which hold the writer lock of its name until their outcome is known.
     """
 
     def __init__(self, store: Store, config: Config | None) -> None:
         self.store = store
         self._parameters: dict[str, Any] = dict(as_config(config).tree_parameters())
-        self._guard = threading.Lock()
-        self._locks: dict[str, WriterLock] = {}
-        self._holding: dict[int, int] = {}
+        self._locks = WriterLocks()
 
     def names(self) -> list[str]:
         """The names of all trees, sorted. Raises ClosedError."""
@@ -46,9 +43,11 @@ class Forest:
 
     def lock_of(self, name: str) -> WriterLock:
         """The writer lock of a tree or structure that exists. Raises KeyError, ClosedError."""
-        self._require_open()
-        with self._guard:
-            return self._lock_of(as_name(name))
+        name = as_name(name)
+        lock = self._find(name)
+        if lock is None:
+            raise KeyError(name)
+        return lock
 
     def is_tree(self, name: str) -> bool:
         """Whether a name is that of a tree. Raises KeyError when there is nothing of the name, ClosedError."""
@@ -65,14 +64,13 @@ class Forest:
         """
         name = as_name(name)
         wanted = None if dims is None else as_dims(dims)
-        self._require_open()
         while True:  # once more when another thread drops what this one has made
-            with self._guard:
-                entry = self._entry(name)
-                if entry is not None:
-                    if tree_state_of(entry).dims != wanted and wanted is not None:
-                        raise DimensionError(f"tree {name!r} has {tree_state_of(entry).dims} dims, not {wanted}")
-                    return self._lock_of(name)
+            entry = self._entry(name)
+            if entry is not None and wanted is not None and tree_state_of(entry).dims != wanted:
+                raise DimensionError(f"tree {name!r} has {tree_state_of(entry).dims} dims, not {wanted}")
+            lock = self._find(name, KIND)
+            if lock is not None:
+                return lock
             if wanted is None:
                 raise ValueError(self._missing(name))
             self._make(name, TreeState.create(wanted, **self._parameters))
@@ -83,27 +81,39 @@ class Forest:
         Raises ValueError when there is something of another kind, ReadOnlyError, ClosedError.
         """
         name = as_name(name)
-        self._require_open()
         while True:
-            with self._guard:
-                entry = self._entry(name)
-                if entry is not None:
-                    if entry.kind != wanted.kind:
-                        raise ValueError(f"{name!r} is of the kind {entry.kind!r}, not {wanted.kind!r}")
-                    return self._lock_of(name)
+            lock = self._find(name, wanted.kind)
+            if lock is not None:
+                return lock
             self._make(name, wanted())
+
+    def make_in(self, scope: WriteScope, name: str, dims: int) -> None:
+        """Makes a tree as part of a transaction that has begun. Raises ValueError when there is something of the name,
+        TransactionError when another thread is writing to it."""
+        state = TreeState.create(as_dims(dims), **self._parameters)
+        while True:
+            lock = self._locks.of(name)
+            try:
+                return scope._make(lock, state)
+            except ClosedError:
+                if not lock.dropped:
+                    raise
 
     def drop(self, name: str) -> None:
         """Removes a tree or structure and retires its pages, in one commit.
 
         Raises KeyError, ValueError for a kind that nobody has registered, ReadOnlyError, TransactionError.
         """
-        lock = self.lock_of(name)
-        with WriteScope(self.store, (lock,)) as scope, self._guard:
-            scope._write_tree(lock.name, _clear)
-            scope._set_entry(lock.name, None)
-            scope.commit()
-            self._forget(lock.name)
+        while True:
+            lock = self.lock_of(name)
+            try:
+                with WriteScope(self.store, (lock,)) as scope:
+                    scope._write_tree(lock.name, _clear)
+                    scope._drop(lock.name)
+                return
+            except ClosedError:
+                if not lock.dropped:  # by another thread, and there may be a new one
+                    raise
 
     def _missing(self, name: str) -> str:
         names = self.names()
@@ -112,38 +122,35 @@ class Forest:
 
     def _make(self, name: str, state: Any) -> None:
         """Makes a tree or structure, unless another thread has made one of the name meanwhile."""
-        with WriteScope(self.store, ()) as scope, self._guard:  # who waits for room in the log doesn't hold the guard
-            if self._entry(name) is None:
-                self._forget(name)
-                scope._set_entry(name, entry_of(name, state))
-                scope.commit()
+        lock = self._locks.of(name)
+        try:
+            with WriteScope(self.store, (lock,), made={name: state}):
+                pass
+        except ClosedError:
+            if not lock.dropped:  # by another thread, which has dropped it or couldn't make it
+                raise
 
     def _entry(self, name: str) -> CatalogEntry | None:
         with self.store.read() as published:
             entry: CatalogEntry | None = published.catalog.get(name)
             return entry
 
-    def _lock_of(self, name: str) -> WriterLock:
+    def _find(self, name: str, kind: str | None = None) -> WriterLock | None:
+        """The writer lock of a tree or structure; None when there is nothing of the name.
+
+        Raises ValueError for another kind than that given, TransactionError while this thread is making one.
+        """
         entry = self._entry(name)
         if entry is None:
-            self._forget(name)
-            raise KeyError(name)
+            if self._locks.held_here(name):
+                raise TransactionError(f"{name!r} is being made by a transaction of this thread: use its methods")
+            return None
+        if kind is not None and entry.kind != kind:
+            if kind == KIND:
+                tree_state_of(entry)
+            raise ValueError(f"{name!r} is of the kind {entry.kind!r}, not {kind!r}")
         state_of(entry)
-        lock = self._locks.get(name)
-        if lock is None:
-            lock = self._locks[name] = WriterLock(name, self._holding)
-        return lock
-
-    def _forget(self, name: str) -> None:
-        """Ends the handles of a tree that is gone."""
-        lock = self._locks.pop(name, None)
-        if lock is not None:
-            lock.dropped = True
-
-    def _require_open(self) -> None:
-        """Raises ClosedError; asked before taking the guard, which another thread may have held at a fork."""
-        with self.store.call():
-            return
+        return self._locks.of(name)
 
 
 def _clear(write_set: WriteSet, state: Any) -> None:

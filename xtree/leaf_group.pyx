@@ -139,7 +139,7 @@ def limits() -> dict[str, int]:
 def plan_groups(Store store not None, TreeState state not None, boxes) -> list[tuple[list[int], list[int] | None]]:
     """How a batch of windows, float64 (m, 2 * dims), falls into groups, in the order in which they are answered.
 
-    Of each the rows of its windows, and the NodeIDs of its leaves; None in place of these where each window walks alone.
+    Of each the rows of its windows, and the NodeIDs of its leaves; None in place of these where each walks alone.
     Raises CorruptionError, MemoryError.
     """
     cdef Py_buffer view

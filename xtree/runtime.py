@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -40,11 +39,12 @@ class Runtime:
     to wait for another process's lock. progress: called as progress(bytes read, bytes to read) while the state is read,
     which takes time after a crash; what it raises ends the open, and nothing is lost. on_error: called with the
     exception, from a thread in the background, when a checkpoint fails there; nothing that was committed is lost then,
-    and it is tried again.
+    and it is tried again. It may read and close the index; writes raise TransactionError there.
 
     Raises FileNotFoundError, FileExistsError, LockedError while another handle is open, CorruptionError,
-    FormatVersionError, OSError, ValueError for an unknown mode or durability. Any thread may use it. A context manager,
-    which closes at its end.
+    FormatVersionError, OSError, ValueError for an unknown mode or durability. Any thread may use it, in finalizers and
+    signal handlers too: what would wait for its own thread there raises TransactionError. A context manager, which
+    closes at its end.
     """
 
     def __init__(
@@ -72,9 +72,6 @@ class Runtime:
         )
         self._store = store
         self._forest = Forest(store, settings)
-        # Weak, so that the last handle forgotten closes an index that nobody closed.
-        self._handles: weakref.WeakValueDictionary[WriterLock, XTree] = weakref.WeakValueDictionary()
-        self._naming = threading.Lock()
         self._finalizer = weakref.finalize(self, DurableStore.let_go, store)
 
     @property
@@ -95,9 +92,16 @@ class Runtime:
         """The tree of a name, the same object each time; made with `dims` dimensions when it is missing.
 
         Raises ValueError when it is missing and dims isn't given, DimensionError when it has other dims, ReadOnlyError,
-        ClosedError, and what a commit raises.
+        ClosedError, TransactionError in the middle of a transaction of this thread that makes it or in a finalizer or
+        signal handler that can't wait, and what a commit raises.
         """
-        return self._handle(self._forest.find_or_make(name, dims), False)
+        while True:
+            lock = self._forest.find_or_make(name, dims)
+            try:
+                return self._handle(lock, False)
+            except ClosedError:  # another thread has dropped it meanwhile
+                if self.closed:
+                    raise
 
     def drop(self, name: str) -> None:
         """Removes a tree with its records, in one commit; its handles then raise ClosedError, its snapshots go on.
@@ -144,7 +148,10 @@ class Runtime:
         return stats
 
     def checkpoint(self) -> None:
-        """Writes a checkpoint, from which the next open starts. Raises ReadOnlyError, ClosedError, OSError."""
+        """Writes a checkpoint, from which the next open starts.
+
+        Raises ReadOnlyError, ClosedError, OSError; TransactionError in a finalizer or signal handler that can't wait.
+        """
         self._store.checkpoint()
 
     def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
@@ -162,13 +169,13 @@ class Runtime:
         self._store.backup(as_path(path), progress)
 
     def check(self) -> None:
-        """Verifies the store, its files and every tree in it, and that every page is in one tree or structure.
+        """Verifies the store, its files and every tree that there is as it begins.
 
-        Reads every page and every log. Beside a structure of a kind that nothing defines, a page that is in none is
-        only missed if it is a tree's.
+        Every page must be in one tree or structure. Reads every page and every log. Beside a structure of a kind that
+        nothing defines, a page that is in none is only missed if it is a tree's.
 
         Superblock, manifest, checkpoints and logs are read from the disk once more, also what the open could do
-        without. Others may read and write meanwhile. Raises CorruptionError at the first flaw, OSError.
+        without. Others may write, make and drop trees meanwhile. Raises CorruptionError at the first flaw, OSError.
         """
         with self._store.call():
             self._store.check()
@@ -240,13 +247,14 @@ class Runtime:
             return scope._write_tree(lock.name, function, *arguments)
 
     def _handle(self, lock: WriterLock, owner: bool) -> XTree:
-        with self._naming:
-            handle = self._handles.get(lock)
-            if handle is None or handle.closed:
-                handle = XTree.__new__(XTree)
-                handle._attach(self._store, lock, self, owner)
-                self._handles[lock] = handle
-            return handle
+        while True:
+            handle: XTree | None = lock.get_handle()  # a weak one: the last that is forgotten closes the index
+            if handle is not None and not handle.closed:
+                return handle
+            made = XTree.__new__(XTree)
+            made._attach(self._store, lock, self, owner)
+            if lock.set_handle(made, handle) is made:
+                return made
 
 
 def open(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from xtree.arguments import as_name
 from xtree.errors import TransactionError
 from xtree.reading import Reader
 from xtree.structure import StructureHandle
@@ -64,6 +65,19 @@ class RuntimeTransaction(WriteScope):
         forest = runtime._forest
         locks = tuple(forest.lock_of(name) for name in sorted(set(names)))
         super().__init__(forest.store, locks, None, timeout, runtime)
+        self._made: set[str] = set()
+
+    def make(self, name: str, dims: int) -> TransactionTree:
+        """Makes a tree, which is there for this transaction at once, and for others with its commit.
+
+        dims: number of dimensions, 1 to 64. Raises ValueError when there is something of the name, TransactionError
+        when another thread is making or dropping it, TypeError, and what `Runtime.tree` raises for bad arguments.
+        """
+        name = as_name(name)
+        _ = self._base_epoch  # it must have begun before a lock of the name is made
+        self._open_forest().make_in(self, name, dims)
+        self._made.add(name)
+        return TransactionTree(self, name)
 
     def tree(self, name: str) -> TransactionTree:
         """A tree as this transaction changes it.
@@ -79,15 +93,20 @@ class RuntimeTransaction(WriteScope):
         self._take(name, False)
         return StructureHandle(name, partial(self._read_tree, name), partial(self._write_tree, name))
 
-    def _take(self, name: str, tree: bool) -> None:
+    def _open_forest(self) -> Forest:
         runtime = self._owner
         if runtime is None:
             raise TransactionError(f"the transaction is {self.status}")
         forest: Forest = runtime._forest
-        lock = forest.lock_of(name)
-        if forest.is_tree(name) != tree:
+        return forest
+
+    def _take(self, name: str, tree: bool) -> None:
+        forest = self._open_forest()
+        lock = None if name in self._made else forest.lock_of(name)
+        if (lock is None or forest.is_tree(name)) != tree:
             raise ValueError(f"{name!r} is {'no tree' if tree else 'a tree'}")
-        self._touch(lock)
+        if lock is not None:
+            self._touch(lock)
 
     def __repr__(self) -> str:
         return f"<RuntimeTransaction, {self.status}>"

@@ -2,12 +2,16 @@
 
 Invariants
   1. A writer lock is held from before a scope's write set begins until it is queued, so what a scope changes is the
-     last state of the tree that was queued. It depends on that one: when that fails, it does too.
+     last state of the tree that was queued. It depends on that one: when that fails, it does too. The lock of a tree
+     that is made or dropped is held until the outcome is known: nobody builds on a tree that may never be, and the
+     handles of one that is gone have ended before its name is free.
   2. Whatever arrives in between, a KeyboardInterrupt too, leaves no lock behind. That is why this file is compiled: no
      signal handler runs between two statements of a compiled function, only inside the Python code that it calls, and
      from there an interrupt comes as an exception, which is handled here.
   3. One thread at a time is inside a scope; a second one is refused, and __exit__, abort and commit wait for it.
   4. After an error that may have left pages half-changed a scope is doomed: nothing but abort is left.
+  5. Nothing waits, and no scope begins or commits, where its thread holds what others wait for (lock_ranks.pxd): there
+     garbage collection or a signal handler has called it. An abort gives its pages back later if need be.
 """
 
 cimport cython
@@ -15,10 +19,13 @@ cimport cython
 import threading
 import time
 
+from cpython.weakref cimport PyWeakref_NewRef
+
+from xtree.persistence.lock_ranks cimport FREE, held, refusal, require_free
 from xtree.persistence.store cimport Store
 
 from xtree.errors import ClosedError, TransactionError
-from xtree.roots import state_of
+from xtree.roots import entry_of, state_of
 
 cdef object get_ident = threading.get_ident
 cdef object monotonic = time.monotonic
@@ -40,23 +47,37 @@ cdef class Tip:
 
 @cython.final
 cdef class WriterLock:
-    """Lets one writer at a time change a tree, and knows which thread that is.
-
-    `holding` counts, for all trees of a store together, the locks that each thread holds: a thread that holds one
-    never waits for another, and so no two threads can wait for each other.
-    """
+    """Lets one writer at a time change a tree, and knows which thread that is."""
 
     cdef readonly str name
-    cdef public bint dropped        # the tree is gone for good
+    cdef readonly bint dropped      # the tree is gone for good, or was never made: another lock has the name
     cdef Tip tip                    # of the scope that had it last; None or empty: ask the catalog
-    cdef dict holding
+    cdef WriterLocks locks
+    cdef dict holding               # that of `locks`
     cdef object lock
     cdef object holder              # the thread that took it
+    cdef object handle              # a weak reference to the tree's handle, or None
 
-    def __init__(self, str name not None, dict holding not None):
+    def __init__(self, WriterLocks locks not None, str name not None):
         self.name = name
-        self.holding = holding
+        self.locks = locks
+        self.holding = locks.holding
         self.lock = threading.Lock()
+
+    # Compiled, so that two threads that ask for a tree at the same time get one handle without a lock.
+
+    def get_handle(self):
+        """The handle of the tree, as long as somebody holds it; else None."""
+        return None if self.handle is None else self.handle()
+
+    def set_handle(self, handle not None, before):
+        """Makes it the tree's handle in the place of `before`, unless another one is there; returns that which is."""
+        reference = PyWeakref_NewRef(handle, None)
+        present = self.get_handle()
+        if present is not None and present is not before:
+            return present
+        self.handle = reference
+        return handle
 
     cdef int take(self, object deadline, bint wait) except -1:
         """Takes the lock. Raises TransactionError where waiting could be for ever, TimeoutError, ClosedError."""
@@ -90,6 +111,42 @@ cdef class WriterLock:
             self.holding[holder] -= 1
         self.lock.release()
         return 0
+
+    cdef int retire(self) except -1:
+        """There is no tree of it any more; its holder says so before he gives it back."""
+        self.dropped = True
+        if self.locks.by_name.get(self.name) is self:
+            del self.locks.by_name[self.name]
+        return 0
+
+
+@cython.final
+cdef class WriterLocks:
+    """The writer locks of a store: of trees that there are, and of those that are being made.
+
+    `holding` counts, for all of them together, the locks that each thread holds: a thread that holds one never waits
+    for another, and so no two threads can wait for each other.
+    """
+
+    cdef dict by_name
+    cdef dict holding
+
+    def __init__(self):
+        self.by_name = {}
+        self.holding = {}
+
+    def of(self, str name not None):
+        """The lock of a name; one is made if need be."""
+        lock = self.by_name.get(name)
+        return self.by_name.setdefault(name, WriterLock(self, name)) if lock is None else lock
+
+    def __len__(self):
+        return len(self.by_name)
+
+    def held_here(self, str name not None):
+        """Whether the calling thread has the lock of a name."""
+        cdef WriterLock lock = self.by_name.get(name)
+        return lock is not None and lock.holder == get_ident()
 
 
 cdef object entry_to_change(WriterLock lock, Store store, write_set):
@@ -131,42 +188,48 @@ cdef class WriteScope:
     locks: WriterLocks of the trees to change, each once, in the order of their names. handle: something whose
     `require_open()` raises once the scope may not go on, or None. timeout: seconds to wait for locks, None
     for ever, and for room in the log, None for as long as the store says. owner: kept alive as long as the scope lasts,
-    which keeps nothing of the store once it has ended.
+    which keeps nothing of the store once it has ended. made: the states of trees to be made where there is nothing of
+    their names, whose locks are among `locks`.
     """
 
     cdef Store store
     cdef object handle
     cdef object timeout
     cdef tuple locks
+    cdef dict made                  # name -> state
     cdef list held
     cdef object turn                # a lock, taken by the thread that is inside
     cdef object inside              # which thread that is
     cdef object write_set
     cdef dict states                # name -> TreeState as this scope has changed it
-    cdef dict entries               # name -> entry that the state was at first
-    cdef dict changes               # name -> entry or None: trees made and dropped
-    cdef Tip tip                    # all that is committed, once it is queued
+    cdef dict entries               # name -> entry that the state was at first, None for a tree that is made
+    cdef set dropped                # names
+    cdef Tip tip                    # all that is committed, once it is queued; None for a tree that is dropped
     cdef readonly str status        # "new", "open", "committed", "aborted", "failed": the outcome is unknown
     cdef object doom                # the error that doomed it
     cdef readonly object _owner     # the handle that it was made with, kept until it ends
     cdef object __weakref__
 
-    def __init__(self, Store store not None, tuple locks not None, handle=None, timeout=None, owner=None):
+    def __init__(self, Store store not None, tuple locks not None, handle=None, timeout=None, owner=None,
+                 dict made=None):
         self.store = store
         self.locks = locks
         self.handle = handle
         self.timeout = timeout
         self._owner = owner
+        self.made = {} if made is None else made
         self.held = []
         self.turn = threading.Lock()
         self.states = {}
         self.entries = {}
-        self.changes = {}
+        self.dropped = set()
         self.status = "new"
 
     def __del__(self):
-        # One that was never ended: its write set aborts by itself, its locks are given back here.
+        # One that was never ended. Its pages come first: who gets the locks may change the same ones.
         if self.held:
+            if self.write_set is not None and self.write_set.status == "open":
+                self.write_set.abort()
             self.give_locks_back()
 
     def __enter__(self):
@@ -200,6 +263,7 @@ cdef class WriteScope:
 
     def _touch(self, WriterLock lock not None):
         """Adds a tree, if that is possible without waiting. Raises TransactionError, KeyError."""
+        require_free("a transaction")
         self.enter_turn()
         try:
             self.require_usable()
@@ -211,13 +275,34 @@ cdef class WriteScope:
         finally:
             self.leave_turn()
 
-    def _set_entry(self, str name not None, entry):
-        """Makes a tree (its first entry), or drops one (None, its pages retired before), with the commit."""
+    def _make(self, WriterLock lock not None, state):
+        """Makes a tree with the commit, if that is possible without waiting. Raises TransactionError, ValueError."""
+        cdef WriterLock taken
+        require_free("a transaction")
+        self.enter_turn()
+        try:
+            self.require_usable()
+            if lock.name not in self.states:
+                lock.take(None, False)
+                self.held.append(lock)
+                if entry_to_change(lock, self.store, self.write_set) is None:
+                    self.entries[lock.name] = None
+                    self.states[lock.name] = state
+                    return
+                taken = self.held.pop()
+                taken.give_back()
+            raise ValueError(f"there is something of the name {lock.name!r} already")
+        finally:
+            self.leave_turn()
+
+    def _drop(self, str name not None):
+        """Drops a tree, whose pages were retired before, with the commit."""
         self.require_usable()
         self.states.pop(name, None)
-        self.changes[name] = entry
+        self.dropped.add(name)
 
     cdef int begin(self) except -1:
+        require_free("a write")
         if self.status != "new":
             raise TransactionError(f"the transaction is {self.status}; a new one is needed")
         try:
@@ -249,14 +334,19 @@ cdef class WriteScope:
 
     cdef int add(self, WriterLock lock) except -1:
         entry = entry_to_change(lock, self.store, self.write_set)
-        if entry is None:
-            raise KeyError(lock.name)
-        self.states[lock.name] = state_of(entry).copy()
         self.entries[lock.name] = entry
+        if entry is not None:
+            self.states[lock.name] = state_of(entry).copy()
+        elif lock.name in self.made:
+            self.states[lock.name] = self.made[lock.name]
+        else:
+            raise KeyError(lock.name)
         return 0
 
     cdef object run(self, bint writes, str name, function, tuple arguments):
         cdef int flight
+        if writes:
+            require_free("a write")
         self.enter_turn()
         try:
             self.require_usable()
@@ -300,6 +390,7 @@ cdef class WriteScope:
         if self.inside == get_ident():
             raise TransactionError("a transaction can't be ended from inside one of its own calls")
         interrupt = self.wait_for_turn()
+        self.inside = get_ident()       # for a signal handler that ends it once more, in the middle of this
         try:
             if self.status == "open":
                 try:
@@ -310,7 +401,7 @@ cdef class WriteScope:
             elif must_be_open:
                 raise TransactionError(f"the transaction is {self.status}")
         finally:
-            self.turn.release()
+            self.leave_turn()
         if interrupt is not None:
             raise interrupt
         return 0
@@ -318,6 +409,10 @@ cdef class WriteScope:
     cdef object wait_for_turn(self):
         """Waits until no thread is inside; returns the exception of a signal that arrived meanwhile."""
         interrupt = None
+        if held() != FREE:
+            if not self.turn.acquire(False):
+                raise refusal("the end of a transaction that another thread is using")
+            return None
         while True:
             try:
                 self.turn.acquire()
@@ -328,30 +423,40 @@ cdef class WriteScope:
     cdef int commit_changes(self) except -1:
         if self.doom is not None:
             raise TransactionError(f"the transaction has failed and was aborted: {self.doom!r}") from self.doom
+        require_free("a commit")
         if self.handle is not None:
             self.handle.require_open()
         self.store.require_writable()
-        changes = dict(self.changes)
+        changes = dict.fromkeys(self.dropped)
         for name, state in self.states.items():
             before = self.entries[name]
             root = state.root
-            if root != before.root:
+            if before is None:
+                changes[name] = entry_of(name, state)
+            elif root != before.root:
                 changes[name] = before.followed_by(root, state.encode(), state)
         if changes:
             self.tip = Tip(self.write_set, changes)
-            self.write_set.commit(changes, None if self.changes else self.let_others_begin)
+            self.write_set.commit(changes, self.let_others_begin)
         else:
             self.write_set.abort()
             self.status = "committed"
         return 0
 
     def let_others_begin(self):
-        """Called once the changes are queued: gives the locks back, and leaves the next holders what they build on."""
+        """Called once the changes are queued: gives the locks back, and leaves the next holders what they build on.
+
+        Those of trees that it makes or drops stay: there is nothing to build on.
+        """
         cdef WriterLock lock
-        for lock in self.held:
-            if lock.name in self.tip.changes:
-                lock.tip = self.tip
-        self.give_locks_back()
+        cdef Py_ssize_t i
+        for i in range(len(self.held) - 1, -1, -1):
+            lock = self.held[i]
+            if self.entries.get(lock.name, lock) is not None and lock.name not in self.dropped:
+                if lock.name in self.tip.changes:
+                    lock.tip = self.tip
+                del self.held[i]
+                lock.give_back()
 
     cdef int let_go(self, str outcome) except -1:
         """The end: the write set closed, the outcome noted, the locks given back."""
@@ -376,14 +481,22 @@ cdef class WriteScope:
             self.tip.write_set = self.tip.changes = None
         self.tip = None
         self.write_set = self.doom = self.handle = None
-        self.states = self.entries = self.changes = None
+        self.states = self.entries = self.made = self.dropped = None
         self.locks = ()
         self.store = None
         self._owner = None          # last: it may be what kept the index open
 
     cdef int give_locks_back(self) except -1:
+        """Gives back what is held; a lock whose tree is gone, or was not made after all, is retired before."""
         cdef WriterLock lock
+        cdef bint committed = self.status == "committed"
         while self.held:
             lock = self.held.pop()
+            if lock.name in self.dropped:
+                gone = committed
+            else:
+                gone = not committed and self.entries.get(lock.name, lock) is None
+            if gone:
+                lock.retire()
             lock.give_back()
         return 0

@@ -13,6 +13,7 @@ from typing import Any
 
 from xtree.persistence.clock import Clock
 from xtree.persistence.config import Config
+from xtree.persistence.lock_ranks import ROOM, RankedLock
 
 SLOW_SHARE = 0.8  # of the limit
 LONGEST_PAUSE_S = 0.02
@@ -33,7 +34,8 @@ class Backpressure:
         self._clock = clock
         self._outstanding = outstanding
         self._demand_checkpoint = demand_checkpoint
-        self._changed = threading.Condition()
+        lock: Any = RankedLock(ROOM)  # has all that a Condition asks for
+        self._changed = threading.Condition(lock)
 
     def wait_for_room(
         self,

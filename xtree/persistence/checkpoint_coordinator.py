@@ -25,9 +25,10 @@ from xtree.persistence.commit_queue import CommitQueue, Request, carry, outcome_
 from xtree.persistence.crash_points import reach
 from xtree.persistence.frame import frame_bytes
 from xtree.persistence.journal import Journal
+from xtree.persistence.lock_ranks import STARTING, TURN, RankedLock, Worker
 from xtree.persistence.open_directory import OpenDirectory
 from xtree.persistence.platform_fs import SyncFailedError
-from xtree.persistence.threads import start_thread
+from xtree.persistence.threads import start_worker
 from xtree.persistence.wal import LogWriter, PlannedFrame
 
 if TYPE_CHECKING:
@@ -92,9 +93,9 @@ class Coordinator:
         self._queue = CommitQueue(clock)
         self._next_group_at = clock.now()  # when the window of the group before has passed
         self._sync_at: float | None = None  # when the frames that wait for a sync must get it; None: there are none
-        self._thread: threading.Thread | None = None
-        self._start = threading.Lock()
-        self._turn = threading.Lock()  # held by who writes to the journal: the leader, or a thread that commits alone
+        self._thread: Worker | None = None
+        self._start = RankedLock(STARTING)
+        self._turn = RankedLock(TURN)  # held by who writes to the journal: the leader, or a thread that commits alone
         self._waits_for_turn = journal.config.durability == "eventual"
         self._carries_alone = journal.config.durability != "strict" and not journal.config.group_window_ms
         self.checkpointer = Checkpointer(self, clock, on_error)
@@ -127,7 +128,7 @@ class Coordinator:
         The leader itself calls it at once. A failed sync in it poisons. Raises StoreFailedError for a store that is
         poisoned.
         """
-        if self.leads_here():
+        if threading.current_thread() is self._thread:
             return function()
         self._ensure_leader()
         result: T = self._queue.submit(Request("call", None, function))
@@ -147,14 +148,6 @@ class Coordinator:
         finally:
             assert self._thread is not None
             self._thread.join()
-
-    def leads_here(self) -> bool:
-        """Whether the calling thread is the leader."""
-        return threading.current_thread() is self._thread
-
-    def works_here(self) -> bool:
-        """Whether the calling thread is the leader or the checkpointer, which can't wait for its own end."""
-        return self.leads_here() or self.checkpointer.works_here()
 
     def poison(self, error: BaseException) -> None:
         """Refuses every later write: something that must reach the disk may not have."""
@@ -201,7 +194,7 @@ class Coordinator:
     def _start_leader(self) -> None:
         with self._start:
             if self._thread is None:
-                self._thread = start_thread(self._lead, "xtree-leader", daemon=True)
+                self._thread = start_worker(self._lead, "xtree-leader")
 
     # The leader.
 

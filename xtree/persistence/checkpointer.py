@@ -32,9 +32,10 @@ from xtree.persistence.commit_queue import CommitQueue, Request
 from xtree.persistence.crash_points import reach
 from xtree.persistence.filenames import checkpoint_name
 from xtree.persistence.frame import LogLink
+from xtree.persistence.lock_ranks import FREE, Worker, rank_held
 from xtree.persistence.platform_fs import SyncFailedError
 from xtree.persistence.reclaimer import Reclaimer
-from xtree.persistence.threads import start_thread
+from xtree.persistence.threads import start_worker
 
 if TYPE_CHECKING:
     from xtree.persistence.checkpoint_coordinator import Coordinator
@@ -90,7 +91,7 @@ class Checkpointer:
         )
         self._queue = CommitQueue(clock)
         self._place = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread: Worker | None = None
         self._unaware = True  # the thread waits for the first commit that no checkpoint holds
         self._reclaiming = False  # the thread looks at retired pages now and then
         self._spare_pause = Pause()
@@ -103,10 +104,8 @@ class Checkpointer:
     def request(self) -> None:
         """Has a checkpoint taken that begins after this call, and waits for it; if nothing is new there is none.
 
-        Raises OSError, StoreFailedError; RuntimeError in a thread that it depends on: in the callback.
+        Raises OSError, StoreFailedError.
         """
-        if self._coordinator.works_here():
-            raise RuntimeError("a thread that checkpoints depend on can't wait for one")
         self._queue.submit(Request("checkpoint"))
 
     def wait_for_room(self, timeout: float | None) -> None:
@@ -114,7 +113,7 @@ class Checkpointer:
 
         Raises TimeoutError, ClosedError, StoreFailedError.
         """
-        if self._journal.uncovered_bytes >= self._backpressure.slow_from and not self._coordinator.works_here():
+        if self._journal.uncovered_bytes >= self._backpressure.slow_from and rank_held() == FREE:
             self._backpressure.wait_for_room(timeout, self._store.require_writable, lambda: self.last_error)
 
     def call(self, function: Callable[[], T]) -> T:
@@ -125,7 +124,7 @@ class Checkpointer:
     def start(self) -> None:
         """Starts the thread if there is none. For one thread at a time, where no interrupt can land. Raises OSError."""
         if self._thread is None:
-            self._thread = start_thread(self._run, "xtree-checkpointer", daemon=True)
+            self._thread = start_worker(self._run, "xtree-checkpointer")
 
     def stop(self) -> None:
         """Ends the thread, once the checkpoint under way has ended, and every wait for room."""
@@ -137,10 +136,6 @@ class Checkpointer:
     def wake_waiting(self) -> None:
         """Lets those who wait for room look again."""
         self._backpressure.wake()
-
-    def works_here(self) -> bool:
-        """Whether the calling thread is the checkpointer's."""
-        return threading.current_thread() is self._thread
 
     def stats(self) -> dict[str, Any]:
         """Counters of checkpoints, logs, backpressure and reclaim, as a dict."""

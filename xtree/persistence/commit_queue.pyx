@@ -11,6 +11,7 @@ from queue import SimpleQueue
 
 cimport cython
 
+from xtree.persistence.lock_ranks cimport IN_THREAD, hold, resume
 from xtree.persistence.mvcc cimport Epochs
 
 from xtree.errors import XTreeError
@@ -46,12 +47,14 @@ def in_new_thread(function, *arguments):
     request.expect()
 
     def run():
+        before = hold(IN_THREAD)        # the caller waits for it
         try:
             result = function(*arguments)
         except BaseException as error:  # handed to the thread that asked
             request.finish(error=error)
         else:
             request.finish(result=result)
+        resume(before)
 
     try:
         start_new_thread(run, ())

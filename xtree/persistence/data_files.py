@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from struct import Struct
 from typing import Any
@@ -28,6 +27,7 @@ from xtree.persistence.crash_points import reach
 from xtree.persistence.disk_reserve import kept_free, require_space
 from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
 from xtree.persistence.filenames import data_name
+from xtree.persistence.lock_ranks import FILE_TABLE, SYNCING, RankedLock
 from xtree.persistence.manifest import DataFileEntry
 from xtree.persistence.mmap_windows import Windows
 from xtree.persistence.open_directory import path_in
@@ -56,7 +56,7 @@ class DataFile:
         self.synced_bytes = synced_bytes  # of these it is known that they outlive a power loss
         self.changed = False  # pages were written since the last sync began
         self.sync_failed = False
-        self.sync_lock = threading.Lock()
+        self.sync_lock = RankedLock(SYNCING)
 
 
 def read_header(file: File, uuid: bytes) -> tuple[int, int, int]:
@@ -93,7 +93,7 @@ class DataFiles:
         self._take_number = take_number
         self._files: dict[int, DataFile] = {}  # by window
         self._open_files = OpenFiles(config.descriptor_budget)
-        self._lock = threading.Lock()
+        self._lock = RankedLock(FILE_TABLE)
         windows.set_budget(config.mapping_budget)
 
     # Opening.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from xtree.persistence.delta import deltas_of, touched_windows
 from xtree.persistence.file_check import Flaw, file_flaws
 from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.lock_file import Lock
+from xtree.persistence.lock_ranks import REBUILDING, RankedLock, require_nothing_held
 from xtree.persistence.metrics import Latency
 from xtree.persistence.mvcc import Epochs
 from xtree.persistence.open_directory import DirectoryLostError
@@ -46,7 +46,7 @@ class DurableStore(Store):
         self._lock = lock
         self._latency = Latency()
         self._allocator_ready = False
-        self._rebuilding = threading.Lock()
+        self._rebuilding = RankedLock(REBUILDING)
         self._set_up(
             recovered.table,
             Epochs(slow_reader_s=journal.config.slow_reader_s),
@@ -78,14 +78,16 @@ class DurableStore(Store):
     def checkpoint(self) -> None:
         """Makes the current epoch the one that recovery starts from, so that no log has to be replayed.
 
-        Raises OSError, ClosedError, ReadOnlyError, StoreFailedError.
+        Raises OSError, ClosedError, ReadOnlyError, StoreFailedError; TransactionError where it would wait for itself.
         """
+        require_nothing_held("a checkpoint")
         with self.call():
             self.require_writable()
             self._coordinator.submit_checkpoint()
 
     def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
         """Copies the current epoch into a directory of its own (persistence.backup)."""
+        require_nothing_held("a backup")
         write_backup(self, self._journal.fs, path, progress)
 
     def let_go(self) -> None:
@@ -147,10 +149,6 @@ class DurableStore(Store):
         return deltas_of(write_set, epoch, largest_payload, payload_base, files, log_number)
 
     # What Store asks for.
-
-    def _waits_for_itself(self) -> bool:
-        # Its own threads come here in a finalizer that garbage collection runs, or in the callback for errors.
-        return super()._waits_for_itself() or self._coordinator.works_here() or self._recycler.is_here()
 
     def _before_write(self) -> None:
         if not self._allocator_ready:

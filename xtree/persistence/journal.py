@@ -18,6 +18,7 @@ from xtree.persistence.crash_points import reach
 from xtree.persistence.data_files import DataFiles
 from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.frame import LogLink
+from xtree.persistence.lock_ranks import NUMBERS, RankedLock
 from xtree.persistence.log_gc import LogGarbage
 from xtree.persistence.manifest import CheckpointEntry, ClosedLog, LogEntry, Manifest
 from xtree.persistence.open_directory import path_in
@@ -30,7 +31,7 @@ class FileNumbers:
     """Hands out file numbers, each once. Any thread may take one."""
 
     def __init__(self, following: int) -> None:
-        self._lock = threading.Lock()
+        self._lock = RankedLock(NUMBERS)
         self._following = following
 
     @property

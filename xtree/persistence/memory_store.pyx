@@ -1,7 +1,5 @@
 """MemoryStore: a store without files, whose pages are in anonymous memory."""
 
-import threading
-
 from libc.stdint cimport uint64_t
 
 from xtree.persistence.mvcc cimport Epochs
@@ -10,6 +8,7 @@ from xtree.persistence.store cimport Store
 from xtree.persistence.write_set cimport WriteSet
 
 from xtree.persistence.catalog import Catalog
+from xtree.persistence.lock_ranks import TURN, RankedLock
 from xtree.persistence.memory_growth import MemoryGrowth
 from xtree.persistence.mmap_windows import Windows
 from xtree.persistence.segment_allocator import SegmentAllocator
@@ -22,7 +21,7 @@ class MemoryStore(Store):
         windows = Windows()
         allocator = SegmentAllocator(MemoryGrowth(windows))
         self._set_up(ObjectTable() if table is None else table, Epochs(), windows, allocator, 0, Catalog(), None, False)
-        self._commit_lock = threading.Lock()
+        self._commit_lock = RankedLock(TURN)
 
     def _commit(self, WriteSet write_set, dict changes, on_queued):
         with self._commit_lock:

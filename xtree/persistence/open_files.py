@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
+from xtree.persistence.lock_ranks import OPEN_FILES, RankedLock
 from xtree.persistence.platform_fs import File
 
 
@@ -66,7 +66,7 @@ class OpenFiles:
         self.opened = 0
         self.closed = 0
         self.peak = 0
-        self._lock = threading.RLock()
+        self._lock = RankedLock(OPEN_FILES, reentrant=True)
         self._open: set[LazyFile] = set()
         self._kept: OrderedDict[LazyFile, None] = OrderedDict()  # in the order in which they were first kept
         self._idle: OrderedDict[LazyFile, None] = OrderedDict()  # open and needed by nobody, longest unused first

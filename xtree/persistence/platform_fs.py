@@ -14,7 +14,6 @@ import mmap
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from xtree.errors import LockedError
 from xtree.persistence.crash_points import reach
 from xtree.persistence.filenames import LOCK, temporary_name
 from xtree.persistence.lock_file import OPEN_FLAGS, WINDOWS, Lock, open_lock, owner_of, try_lock
+from xtree.persistence.lock_ranks import POSITION, RankedLock
 from xtree.persistence.open_directory import DirectoryLostError, OpenDirectory, Path, PathIn, path_in
 
 SYNC_COVERS_MAPPINGS = sys.platform.startswith("linux")  # elsewhere a mapping must be flushed before its file is synced
@@ -57,7 +57,7 @@ class File:
     def __init__(self, path: Path, fd: int) -> None:
         self.path = os.fspath(path)
         self._fd = fd
-        self._position_lock = None if hasattr(os, "pread") else threading.Lock()
+        self._position_lock = None if hasattr(os, "pread") else RankedLock(POSITION)
 
     @property
     def name(self) -> str:

@@ -308,13 +308,13 @@ cdef class Turnover:
                             epoch = epochs.pinned_epoch(guard)
                         else:
                             epoch = max(load_seq(&epochs.horizon), self.first)
-                            for i in range(<int>(rounds * 31 % (delay + 1))):
+                            for _ in range(<int>(rounds * 31 % (delay + 1))):
                                 load_seq(&epochs.current)
                         slot = epochs.pin_at(epoch)
                         if guard >= 0:
                             epochs.unpin(guard)
                             guard = -1
-                        for i in range(LOOKS_AT_OLD):
+                        for _ in range(LOOKS_AT_OLD):
                             if not self.shows(epoch):
                                 flaws += 1
                                 break

@@ -18,6 +18,7 @@ from _thread import allocate_lock, start_new_thread
 cimport cython
 from libc.stdint cimport uint64_t
 
+from xtree.persistence.lock_ranks cimport IN_THREAD, hold
 from xtree.persistence.mmap_windows cimport Windows
 from xtree.persistence.mvcc cimport Epochs
 
@@ -102,14 +103,11 @@ cdef class Recycler:
         """Whether there is a thread at present."""
         return bool(self.running)
 
-    def is_here(self):
-        """Whether the calling thread is the recycler's."""
-        return self.thread == PyThread_get_thread_ident()
-
     # The thread.
 
     def _run(self):
         cdef double pause = SETTLE_S
+        hold(IN_THREAD)
         self.thread = PyThread_get_thread_ident()
         try:
             while not self.stopping:

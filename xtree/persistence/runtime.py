@@ -14,6 +14,7 @@ from xtree.persistence.config import Config
 from xtree.persistence.creation import Creation
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.lock_file import Lock
+from xtree.persistence.lock_ranks import require_nothing_held
 from xtree.persistence.open_directory import OpenDirectory
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.recovery import Progress, holds_data, recover
@@ -65,9 +66,10 @@ def open_store(
     mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. timeout: seconds to wait for the
     directory's lock, None for ever. progress(bytes read, bytes to read) is called while the state is read; what it
     raises ends the open. on_error: called with the exception when a checkpoint, or making the next log, fails in the
-    background, in the thread where it failed; it can't wait for a checkpoint. Raises FileNotFoundError,
+    background, in the thread where it failed; it may read and close, not write. Raises FileNotFoundError,
     FileExistsError, NotADirectoryError, LockedError, CorruptionError, FormatVersionError, OSError, ValueError.
     """
+    require_nothing_held("opening an index")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     fs = fs or FileSystem()

@@ -20,9 +20,9 @@ A pin says which pages somebody may still want to see, a flight which mappings a
     table, allocator  whoever holds `lock`                    see their headers
 
 `lock` is never awaited while holding the GIL, and may be held while asking for it; so the two can't deadlock. Who has
-the GIL may try it, and then holds it only as long as nothing gives the GIL away. Where
-Python code runs under it, hold_lock notes the thread: garbage collection may abort a forgotten write set there, which
-then can't wait for the lock and is put on the list `abandoned` instead.
+the GIL may try it, and then holds it only as long as nothing gives the GIL away. hold_lock notes its rank
+(lock_ranks.pxd): garbage collection may abort a forgotten write set under it, or under a lock that comes after it; the
+write set then can't wait for it and is put on the list `abandoned` instead.
 """
 
 cimport cython
@@ -30,6 +30,7 @@ from cpython.pythread cimport NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyT
 from libc.stdint cimport uint32_t, uint64_t
 
 from xtree.persistence.atomics cimport load_acquire, load_relaxed, store_relaxed
+from xtree.persistence.lock_ranks cimport STORE_LOCK, hold, resume
 from xtree.persistence.mmap_windows cimport Windows
 from xtree.persistence.mvcc cimport Epochs
 from xtree.persistence.node_id cimport NodeID, handle_of
@@ -80,15 +81,16 @@ cdef class Store:
     cdef readonly object path       # of the directory, None in memory
     cdef readonly bint read_only
     cdef PyThread_type_lock lock
-    cdef uint64_t lock_holder       # the thread that runs Python code under the lock, 0 when none does
+    cdef uint64_t lock_holder       # the thread that has the lock by hold_lock or try_lock, 0 when none has
+    cdef int holder_before          # what `resume` takes when that thread gives it back
     cdef list abandoned             # write sets whose pages are still to be given back
     cdef int status                 # OPEN ... FORKED
     cdef Py_ssize_t calls           # running now
     cdef unsigned long *callers     # the threads that they run in
     cdef Py_ssize_t callers_room
-    cdef object closing             # set once the close that has begun is over, or was interrupted
+    cdef object closing             # a lock, held until the close that has begun is over, or was interrupted
     cdef object closer              # the thread that carries it out
-    cdef object idle                # set when the last running call has ended, once the store is closing
+    cdef object idle                # a lock, given back when the last running call has ended, once the store is closing
     cdef dict write_sets            # weak references to those that haven't ended, by their ids
     cdef uint64_t allocation_failures   # pages for which there was no slot; written under `lock`
     cdef uint64_t handle_failures       # pages for which there was no handle; written under `lock`
@@ -110,20 +112,34 @@ cdef class Store:
     cdef int give_back(self, NodeID node) except -1 nogil
 
 
-cdef inline void hold_lock(Store store) noexcept nogil:
-    """Waits for the store's lock, to run Python code under it."""
-    lock_without_gil(store.lock)
+cdef inline void note_holder(Store store) noexcept nogil:
     store_relaxed(&store.lock_holder, PyThread_get_thread_ident())
+    store.holder_before = hold(STORE_LOCK)
+
+
+cdef inline void hold_lock(Store store) noexcept nogil:
+    """Waits for the store's lock; for a thread that holds nothing of its rank or above."""
+    lock_without_gil(store.lock)
+    note_holder(store)
+
+
+cdef inline bint try_lock(Store store) noexcept nogil:
+    """Takes the store's lock if nobody has it."""
+    if not PyThread_acquire_lock(store.lock, NOWAIT_LOCK):
+        return False
+    note_holder(store)
+    return True
 
 
 cdef inline void drop_lock(Store store) noexcept nogil:
-    """Gives back what hold_lock took."""
+    """Gives back what hold_lock or try_lock took."""
     store_relaxed(&store.lock_holder, 0)
+    resume(store.holder_before)
     PyThread_release_lock(store.lock)
 
 
 cdef inline bint holds_lock(Store store) noexcept nogil:
-    """Whether this thread runs Python code under the store's lock, and so can't wait for it."""
+    """Whether this thread has the store's lock."""
     return load_relaxed(&store.lock_holder) == PyThread_get_thread_ident()
 
 

@@ -1,19 +1,17 @@
 """The store: reading pages, pins and calls in flight, publication and reclaim. docs: store.pxd."""
 
+import atexit
 import os
-import threading
 import weakref
-
-from threading import get_ident
+from _thread import allocate_lock, get_ident
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.pythread cimport (
-    PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
-)
+from cpython.pythread cimport PyThread_allocate_lock, PyThread_free_lock
 from libc.string cimport memset
 
 from xtree.persistence.atomics cimport load_acquire, load_relaxed
+from xtree.persistence.lock_ranks cimport FREE, IN_THREAD, held, refusal, require_free
 from xtree.persistence.memory cimport reallocate, release
 from xtree.persistence.mmap_windows cimport offset_of, window_of
 from xtree.persistence.node_id cimport make_node_id, tag_of
@@ -25,7 +23,7 @@ from xtree.persistence.page_checksum cimport page_crc
 
 from xtree.errors import ClosedError, CorruptionError, FormatVersionError, ReadOnlyError, StoreFailedError
 from xtree.persistence.stored_table import snapshot_table
-from xtree.persistence.threads import start_thread
+from xtree.persistence.threads import start_detached
 
 cdef extern from "<assert.h>" nogil:
     void c_assert "assert"(bint condition) noexcept     # in the checked build only
@@ -36,6 +34,7 @@ cdef PageVerifier verifiers[256]
 memset(verifiers, 0, sizeof(verifiers))
 
 _stores = weakref.WeakSet()
+_closing = set()                    # stores that a thread of their own closes
 cdef object _write_set = None       # the class, once it is needed
 
 
@@ -50,6 +49,23 @@ def _forked():
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
+
+
+@atexit.register
+def _wait_for_closing():
+    """At the end of the process: what a finalizer or a signal handler has begun to close is closed cleanly."""
+    for store in list(_closing):
+        store.close()
+
+
+cdef int lock_to_read(Store store) except -1:
+    """Takes the store's lock, of whose rank the thread may hold something: then it doesn't wait."""
+    if held() < STORE_LOCK:
+        with nogil:
+            hold_lock(store)
+    elif not try_lock(store):
+        raise refusal("this call")
+    return 0
 
 
 cdef int register_kind(int kind, PageVerifier verifier) except -1:
@@ -163,7 +179,7 @@ cdef class Store:
     def __cinit__(self, *args, **kwargs):
         self.lock = NULL
         self.status = OPEN
-        self.idle = threading.Event()
+        self.idle = allocate_lock()
         self.callers = NULL
         self.write_sets = {}
         self.abandoned = []
@@ -216,8 +232,8 @@ cdef class Store:
             i -= 1
         self.calls -= 1
         self.callers[i] = self.callers[self.calls]
-        if self.calls == 0 and self.status >= CLOSED:
-            self.idle.set()
+        if self.calls == 0 and self.status >= CLOSED and self.idle.locked():
+            self.idle.release()
 
     cdef int land(self, int flight) noexcept:
         if flight >= 0:
@@ -225,9 +241,11 @@ cdef class Store:
         return -1
 
     def _waits_for_itself(self):
-        """Whether the calling thread is inside a call, which close() would wait for."""
+        """Whether the calling thread is inside a call, which close() would wait for, or others may wait for it."""
         cdef Py_ssize_t i
         cdef unsigned long me = PyThread_get_thread_ident()
+        if held() != FREE:
+            return True
         for i in range(self.calls):
             if self.callers[i] == me:
                 return True
@@ -258,9 +276,13 @@ cdef class Store:
         return Pin(self)
 
     def begin(self):
-        """A new WriteSet on the current epoch. Raises ClosedError, ReadOnlyError, StoreFailedError."""
+        """A new WriteSet on the current epoch.
+
+        Raises ClosedError, ReadOnlyError, StoreFailedError; TransactionError where a write would wait for itself.
+        """
         global _write_set
         cdef int flight
+        require_free("a write")
         if _write_set is None:
             from xtree.persistence.write_set import WriteSet as _write_set  # which is built on this module
         flight = self.enter()
@@ -291,33 +313,45 @@ cdef class Store:
         """Refuses new calls, waits for those running, aborts open write sets, lets go of everything. Idempotent.
 
         A second thread that closes it waits for the first to be done. From inside one of its own calls (a signal
-        handler, a callback) it returns at once, and the rest is done as soon as that call has ended.
+        handler, a callback), or where others may wait for the thread, it returns at once, and the rest is done by a
+        thread of its own, as soon as that call has ended.
         """
+        closing = allocate_lock()
+        closing.acquire()
         while self.status >= CLOSED:
             if self.status == FORKED or self.closer == get_ident() or self._waits_for_itself():
                 return
-            self.closing.wait()
+            other = self.closing
+            other.acquire()
+            other.release()
             if self.status >= CLOSED:       # not interrupted, and open again
                 return
         failed = self.status == POISONED
-        self.closing = threading.Event()
-        self.closer = get_ident()
         self.status = CLOSED
+        self.closing = closing
+        self.closer = None                  # _finish_closing says who it is
+        self.idle.acquire(False)
+        if not self._waits_for_itself():
+            self._finish_closing(failed)
+            return
+        _closing.add(self)
         try:
-            if self._waits_for_itself():
-                start_thread(self._finish_closing, "xtree-closer", failed)
-            else:
-                self._finish_closing(failed)
+            start_detached("xtree-closer", self._finish_closing, failed)
         except BaseException:
-            if self.calls > 0:          # interrupted while it waited
-                self.status = POISONED if failed else OPEN
-            self.closing.set()
+            _closing.discard(self)
+            self._reopen(failed)
             raise
 
     def _finish_closing(self, failed):
+        cdef int before = hold(IN_THREAD)   # whoever else closes it waits for this thread
         self.closer = get_ident()
-        while self.calls > 0:
-            self.idle.wait()
+        try:
+            while self.calls > 0:
+                self.idle.acquire()
+        except BaseException:               # interrupted while it waited
+            resume(before)
+            self._reopen(failed)
+            raise
         try:
             for reference in list(self.write_sets.values()):
                 write_set = reference()
@@ -327,7 +361,13 @@ cdef class Store:
             self._shut_down(failed)
         finally:
             self._forget_contents()
-            self.closing.set()
+            resume(before)
+            _closing.discard(self)
+            self.closing.release()
+
+    def _reopen(self, failed):
+        self.status = POISONED if failed else OPEN
+        self.closing.release()
 
     def _forget_contents(self):
         """After close: a handle that somebody keeps keeps no catalog and no rows. Pins still end, so epochs stay."""
@@ -385,7 +425,7 @@ cdef class Store:
         cdef int size_class = 0
         cdef Py_ssize_t done = 0
         with nogil:
-            lock_without_gil(self.lock)
+            hold_lock(self)
             try:
                 horizon = self.epochs.reclaim_horizon()
                 if durable < horizon:
@@ -394,7 +434,7 @@ cdef class Store:
                     self.allocator.free(address)
                     done += 1
             finally:
-                PyThread_release_lock(self.lock)
+                drop_lock(self)
         return done
 
     def _snapshot_rows(self, uint64_t epoch, list file_of_window):
@@ -415,7 +455,7 @@ cdef class Store:
         cdef Row *row
         try:
             with nogil:
-                lock_without_gil(self.lock)
+                hold_lock(self)
                 try:
                     handle = self.table.next_handle(0)
                     while handle:
@@ -425,7 +465,7 @@ cdef class Store:
                             allocator.occupy(class_of(word), address)
                         handle = self.table.next_handle(handle)
                 finally:
-                    PyThread_release_lock(self.lock)
+                    drop_lock(self)
         except CorruptionError as error:
             raise CorruptionError(f"{self._where(address)}: {error}") from None
 
@@ -593,17 +633,18 @@ cdef class Store:
         """The allocator's counters, under the lock: this thread's own, if it is a signal handler's or a finalizer's."""
         if holds_lock(self):
             return self.allocator.stats()
-        with nogil:
-            hold_lock(self)
+        lock_to_read(self)
         try:
             return self.allocator.stats()
         finally:
             drop_lock(self)
 
     def check(self):
-        """Verifies table, allocator and their agreement. Raises CorruptionError."""
-        with nogil:
-            hold_lock(self)
+        """Verifies table, allocator and their agreement.
+
+        Raises CorruptionError; TransactionError where that could wait for itself.
+        """
+        lock_to_read(self)
         try:
             self.table.check()
             self._check_slots()
@@ -613,8 +654,8 @@ cdef class Store:
     def _check_slots(self):
         """Every slot in use belongs to a row, and the other way round. The lock is held."""
         self.allocator.check()
-        held = self.table.stats()
-        expected = held["live"] + held["reserved"] + held["retired"]
+        rows = self.table.stats()
+        expected = rows["live"] + rows["reserved"] + rows["retired"]
         if self.allocator.slots_used != expected:
             raise CorruptionError(f"{self._where()}: {self.allocator.slots_used} slots are in use, "
                                   f"expected {expected} by the rows")

@@ -20,7 +20,6 @@ Invariants:
 from __future__ import annotations
 
 import dataclasses
-import threading
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
@@ -30,6 +29,8 @@ from xtree.persistence.config import MAX_EPOCH
 from xtree.persistence.crash_points import reach
 from xtree.persistence.file_header import HEADER_BYTES, pack_header, unpack_header
 from xtree.persistence.filenames import SUPERBLOCK
+from xtree.persistence.lock_ranks import SUPERBLOCK as SUPERBLOCK_RANK
+from xtree.persistence.lock_ranks import RankedLock
 from xtree.persistence.open_directory import path_in
 from xtree.persistence.platform_fs import File, FileSystem, SyncFailedError
 
@@ -94,7 +95,7 @@ class SuperblockFile:
         self._synced = synced  # the last synced copy; None: not known, just opened
         self._generation = value.generation  # the last one that was written, or was about to be
         self._failed = False  # a sync has
-        self._lock = threading.Lock()
+        self._lock = RankedLock(SUPERBLOCK_RANK)
 
     @classmethod
     def create(cls, fs: FileSystem, directory: str, value: Superblock) -> SuperblockFile:

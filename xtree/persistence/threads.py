@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
+from _thread import start_new_thread
 from collections.abc import Callable
 from typing import Any
 
+from xtree.persistence.lock_ranks import Worker
 
-def start_thread(target: Callable[..., Any], name: str, *arguments: Any, daemon: bool = False) -> threading.Thread:
-    """A thread that runs target(*arguments). Raises OSError (EAGAIN) when the system has none to give."""
-    thread = threading.Thread(target=target, name=name, args=arguments, daemon=daemon)
+
+def start_worker(target: Callable[[], Any], name: str) -> Worker:
+    """A daemon thread that runs target(). Raises OSError (EAGAIN) when the system has none to give."""
+    worker = Worker(target, name)
     try:
-        thread.start()
-    except RuntimeError as error:  # a limit of the process or its user, or the interpreter is about to end
-        raise OSError(errno.EAGAIN, f"{os.strerror(errno.EAGAIN)}: no thread can be started for {name}") from error
-    return thread
+        worker.start()
+    except RuntimeError as error:
+        raise _none_to_be_had(name) from error
+    return worker
+
+
+def start_detached(name: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """Has a thread call function(*arguments) that nobody waits for to begin. Raises OSError as `start_worker` does."""
+    try:
+        start_new_thread(function, arguments)
+    except RuntimeError as error:
+        raise _none_to_be_had(name) from error
+
+
+def _none_to_be_had(name: str) -> OSError:
+    """A limit of the process or its user is reached, or the interpreter is about to end."""
+    return OSError(errno.EAGAIN, f"{os.strerror(errno.EAGAIN)}: no thread can be started for {name}")

@@ -7,13 +7,14 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
 from xtree.persistence.atomics cimport compare_exchange, load_relaxed, store_relaxed, store_seq
+from xtree.persistence.lock_ranks cimport STORE_LOCK, held, require_free
 from xtree.persistence.memory cimport reallocate, release
 from xtree.persistence.node_id cimport handle_of, tag_of
 from xtree.persistence.object_table cimport STATE_RESERVED, WORD_TAG, Row, class_of, state_of
 from xtree.persistence.page cimport SIZE_CLASSES, PagePrefix, class_bytes, clear_page
 from xtree.persistence.page_checksum cimport page_crc
 from xtree.persistence.store cimport (
-    CLOSED, FORKED, Store, drop_lock, hold_lock, holds_lock, lock_with_gil, lock_without_gil, resolve,
+    CLOSED, FORKED, Store, drop_lock, hold_lock, lock_with_gil, resolve,
 )
 
 from xtree.errors import CorruptionError, TransactionError
@@ -141,11 +142,11 @@ cdef class WriteSet:
                 self.remember_retired(made.replaces)
             made.node = made.replaces = 0           # a later life of the handle may have this tag again
             self.bytes_made -= class_bytes(class_of(row.word))
-            lock_without_gil(self.store.lock)
+            hold_lock(self.store)
             try:
                 self.store.give_back(node)
             finally:
-                PyThread_release_lock(self.store.lock)
+                drop_lock(self.store)
             return 0
         resolve(self.store, node)
         self.grow(<void **>&self.retired, &self.retired_room, self.retired_count, sizeof(NodeID))
@@ -187,6 +188,7 @@ cdef class WriteSet:
         """
         cdef NodeID node = 0
         cdef char *page
+        require_free("a write")
         if not 1 <= kind <= 255 or not 0 <= size_class < SIZE_CLASSES:
             raise ValueError(f"no such page: kind {kind}, size class {size_class}")
         self._require_fits(size_class, content)
@@ -204,6 +206,7 @@ cdef class WriteSet:
         """Overwrites the beginning of a page, or of a copy of it; returns the NodeID that it has now."""
         cdef char *page
         cdef int size_class, flight
+        require_free("a write")
         self.require_open()
         flight = self.store.enter()
         try:
@@ -222,6 +225,7 @@ cdef class WriteSet:
     def remove_page(self, NodeID node):
         """Removes a page."""
         cdef int flight
+        require_free("a write")
         self.require_open()
         flight = self.store.enter()
         try:
@@ -290,6 +294,7 @@ cdef class WriteSet:
         `status` tells it.
         """
         cdef int flight
+        require_free("a commit")
         self.require_open()
         flight = self.store.land(self.store.enter())
         try:
@@ -344,7 +349,7 @@ cdef class WriteSet:
         self.held_back = self.dependants > 0
         if self.held_back:
             return 0
-        if holds_lock(self.store):          # garbage collection, in the middle of take()
+        if held() >= STORE_LOCK:            # garbage collection, in the middle of take(), say
             self.store.abandoned.append(self)
             return 0
         if self.store.status < FORKED:
@@ -371,13 +376,13 @@ cdef class WriteSet:
 
     cdef int give_all_back(self) except -1 nogil:
         cdef Py_ssize_t i
-        lock_without_gil(self.store.lock)
+        hold_lock(self.store)
         try:
             for i in range(self.made_count):
                 if self.made[i].node:
                     self.store.give_back(self.made[i].node)
         finally:
-            PyThread_release_lock(self.store.lock)
+            drop_lock(self.store)
         self.drop_lists()
         return 0
 

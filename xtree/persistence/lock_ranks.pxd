@@ -1,0 +1,67 @@
+"""The order in which threads wait for each other, so that none waits for itself and no two for each other.
+
+Whatever a thread can hold while others wait for it has a rank. A thread waits only for what ranks above all that it
+holds. Garbage collection and signal handlers run anybody's Python code in the middle of anything of ours; there that
+code asks for locks out of order, or for the very lock that its thread holds: then it only tries, and what it was called
+for raises TransactionError. Writes, checkpoints, backups and opening an index wait for more than can be known
+beforehand, so they are refused while their thread holds anything at all (`require_free`).
+
+    rank           held
+    IN_THREAD      by a thread that others wait for, for all its life: the leader, the checkpointer, the recycler,
+                   helpers; by whoever closes a store
+    STARTING       while those threads are started
+    TURN           by who writes to the log and publishes: the leader, or who carries a commit of its own
+    REBUILDING     while the allocator is rebuilt
+    SUPERBLOCK     while the superblock is written
+    SYNCING        while a data file is synced
+    STORE_LOCK     while slots and rows are given out or back
+    FILE_TABLE     for the tables of data files
+    NUMBERS        for the next file number
+    ROOM           by who looks whether there is room in the log; not while it waits for some
+    OPEN_FILES     for the lists of open files
+    POSITION       between a seek and the read or write behind it, where the system has no pread
+
+Writer locks have no rank: their rule is in write_scope.pyx.
+"""
+
+cimport cython
+
+cpdef enum:
+    FREE = 0
+    IN_THREAD = 1
+    STARTING = 2
+    TURN = 3
+    REBUILDING = 4
+    SUPERBLOCK = 5
+    SYNCING = 6
+    STORE_LOCK = 7
+    FILE_TABLE = 8
+    NUMBERS = 9
+    ROOM = 10
+    OPEN_FILES = 11
+    POSITION = 12
+
+
+# The highest rank of what the calling thread holds.
+cdef int held() noexcept nogil
+# Notes that it holds something of a rank; gives what `resume` takes when it doesn't any more.
+cdef int hold(int rank) noexcept nogil
+cdef void resume(int before) noexcept nogil
+# Raises TransactionError when the thread holds anything.
+cdef int require_free(str doing) except -1
+# What is raised in place of a wait.
+cdef object refusal(str doing)
+
+
+@cython.final
+cdef class RankedLock:
+
+    cdef readonly int rank
+    cdef bint reentrant
+    cdef object lock
+    cdef unsigned long owner        # the thread that has it; 0: none
+    cdef Py_ssize_t depth           # how often
+    cdef int before                 # what its owner held before
+
+    cdef bint take(self, bint blocking, double timeout) except -1
+    cdef int give_back(self) except -1
