@@ -263,21 +263,25 @@ class Turned:
 def test_no_thread_ever_finds_its_pinned_epoch_reclaimed(held, crowded, alone, tally):
     """In loops without the GIL, beside a writer that reclaims, or a writer and a reclaimer; with 300 pins at a time
     there is more than one block of them."""
-    turned = Turned(crowded, alone, one=("read", held), other=("read", held))
-    (pins, flaws), (more_pins, more_flaws) = turned.found.values()
-    assert (flaws, more_flaws) == (0, 0)
+    others = {"other": ("read", held)} if held > 1 else {}
+    turned = Turned(crowded, alone, one=("read", held), **others)
+    pins, flaws = map(sum, zip(*turned.found.values()))
+    assert flaws == 0
     turned.assert_all_went()
     assert turned.store.epochs.stats()["slots"] <= (2048 if held == 300 else 256)
-    tally("pins beside a writer without the GIL", pins + more_pins)
+    tally("pins beside a writer without the GIL", pins)
 
 
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize(("delay", "crowded"), [(0, True), (40, True), (40, False), (400, False)])
 def test_a_pin_of_an_old_epoch_is_refused_or_finds_its_pages(delay, crowded, alone, tally):
-    """In loops without the GIL, at the horizon as it moves; no epoch is refused that another pin protects."""
-    turned = Turned(crowded, alone, old=("read_old", delay), young=("read", 3))
+    """In loops without the GIL, at the horizon as it moves; no epoch is refused that another pin protects.
+
+    No other reader: what one holds while it waits for its processor holds the horizon too.
+    """
+    turned = Turned(crowded, alone, old=("read_old", delay))
     pins, refused, flaws = turned.found["old"]
-    assert (flaws, turned.found["young"][1]) == (0, 0)
+    assert flaws == 0
     assert refused < pins
     turned.assert_all_went()
     tally("pins of old epochs beside a writer without the GIL", pins)

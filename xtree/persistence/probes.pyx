@@ -297,13 +297,13 @@ cdef class Turnover:
         """
         cdef Epochs epochs = self.store.epochs
         cdef uint64_t epoch, rounds = 0, refused = 0, flaws = 0
-        cdef int guard = -1, slot, i
+        cdef int guard = -1, slot
         while not load_acquire(&self.ended):
             try:
                 with nogil:
                     while not load_acquire(&self.ended):
                         rounds += 1
-                        if rounds % 2:
+                        if rounds % 4 == 0:
                             guard = epochs.pin()
                             epoch = epochs.pinned_epoch(guard)
                         else:
