@@ -30,7 +30,8 @@ HARM = (0xFF, 0x01, 0x20, 0x80)  # what a byte is changed by: all of it, or a bi
 def write(path: Path, durability: str = "balanced") -> xtree.Runtime:
     """A small index with two checkpoints, a log that has ended and one with frames apart and frames in one sector."""
     rng = np.random.default_rng(9)
-    config = by_request(durability, wal_fill_bytes=16 << 10, data_file_first_bytes=64 << 10)
+    small = {"wal_fill_bytes": 4096, "wal_fill_limit_bytes": 4096, "wal_segment_bytes": 16 << 10}
+    config = by_request(durability, **small, data_file_first_bytes=16 << 10)
     runtime = xtree.Runtime(path, config=config)
     flat = runtime.tree("flat", dims=2)
     flat.insert_many(np.arange(300), rng.random((300, 2)))
