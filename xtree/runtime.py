@@ -98,10 +98,14 @@ class Runtime:
         while True:
             lock = self._forest.find_or_make(name, dims)
             try:
-                return self._handle(lock, False)
-            except ClosedError:  # another thread has dropped it meanwhile
+                tree = self._handle(lock, False)
+            except ClosedError:
                 if self.closed:
                     raise
+            else:
+                if dims is None or tree._dims == dims:
+                    return tree
+            # Another thread has dropped it meanwhile, or made one with other dims in its place.
 
     def drop(self, name: str) -> None:
         """Removes a tree with its records, in one commit; its handles then raise ClosedError, its snapshots go on.

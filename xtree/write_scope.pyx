@@ -52,15 +52,15 @@ cdef class WriterLock:
     cdef readonly str name
     cdef readonly bint dropped      # the tree is gone for good, or was never made: another lock has the name
     cdef Tip tip                    # of the scope that had it last; None or empty: ask the catalog
-    cdef WriterLocks locks
-    cdef dict holding               # that of `locks`
+    cdef object table               # a weak reference to the WriterLocks
+    cdef dict holding               # that of the table
     cdef object lock
     cdef object holder              # the thread that took it
     cdef object handle              # a weak reference to the tree's handle, or None
 
     def __init__(self, WriterLocks locks not None, str name not None):
         self.name = name
-        self.locks = locks
+        self.table = PyWeakref_NewRef(locks, None)
         self.holding = locks.holding
         self.lock = threading.Lock()
 
@@ -114,9 +114,10 @@ cdef class WriterLock:
 
     cdef int retire(self) except -1:
         """There is no tree of it any more; its holder says so before he gives it back."""
+        cdef WriterLocks table = self.table()
         self.dropped = True
-        if self.locks.by_name.get(self.name) is self:
-            del self.locks.by_name[self.name]
+        if table is not None and table.by_name.get(self.name) is self:
+            del table.by_name[self.name]
         return 0
 
 
@@ -130,6 +131,7 @@ cdef class WriterLocks:
 
     cdef dict by_name
     cdef dict holding
+    cdef object __weakref__
 
     def __init__(self):
         self.by_name = {}
@@ -285,7 +287,7 @@ cdef class WriteScope:
             if lock.name not in self.states:
                 lock.take(None, False)
                 self.held.append(lock)
-                if entry_to_change(lock, self.store, self.write_set) is None:
+                if self.store.published.catalog.get(lock.name) is None:
                     self.entries[lock.name] = None
                     self.states[lock.name] = state
                     return
