@@ -10,6 +10,7 @@ import pytest
 
 import xtree
 from xtree.parallel import LEAST_ROWS, in_threads
+from xtree.persistence import commit_queue
 
 PREDICATES = ("intersects", "within", "contains")
 
@@ -103,6 +104,16 @@ def test_the_rows_are_shared_out_among_as_many_threads_as_were_asked_for(tree):
     np.testing.assert_array_equal(found, rows + 1)
     assert len({ident for ident, _ in seen}) == 4 and sum(n for _, n in seen) == len(rows)
     assert threading.get_ident() in {ident for ident, _ in seen}
+
+
+def test_a_batch_without_threads_to_be_had_takes_this_one(tree, monkeypatch):
+    def refuse(function, arguments):
+        raise RuntimeError("can't start new thread")
+
+    windows = brute.random_boxes(np.random.default_rng(3), 500, 2, 0.1)
+    expected = tree.query(windows)
+    monkeypatch.setattr(commit_queue, "start_new_thread", refuse)
+    np.testing.assert_array_equal(tree.query(windows, threads=4), expected)
 
 
 def test_an_error_in_any_thread_is_raised_once_all_have_ended(tree):

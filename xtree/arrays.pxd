@@ -44,8 +44,8 @@ cdef class Arena:
     cdef char *data
     cdef Py_ssize_t used, room      # bytes
 
-    # Makes room for so many bytes behind those used; `data` may move. Raises MemoryError, also when the system hasn't so
-    # much memory left: it would give it, and end the process once it is used.
+    # Makes room for so many bytes behind those used; `data` may move. Raises MemoryError, also when the system hasn't
+    # so much memory left: it would give it, and end the process once it is used.
     cdef int grow(self, Py_ssize_t more) except -1 nogil
     # What was used as a new array; the arena is not to be written to afterwards.
     cdef object to_array(self, object dtype)

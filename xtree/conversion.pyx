@@ -191,7 +191,7 @@ cdef object widened(const double *points, Py_ssize_t rows, int dims, bint one):
 
 cdef int require_valid(const double *boxes, Py_ssize_t rows, int dims, bint stored, bint one) except -1:
     """Raises InvalidBoxError for the first box that isn't one."""
-    cdef Py_ssize_t row, start = 0
+    cdef Py_ssize_t row, count, start = 0
     cdef int axis
     cdef double least, most
     cdef Breath breath
@@ -202,10 +202,11 @@ cdef int require_valid(const double *boxes, Py_ssize_t rows, int dims, bint stor
         first_breath(&breath, None)
         with nogil:
             while row < 0 and start < rows:
-                row = first_invalid(boxes + start * 2 * dims, min(rows - start, <Py_ssize_t>JUDGED_AT_ONCE), dims, stored)
+                count = min(rows - start, <Py_ssize_t>JUDGED_AT_ONCE)
+                row = first_invalid(boxes + start * 2 * dims, count, dims, stored)
                 row += start if row >= 0 else 0
-                start += JUDGED_AT_ONCE
-                spend(&breath, JUDGED_AT_ONCE * dims)
+                start += count
+                spend(&breath, count * dims)
     if row < 0:
         return 0
     for axis in range(dims):

@@ -268,8 +268,8 @@ def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
            const double[:, ::1] boxes not None) -> None:
     """Inserts records into the tree of a transaction: ids (n,) int64, boxes (n, 2 * dims) float64, finite.
 
-    In any order: that of their rows, or another one that is faster and no worse to query. Breathes between rows. After
-    any exception the transaction must be aborted. Raises InvalidBoxError for a row that is changed meanwhile, into no box.
+    In any order: that of their rows, or another one that is faster and no worse to query. Breathes between rows. Raises
+    InvalidBoxError for a row that is changed meanwhile, into no box. After any exception the transaction must abort.
     """
     cdef Inserter inserter
     cdef Py_ssize_t n = ids.shape[0]

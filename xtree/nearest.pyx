@@ -32,9 +32,13 @@ import numpy as np
 
 from xtree.errors import CorruptionError
 
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
+
 cdef enum:
     A_BREATH = 64                   # points of a batch between two looks at the mappings
     FIRST_PAGES = 40                # room in the heap
+    EMITTED_AT_ONCE = 256           # results of a point between two breaths at least
     LANES = 8                       # minima that are taken side by side
     MOST_GROUPS = 64
     BYTES_A_RESULT = 32             # id and distance, in the order answered and in the order asked for
@@ -315,7 +319,8 @@ cdef int _emit(Search *s, Arena ids, Arena found) except -1 nogil:
     ids.used += n * sizeof(int64_t)
     found.used += n * sizeof(double)
     while n > 0:
-        spend(s.breath, s.entry_work)
+        if n % EMITTED_AT_ONCE == 0:
+            spend(s.breath, EMITTED_AT_ONCE * s.entry_work)
         n -= 1
         id_out[n] = s.best[0].id
         distance_out[n] = s.best[0].distance
@@ -383,6 +388,13 @@ def require_room(TreeState state not None, long long m, long long k, double max_
         require_memory(BYTES_A_RESULT * <double>m * min(k, <int64_t>state.records))
 
 
+cdef Py_ssize_t _bytes_of(int64_t m, int64_t k) except -1:
+    """What k ids for each of m points take. Raises MemoryError when no address space has that."""
+    if <double>sizeof(int64_t) * m * k >= PY_SSIZE_T_MAX:
+        raise MemoryError(f"no memory for {k} neighbours of {m} points")
+    return m * k * sizeof(int64_t)
+
+
 def nearest(Store store not None, TreeState state not None, points, long long k, double max_distance=INFINITY,
             Team team=None):
     """The k nearest records of each point: (offsets (m + 1,) int64, ids (n,) int64, distances (n,) float64).
@@ -409,7 +421,7 @@ def nearest(Store store not None, TreeState state not None, points, long long k,
         offset_array = np.empty(m + 1, _int64)
         offsets = <int64_t *>data_of(offset_array)
         if max_distance == INFINITY:
-            expected = m * min(k, <int64_t>state.records) * sizeof(int64_t)
+            expected = _bytes_of(m, min(k, <int64_t>state.records))
         if m < LEAST_ORDERED:
             ids, found = Arena(), Arena()
             with nogil:

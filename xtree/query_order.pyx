@@ -69,7 +69,8 @@ cdef void counts_to_starts(int64_t *counts, int64_t m) noexcept nogil:
 
 cdef int restore_offsets(const int64_t *starts, const uint64_t *order, int64_t m, int64_t *offsets,
                          Breath *breath) except -1 nogil:
-    cdef int64_t block, start, i
+    cdef uint64_t block
+    cdef int64_t start, i
     for block in range(blocks_of(m)):
         start = block * WORDS_AT_ONCE
         for i in range(start, min(start + WORDS_AT_ONCE, m)):

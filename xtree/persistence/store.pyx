@@ -11,6 +11,7 @@ from cpython.pythread cimport PyThread_allocate_lock, PyThread_free_lock
 from libc.string cimport memset
 
 from xtree.persistence.atomics cimport load_acquire, load_relaxed
+from xtree.persistence.breath cimport Breath, first_breath, spend
 from xtree.persistence.lock_ranks cimport FREE, IN_THREAD, held, refusal, require_free
 from xtree.persistence.memory cimport reallocate, release
 from xtree.persistence.mmap_windows cimport offset_of, window_of
@@ -27,6 +28,9 @@ from xtree.persistence.threads import start_detached
 
 cdef extern from "<assert.h>" nogil:
     void c_assert "assert"(bint condition) noexcept     # in the checked build only
+
+cdef enum:
+    WORK_BYTES = 4                  # of a page to be verified, as a breath counts work
 
 assert sizeof(PagePrefix) == 24
 
@@ -595,8 +599,10 @@ cdef class Store:
         cdef NodeID node
         cdef Py_ssize_t verified = 0
         cdef uint64_t generation = 0
+        cdef Breath breath
         if self.path is None:
             return 0
+        first_breath(&breath, None)
         handle = self.table.next_handle(0)
         while handle:
             row = self.table.row(handle)
@@ -607,6 +613,7 @@ cdef class Store:
                 continue
             with nogil:
                 breathe(self, &generation)
+                spend(&breath, class_bytes(class_of(word)) // WORK_BYTES)
                 page = resolve(self, node)
                 self.verify(node, row, page)
             verified += 1
