@@ -25,6 +25,7 @@ from pages import MODES, NO_CHECKPOINTS, settle, small
 from scripts import SCRIPTS, records
 
 import xtree
+from xtree.arrays import forget_spares
 from xtree.persistence import commit_queue
 from xtree.persistence.memory import fail_allocation, live_allocations, watch_allocations
 
@@ -40,11 +41,13 @@ ROOM = {**NO_CHECKPOINTS, "bulk_payload_limit": 256 << 10}
 def nothing_stays_allocated(caplog):
     """Whatever failed in a test, all blocks are given back when its trees are closed and forgotten."""
     wait_for(lambda: _thread._count() <= THREADS)
+    forget_spares()
     watch_allocations(True)
     before = live_allocations()
     yield
     fail_allocation(0)
     caplog.get_records("call").clear()  # which hold exceptions, and so their frames
+    forget_spares()
     wait_for(lambda: live_allocations() == before)
     assert live_allocations() == before
     watch_allocations(False)
@@ -138,9 +141,11 @@ def test_every_question_fails_cleanly_or_is_answered_right(make_tree, random, fa
         for reader in (tree, snapshot):
             for name, ask in every_question(reader, random).items():
                 expected = ask()
+                forget_spares()
                 live = live_allocations()
 
                 def unchanged(name=name, live=live):
+                    forget_spares()
                     assert live_allocations() == live, name
 
                 asked = failures.raised

@@ -190,5 +190,10 @@ cdef int keep_arena(Arena arena) except -1:
     return 0
 
 
+def forget_spares() -> None:
+    """Gives the memory back that is kept for the next calls; a few megabytes at most."""
+    _spares.clear()
+
+
 cdef int raise_no_memory() except -1 with gil:
     raise MemoryError
