@@ -16,6 +16,7 @@ from xtree.bucket import describe, entry_limits
 from xtree.persistence import memory
 from xtree.persistence.memory_store import MemoryStore
 from xtree.tree_state import TreeState
+from xtree.writing import _rebuild
 
 
 def leaves(store, state: TreeState) -> list[dict]:
@@ -255,3 +256,38 @@ def test_a_page_of_the_tree_describes_itself(random):
     _, state = load(store, brute.random_boxes(random, 1000, 3))
     root = describe(store, state.root)
     assert (root["kind"], root["level"], root["dims"], root["blocks"]) == ("directory", state.height - 1, 3, 1)
+
+
+@pytest.mark.parametrize(("loaded", "by_insertion"), [(1, True), (312, True), (313, False)])
+def test_a_load_that_is_small_against_the_tree_copies_paths_and_not_the_tree(store, random, loaded, by_insertion):
+    """Of 20,000 records there is none to 64 of 313."""
+    boxes = brute.random_boxes(random, 20_000 + loaded, 2, side=0.01)
+    ids = np.arange(len(boxes))
+    _, state = load(store, boxes[:20_000])
+    before = {page["node"] for page in walking.pages(store, state)}
+    write_set = store.begin()
+    _rebuild(write_set, state, ids[20_000:], boxes[20_000:], None, 1)
+    inspection.check(store, state)
+    assert walking.records(store, state, least_fill=0.4) == brute.records(ids, boxes)
+    after = {page["node"] for page in walking.pages(store, state)}
+    assert bool(before & after) == by_insertion
+    if by_insertion:
+        assert len(after - before) <= min(loaded * 2, len(before)) + state.height
+    write_set.abort()
+    store.check()
+
+
+def test_progress_and_what_it_raises_are_the_same_for_a_small_load(make_tree, random):
+    tree = make_tree(2)
+    boxes = brute.random_boxes(random, 5000, 2)
+    tree.bulk_load(np.arange(4950), boxes[:4950])
+    calls: list[tuple[int, int]] = []
+    tree.bulk_load(np.arange(4950, 4975), boxes[4950:4975], lambda done, total: calls.append((done, total)), threads=2)
+    assert calls == [(25, 25)]
+
+    def stop(done: int, total: int) -> None:
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        tree.bulk_load(np.arange(4975, 5000), boxes[4975:], stop)
+    brute.assert_same(tree, np.arange(4975), boxes[:4975], boxes[:5])

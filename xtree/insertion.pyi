@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -8,5 +10,9 @@ class Inserter:
     def __init__(self, ws: WriteSet, state: TreeState) -> None: ...
 
 def insert(
-    ws: WriteSet, state: TreeState, ids: npt.NDArray[np.int64], boxes: npt.NDArray[np.float64]
+    ws: WriteSet,
+    state: TreeState,
+    ids: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.float64],
+    progress: Callable[[int, int], object] | None = None,
 ) -> None: ...

@@ -27,6 +27,7 @@ from xtree.errors import CapacityError, CorruptionError
 cdef enum:
     PAGE_WORK = 256                 # to copy a page on a path, or to find it written already
     SPLIT_WORK = 64                 # an entry and axis
+    ROWS_BETWEEN_REPORTS = 1024     # of progress
     LEAST_SPREAD = 16               # rows
     SPREAD_ROWS = 65536             # at a time, so that they and their pages stay in the cache
     LEAST_SORTED = 8192             # rows: fewer find little in the cache that another one left there
@@ -265,14 +266,17 @@ cdef int blocks_for(const Geometry *g, int count) noexcept nogil:
 
 
 def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] ids not None,
-           const double[:, ::1] boxes not None) -> None:
+           const double[:, ::1] boxes not None, progress=None) -> None:
     """Inserts records into the tree of a transaction: ids (n,) int64, boxes (n, 2 * dims) float64, finite.
 
-    In any order: that of their rows, or another one that is faster and no worse to query. Breathes between rows. Raises
+    In any order: that of their rows, or another one that is faster and no worse to query. Breathes between rows.
+    `progress(done, total)` is called now and then, if there is one; what it raises ends the insertion. Raises
     InvalidBoxError for a row that is changed meanwhile, into no box. After any exception the transaction must abort.
     """
     cdef Inserter inserter
     cdef Py_ssize_t n = ids.shape[0]
+    cdef Py_ssize_t start = 0
+    cdef Py_ssize_t stop
     cdef uint64_t *order = NULL
     if boxes.shape[0] != n or boxes.shape[1] != 2 * state.g.dims:
         raise ValueError(f"got boxes of shape ({boxes.shape[0]}, {boxes.shape[1]}), expected ({n}, {2 * state.g.dims})")
@@ -285,7 +289,13 @@ def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
                 order_queries(&boxes[0, 0], n, state.g.dims, True, state.box, &order, &inserter.breath)
             elif n >= LEAST_SPREAD:
                 spread_rows(n, &order, &inserter.breath)
-            insert_rows(inserter, &ids[0], &boxes[0, 0], order, n)
+        while start < n:
+            stop = n if progress is None else min(start + ROWS_BETWEEN_REPORTS, n)
+            with nogil:
+                insert_rows(inserter, &ids[0], &boxes[0, 0], order, start, stop)
+            start = stop
+            if progress is not None:
+                progress(start, n)
     finally:
         release(order)
 
@@ -324,12 +334,12 @@ cdef uint64_t greatest_common_divisor(uint64_t a, uint64_t b) noexcept nogil:
 
 
 cdef int insert_rows(Inserter inserter, const int64_t *ids, const double *boxes, const uint64_t *order,
-                     Py_ssize_t n) except -1 nogil:
-    """Inserts rows in an order; NULL: as they stand."""
+                     Py_ssize_t start, Py_ssize_t stop) except -1 nogil:
+    """Inserts the rows of a part of an order; NULL: as they stand."""
     cdef Py_ssize_t i, row
     cdef int dims = inserter.state.g.dims
     cdef double box[2 * MAX_DIMS]
-    for i in range(n):
+    for i in range(start, stop):
         row = order[i] if order != NULL else i
         if not read_box(boxes + row * 2 * dims, dims, box):
             raise_changed(row)

@@ -4,6 +4,7 @@ from cpython.buffer cimport PyBuffer_Release
 from libc.string cimport memcpy
 
 from xtree.arrays cimport borrow, data_of, raise_no_memory
+from xtree.box cimport lift_of
 from xtree.persistence.breath cimport Breath, first_breath, spend
 from xtree.persistence.memory cimport allocate, release
 from xtree.radix cimport LARGE_DIGIT, SORT_COUNTS, WORDS_AT_ONCE, blocks_of, sort_many_words
@@ -15,13 +16,13 @@ cdef enum:
     CELLS = 2048
 
 
-cdef inline uint32_t _cell(double low, double high, double least, double most) noexcept nogil:
+cdef inline uint32_t _cell(double low, double high, double least, double most, double lift) noexcept nogil:
     """The cell of an interval's centre, clipped to the bounds; whatever the extents, and for infinite ends too."""
     cdef double centre, extent
     low = low if low > least else least
     high = high if high < most else most
-    centre = 0.25 * low + 0.25 * high - 0.5 * least     # at half size, as is the extent
-    extent = 0.5 * most - 0.5 * least
+    centre = 0.25 * lift * low + 0.25 * lift * high - 0.5 * lift * least    # at half size, as is the extent
+    extent = 0.5 * lift * most - 0.5 * lift * least
     centre = centre / extent * CELLS if extent > 0 else 0.0
     return <uint32_t>(centre if centre > 0 else 0.0) if centre < CELLS else CELLS - 1
 
@@ -51,10 +52,14 @@ cdef void _find_keys(const double *queries, uint64_t first, uint64_t end, int di
     cdef const double *query
     cdef uint64_t i
     cdef uint32_t x, y
+    cdef int axis
+    cdef double[2] lift
+    for axis in range(min(dims, 2)):
+        lift[axis] = lift_of(bounds[axis], bounds[dims + axis])
     for i in range(first, end):
         query = queries + i * width
-        x = _cell(query[0], query[to_high], bounds[0], bounds[dims])
-        y = _cell(query[1], query[1 + to_high], bounds[1], bounds[dims + 1]) if dims > 1 else 0
+        x = _cell(query[0], query[to_high], bounds[0], bounds[dims], lift[0])
+        y = _cell(query[1], query[1 + to_high], bounds[1], bounds[dims + 1], lift[1]) if dims > 1 else 0
         words[i] = i << 2 * CELL_BITS | hilbert_key(x << 16 - CELL_BITS, y << 16 - CELL_BITS) >> 2 * (16 - CELL_BITS)
 
 

@@ -21,6 +21,8 @@ from xtree.tree_state import TreeState
 
 __all__ = ["Progress", "Writer", "matching_ids"]
 
+LEAST_TIMES = 64  # as many records as are loaded: building a tree of all then takes longer than inserting them
+
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Progress = Callable[[int, int], None]
@@ -60,6 +62,9 @@ class Writer(Reader):
         self, ids: ArrayLike, boxes: ArrayLike, progress: Progress | None = None, threads: int | None = 1
     ) -> None:
         """Builds a packed tree of these records and those that are there already: much faster than inserting many.
+
+        Where there are 64 times as many already, these go in as `insert_many` puts them in, which takes less time and
+        space than to build all anew. Either way all of them, or none, with one commit.
 
         progress: called with (done, total) now and then; what it raises stops the load. threads: how many may work;
         None: as many as there are processors for this process. The tree is the same whatever their number.
@@ -126,6 +131,9 @@ def _rebuild(
     write_set: WriteSet, state: TreeState, ids: Ids, boxes: Floats, progress: Progress | None, threads: int
 ) -> None:
     if not len(ids):
+        return
+    if state.count >= LEAST_TIMES * len(ids):
+        insertion.insert(write_set, state, ids, boxes, progress)
         return
     if state.count:
         present = search.items(write_set.store, state)
