@@ -43,7 +43,8 @@ class Page:
         return self.column(2 * self.info["dims"])
 
     def set_header(self, field: slice, value: int) -> None:
-        self.bytes[field] = np.frombuffer(value.to_bytes(field.stop - field.start, "little"), np.uint8)
+        data = value.to_bytes(field.stop - field.start, "little", signed=value < 0)
+        self.bytes[field] = np.frombuffer(data, np.uint8)
 
     def add(self, write_set) -> int:
         kind = DIRECTORY if self.info["kind"] == "directory" else LEAF
@@ -113,7 +114,7 @@ def set_history(page: Page) -> None:
         (1, repeat_child, "level 0: number of times reached: expected 1, found 2"),
         (1, set_history, "level 1: split history: expected 3"),
         (0, lambda page: page.set_header(LEAST_ID, 19_999), "level 0: expected ids from .* to .*, found 19999 to "),
-        (1, lambda page: page.set_header(MOST_ID, 0), "expected ids from .* to 0, found "),
+        (1, lambda page: page.set_header(MOST_ID, -1), "level 1: expected ids from .* to .*, found .* to -1"),
         (2, lambda page: page.set_header(LEAST_ID, 10_000), "level 1: expected ids from 10000 to 19999, found "),
     ],
 )  # fmt: skip

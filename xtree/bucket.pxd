@@ -102,8 +102,10 @@ cdef void copy_entries(const Geometry *g, Bucket *source, Bucket *target) noexce
 # The least box around all entries (count > 0).
 cdef void bounding_box(const Geometry *g, Bucket *b, double *box) noexcept nogil
 cdef inline void widen_ids(Bucket *b, int64_t least, int64_t most) noexcept nogil:
-    b.least_id = least if least < b.least_id else b.least_id
-    b.most_id = most if most > b.most_id else b.most_id
+    if least < b.least_id:
+        b.least_id = least
+    if most > b.most_id:
+        b.most_id = most
 
 
 # The header of a new page that WriteSet.reserve gave.

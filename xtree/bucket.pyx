@@ -95,9 +95,11 @@ cdef void insert_entry(const Geometry *g, Bucket *b, int position, const double 
                        uint64_t split_history) noexcept nogil:
     cdef int i
     cdef int step = stride(g, b)
+    cdef size_t behind = b.count - position
     cdef uint64_t *place = <uint64_t *>lower(g, b, 0) + position
-    for i in range(_columns(g, b)):
-        memmove(place + i * step + 1, place + i * step, (b.count - position) * sizeof(uint64_t))
+    if behind:
+        for i in range(_columns(g, b)):
+            memmove(place + i * step + 1, place + i * step, behind * sizeof(uint64_t))
     set_entry(g, b, position, box, ref, split_history)
     b.count += 1
 

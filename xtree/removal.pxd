@@ -27,14 +27,15 @@ cdef class Remover:
     cdef uint64_t visits            # pages looked at
     cdef uint64_t most_visits       # more mean that a page is reached twice
 
-    # Removes one copy of a record. Returns whether there was one. After an error the transaction must abort.
-    cdef bint remove(self, const double *box, uint64_t ref) except? True nogil
+    # Removes one copy of a record. Returns 1 if there was one. After an error the transaction must abort.
+    cdef int remove(self, const double *box, uint64_t ref) except -1 nogil
 
-    cdef bint find(self, const double *box, uint64_t ref) except? True nogil
-    cdef bint find_below(self, int level, const double *box, uint64_t ref, const double *region) except? True nogil
-    cdef bint find_in(self, Bucket *b, int entry, const double *box, uint64_t ref) except? True nogil
-    cdef bint find_elsewhere(self, Bucket *b, int tried, const double *box, uint64_t ref,
-                             const double *region) except? True nogil
+    cdef int find(self, const double *box, uint64_t ref) except -1 nogil
+    cdef int find_below(self, int level, const double *box, uint64_t ref) except -1 nogil
+    cdef int find_in(self, Bucket *b, int entry, const double *box, uint64_t ref) except -1 nogil
+    cdef int find_elsewhere(self, Bucket *b, int tried, const double *box, uint64_t ref,
+                            const double *region) except -1 nogil
+    cdef int get_region(self, int level, double *region) except -1 nogil
     cdef int make_path_writable(self) except -1 nogil
     cdef int condense(self, const double *box) except -1 nogil
     cdef int keep_orphans(self, Bucket *b) except -1 nogil

@@ -44,61 +44,60 @@ cdef class Remover:
     def __dealloc__(self):
         release(self.orphans)
 
-    cdef bint remove(self, const double *box, uint64_t ref) except? True nogil:
+    cdef int remove(self, const double *box, uint64_t ref) except -1 nogil:
         cdef Bucket *leaf
         if self.state.root == 0 or not self.find(box, ref):
-            return False
+            return 0
         self.make_path_writable()
         leaf = resolve_bucket(self.store, self.state, self.inserter.path[0], 0)
         remove_entry(&self.state.g, leaf, self.inserter.chosen[0])
         self.condense(box)
         self.reinsert_orphans()
         self.lower_root()
-        return True
+        return 1
 
-    cdef bint find(self, const double *box, uint64_t ref) except? True nogil:
+    cdef int find(self, const double *box, uint64_t ref) except -1 nogil:
         """Finds a record below entries that contain its box; the path leads to it."""
         cdef int top = self.state.levels - 1
         self.most_visits = self.visits + load_acquire(&self.store.table.high_water)
         self.inserter.path[top] = self.state.root
-        return self.find_below(top, box, ref, self.state.box)
+        return self.find_below(top, box, ref)
 
-    cdef bint find_below(self, int level, const double *box, uint64_t ref, const double *region) except? True nogil:
-        """Finds a record in the page of the path at a level, which lies in a region, or below it.
+    cdef int find_below(self, int level, const double *box, uint64_t ref) except -1 nogil:
+        """Finds a record in the page of the path at a level, or below it.
 
         First where it would be inserted now, which is where it is most of the time.
         """
         cdef const Geometry *g = &self.state.g
         cdef Bucket *b = resolve_bucket(self.store, self.state, self.inserter.path[level], level)
+        cdef double region[2 * MAX_DIMS]
         cdef int hit_count, entry
         self.visits += 1
         self.inserter.breath.left -= <int64_t>g.leaf_capacity * g.dims
         if self.visits > self.most_visits:
             raise_endless(self.state.root)
         if not b.least_id <= <int64_t>ref <= b.most_id:
-            return False
+            return 0
         if level == 0:
             self.inserter.chosen[0] = find_record(g, b, box, ref)
             return self.inserter.chosen[0] >= 0
         hit_count = self.inserter.chooser.find_containing(b, box)
         if hit_count == 0:
-            return False
+            return 0
+        if hit_count == 1:
+            return self.find_in(b, <int>self.inserter.chooser.hits[0], box, ref)
+        self.get_region(level, region)
         entry = self.inserter.chooser.choose_containing(b, hit_count, <int64_t>ref, region)
-        if self.find_in(b, entry, box, ref):
-            return True
-        return hit_count > 1 and self.find_elsewhere(b, entry, box, ref, region)
+        return self.find_in(b, entry, box, ref) or self.find_elsewhere(b, entry, box, ref, region)
 
-    cdef bint find_in(self, Bucket *b, int entry, const double *box, uint64_t ref) except? True nogil:
+    cdef int find_in(self, Bucket *b, int entry, const double *box, uint64_t ref) except -1 nogil:
         """Finds a record below an entry."""
-        cdef double region[2 * MAX_DIMS]
-        cdef int level = b.level
-        get_box(&self.state.g, b, entry, region)
-        self.inserter.chosen[level] = entry
-        self.inserter.path[level - 1] = refs(&self.state.g, b)[entry]
-        return self.find_below(level - 1, box, ref, region)
+        self.inserter.chosen[b.level] = entry
+        self.inserter.path[b.level - 1] = refs(&self.state.g, b)[entry]
+        return self.find_below(b.level - 1, box, ref)
 
-    cdef bint find_elsewhere(self, Bucket *b, int tried, const double *box, uint64_t ref,
-                             const double *region) except? True nogil:
+    cdef int find_elsewhere(self, Bucket *b, int tried, const double *box, uint64_t ref,
+                            const double *region) except -1 nogil:
         """Finds a record below another entry than the one tried, the smallest first."""
         cdef int count = 0
         cdef int i
@@ -106,10 +105,21 @@ cdef class Remover:
         try:
             for i in range(count):
                 if others[i].entry != tried and self.find_in(b, others[i].entry, box, ref):
-                    return True
-            return False
+                    return 1
+            return 0
         finally:
             release(others)
+
+    cdef int get_region(self, int level, double *region) except -1 nogil:
+        """The box of the page of the path at a level, as its parent has it."""
+        cdef const Geometry *g = &self.state.g
+        cdef Bucket *parent
+        if level == self.state.levels - 1:
+            copy_box(region, self.state.box, g.dims)
+        else:
+            parent = resolve_bucket(self.store, self.state, self.inserter.path[level + 1], level + 1)
+            get_box(g, parent, self.inserter.chosen[level + 1], region)
+        return 0
 
     cdef int make_path_writable(self) except -1 nogil:
         cdef int level

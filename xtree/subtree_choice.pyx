@@ -3,8 +3,9 @@
 Above leaf parents: least enlargement of volume. At leaf parents: least enlargement of the overlap with the other
 entries, of the CANDIDATES that are enlarged least. Ties, common among boxes without volume, go to the least growth of
 margin, then to the least volume, then to the page with the fewest entries. An entry that contains the box is enlarged
-in no way, so a page is first searched for those, of which it is the smallest, by volume, then by margin. Equal ones
-share their records out by id. So where a record was put can be told again when it is to be removed, most of the time.
+in no way, so a page is first searched for those. The smallest takes it, by volume, and of those without any by margin.
+Equal ones share their records out by id. So where a record was put can be told again when it is to be removed, most of
+the time.
 """
 
 from libc.math cimport INFINITY
@@ -12,7 +13,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from xtree.arrays cimport raise_no_memory
-from xtree.box cimport MAX_DIMS, boxes_equal, copy_box, extend_box, make_frame
+from xtree.box cimport MAX_DIMS, box_margin, box_volume, boxes_equal, copy_box, extend_box, make_frame
 from xtree.bucket cimport Geometry, get_box, lower, refs, stride, upper
 from xtree.key_sort cimport SortKey, sort
 from xtree.kernels cimport SLACK, WindowTest, select
@@ -158,18 +159,21 @@ cdef class SubtreeChooser:
         return low
 
     cdef void measure_hits(self, Bucket *b, int hit_count, const double *region) noexcept nogil:
-        """Volume and margin of every hit, in the frame of the page's region; of every entry if more than a few are."""
+        """Volume of every hit, and margin of those that have none; of every entry where more than a few are hits."""
         cdef const Geometry *g = &self.state.g
         cdef double *volume = self.measures + VOLUME * self.room
         cdef double *margin = self.measures + MARGIN * self.room
+        cdef double entry_box[2 * MAX_DIMS]
         cdef int entry, i
         make_frame(&self.frame, g.dims, region)
         if hit_count > <int>b.count // DENSE:
-            measure_run(&self.frame, lower(g, b, 0), stride(g, b), 0, b.count, volume, margin)
+            measure_all(&self.frame, lower(g, b, 0), stride(g, b), b.count, volume, margin)
             return
         for i in range(hit_count):
             entry = <int>self.hits[i]
-            measure_run(&self.frame, lower(g, b, 0), stride(g, b), entry, entry + 1, volume, margin)
+            get_box(g, b, entry, entry_box)
+            volume[entry] = box_volume(&self.frame, entry_box)
+            margin[entry] = box_margin(&self.frame, entry_box) if volume[entry] == 0.0 else 0.0
 
     cdef int choose_by_overlap(self, Bucket *b, const double *box) except -1 nogil:
         """The entry whose overlap with the others grows least, of those enlarged least.
@@ -304,14 +308,14 @@ cdef void measure_entries(const Frame *frame, const double *columns, int step, i
         enlarged[i] -= volume[i]
 
 
-cdef void measure_run(const Frame *frame, const double *columns, int step, int start, int end, double *volume,
+cdef void measure_all(const Frame *frame, const double *columns, int step, int count, double *volume,
                       double *margin) noexcept nogil:
-    """Volume and margin of the entries of a page from `start` to `end`."""
+    """Volume of every entry of a page, and the margin of those that have none."""
     cdef int axis, i
     cdef double shift, scale, weight, extent
     cdef const double *low
     cdef const double *high
-    for i in range(start, end):
+    for i in range(count):
         volume[i] = 1.0
         margin[i] = 0.0
     for axis in range(frame.dims):
@@ -322,10 +326,12 @@ cdef void measure_run(const Frame *frame, const double *columns, int step, int s
         weight = frame.weight[axis]
         low = columns + axis * step
         high = columns + (frame.dims + axis) * step
-        for i in range(start, end):
+        for i in range(count):
             extent = (high[i] * shift - low[i] * shift) * scale
             volume[i] *= extent
             margin[i] += extent * weight
+    for i in range(count):
+        margin[i] = margin[i] if volume[i] == 0.0 else 0.0
 
 
 cdef double growth_with(const Frame *frame, const double *columns, int step, const uint64_t *others, int n, int entry,
