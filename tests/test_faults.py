@@ -265,7 +265,7 @@ def test_a_leader_without_memory_for_its_flight_fails_the_commit_cleanly(tmp_pat
         with store._coordinator._turn:
             thread.start()
             queued(store, 1)
-            for _ in range(256):  # the places that are there
+            for _ in range(store.flights.stats()["slots"]):  # the places that are there
                 stack.enter_context(store.in_flight())
             fail_allocation(1)
         thread.join(PATIENCE_S)
