@@ -19,6 +19,13 @@ from xtree.tree_state import TreeState
 from xtree.writing import _rebuild
 
 
+@pytest.fixture
+def store(store):
+    """In flight, as whoever calls the modules of the tree is."""
+    with store.in_flight():
+        yield store
+
+
 def leaves(store, state: TreeState) -> list[dict]:
     return [page for page in walking.pages(store, state) if page["level"] == 0]
 

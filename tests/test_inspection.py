@@ -23,6 +23,13 @@ LEAST_ID, MOST_ID = slice(40, 48), slice(48, 56)
 LEAF, DIRECTORY = 1, 2
 
 
+@pytest.fixture
+def store(store):
+    """In flight, as whoever calls the modules of the tree is."""
+    with store.in_flight():
+        yield store
+
+
 class Page:
     """A page's bytes, to be changed: `words` holds its columns of 8 bytes, 2 * dims of bounds, refs, history."""
 

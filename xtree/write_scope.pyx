@@ -198,14 +198,14 @@ cdef class WriteScope:
     cdef object handle
     cdef object timeout
     cdef tuple locks
-    cdef dict made                  # name -> state
+    cdef dict made                  # name -> state, or None
     cdef list held
     cdef object turn                # a lock, taken by the thread that is inside
     cdef object inside              # which thread that is
     cdef object write_set
     cdef dict states                # name -> TreeState as this scope has changed it
     cdef dict entries               # name -> entry that the state was at first, None for a tree that is made
-    cdef set dropped                # names
+    cdef dict dropped               # name -> None; None when there are none
     cdef Tip tip                    # all that is committed, once it is queued; None for a tree that is dropped
     cdef readonly str status        # "new", "open", "committed", "aborted", "failed": the outcome is unknown
     cdef object doom                # the error that doomed it
@@ -219,12 +219,11 @@ cdef class WriteScope:
         self.handle = handle
         self.timeout = timeout
         self._owner = owner
-        self.made = {} if made is None else made
+        self.made = made
         self.held = []
         self.turn = threading.Lock()
         self.states = {}
         self.entries = {}
-        self.dropped = set()
         self.status = "new"
 
     def __del__(self):
@@ -301,7 +300,9 @@ cdef class WriteScope:
         """Drops a tree, whose pages were retired before, with the commit."""
         self.require_usable()
         self.states.pop(name, None)
-        self.dropped.add(name)
+        if self.dropped is None:
+            self.dropped = {}
+        self.dropped[name] = None
 
     cdef int begin(self) except -1:
         require_free("a write")
@@ -339,7 +340,7 @@ cdef class WriteScope:
         self.entries[lock.name] = entry
         if entry is not None:
             self.states[lock.name] = state_of(entry).copy()
-        elif lock.name in self.made:
+        elif self.made is not None and lock.name in self.made:
             self.states[lock.name] = self.made[lock.name]
         else:
             raise KeyError(lock.name)
@@ -429,7 +430,7 @@ cdef class WriteScope:
         if self.handle is not None:
             self.handle.require_open()
         self.store.require_writable()
-        changes = dict.fromkeys(self.dropped)
+        changes = {} if self.dropped is None else dict(self.dropped)
         for name, state in self.states.items():
             before = self.entries[name]
             root = state.root
@@ -454,7 +455,7 @@ cdef class WriteScope:
         cdef Py_ssize_t i
         for i in range(len(self.held) - 1, -1, -1):
             lock = self.held[i]
-            if self.entries.get(lock.name, lock) is not None and lock.name not in self.dropped:
+            if self.entries.get(lock.name, lock) is not None and not self.drops(lock):
                 if lock.name in self.tip.changes:
                     lock.tip = self.tip
                 del self.held[i]
@@ -477,6 +478,9 @@ cdef class WriteScope:
                 self.forget()
         return 0
 
+    cdef bint drops(self, WriterLock lock) except -1:
+        return self.dropped is not None and lock.name in self.dropped
+
     cdef void forget(self) noexcept:
         """Lets go of all that an ended scope has no use for, and what next writers had of it while it was queued."""
         if self.tip is not None:
@@ -494,7 +498,7 @@ cdef class WriteScope:
         cdef bint committed = self.status == "committed"
         while self.held:
             lock = self.held.pop()
-            if lock.name in self.dropped:
+            if self.drops(lock):
                 gone = committed
             else:
                 gone = not committed and self.entries.get(lock.name, lock) is None

@@ -2,13 +2,13 @@
 
 from libc.stdint cimport uint64_t
 
+from xtree.persistence.lock_ranks cimport TURN, RankedLock
 from xtree.persistence.mvcc cimport Epochs
 from xtree.persistence.object_table cimport ObjectTable
 from xtree.persistence.store cimport Store
 from xtree.persistence.write_set cimport WriteSet
 
 from xtree.persistence.catalog import Catalog
-from xtree.persistence.lock_ranks import TURN, RankedLock
 from xtree.persistence.memory_growth import MemoryGrowth
 from xtree.persistence.mmap_windows import Windows
 from xtree.persistence.segment_allocator import SegmentAllocator
@@ -24,8 +24,12 @@ class MemoryStore(Store):
         self._commit_lock = RankedLock(TURN)
 
     def _commit(self, WriteSet write_set, dict changes, on_queued):
-        with self._commit_lock:
+        cdef RankedLock lock = self._commit_lock
+        lock.take(True, -1.0)
+        try:
             return publish_in_memory(self, write_set, changes)
+        finally:
+            lock.give_back()
 
 
 cdef uint64_t publish_in_memory(Store store, WriteSet write_set, dict changes) except 0:
