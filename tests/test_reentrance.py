@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
+from pages import settle
 from reentrance import CALLS
 
 import xtree
+import xtree.persistence.open_files as open_files
 from xtree.errors import TransactionError
 from xtree.persistence.commit_queue import in_new_thread, outcome_of
 from xtree.persistence.crash_points import set_hook
@@ -29,6 +32,8 @@ from xtree.persistence.lock_ranks import (
     rank_held,
     require_nothing_held,
 )
+from xtree.persistence.open_files import LazyFile, OpenFiles
+from xtree.persistence.platform_fs import FileSystem
 from xtree.reading import Reader
 from xtree.structure import StructureHandle
 from xtree.transaction import RuntimeTransaction
@@ -182,6 +187,9 @@ def test_a_handler_in_the_middle_of_a_commit_reads_and_is_refused_to_write(tmp_p
     with xtree.Runtime(tmp_path / "index") as runtime:
         tree = runtime.tree("a", dims=2)
         runtime.tree("b", dims=2).insert(1, (0, 0))
+        settle(runtime._store)
+        with runtime._store._coordinator._turn:  # it is free: this thread will carry its next commit itself
+            pass
         done = []
 
         def handle(number, frame) -> None:
@@ -198,6 +206,7 @@ def test_a_handler_in_the_middle_of_a_commit_reads_and_is_refused_to_write(tmp_p
         def hook(point: str) -> None:
             if point == "commit.appended":
                 set_hook(None)
+                assert threading.current_thread() is threading.main_thread()
                 signal.raise_signal(signal.SIGINT)
 
         before = signal.signal(signal.SIGINT, handle)
@@ -233,6 +242,66 @@ def test_a_transaction_forgotten_in_the_middle_of_a_commit_gives_everything_back
         assert runtime.tree("c", dims=3).dims == 3
         assert runtime.stats()["object_table"]["reserved"] == 0
         runtime.check()
+
+
+def test_a_file_is_borrowed_in_the_middle_of_each_step_of_borrowing_it(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode())
+    fs, files = FileSystem(), OpenFiles(1)
+    a, b, c = (LazyFile(files, path, partial(fs.open, path, "r")) for path in map(str, map(tmp_path.joinpath, "abc")))
+
+    def read(*lazies: LazyFile) -> None:
+        for lazy in lazies:
+            with lazy.opened() as file:
+                assert file.pread(1, 0).decode() == lazy.path[-1]
+
+    for n in range(1, 400):  # before the n-th line that is run
+        left = n
+
+        def trace(frame, event, argument):
+            nonlocal left
+            if frame.f_code.co_filename != open_files.__file__:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    read(b, a, c)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            read(a, b)
+            a.keep()
+            read(c, b)
+            a.begin_sync()
+            a.end_sync()
+            read(a, c)
+        finally:
+            sys.settrace(None)
+        assert [lazy.users for lazy in (a, b, c)] == [0, 0, 0] and files.stats()["open"] <= 1
+        assert {lazy for lazy in (a, b, c) if lazy.file is not None} == files._open
+        if left > 0:
+            break
+    else:
+        raise AssertionError("more lines than that")
+    assert n > 100
+    files.close()
+
+
+AT_THE_END = """
+import numpy as np, xtree
+class Late:
+    tree = xtree.XTree.from_boxes(np.random.default_rng(1).random((500, 4)) + [0, 0, 1, 1])
+    def __del__(self, windows=np.zeros((500, 4))):
+        print(len(self.tree.query(windows + 1, threads=2)[0]) > 0)
+late = Late()
+late.itself = late
+"""
+
+
+def test_a_finalizer_at_the_end_of_the_process_is_answered_without_threads():
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
 # Ranks.

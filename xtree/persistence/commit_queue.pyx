@@ -42,7 +42,10 @@ def uninterrupted(function, *arguments):
 
 
 def in_new_thread(function, *arguments):
-    """Has a new thread call function(*arguments), or calls it here if none can be started: a request to wait for."""
+    """Has a new thread call function(*arguments), or calls it here if none can be started: a request to wait for.
+
+    None can when the interpreter is at its end, where a new thread would never get to run.
+    """
     request = Request("call")
     request.expect()
 
@@ -57,9 +60,12 @@ def in_new_thread(function, *arguments):
         resume(before)
 
     try:
-        start_new_thread(run, ())
-    except RuntimeError:                # the interpreter is about to end, or there are too many
-        run()
+        if not sys.is_finalizing():
+            start_new_thread(run, ())
+            return request
+    except RuntimeError:                # there are too many
+        pass
+    run()
     return request
 
 

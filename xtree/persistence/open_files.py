@@ -5,7 +5,8 @@ used first, as soon as more files are open than the budget says. One that was wr
 covers it: the system reports a failed write-back to descriptors that were open when it happened.
 
 Locks: one guards all tables, is held for moments, and is reentrant, since garbage collection may run anything anywhere.
-Files are opened and closed outside of it.
+So each step allows for a whole use of any file, this one too, before the next one: a user is counted before the file is
+looked at, and a file among the idle may be closed already. Files are opened and closed outside of the lock.
 """
 
 from __future__ import annotations
@@ -86,26 +87,18 @@ class OpenFiles:
     def borrow(self, lazy: LazyFile) -> File:
         """The open file, which isn't closed before give_back."""
         with self._lock:
-            if lazy.file is not None:
-                lazy.users += 1
-                self._idle.pop(lazy, None)
-                return lazy.file
-            if self._ended:
-                raise ValueError(f"{lazy.path} is closed")
-        file = self._open_now(lazy)
-        with self._lock:
-            if lazy.file is None and not self._ended:
-                self._install(lazy, file)
-            mine = lazy.file
-            if mine is not None:
-                lazy.users += 1
-                self._idle.pop(lazy, None)
-        if mine is not file:  # another thread was faster, or the end came
-            file.close()
-        if mine is None:
-            raise ValueError(f"{lazy.path} is closed")
+            lazy.users += 1  # nobody closes it from here on
+            self._idle.pop(lazy, None)
+            file = lazy.file
+        if file is not None:
+            return file
+        try:
+            file = self._open_for(lazy)
+        except BaseException:
+            self.give_back(lazy)
+            raise
         self._keep_to_budget()
-        return mine
+        return file
 
     def give_back(self, lazy: LazyFile) -> None:
         """Ends a use."""
@@ -167,6 +160,21 @@ class OpenFiles:
                 "closed": self.closed,
             }
 
+    def _open_for(self, lazy: LazyFile) -> File:
+        """The open file, for a user who is counted already."""
+        if self._ended:
+            raise ValueError(f"{lazy.path} is closed")
+        opened = self._open_now(lazy)
+        with self._lock:
+            if lazy.file is None and not self._ended:
+                self._install(lazy, opened)
+            file = lazy.file
+        if file is not opened:  # another thread was faster, or the end came
+            opened.close()
+        if file is None:
+            raise ValueError(f"{lazy.path} is closed")
+        return file
+
     def _open_now(self, lazy: LazyFile) -> File:
         try:
             return lazy.open_()
@@ -183,11 +191,9 @@ class OpenFiles:
 
     def _settle(self, lazy: LazyFile) -> None:
         """Notes whether a file may be closed. The lock is held."""
+        self._idle.pop(lazy, None)
         if lazy.file is not None and not lazy.users and not lazy.kept:
             self._idle[lazy] = None
-            self._idle.move_to_end(lazy)
-        else:
-            self._idle.pop(lazy, None)
 
     def _keep_to_budget(self) -> None:
         if len(self._open) > self.budget:
@@ -197,12 +203,12 @@ class OpenFiles:
         """Closes files that nobody needs until no more than `budget` are open; returns how many."""
         files = []
         with self._lock:
-            while len(self._open) > budget and self._idle:
-                lazy, _ = self._idle.popitem(last=False)
-                self._open.discard(lazy)
-                if lazy.file is not None:
-                    files.append(lazy.file)
-                lazy.file = None
+            while len(self._open) > budget and (idle := next(iter(self._idle), None)) is not None:
+                self._idle.pop(idle, None)
+                self._open.discard(idle)
+                file, idle.file = idle.file, None  # last: until then a use in between finds it open
+                if file is not None:
+                    files.append(file)
             self.closed += len(files)
         for file in files:
             file.close()
