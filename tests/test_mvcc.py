@@ -193,6 +193,24 @@ def test_five_thousand_pins_from_many_threads_are_all_seen():
     assert epochs.stats()["pins"] == 0 and epochs.reclaimable() == 100
 
 
+@pytest.mark.parametrize("old", [0, 255, 256, 600])
+def test_a_pin_counts_in_whichever_block_it_is(old):
+    epochs = Epochs()
+    pins = [epochs.pin_epoch() for _ in range(old + 1)]
+    epochs.advance_to(5)
+    pins += [epochs.pin_epoch() for _ in range(old, 900)]
+    for number, pin in enumerate(pins):
+        if number < old:
+            epochs.release(pin)
+    assert epochs.oldest() == epochs.reclaimable() == 0
+    while epochs.stats()["pins"] < epochs.stats()["slots"]:  # every block is full
+        epochs.pin_epoch()
+    epochs.pin_epoch()
+    assert epochs.oldest() == epochs.reclaimable() == 0
+    epochs.release(pins[old])
+    assert epochs.oldest() == epochs.reclaimable() == 5
+
+
 def test_only_the_sole_pin_of_a_thread_is_renewed():
     epochs = Epochs(timed=False)
     epochs.renew_own()

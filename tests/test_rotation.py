@@ -18,6 +18,7 @@ from xtree.errors import CorruptionError, StoreFailedError
 from xtree.persistence import filenames
 from xtree.persistence.config import Config
 from xtree.persistence.crash_points import set_hook
+from xtree.persistence.frame import PAYLOAD_RANGES, PAYLOAD_WHOLE
 from xtree.persistence.manifest import Manifest
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
@@ -446,4 +447,33 @@ def test_a_log_made_ahead_that_a_later_one_has_overtaken_is_not_used(tmp_path):
     store.close()
     store = open_store(tmp_path / "crashed", config=by_request())
     assert texts_of(store) == {"a": "2"}
+    store.close()
+
+
+@pytest.mark.parametrize("mode", ["balanced", "eventual"])
+def test_the_first_version_of_a_page_in_a_log_is_whole_also_where_its_commit_takes_that_log(tmp_path, mode):
+    """The commit is planned for the log that is open, and then finds no room in it."""
+    store = open_store(tmp_path / "index", config=by_request(mode))
+    until_full(store)
+    full = store._journal.log.number
+    put(store, {"a": "next"}, size_class=1)
+    taken = store._journal.log.number
+    assert taken != full
+    forms = {}
+    for number in (full, taken):
+        path = log_path(tmp_path / "index", number)
+        with contextlib.closing(read_log(FileSystem(), path, store.uuid, number)) as log:
+            forms[number] = [int(form) for frame in log for form in frame.deltas["payload_form"]]
+    assert PAYLOAD_RANGES in forms[full]
+    assert forms[taken][0] == PAYLOAD_WHOLE and PAYLOAD_RANGES not in forms[taken]
+    store.close()
+
+
+def test_what_a_log_held_is_durable_once_the_next_one_is_taken(tmp_path):
+    """In eventual, where the sync in the background may be an hour away."""
+    store = open_store(tmp_path / "index", config=by_request("eventual", sync_interval_ms=3_600_000))
+    until_full(store)
+    before = store.published.epoch
+    put(store, {"a": "next"}, size_class=1)
+    assert store.stats()["coordinator"]["durable_epoch"] == before
     store.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loading import load
 from tree_data import all_equal, uniform
 
 from xtree import bulk
@@ -191,6 +192,18 @@ def test_histories_of_a_packed_tree_are_handed_down_to_what_splits_in_it(dims):
         watched.insert(id, box)
     watched.end()
     assert watched.splits["leaf"] >= 10
+
+
+@pytest.mark.parametrize("dims", [2, 3, 4, 8])
+def test_the_entries_of_a_packed_page_carry_the_axes_that_cut_them_apart(dims):
+    """All of a page's that of its first cut; up to three dims that one alone, above also those of the cuts within."""
+    store = MemoryStore()
+    _, state = load(store, uniform(np.random.default_rng(7), 20_000, dims))
+    for page in directory_of(store, state).values():
+        bits = page["history"]
+        assert np.bitwise_and.reduce(bits)
+        counts = {int(history).bit_count() for history in bits}
+        assert counts == {1} if dims <= 3 else max(counts) > 1 or page["count"] <= 2
 
 
 @pytest.mark.parametrize("dims", [2, 3, 8, 64])
