@@ -63,6 +63,16 @@ def store(request, tmp_path):
 
 
 @pytest.fixture
+def in_flight(request):
+    """Keeps the pages of `store`, if the test has one, in place, as calls of the tree's modules need."""
+    if "store" not in request.fixturenames:
+        yield
+        return
+    with request.getfixturevalue("store").in_flight():
+        yield
+
+
+@pytest.fixture
 def ws():
     """The write set of a store in memory, aborted after the test, which then has no page."""
     store = MemoryStore()

@@ -18,12 +18,7 @@ from xtree.persistence.memory_store import MemoryStore
 from xtree.tree_state import TreeState
 from xtree.writing import _rebuild
 
-
-@pytest.fixture
-def store(store):
-    """In flight, as whoever calls the modules of the tree is."""
-    with store.in_flight():
-        yield store
+pytestmark = pytest.mark.usefixtures("in_flight")
 
 
 def leaves(store, state: TreeState) -> list[dict]:

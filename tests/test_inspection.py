@@ -23,11 +23,7 @@ LEAST_ID, MOST_ID = slice(40, 48), slice(48, 56)
 LEAF, DIRECTORY = 1, 2
 
 
-@pytest.fixture
-def store(store):
-    """In flight, as whoever calls the modules of the tree is."""
-    with store.in_flight():
-        yield store
+pytestmark = pytest.mark.usefixtures("in_flight")
 
 
 class Page:

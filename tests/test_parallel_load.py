@@ -17,6 +17,8 @@ from xtree.tree_state import TreeState
 
 N = 70_000  # of which even a third is enough to share out
 
+pytestmark = pytest.mark.usefixtures("in_flight")
+
 
 @pytest.fixture
 def starts(monkeypatch):

@@ -10,6 +10,7 @@ from pages import KIND, SMALL, put, texts_of
 from xtree.errors import ClosedError, CorruptionError, TransactionError
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.memory_store import MemoryStore
+from xtree.persistence.probes import HeldLock
 from xtree.persistence.runtime import open_store
 
 
@@ -179,6 +180,22 @@ def test_close_aborts_open_write_sets(store):
     assert write_set.status == "aborted"
     with pytest.raises(TransactionError):
         write_set.commit({})
+
+
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
+def test_close_in_the_middle_of_an_abort(store):
+    write_set = store.begin()
+    write_set.add_page(KIND, 0, b"x")
+    aborting, closing = threading.Thread(target=write_set.abort), threading.Thread(target=store.close)
+    with HeldLock(store):
+        aborting.start()
+        while write_set.status == "open":
+            pass
+        closing.start()
+        closing.join(0.5)       # as far as it gets while the abort waits for the lock
+    aborting.join()
+    closing.join()
+    assert (write_set.status, store.state) == ("aborted", "closed")
 
 
 def test_writers_of_different_names_commit_side_by_side(store):

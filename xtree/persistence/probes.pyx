@@ -16,7 +16,7 @@ from xtree.persistence.object_table cimport (
     BLOCK_BITS, BLOCK_ROWS, MAX_SLABS, SLAB_BITS, STATE_LIVE, WORD_TAG, WORD_VERIFIED, Row, likely, state_of,
 )
 from xtree.persistence.segment_allocator cimport SegmentAllocator
-from xtree.persistence.store cimport Store, lock_without_gil, resolve
+from xtree.persistence.store cimport Store, drop_lock, hold_lock, lock_without_gil, resolve
 
 cdef extern from "atomics.h" nogil:
     void yield_processor "XT_YIELD"() noexcept
@@ -158,6 +158,23 @@ def replace_slots(SegmentAllocator allocator, int size_class, const uint64_t[::1
     finally:
         for i in range(taken):
             allocator.free(held[i])
+
+
+@cython.final
+cdef class HeldLock:
+    """A context manager that has a store's lock, as if a thread stood still while it has it."""
+
+    cdef Store store
+
+    def __cinit__(self, Store store not None):
+        self.store = store
+
+    def __enter__(self):
+        with nogil:
+            hold_lock(self.store)
+
+    def __exit__(self, *exception):
+        drop_lock(self.store)
 
 
 @cython.final

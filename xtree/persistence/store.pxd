@@ -85,6 +85,7 @@ cdef class Store:
     cdef int holder_before          # what `resume` takes when that thread gives it back
     cdef list abandoned             # write sets whose pages are still to be given back
     cdef int status                 # OPEN ... FORKED
+    cdef bint emptied               # closed, and pages and rows forgotten; written with the GIL and under `lock`
     cdef Py_ssize_t calls           # running now
     cdef unsigned long *callers     # the threads that they run in
     cdef Py_ssize_t callers_room

@@ -374,13 +374,22 @@ cdef class Store:
         self.closing.release()
 
     def _forget_contents(self):
-        """After close: a handle that somebody keeps keeps no catalog and no rows. Pins still end, so epochs stay."""
+        """After close: a handle that somebody keeps keeps no catalog and no rows. Pins still end, so epochs stay.
+
+        A write set may still be in the middle of its abort: it gives its pages back under the lock, or not at all.
+        """
         try:
-            self.published = Published(self.published.epoch, type(self.published.catalog)())
-            self.allocator = SegmentAllocator(None)
-            self.table = ObjectTable()
+            published = Published(self.published.epoch, type(self.published.catalog)())
+            allocator, table = SegmentAllocator(None), ObjectTable()
         except MemoryError:         # then they go with the handle
-            pass
+            return
+        old = self.allocator, self.table        # which end once the lock is given back
+        with nogil:
+            hold_lock(self)
+        self.published, self.allocator, self.table = published, allocator, table
+        self.emptied = True
+        drop_lock(self)
+        del old
 
     # What a durable store does differently.
 

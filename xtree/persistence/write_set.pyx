@@ -336,6 +336,8 @@ cdef class WriteSet:
     cdef void let_claims_go(self) noexcept nogil:
         """At once, though the pages it made may have to wait: others may retire now what it would have retired."""
         cdef Py_ssize_t i
+        if self.store.emptied:
+            return
         for i in range(self.retired_count):
             store_seq(&self.store.table.row(handle_of(self.retired[i])).claimed, 0)
         self.retired_count = 0
@@ -378,9 +380,10 @@ cdef class WriteSet:
         cdef Py_ssize_t i
         hold_lock(self.store)
         try:
-            for i in range(self.made_count):
-                if self.made[i].node:
-                    self.store.give_back(self.made[i].node)
+            if not self.store.emptied:
+                for i in range(self.made_count):
+                    if self.made[i].node:
+                        self.store.give_back(self.made[i].node)
         finally:
             drop_lock(self.store)
         self.drop_lists()
