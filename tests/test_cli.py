@@ -426,9 +426,7 @@ def test_an_interrupted_build_exits_with_130_and_leaves_no_index_or_the_one_ther
         assert run_json("check", index)["trees"]["default"]["records"] == len(boxes)
 
 
-@pytest.mark.parametrize(
-    "command", ["query INDEX 0 0 1 1", "query INDEX 0 0 --nearest 3", "check INDEX", "info INDEX"]
-)
+@pytest.mark.parametrize("command", ["query INDEX 0 0 1 1", "query INDEX 0 0 --nearest 3", "info INDEX"])
 def test_an_interrupted_command_exits_with_130_without_a_traceback(index, interrupts, command):
     before = {file.name: file.read_bytes() for file in index.iterdir()}
     breath.interrupt_breath(1)

@@ -286,7 +286,7 @@ def test_no_thread_ever_finds_its_pinned_epoch_reclaimed(held, crowded, alone, t
     pins, flaws = map(sum, zip(*turned.found.values()))
     assert flaws == 0
     turned.assert_all_went()
-    assert turned.store.epochs.stats()["slots"] <= (2048 if held == 300 else 256)
+    assert turned.store.epochs.stats()["slots"] <= (2048 if held == 300 else 32 + 256)  # the first block, and one
     tally("pins beside a writer without the GIL", pins)
 
 
