@@ -72,6 +72,30 @@ def test_a_creation_in_which_any_call_fails_leaves_nothing(place, mode, number, 
     tally("calls of a creation that failed", nth - 1)
 
 
+@pytest.mark.parametrize("removed", range(4))
+def test_what_a_failed_creation_could_not_remove_opens_or_is_made_afresh(tmp_path, removed):
+    fs = FaultyFileSystem()
+    left = removed
+
+    def judge(call: str, path: str) -> int | None:
+        nonlocal left
+        if call == "unlink":
+            left -= 1
+        return errno.EIO if left < 0 else None
+
+    def fail(name: str) -> None:
+        if name == "create.superblock_synced":
+            fs.judge = judge
+            raise MemoryError
+
+    set_hook(fail)
+    with pytest.raises(MemoryError):
+        open_store(tmp_path / "index", config=CONFIG, fs=fs)
+    set_hook(None)
+    with contextlib.closing(open_store(tmp_path / "index", config=CONFIG)) as store:
+        put(store, {"a": "1"})
+
+
 class InterruptingFileSystem(FaultyFileSystem):
     """An interrupt arrives before the n-th call."""
 
