@@ -92,6 +92,7 @@ def test_what_a_failed_creation_could_not_remove_opens_or_is_made_afresh(tmp_pat
     with pytest.raises(MemoryError):
         open_store(tmp_path / "index", config=CONFIG, fs=fs)
     set_hook(None)
+    assert exists(tmp_path / "index") == (removed == 0)
     with contextlib.closing(open_store(tmp_path / "index", config=CONFIG)) as store:
         put(store, {"a": "1"})
 
