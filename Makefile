@@ -23,7 +23,7 @@ TSAN_TESTS := mvcc object_table recycler snapshots reader_torture long_calls par
 TSAN_SKIPPED := a_long_batch
 TSAN_OPTIONS := halt_on_error=0 exitcode=0 report_thread_leaks=0 die_after_fork=0 history_size=4 \
   suppressions=$(CURDIR)/tests/tsan_suppressions.txt
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart 0
 BENCH_ARGS ?=
 TORTURE_ARGS ?=
 SOAK_ARGS ?= --minutes 60
