@@ -34,6 +34,7 @@ from xtree.persistence.lock_ranks import (
 )
 from xtree.persistence.open_files import LazyFile, OpenFiles
 from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.runtime import open_store
 from xtree.reading import Reader
 from xtree.structure import StructureHandle
 from xtree.transaction import RuntimeTransaction
@@ -71,7 +72,7 @@ def test_some_calls_before_every_line_of_ours_answer_or_are_refused(tmp_path, mo
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("mode", MODES)
 def test_every_call_before_every_line_of_ours_answers_or_is_refused(tmp_path, mode):
-    run("lines", mode, tmp_path, XTREE_CALLS_A_LINE=1000, XTREE_ROUNDS=2000, XTREE_PATIENCE_S=3000)
+    run("lines", mode, tmp_path, XTREE_CALLS_A_LINE=200, XTREE_ROUNDS=400, XTREE_PATIENCE_S=3000)
 
 
 @pytest.mark.parametrize("mode", ["balanced", "eventual"])
@@ -305,6 +306,26 @@ def test_a_finalizer_at_the_end_of_the_process_is_answered_without_threads():
 
 
 # Ranks.
+
+
+def test_a_check_in_the_middle_of_a_read_does_not_wait_for_a_save_that_may_wait_for_the_read(tmp_path):
+    saving, let_go = threading.Event(), threading.Event()
+
+    def save_meanwhile() -> None:
+        with store._journal._changing:
+            saving.set()
+            let_go.wait(20)
+
+    store = open_store(tmp_path / "index")
+    thread = threading.Thread(target=save_meanwhile)
+    thread.start()
+    saving.wait()
+    with RankedLock(OPEN_FILES), pytest.raises(TransactionError, match="table of open files"):
+        store.check()
+    let_go.set()
+    thread.join()
+    store.check()
+    store.close()
 
 
 def test_a_lock_is_waited_for_in_the_order_of_ranks_and_only_tried_out_of_it():

@@ -383,6 +383,32 @@ def test_a_link_that_could_not_be_written_ends_the_old_log_all_the_same(tmp_path
     store.close()
 
 
+def test_a_log_that_is_taken_into_use_while_its_making_ends_is_listed_once(tmp_path):
+    class Making(set):
+        def discard(self, number):  # by the checkpointer: the log is the next one already
+            spare = store._journal.spare
+            if spare is not None and spare.number == number and not taken:
+                taken.append(number)
+                store._journal.log_aged = True
+                writer = threading.Thread(target=lambda: put(store, {"a": "rotates"}, size_class=1))
+                writer.start()
+                writer.join()
+            super().discard(number)
+
+    taken = []
+    path = tmp_path / "index"
+    store = open_store(path, config=by_request("strict"))
+    store._journal._making = Making()
+    while not taken:
+        fill(store, 0, 1)
+    assert store._journal.log.number == taken[0]
+    store._journal.save_manifest()
+    numbers = [entry.number for entry in manifest_of(path).logs]
+    assert numbers.count(taken[0]) == 1 and numbers == sorted(set(numbers))
+    store.close()
+    assert reopened(path)["a"] in ("rotates", "0")
+
+
 @pytest.mark.parametrize("point", ["journal.spare_filled", "journal.spare_listed"])
 def test_a_full_disk_while_the_next_log_is_made_leaves_the_logs_in_link_order(tmp_path, point):
     made, go, done = threading.Event(), threading.Event(), threading.Event()

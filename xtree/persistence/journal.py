@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 
 from xtree.errors import CapacityError, CorruptionError, FormatVersionError
 from xtree.persistence import filenames
@@ -18,7 +17,7 @@ from xtree.persistence.crash_points import reach
 from xtree.persistence.data_files import DataFiles
 from xtree.persistence.file_header import HEADER_BYTES
 from xtree.persistence.frame import LogLink
-from xtree.persistence.lock_ranks import NUMBERS, RankedLock
+from xtree.persistence.lock_ranks import MANIFEST, NUMBERS, RankedLock
 from xtree.persistence.log_gc import LogGarbage
 from xtree.persistence.manifest import CheckpointEntry, ClosedLog, LogEntry, Manifest
 from xtree.persistence.open_directory import path_in
@@ -75,7 +74,7 @@ class Journal:
         self.log_aged = False  # the open log is to be followed by the next one, however short it is
         self.rotations = 0
         self.logs_collected = 0
-        self._changing = threading.RLock()  # held while the manifest changes, and while it is saved
+        self._changing = RankedLock(MANIFEST, reentrant=True)  # held while the manifest changes, and while it is saved
         self._making: set[int] = set()  # numbers of logs that are being made, which no manifest lists yet
         self._garbage: LogGarbage | None = None
         self._closed_bytes = 0
@@ -276,7 +275,7 @@ class Journal:
             log = self._create_log(self.config.reserve_bytes // 2)
         try:
             with self._changing:
-                if log.number in self._making:
+                if all(entry.number != log.number for entry in self.manifest.logs):
                     self.save_manifest(logs=(*self.manifest.logs, LogEntry(number=log.number)))
             log.follow(self.last_log)
             log.write_link(durable_through)

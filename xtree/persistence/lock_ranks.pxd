@@ -12,6 +12,7 @@ beforehand, so they are refused while their thread holds anything at all (`requi
     STARTING       while those threads are started
     TURN           by who writes to the log and publishes: the leader, or who carries a commit of its own
     REBUILDING     while the allocator is rebuilt
+    MANIFEST       while the manifest is changed, saved or verified
     SUPERBLOCK     while the superblock is written
     SYNCING        while a data file is synced
     STORE_LOCK     while slots and rows are given out or back
@@ -32,14 +33,15 @@ cpdef enum:
     STARTING = 2
     TURN = 3
     REBUILDING = 4
-    SUPERBLOCK = 5
-    SYNCING = 6
-    STORE_LOCK = 7
-    FILE_TABLE = 8
-    NUMBERS = 9
-    ROOM = 10
-    OPEN_FILES = 11
-    POSITION = 12
+    MANIFEST = 5
+    SUPERBLOCK = 6
+    SYNCING = 7
+    STORE_LOCK = 8
+    FILE_TABLE = 9
+    NUMBERS = 10
+    ROOM = 11
+    OPEN_FILES = 12
+    POSITION = 13
 
 
 # The highest rank of what the calling thread holds.

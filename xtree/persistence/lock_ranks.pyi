@@ -7,6 +7,7 @@ IN_THREAD: int
 STARTING: int
 TURN: int
 REBUILDING: int
+MANIFEST: int
 SUPERBLOCK: int
 SYNCING: int
 STORE_LOCK: int

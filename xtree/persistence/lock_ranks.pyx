@@ -20,8 +20,9 @@ cdef extern from "thread_rank.h" nogil:
 
 cdef tuple PLACES = (
     "", "a thread of the index", "the start of the index's threads", "a commit", "the first write after an open",
-    "a write of the superblock", "a sync", "the allocation of a page", "the table of data files", "a file number",
-    "a wait for room in the log", "the table of open files", "a read or write of a file",
+    "a change of the manifest", "a write of the superblock", "a sync", "the allocation of a page",
+    "the table of data files", "a file number", "a wait for room in the log", "the table of open files",
+    "a read or write of a file",
 )
 
 
