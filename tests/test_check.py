@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from damaging import files, flip, in_a_killed_process
-from pages import by_request
+from pages import by_request, settle
 
 import xtree
 from xtree.cli import main
@@ -53,6 +53,8 @@ def index(request, tmp_path_factory) -> Path:
         runtime = write(path)
         if request.param == "closed":
             runtime.close()
+        else:
+            settle(runtime._store)  # a log that is half made when the process is killed belongs to nothing yet
         return runtime
 
     in_a_killed_process(work)
