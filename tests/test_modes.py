@@ -194,6 +194,16 @@ class Losses:
         return self.left
 
 
+def require_whole(store) -> None:
+    """check() finds nothing, or what docs/durability.md says looks like damage: a copy of the superblock that was torn
+    by the first write after a clean open, or the last of a close."""
+    try:
+        store.check()
+    except CorruptionError as error:
+        if not store.recovery.clean or filenames.SUPERBLOCK not in str(error):
+            raise
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
 @pytest.mark.parametrize("seed", [1, secrets.randbits(32)], ids=["one", "random"])
 @every_mode
@@ -206,7 +216,7 @@ def test_what_a_power_loss_leaves_is_a_prefix_as_long_as_its_mode_promises(tmp_p
         if (path / filenames.SUPERBLOCK).exists() or least:
             store = open_store(path, config=small("balanced"))
             found = texts_of(store)
-            store.check()
+            require_whole(store)
             assert found in states[least : promised + 2], (path, point, least, promised)
             put(store, {"more": "after"})
             store.close()
