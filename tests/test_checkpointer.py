@@ -14,7 +14,19 @@ import threading
 import pytest
 from faults import ForgetfulFileSystem
 from faulty_fs import PATIENCE_S, FaultyFileSystem
-from pages import MODES, SMALL, ManualClock, SteppingClock, by_request, put, run_and_die, settle, small, texts_of
+from pages import (
+    MODES,
+    SMALL,
+    ManualClock,
+    SteppingClock,
+    by_request,
+    check_after_a_power_loss,
+    put,
+    run_and_die,
+    settle,
+    small,
+    texts_of,
+)
 
 import xtree
 from xtree.errors import StoreFailedError
@@ -509,7 +521,7 @@ def test_a_power_loss_while_checkpoints_and_commits_go_on_loses_no_acknowledged_
             continue
         store = open_store(target, config=small(mode))
         judge(texts_of(store), before, after)
-        store.check()
+        check_after_a_power_loss(store, store)
         put(store, {"more": point})
         store.close()
         assert reopened(target, mode)["more"] == point

@@ -19,6 +19,7 @@ from pages import (
     SteppingClock,
     after,
     by_request,
+    check_after_a_power_loss,
     history,
     put,
     random_changes,
@@ -36,7 +37,6 @@ from xtree.persistence.frame import PAYLOAD_NONE, PAYLOAD_WHOLE
 from xtree.persistence.manifest import Manifest
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
-from xtree.persistence.store import Store
 from xtree.persistence.superblock import MODE_NAMES, SuperblockFile
 from xtree.persistence.wal_reader import read_log
 
@@ -195,21 +195,6 @@ class Losses:
         return self.left
 
 
-def require_whole(store, point) -> None:
-    """check() finds nothing, but for the one thing that docs/durability.md says looks like damage: a copy of the
-    superblock, torn by the first write after a clean open or the last of a close. All else is whole then too."""
-    if [flaw.part for flaw in store._file_flaws()] != ["superblock"]:
-        store.check()
-        return
-    assert point == "superblock.written" and store.recovery.clean, point
-    assert store._journal.superblock.copies_readable == 1
-    with store.read() as published:
-        Store.check(store)
-        store._check_places()
-        store._journal.data_files.verify_headers()
-        store.verify_pages(published.epoch)
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
 @pytest.mark.parametrize("seed", [1, secrets.randbits(32)], ids=["one", "random"])
 @every_mode
@@ -222,7 +207,7 @@ def test_what_a_power_loss_leaves_is_a_prefix_as_long_as_its_mode_promises(tmp_p
         if (path / filenames.SUPERBLOCK).exists() or least:
             store = open_store(path, config=small("balanced"))
             found = texts_of(store)
-            require_whole(store, point)
+            check_after_a_power_loss(store, store)
             assert found in states[least : promised + 2], (path, point, least, promised)
             put(store, {"more": "after"})
             store.close()
