@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -246,23 +247,43 @@ def test_an_interrupt_ends_a_load_in_threads_when_all_have_ended(make_tree, monk
 
 
 def test_interrupts_while_a_call_waits_for_its_threads_stop_them_and_leave_none_behind():
-    """A second one, and a third one, change nothing of that."""
-    ended = []
+    """A second one, and a third one, change nothing of that.
+
+    Each is waited for: one that is still on its way when the call ends would be raised in the test.
+    """
+    raised, ended = [], []
+    waiting, stopped, sending = threading.Event(), threading.Event(), threading.Lock()
     team = breath.Team()
+
+    def interrupt(number, frame):
+        raised.append(number)
+        raise KeyboardInterrupt
 
     def work(number):
         if not number:
+            waiting.set()
             return
+        assert waiting.wait(60)
         for _ in range(3):
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        stopped.wait(60)
+            with sending:
+                before = len(raised)
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                assert wait_until(lambda before=before: len(raised) > before)
+        assert stopped.wait(60)
         ended.append(number)
 
-    stopped = threading.Event()
+    signal.signal(signal.SIGINT, interrupt)
     threading.Thread(target=wait_until_stopped, args=(team, stopped), daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         parallel.together(team, [lambda: work(0), lambda: work(1), lambda: work(2)])
-    assert sorted(ended) == [1, 2]
+    assert sorted(ended) == [1, 2] and len(raised) == 6
+
+
+def wait_until(happened):
+    deadline = time.monotonic() + 60
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(1e-4)
+    return happened()
 
 
 def wait_until_stopped(team, stopped):
