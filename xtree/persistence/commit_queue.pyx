@@ -10,6 +10,7 @@ from _thread import allocate_lock, start_new_thread
 from queue import SimpleQueue
 
 cimport cython
+from cpython.exc cimport PyErr_CheckSignals
 
 from xtree.persistence.lock_ranks cimport IN_THREAD, hold, resume
 from xtree.persistence.mvcc cimport Epochs
@@ -22,10 +23,14 @@ cdef enum:
 
 
 cdef object wait_for(object lock, object on_interrupt=None):
-    """Waits for a lock; returns the exception of a signal that arrived meanwhile, having called on_interrupt()."""
+    """Waits for a lock; returns the exception of a signal that arrived meanwhile, having called on_interrupt().
+
+    A signal that came before the wait begins would be seen at its end only.
+    """
     interrupt = None
     while True:
         try:
+            PyErr_CheckSignals()
             lock.acquire()
             return interrupt
         except BaseException as arrived:
