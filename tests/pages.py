@@ -81,9 +81,13 @@ class ManualClock(Clock):
         return condition.wait()
 
     def advance(self, store, seconds: float) -> None:
-        """Moves time on, and returns when what is due then has been done."""
+        """Moves time on, and returns when what is due then has been done.
+
+        A leader that was looking at the time just before may answer the first call in the same round.
+        """
         self.time += seconds
         store._coordinator._queue.wake()
+        store._coordinator.between_groups(lambda: None)
         settle(store)
 
 
