@@ -2,7 +2,7 @@
 #
 #   make demo          build xtree and show what it does, with a picture in demo-output/
 #   make test          build xtree and run all tests
-#   make test-all      the same with every Python from 3.10 to 3.13 that is installed
+#   make test-all      the same with every Python from 3.10 to 3.14 that is installed
 #   make test-checked  the same tests against a build with bounds checks and C assertions
 #   make asan          the tests of the core and of hostile files against a build with AddressSanitizer and UBSan
 #   make tsan          tests of threads against a build that ThreadSanitizer watches (gcc); any race fails
@@ -34,6 +34,8 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILD_REQUIREMENTS := 'setuptools>=77' 'cython>=3.1,<4'
 COMPILED := pyproject.toml setup.py $(shell find xtree -name '*.py[xd]' -o -name '*.h')
 
+HINT = echo "The command is $(BIN)/xtree; source $(BIN)/activate puts it, and python with xtree, on the path."
+
 .PHONY: help demo test test-all test-checked asan tsan fuzz torture bench soak lint wheel clean
 
 help:
@@ -41,12 +43,15 @@ help:
 
 demo: $(VENV)/installed
 	$(BIN)/xtree demo
+	@$(HINT)
 
 test: $(VENV)/installed-test
+	@echo "testing: some six minutes on two cores"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(HINT)
 
 test-all:
-	@found=; for version in 3.10 3.11 3.12 3.13; do \
+	@found=; for version in 3.10 3.11 3.12 3.13 3.14; do \
 	  if python$$version -c "" 2>/dev/null; then \
 	    found="$$found $$version"; \
 	    $(MAKE) test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
@@ -107,29 +112,27 @@ clean:
 	rm -rf .venv .venv-* build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find xtree tools tests examples \( -name '*.so' -o -name '*.pyd' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
-# The stamps: a build is repeated when a compiled source, setup.py or pyproject.toml is newer.
+# The stamps: what is newer than its stamp is made again, and of the modules only those that have changed.
 
 $(VENV)/made:
+	@echo "making $(VENV), with what the build needs"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install $(BUILD_REQUIREMENTS)
 	@touch $@
 
-$(VENV)/installed: $(VENV)/made $(COMPILED)
-	@echo "building xtree (about two minutes the first time)"
+$(VENV)/built: $(VENV)/made $(COMPILED)
+	@echo "compiling xtree: two minutes or more the first time, afterwards what has changed"
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/installed: $(VENV)/built
+	@echo "installing xtree in $(VENV), with the packages that it uses"
 	$(PIP) install --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/made $(COMPILED)
-	@echo "building xtree (about two minutes the first time)"
-	$(PIP) install --no-build-isolation --editable '.[test]'
-	@touch $@ $(VENV)/installed
-
-$(VENV)/installed-bench: $(VENV)/installed
-	$(PIP) install --no-build-isolation --editable '.[bench]'
-	@touch $@
-
-$(VENV)/installed-fuzz: $(VENV)/installed
-	$(PIP) install --no-build-isolation --editable '.[fuzz]'
+$(VENV)/installed-%: $(VENV)/installed
+	@echo "installing what $* needs"
+	$(PIP) install --no-build-isolation --editable '.[$*]'
 	@touch $@
 
 $(CHECKED)/installed: BIN := $(CHECKED)/bin

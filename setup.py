@@ -6,11 +6,15 @@ every access to memory and at undefined behaviour (make asan), `thread` at what 
 build directory of its own. An optimisation that `CFLAGS` names is not overridden.
 """
 
+import glob
 import os
 import sys
+import sysconfig
+import time
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 SANITIZERS = {  # value of XTREE_SANITIZE -> flags of compiler and linker
     "": [],
@@ -22,56 +26,8 @@ if SANITIZE not in SANITIZERS:
     raise SystemExit(f"XTREE_SANITIZE must be {' or '.join(filter(None, SANITIZERS))}, not {SANITIZE!r}")
 DEBUG = SANITIZE == "address" or os.environ.get("XTREE_DEBUG", "") not in ("", "0")
 BUILD = SANITIZE or ("checked" if DEBUG else "")
-
-MODULES = [
-    "xtree.persistence.memory",
-    "xtree.persistence.breath",
-    "xtree.persistence.lock_ranks",
-    "xtree.persistence.metrics",
-    "xtree.persistence.node_id",
-    "xtree.persistence.page_checksum",
-    "xtree.persistence.mmap_windows",
-    "xtree.persistence.segment_allocator",
-    "xtree.persistence.file_places",
-    "xtree.persistence.object_table",
-    "xtree.persistence.stored_table",
-    "xtree.persistence.mvcc",
-    "xtree.persistence.recycler",
-    "xtree.persistence.store",
-    "xtree.persistence.write_set",
-    "xtree.persistence.memory_store",
-    "xtree.persistence.commit_queue",
-    "xtree.persistence.delta",
-    "xtree.persistence.frame_run",
-    "xtree.persistence.replay",
-    "xtree.persistence.page_copy",
-    "xtree.persistence.reached_pages",
-    "xtree.persistence.probes",
-    "xtree.box",
-    "xtree.bucket",
-    "xtree.tree_state",
-    "xtree.key_sort",
-    "xtree.split",
-    "xtree.subtree_choice",
-    "xtree.insertion",
-    "xtree.removal",
-    "xtree.kernels",
-    "xtree.kernel_forms",
-    "xtree.arrays",
-    "xtree.parallel",
-    "xtree.query_order",
-    "xtree.walk",
-    "xtree.leaf_group",
-    "xtree.search",
-    "xtree.nearest",
-    "xtree.accesses",
-    "xtree.join",
-    "xtree.bulk",
-    "xtree.inspection",
-    "xtree.conversion",
-    "xtree.write_scope",
-    "xtree.view",
-]
+BASE = f"build/{BUILD or 'release'}"
+SOURCES = sorted(glob.glob("xtree/**/*.pyx", recursive=True))
 
 DIRECTIVES = {
     "language_level": 3,
@@ -93,17 +49,48 @@ else:
 
 extensions = [
     Extension(
-        name,
-        [name.replace(".", "/") + ".pyx"],
+        source.removesuffix(".pyx").replace(os.sep, "."),
+        [source],
         include_dirs=["xtree", "xtree/persistence"],
         extra_compile_args=COMPILE,
         extra_link_args=SANITIZERS[SANITIZE],
         define_macros=[("XTREE_DEBUG", "1")] if DEBUG else [],
     )
-    for name in MODULES
+    for source in SOURCES
 ]
 
+
+class BuildExtensions(build_ext):
+    """Says what it has compiled; an editable installation keeps that for the next one, which pip would forget."""
+
+    done = compiled = 0
+
+    def run(self):
+        started = time.monotonic()
+        super().run()
+        if self.compiled:
+            print(f"compiled {self.compiled} modules in {time.monotonic() - started:.0f} s", flush=True)
+
+    def finalize_options(self):
+        super().finalize_options()
+        if self.inplace:
+            tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+            self.build_lib, self.build_temp = f"{BASE}/lib.{tag}", f"{BASE}/temp.{tag}"
+
+    def build_extension(self, ext):
+        path = os.path.join(self.build_lib, self.get_ext_filename(ext.name))
+        before = os.path.exists(path) and os.stat(path).st_mtime_ns
+        started = time.monotonic()
+        super().build_extension(ext)
+        self.done += 1
+        if before != os.stat(path).st_mtime_ns:
+            self.compiled += 1
+            took = time.monotonic() - started
+            print(f"  {self.done:2} of {len(SOURCES)}: compiled {ext.name} in {took:.0f} s", flush=True)
+
+
 setup(
+    cmdclass={"build_ext": BuildExtensions},
     ext_modules=cythonize(
         extensions,
         compiler_directives=DIRECTIVES,
@@ -112,7 +99,7 @@ setup(
         show_all_warnings=False,
     ),
     options={
-        "build": {"build_base": f"build/{BUILD or 'release'}"},
+        "build": {"build_base": BASE},
         "build_ext": {"parallel": os.cpu_count() or 1},
     },
 )

@@ -21,7 +21,7 @@ DIMS = 2
 SIGN = np.array([-90.0, -90.0, -90.0, -90.0])  # the box of the record that names the version
 SIGNS = 1 << 40  # its id, less the version
 NOTHING = (np.empty(0, np.int64), np.empty((0, 2 * DIMS)))
-PREDICATES = ("intersects", "within", "contains")
+PREDICATES = ("intersects", "contains", "within")
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids and boxes
 

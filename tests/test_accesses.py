@@ -35,9 +35,9 @@ def walked(store, state: TreeState, window: np.ndarray, predicate: str) -> list[
             return
         boxes = page["boxes"]
         whole = np.full(len(boxes), inside)
-        if not inside and predicate != "contains":
+        if not inside and predicate != "within":
             whole = (boxes[:, :dims] >= window[:dims]).all(axis=1) & (boxes[:, dims:] <= window[dims:]).all(axis=1)
-        may = brute.matches(boxes, window, "contains" if predicate == "contains" else "intersects") | inside
+        may = brute.matches(boxes, window, "within" if predicate == "within" else "intersects") | inside
         for i in np.flatnonzero(may):
             visit(int(page["refs"][i]), level - 1, bool(whole[i]))
 
@@ -45,7 +45,7 @@ def walked(store, state: TreeState, window: np.ndarray, predicate: str) -> list[
     return [(level, n["pages"], n["blocks"], n["entries"]) for level, n in found.items()]
 
 
-@pytest.mark.parametrize("predicate", ["intersects", "within", "contains"])
+@pytest.mark.parametrize("predicate", ["intersects", "contains", "within"])
 @pytest.mark.parametrize("dims", [1, 2, 16])
 def test_windows_read_the_pages_that_a_walk_in_python_reads(dims, predicate, random):
     store = MemoryStore()
@@ -53,7 +53,7 @@ def test_windows_read_the_pages_that_a_walk_in_python_reads(dims, predicate, ran
     boxes = brute.random_boxes(random, 3000, dims, 0.3)
     state = grown(write_set, boxes)
     commit(write_set, state)
-    number = ("intersects", "within", "contains").index(predicate)
+    number = ("intersects", "contains", "within").index(predicate)
     windows = np.vstack([boxes[:20] + 0.0, brute.random_boxes(random, 20, dims, 1.0)])
     for window in windows:
         found = accesses.of_windows(store, state, window[None], number)
@@ -130,7 +130,7 @@ def test_shapes_and_arguments_are_those_of_the_queries(make_tree):
     tree.insert(1, (0, 0))
     assert tree.explain(np.empty((0, 4)))["queries"] == tree.explain_nearest(np.empty((0, 2)))["queries"] == 0
     assert tree.explain_nearest((5, 5), max_distance=1.0)["results"] == 0
-    assert tree.explain((0, 0), "contains") == {
+    assert tree.explain((0, 0), "within") == {
         "queries": 1, "results": 1, "pages": 1, "blocks": 1, "entries": 1,
         "levels": [{"level": 0, "pages": 1, "blocks": 1, "entries": 1}],
     }  # fmt: skip

@@ -30,7 +30,7 @@ from xtree.persistence import commit_queue
 from xtree.persistence.memory import fail_allocation, live_allocations, watch_allocations
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="looks for what is left in /proc")
-PREDICATES = ("intersects", "within", "contains")
+PREDICATES = ("intersects", "contains", "within")
 THREADS = _thread._count()  # while no store is open
 MOST_ALLOCATIONS = 2000  # of one call
 MAY_TAKE_NONE = ("bounds", "stats", "holds")

@@ -13,10 +13,18 @@ from pathlib import Path
 import brute
 import numpy as np
 import pytest
+import shapely
 
 import xtree
 
 UNIT = [0.0, 0.0, 1.0, 1.0]
+SHAPELYS = {
+    "intersects": "intersects",
+    "contains": "covers",
+    "covers": "covers",
+    "within": "covered_by",
+    "covered_by": "covered_by",
+}  # predicate -> what its STRtree calls it
 
 
 @pytest.fixture
@@ -116,18 +124,38 @@ def test_boundaries_belong_to_boxes(make_tree):
     assert tree.query([2, 2, 3, 3]).tolist() == [1]
     assert tree.query([1, 1, 2, 2], "within").tolist() == [1]
     assert tree.query([1, 1, 2, 2], "contains").tolist() == [1]
-    assert tree.query([1.5, 1.5, 1.6, 1.6], "contains").tolist() == [1]
-    assert tree.query([1.5, 1.5, 1.6, 1.6], "within").tolist() == []
-    assert tree.query([0, 0, 3, 3], "within").tolist() == [1]
-    assert tree.query([0, 0, 3, 3], "contains").tolist() == []
+    assert tree.query([1.5, 1.5, 1.6, 1.6], "within").tolist() == [1]
+    assert tree.query([1.5, 1.5, 1.6, 1.6], "contains").tolist() == []
+    assert tree.query([0, 0, 3, 3], "contains").tolist() == [1]
+    assert tree.query([0, 0, 3, 3], "within").tolist() == []
     assert tree.query([np.nextafter(2, 3), 2, 3, 3]).tolist() == []
+
+
+def test_predicates_are_those_of_shapely_from_the_inputs_side(make_tree, random):
+    """On boxes, whose edges belong to them, shapely's covers and covered_by are what contains and within are here."""
+    boxes = brute.random_boxes(random, 600, 2, 0.2)
+    windows = np.vstack([brute.random_boxes(random, 100, 2, 0.4), boxes[:20], brute.random_boxes(random, 100, 2, 0.01)])
+    tree = make_tree(2)
+    tree.bulk_load(np.arange(600), boxes)
+    peer, asked = shapely.STRtree(shapely.box(*boxes.T)), shapely.box(*windows.T)
+    for name, peers_name in SHAPELYS.items():
+        expected = sorted(map(tuple, peer.query(asked, predicate=peers_name).T.tolist()))
+        assert len(expected) > 20
+        assert sorted(map(tuple, tree.query(windows, predicate=name).T.tolist())) == expected, name
+        counts = np.bincount([i for i, _ in expected], minlength=len(windows))
+        assert tree.count(windows, name).tolist() == counts.tolist()
+        assert [tree.count(window, name) for window in windows] == counts.tolist()
+        assert [len(tree.query(tuple(window.tolist()), name)) for window in windows] == counts.tolist()
+        assert tree.explain(windows, name)["results"] == len(expected)
+        joined = xtree.XTree.from_boxes(windows).join(tree, name)
+        assert sorted(map(tuple, joined.T.tolist())) == expected, name
 
 
 def test_windows_may_be_half_open(filled):
     tree, ids, boxes = filled
     window = np.array([0.5, -np.inf, np.inf, np.inf])
     assert sorted(tree.query(window).tolist()) == brute.query(ids, boxes, window)
-    assert tree.count([-np.inf, -np.inf, np.inf, np.inf], "within") == 500
+    assert tree.count([-np.inf, -np.inf, np.inf, np.inf], "contains") == 500
 
 
 def test_nearest_is_ordered_by_distance_and_id(filled, random):

@@ -198,7 +198,7 @@ def test_lengths_that_differ_are_refused(take_many, ids):
 
 def test_words_that_mean_nothing_are_refused(tree):
     for predicate in ("inside", "", None, 0, ["within"]):
-        with pytest.raises(ValueError, match="predicate must be 'intersects' or 'within' or 'contains'"):
+        with pytest.raises(ValueError, match="predicate must be 'intersects' or 'contains' or 'covers' or 'within'"):
             tree.query(UNIT, predicate)
         with pytest.raises(ValueError, match="predicate"):
             tree.count(UNIT, predicate)

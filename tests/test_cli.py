@@ -118,10 +118,10 @@ def test_query_prints_one_id_a_line(index, boxes):
 
 def test_query_takes_negative_coordinates_predicates_and_count(index, boxes):
     assert run("query", index, "-1", "-1e0", "2", "2", "--count").stdout == "500\n"
-    inside = run_json("query", index, -0.5, -0.5, 0.5, 0.5, "--predicate", "within")["ids"]
+    inside = run_json("query", index, -0.5, -0.5, 0.5, 0.5, "--predicate", "contains")["ids"]
     assert sorted(inside) == np.flatnonzero((boxes <= 0.5).all(axis=1)).tolist()
     low = boxes[17, :2] + 0.01
-    assert 17 in run_json("query", index, *low, *(low + 0.01), "--predicate", "contains")["ids"]
+    assert 17 in run_json("query", index, *low, *(low + 0.01), "--predicate", "within")["ids"]
 
 
 def test_query_nearest_prints_ids_and_distances(index, boxes):

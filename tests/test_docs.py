@@ -1,6 +1,9 @@
 """What the documents point at is there: files, tests, commands."""
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +37,54 @@ def test_make_targets_named_in_the_documents_exist():
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name} names make {target}"
 
 
-def test_the_quick_start_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_quick_start_of_the_readme_runs_and_may_be_run_twice(tmp_path, monkeypatch, capsys, times):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"## Quick start\s+```python\n(.*?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(block.group(1), "README.md", "exec"), {})
-    said = capsys.readouterr().out.splitlines()
-    assert sorted(said[0].strip("[]").split()) == ["1", "3"]
-    assert said[1].strip("[]").split() == ["3", "2"]
-    assert said[2].startswith("3 ")
+    for _ in range(times):
+        exec(compile(block.group(1), "README.md", "exec"), {})
+        said = capsys.readouterr().out.splitlines()
+        assert sorted(said[0].strip("[]").split()) == ["1", "3"]
+        assert said[1].strip("[]").split() == ["3", "2"]
+        assert said[2].startswith("3 ")
+
+
+def readme_commands():
+    """The lines of the README's block of commands, without their comments."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"On the command line, in a clone:\s+```\n(.*?)```", readme, re.DOTALL)
+    return [shlex.split(line, comments=True) for line in block.group(1).splitlines()]
+
+
+def test_the_commands_of_the_readme_run_as_they_are_printed(tmp_path):
+    """In a clone's own folder; of the benchmarks, which take minutes, it is tried whether they know their options."""
+    (tmp_path / "xtree").symlink_to(ROOT / "xtree")
+    first, *commands = readme_commands()
+    assert first == ["source", ".venv/bin/activate"] and len(commands) > 6
+    for command, *arguments in commands:
+        assert command == "xtree"
+        if arguments[0] == "bench":
+            arguments.append("--help")
+        done = subprocess.run(
+            [Path(sys.executable).with_name(command), *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert done.stdout, arguments
+
+
+def test_nothing_says_to_install_what_somebody_else_calls_xtree():
+    """On the package index it is a tool of 2012; this is xtree-index."""
+    files = [ROOT / "Makefile", ROOT / "setup.py", ROOT / "pyproject.toml", *PAGES]
+    for folder in ("xtree", "tools", "examples"):
+        files += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".pyx", ".ipynb", ".md")]
+    install, extra, page = r"install\b[^`\n]*[ '\"]xtree(?![-\w./])", r"['\"` ]xtree\[", r"pypi\.org/\S*xtree(?!-index)"
+    wrong = re.compile(f"{install}|{extra}|{page}")
+    assert wrong.search("pip install xtree") and wrong.search("pip install 'xtree[bench]'")
+    assert not wrong.search("pip install 'xtree-index[bench]'")
+    for file in files:
+        found = [line for line in file.read_text(encoding="utf-8").splitlines() if wrong.search(line)]
+        assert not found, f"{file.relative_to(ROOT)}: {found}"
 
 
 def test_the_other_lines_of_the_readme_run(tmp_path, monkeypatch):

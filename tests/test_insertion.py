@@ -84,7 +84,7 @@ def test_a_box_inside_an_entry_goes_there(ws, random):
     root = describe(ws.store, state.root)
     emptiest = min(range(len(root["refs"])), key=lambda row: describe(ws.store, int(root["refs"][row]))["count"])
     inside = np.repeat(root["boxes"][emptiest : emptiest + 1, :2] + 1e-9, 2, axis=0).reshape(1, 4)
-    holders = root["boxes"][brute.matches(root["boxes"], inside[0], "contains")].tolist()
+    holders = root["boxes"][brute.matches(root["boxes"], inside[0], "within")].tolist()
     insert(ws, state, np.array([777]), inside)
     [home] = [row for row, ref in enumerate(root["refs"].tolist()) if 777 in describe(ws.store, ref)["refs"].tolist()]
     assert root["boxes"][home].tolist() in holders

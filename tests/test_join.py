@@ -9,12 +9,13 @@ from brute import matches, random_boxes
 import xtree
 from xtree.errors import ClosedError, DimensionError
 
-PREDICATES = ("intersects", "within", "contains")
+PREDICATES = ("intersects", "contains", "covers", "within", "covered_by", None)
 
 
 def expected_pairs(mine, its, predicate):
-    """Pairs of rows of `mine` and `its`, both (n, 2*d), by a look at each."""
-    return Counter((i, j) for j, box in enumerate(its) for i in np.flatnonzero(matches(mine, box, predicate)).tolist())
+    """Pairs of rows of `mine` and `its`, both (n, 2*d), by a look at each: the first is the subject."""
+    named = predicate or "intersects"
+    return Counter((i, j) for i, box in enumerate(mine) for j in np.flatnonzero(matches(its, box, named)).tolist())
 
 
 def found_pairs(pairs):

@@ -17,7 +17,7 @@ from xtree.bucket import entry_limits
 from xtree.persistence.memory_store import MemoryStore
 from xtree.tree_state import TreeState
 
-PREDICATES = ("intersects", "within", "contains")
+PREDICATES = ("intersects", "contains", "within")
 LIMITS = leaf_group.limits()
 MOST = LIMITS["most_leaves"]
 A_QUERY = LIMITS["leaves_a_query"]

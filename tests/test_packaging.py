@@ -1,6 +1,6 @@
 """Wheel and source distribution hold what they should, and a wheel works in an environment of its own."""
 
-import ast
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import xtree
 
 ROOT = Path(__file__).parent.parent
 SMOKE = """
@@ -34,11 +36,12 @@ def sources(suffix: str) -> set[str]:
     return {name for name in found if "__pycache__" not in name}
 
 
-def test_setup_lists_every_cython_module():
-    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
-    assigned = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
-    modules = ast.literal_eval(assigned["MODULES"])
-    assert sorted(modules) == sorted(name.removesuffix(".pyx").replace("/", ".") for name in sources(".pyx"))
+def test_the_distribution_is_called_xtree_index_by_its_maintainers_and_the_module_xtree():
+    about = importlib.metadata.metadata("xtree-index")
+    assert about["Name"] == "xtree-index" and about["Version"] == xtree.__version__
+    assert about["Author"] == "xtree maintainers"
+    commands = importlib.metadata.entry_points(group="console_scripts", name="xtree")
+    assert {command.value for command in commands} == {"xtree.cli:main"}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import xtree
 from xtree.parallel import LEAST_ROWS, in_threads
 from xtree.persistence import commit_queue
 
-PREDICATES = ("intersects", "within", "contains")
+PREDICATES = ("intersects", "contains", "within")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from xtree.persistence import memory
 from xtree.persistence.memory_store import MemoryStore
 from xtree.tree_state import TreeState
 
-PREDICATES = ("intersects", "within", "contains")
+PREDICATES = ("intersects", "contains", "within")
 INF = np.inf
 
 

@@ -177,7 +177,7 @@ def _make_peers(report: Report, directory: Path, records: int) -> dict[str, Comm
         try:
             peers[name] = Committer(make(), records)
         except ImportError as error:
-            report.skip(name, f"{error}; pip install 'xtree[bench]'")
+            report.skip(name, f"{error}; pip install 'xtree-index[bench]'")
         except sqlite3.OperationalError as error:
             report.skip(name, str(error))
     return peers

@@ -46,7 +46,7 @@ def _installed(report: Report, makers: dict[str, Callable[[], Contestant]]) -> l
         try:
             found.append(make())
         except (ImportError, OSError) as error:  # rtree: OSError when its library is missing
-            report.skip(name, f"{error}; pip install 'xtree[bench]'")
+            report.skip(name, f"{error}; pip install 'xtree-index[bench]'")
         except sqlite3.OperationalError as error:
             report.skip(name, str(error))
     return found

@@ -31,7 +31,7 @@ from xtree.structure import Structure, StructureHandle
 from xtree.transaction import RuntimeTransaction, Transaction, TransactionTree
 from xtree.tree import XTree
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 logging.getLogger("xtree").addHandler(logging.NullHandler())  # a program that wants to see it says so
 

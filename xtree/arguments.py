@@ -13,9 +13,11 @@ from xtree.persistence.config import Config
 
 __all__ = [
     "MAX_DIMS",
+    "QUERY_PREDICATES",
     "as_config",
     "as_dims",
     "as_distance",
+    "as_join_predicate",
     "as_name",
     "as_neighbours",
     "as_output",
@@ -27,7 +29,21 @@ __all__ = [
 
 MAX_DIMS = 64
 OUTPUTS = ("pairs", "csr")
-PREDICATES = {"intersects": 0, "within": 1, "contains": 2}
+INTERSECTS, INSIDE, AROUND = 0, 1, 2  # what the record's box, or the left one of a join, does with the other
+QUERY_PREDICATES = {
+    "intersects": INTERSECTS,
+    "contains": INSIDE,
+    "covers": INSIDE,
+    "within": AROUND,
+    "covered_by": AROUND,
+}
+JOIN_PREDICATES = {
+    "intersects": INTERSECTS,
+    "contains": AROUND,
+    "covers": AROUND,
+    "within": INSIDE,
+    "covered_by": INSIDE,
+}
 
 
 def as_config(config: Any) -> Config:
@@ -48,11 +64,13 @@ def as_dims(dims: Any) -> int:
 
 
 def as_predicate(predicate: Any) -> int:
-    """The number of a predicate. Raises ValueError for any but the three."""
-    number = PREDICATES.get(predicate) if isinstance(predicate, str) else None
-    if number is None:
-        raise ValueError(f"predicate must be {' or '.join(map(repr, PREDICATES))}, not {predicate!r}")
-    return number
+    """The number of a query's predicate, whose subject is the query box. Raises ValueError for one that isn't any."""
+    return _numbered(predicate, QUERY_PREDICATES)
+
+
+def as_join_predicate(predicate: Any) -> int:
+    """The number of a join's predicate, whose subject is the left box. Raises ValueError for one that isn't any."""
+    return _numbered(predicate, JOIN_PREDICATES)
 
 
 def as_output(output: Any) -> str:
@@ -115,6 +133,13 @@ def as_path(path: Any) -> str:
     if not text:
         raise ValueError("the path of an index must not be empty")
     return text
+
+
+def _numbered(predicate: Any, numbers: dict[str, int]) -> int:
+    number = numbers.get(predicate) if isinstance(predicate, str) else None
+    if number is None:
+        raise ValueError(f"predicate must be {' or '.join(map(repr, numbers))}, not {predicate!r}")
+    return number
 
 
 def _integer(value: Any, what: str) -> int:

@@ -18,6 +18,7 @@ import click
 from tqdm import tqdm
 
 import xtree
+from xtree.arguments import QUERY_PREDICATES
 from xtree.cli_bench import bench
 from xtree.cli_errors import FOUND, Interruptible, clear_errors
 from xtree.tools.backup import backup_index
@@ -33,7 +34,6 @@ from xtree.tools.salvage import salvage_index
 
 __all__ = ["main"]
 
-PREDICATES = ("intersects", "within", "contains")
 
 as_json = click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of text.")
 tree_name = click.option("--tree", default="default", show_default=True, help="Name of the tree inside the index.")
@@ -108,10 +108,10 @@ def _progress_bar(enabled: bool, unit: str = " records") -> Iterator[Callable[[i
 @click.argument("coordinates", type=float, nargs=-1, required=True)
 @click.option(
     "--predicate",
-    type=click.Choice(PREDICATES),
+    type=click.Choice(tuple(QUERY_PREDICATES)),
     default="intersects",
     show_default=True,
-    help="within: the record lies inside the window; contains: it contains the window.",
+    help="What the window does. contains, covers: the record lies inside it; within, covered_by: it inside the record.",
 )
 @click.option("--count", is_flag=True, help="Print how many records there are instead of their ids.")
 @click.option("--nearest", type=click.IntRange(min=1), metavar="K", help="The K records nearest to a point instead.")

@@ -21,7 +21,7 @@ from xtree.persistence.memory cimport allocate, reallocate, release
 from xtree.persistence.node_id cimport NodeID
 from xtree.persistence.store cimport Store, breathe
 from xtree.tree_state cimport TreeState, resolve_bucket
-from xtree.walk cimport CONTAINS, INTERSECTS, WITHIN, Predicate, window_test
+from xtree.walk cimport AROUND, INSIDE, INTERSECTS, Predicate, window_test
 
 import numpy as np
 
@@ -211,9 +211,9 @@ cdef class Joiner:
         if self.predicate != INTERSECTS:
             get_box(&self.left.g, a, left, left_box)
             get_box(&self.right.g, b, right, right_box)
-            if self.predicate == WITHIN and not box_contains(right_box, left_box, self.dims):
+            if self.predicate == INSIDE and not box_contains(right_box, left_box, self.dims):
                 return 0
-            if self.predicate == CONTAINS and not box_contains(left_box, right_box, self.dims):
+            if self.predicate == AROUND and not box_contains(left_box, right_box, self.dims):
                 return 0
         self.left_ids.need(sizeof(uint64_t))
         self.right_ids.need(sizeof(uint64_t))
@@ -273,7 +273,7 @@ def join(Store left_store not None, TreeState left not None, Store right_store n
     cdef Joiner joiner
     cdef Py_ssize_t size
     cdef char *out
-    if left.g.dims != right.g.dims or not INTERSECTS <= predicate <= CONTAINS:
+    if left.g.dims != right.g.dims or not INTERSECTS <= predicate <= AROUND:
         raise ValueError(f"no join of {left.g.dims} with {right.g.dims} dimensions by predicate {predicate}")
     joiner = Joiner(left_store, left, right_store, right, <Predicate>predicate)
     with nogil:

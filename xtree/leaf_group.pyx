@@ -113,7 +113,7 @@ cdef int64_t leaves_of(LeafGroup *group, const double *query, int64_t *crossing)
     test.most, test.least = query + group.dims, query
     test.lead = 0
     crossing[0] = 0
-    if group.predicate == Predicate.CONTAINS:
+    if group.predicate == Predicate.AROUND:
         test.most, test.least = query, query + group.dims
         crossing[0] = select(&test, group.dims, group.count, group.nodes, group.reached)
         return crossing[0]

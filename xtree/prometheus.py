@@ -1,4 +1,4 @@
-"""Prometheus: the figures of runtimes as metrics. Needs prometheus_client: `pip install xtree[prometheus]`.
+"""Prometheus: the figures of runtimes as metrics. Needs prometheus_client: `pip install 'xtree-index[prometheus]'`.
 
     from prometheus_client import REGISTRY, start_http_server
     REGISTRY.register(xtree.prometheus.Collector(runtime))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xtree import accesses, inspection, join, nearest, search
-from xtree.arguments import as_distance, as_neighbours, as_output, as_predicate, as_threads
+from xtree.arguments import as_distance, as_join_predicate, as_neighbours, as_output, as_predicate, as_threads
 from xtree.arrays import as_pairs
 from xtree.conversion import finite_points, one_id, query_boxes
 from xtree.errors import DimensionError
@@ -43,13 +43,13 @@ class Reader:
     def query(
         self, boxes: ArrayLike, predicate: str = "intersects", output: str = "pairs", threads: int | None = 1
     ) -> Any:
-        """The ids of the records whose boxes fulfil a predicate with a query box.
+        """The ids of the records with whose boxes a query box fulfils a predicate.
 
         boxes: one box (2*d,) or point (d,), or many, (m, 2*d) or (m, d). Infinite bounds make half-open windows.
 
-        predicate: what a record's box must do. "intersects": share at least a point with the query box. "within": lie
-        inside the query box. "contains": contain the query box. (The record is the subject; shapely's STRtree names the
-        same two from the query's side, so its "contains" is "within" here.) Boundaries belong to boxes throughout.
+        predicate: what the query box does, which is the subject, as in shapely, geopandas and rtree. "intersects":
+        shares at least a point with the record's box. "contains" or "covers": holds all of it. "within" or
+        "covered_by": lies inside it. The edge belongs to a box throughout.
 
         threads: how many may answer a batch; None: as many as there are processors for this process. Where the system
         gives no more threads, those that there are do the work.
@@ -78,7 +78,7 @@ class Reader:
         return (offsets, ids) if form == "csr" else as_pairs(offsets, ids)
 
     def count(self, boxes: ArrayLike, predicate: str = "intersects", threads: int | None = 1) -> Any:
-        """How many records fulfil a predicate with a query box: an int for one box, (m,) int64 for many.
+        """How many records a query box fulfils a predicate with: an int for one box, (m,) int64 for many.
 
         Takes and raises what `query` does.
         """
@@ -149,12 +149,12 @@ class Reader:
         found: dict[str, Any] = self._read(accesses.of_nearest, given, count, limit)
         return found
 
-    def join(self, other: Reader, predicate: str = "intersects") -> Ids:
+    def join(self, other: Reader, predicate: str | None = None) -> Ids:
         """The pairs of a record of this tree and one of another whose boxes fulfil a predicate.
 
         other: a tree, a snapshot or a tree inside a transaction, of as many dimensions; of any store. Two trees of one
-        Runtime are read at one epoch. predicate: what this tree's box must do with the other's: "intersects", "within"
-        or "contains", as in `query`.
+        Runtime are read at one epoch. predicate: what this tree's box does with the other's, which is the object:
+        "intersects" (also when None), "contains" or "covers", "within" or "covered_by", as in `query`.
 
         Returns (2, n) int64: id of this tree, id of the other, in no particular order; records stored twice come twice.
         A tree joined with itself has each record with itself among the pairs, and each other pair in both directions.
@@ -162,7 +162,7 @@ class Reader:
         Raises TypeError for what is no tree, DimensionError for other dimensions, ValueError for an unknown predicate,
         ClosedError, MemoryError. The algorithm is that of Brinkhoff, Kriegel and Seeger (SIGMOD 1993).
         """
-        number = as_predicate(predicate)
+        number = as_join_predicate("intersects" if predicate is None else predicate)
         if not isinstance(other, Reader):
             raise TypeError(f"a tree is joined with a tree or a snapshot, not with {type(other).__name__}")
         if self._dims != other._dims:

@@ -1,4 +1,4 @@
-"""Window queries: ids of the records whose boxes intersect, lie within or contain a query box.
+"""Window queries: ids of the records whose boxes intersect a query box, lie inside it or around it.
 
 Many small windows are answered along a Hilbert curve, which keeps the pages they share in the cache and lets neighbours
 share a descent, and handed back in the caller's order.
@@ -187,7 +187,7 @@ cdef inline int _move_pipeline(Store store, TreeState state, Predicate predicate
 
 
 cdef int _require_predicate(int predicate) except -1:
-    if not Predicate.INTERSECTS <= predicate <= Predicate.CONTAINS:
+    if not Predicate.INTERSECTS <= predicate <= Predicate.AROUND:
         raise ValueError(f"no such predicate: {predicate}")
     return 0
 
@@ -369,7 +369,7 @@ cdef int _find(Store store, TreeState state, int64_t id, const double *box) exce
     cdef double other[2 * MAX_DIMS]
     cdef uint32_t i
     first_breath(&breath, None)
-    open_walk(&walk, store, state, Predicate.CONTAINS, 0, &breath)
+    open_walk(&walk, store, state, Predicate.AROUND, 0, &breath)
     try:
         start_walk(&walk, state, box)
         while next_page(&walk, store, state, &node, &inside):

@@ -11,7 +11,7 @@ from xtree.nearest cimport nearest_of_one
 from xtree.persistence.store cimport Published, Store
 from xtree.search cimport count_of_one, ids_of_one
 from xtree.tree_state cimport TreeState
-from xtree.walk cimport CONTAINS, INTERSECTS, WITHIN, Predicate
+from xtree.walk cimport AROUND, INSIDE, INTERSECTS, Predicate
 
 from xtree.errors import ClosedError
 from xtree.roots import state_of
@@ -21,10 +21,10 @@ cdef inline bint _read_predicate(object name, Predicate *predicate):
     predicate[0] = INTERSECTS
     if name == "intersects":
         return True
-    if name == "within":
-        predicate[0] = WITHIN
-    elif name == "contains":
-        predicate[0] = CONTAINS
+    if name == "contains" or name == "covers":
+        predicate[0] = INSIDE
+    elif name == "within" or name == "covered_by":
+        predicate[0] = AROUND
     else:
         return False
     return True

@@ -15,8 +15,8 @@ cdef enum:
 
 cdef enum Predicate:                # of a record's box and the query box
     INTERSECTS = 0                  # closed: touching counts
-    WITHIN = 1                      # the record's box lies inside the query box
-    CONTAINS = 2                    # the record's box contains the query box
+    INSIDE = 1                      # the record's box lies inside the query box
+    AROUND = 2                      # the record's box contains the query box
 
 
 # A descent in progress. The stack holds, for the level being looked at and each one above it, the children of one page

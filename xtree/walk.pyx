@@ -1,7 +1,7 @@
 """The walk from a tree's root to the pages that a query box may reach, one after the other.
 
 A page's entries are tested in one pass over its columns. A directory entry inside the window of an "intersects" or
-"within" query needs no more tests: its subtree is taken whole.
+"contains" query needs no more tests: its subtree is taken whole.
 """
 
 from libc.string cimport memcpy
@@ -58,9 +58,9 @@ cdef void window_test(TreeState state, Bucket *b, Predicate predicate, const dou
     test.second = upper(&state.g, b, 0)
     test.most, test.least = maxs, mins
     test.lead = 0 if b.level else state.g.dims - 1      # as bulk load leaves them, up to three dims
-    if predicate == Predicate.CONTAINS:
+    if predicate == Predicate.AROUND:
         test.most, test.least = mins, maxs
-    elif predicate == Predicate.WITHIN and b.level == 0:
+    elif predicate == Predicate.INSIDE and b.level == 0:
         test.first, test.second = test.second, test.first
 
 
@@ -103,7 +103,7 @@ cdef int _push_children(Walk *walk, Store store, TreeState state, Bucket *b, bin
         memcpy(out, refs(&state.g, b), whole * sizeof(NodeID))
     else:
         window_test(state, b, walk.predicate, walk.query, &test)
-        if walk.predicate == Predicate.CONTAINS:
+        if walk.predicate == Predicate.AROUND:
             crossing = select(&test, walk.dims, b.count, refs(&state.g, b), out)
         else:
             divide(&test, walk.dims, b.count, refs(&state.g, b), out, &crossing, out + b.count + SLACK, &whole)

@@ -7,8 +7,8 @@
  *     predicate     first   most       second   least
  *     intersects    lower   window's   upper    window's
  *                           upper               lower
- *     within        upper   upper      lower    lower
- *     contains      lower   lower      upper    upper
+ *     inside it     upper   upper      lower    lower
+ *     around it     lower   lower      upper    upper
  *
  * An entry lies inside the window when the test holds with first and second exchanged, so a directory page that was
  * tested for "intersects" tells in the same pass which subtrees need no more tests.
