@@ -42,7 +42,9 @@ LAYERS = [
      "xtree.arrays", "xtree.query_order",
      "xtree.subtree_choice", "xtree.key_sort", "xtree.join", "xtree.parallel"},
     # 8 face: what people touch
-    {"xtree", "xtree.arguments", "xtree.conversion", "xtree.tree", "xtree.reading", "xtree.writing",
+    {"xtree", "xtree.arguments", "xtree.conversion", "xtree.real_numbers", "xtree.inputs",
+     "xtree.frames", "xtree.columns", "xtree.column_names", "xtree.geometries", "xtree.libraries",
+     "xtree.tree", "xtree.reading", "xtree.writing",
      "xtree.transaction", "xtree.write_scope", "xtree.view", "xtree.snapshot", "xtree.runtime", "xtree.forest",
      "xtree.roots", "xtree.epoch_check", "xtree.structure", "xtree.prometheus", "xtree.display", "xtree.cli",
      "xtree.cli_bench",

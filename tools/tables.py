@@ -42,7 +42,7 @@ def read_table(path: Path, points: bool = False) -> tuple[np.ndarray, np.ndarray
         raise TableError(f"{path}: expected boxes of shape (n, 2*d), got {boxes.shape}; for points say --points")
     try:
         boxes = stored_boxes(boxes, as_dims(boxes.shape[1] // 2))
-        return (np.arange(len(boxes)) if ids is None else matching_ids(ids, boxes)), boxes
+        return (np.arange(len(boxes)) if ids is None else matching_ids(ids, len(boxes))), boxes
     except (ValueError, TypeError, OverflowError) as error:
         raise TableError(f"{path}: {_in_lines(str(error), path)}") from error
 

@@ -21,6 +21,7 @@ import xtree
 from xtree.arguments import QUERY_PREDICATES
 from xtree.cli_bench import bench
 from xtree.cli_errors import FOUND, Interruptible, clear_errors
+from xtree.reading import Predicate
 from xtree.tools.backup import backup_index
 from xtree.tools.build import build_index
 from xtree.tools.check import check_index
@@ -121,7 +122,7 @@ def _progress_bar(enabled: bool, unit: str = " records") -> Iterator[Callable[[i
 def query(
     path: Path,
     coordinates: tuple[float, ...],
-    predicate: str,
+    predicate: Predicate,
     count: bool,
     nearest: int | None,
     tree: str,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,17 +12,21 @@ from numpy.typing import ArrayLike, NDArray
 from xtree import accesses, inspection, join, nearest, search
 from xtree.arguments import as_distance, as_join_predicate, as_neighbours, as_output, as_predicate, as_threads
 from xtree.arrays import as_pairs
-from xtree.conversion import finite_points, one_id, query_boxes
+from xtree.conversion import finite_points, is_plain, one_id, query_boxes
 from xtree.errors import DimensionError
+from xtree.inputs import rows_given
 from xtree.parallel import in_threads
 from xtree.persistence.store import Store
 from xtree.tree_state import TreeState
 from xtree.view import TreeView
 
-__all__ = ["Reader"]
+__all__ = ["Predicate", "Reader"]
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Predicate: TypeAlias = Literal["intersects", "contains", "covers", "within", "covered_by"]
+Boxes: TypeAlias = ArrayLike | Any  # tables and geometries too
+OneBox: TypeAlias = Sequence[float]
 
 class Reader:
     """The reading methods, over one state of one tree.
@@ -40,12 +44,34 @@ class Reader:
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """function(store, state, *arguments), with the state protected meanwhile. Raises ClosedError."""
 
+    @overload
     def query(
-        self, boxes: ArrayLike, predicate: str = "intersects", output: str = "pairs", threads: int | None = 1
-    ) -> Any:
+        self,
+        boxes: Boxes,
+        predicate: Predicate = ...,
+        output: Literal["pairs"] = ...,
+        threads: int | None = ...,
+    ) -> Ids: ...
+    @overload
+    def query(
+        self, boxes: Boxes, predicate: Predicate = ..., *, output: Literal["csr"], threads: int | None = ...
+    ) -> tuple[Ids, Ids]: ...
+    @overload
+    def query(
+        self, boxes: Boxes, predicate: Predicate, output: Literal["csr"], threads: int | None = ...
+    ) -> tuple[Ids, Ids]: ...
+    def query(
+        self,
+        boxes: Boxes,
+        predicate: Predicate = "intersects",
+        output: Literal["pairs", "csr"] = "pairs",
+        threads: int | None = 1,
+    ) -> Ids | tuple[Ids, Ids]:
         """The ids of the records with whose boxes a query box fulfils a predicate.
 
-        boxes: one box (2*d,) or point (d,), or many, (m, 2*d) or (m, d). Infinite bounds make half-open windows.
+        boxes: one box (2*d,) or point (d,), or many, (m, 2*d) or (m, d); tables and geometries too (docs/input.md).
+        Infinite bounds make half-open windows. Two corners are no box: [[0, 0], [10, 10]] are two points, the window
+        between them is [0, 0, 10, 10]. A geometry that is missing or empty has no hits.
 
         predicate: what the query box does, which is the subject, as in shapely, geopandas and rtree. "intersects":
         shares at least a point with the record's box. "contains" or "covers": holds all of it. "within" or
@@ -77,7 +103,13 @@ class Reader:
         offsets, ids = self._read(in_threads, workers, search.query, windows, number)
         return (offsets, ids) if form == "csr" else as_pairs(offsets, ids)
 
-    def count(self, boxes: ArrayLike, predicate: str = "intersects", threads: int | None = 1) -> Any:
+    @overload
+    def count(self, boxes: OneBox, predicate: Predicate = ..., threads: int | None = ...) -> int: ...
+    @overload
+    def count(self, boxes: Sequence[OneBox], predicate: Predicate = ..., threads: int | None = ...) -> Ids: ...
+    @overload
+    def count(self, boxes: Boxes, predicate: Predicate = ..., threads: int | None = ...) -> Any: ...
+    def count(self, boxes: Boxes, predicate: Predicate = "intersects", threads: int | None = 1) -> int | Ids:
         """How many records a query box fulfils a predicate with: an int for one box, (m,) int64 for many.
 
         Takes and raises what `query` does.
@@ -92,17 +124,55 @@ class Reader:
             return int(self._read(search.count, windows, number)[0])
         return self._read(in_threads, workers, search.count, windows, number)
 
+    @overload
     def nearest(
         self,
-        points: ArrayLike,
+        points: Boxes,
+        k: int = ...,
+        max_distance: float | None = ...,
+        return_distance: Literal[False] = ...,
+        threads: int | None = ...,
+    ) -> Ids: ...
+    @overload
+    def nearest(
+        self,
+        points: Boxes,
+        k: int = ...,
+        max_distance: float | None = ...,
+        *,
+        return_distance: Literal[True],
+        threads: int | None = ...,
+    ) -> tuple[Ids, Floats]: ...
+    @overload
+    def nearest(
+        self,
+        points: Boxes,
+        k: int,
+        max_distance: float | None,
+        return_distance: Literal[True],
+        threads: int | None = ...,
+    ) -> tuple[Ids, Floats]: ...
+    @overload
+    def nearest(
+        self,
+        points: Boxes,
+        k: int = ...,
+        max_distance: float | None = ...,
+        return_distance: bool = ...,
+        threads: int | None = ...,
+    ) -> Ids | tuple[Ids, Floats]: ...
+    def nearest(
+        self,
+        points: Boxes,
         k: int = 1,
         max_distance: float | None = None,
         return_distance: bool = False,
         threads: int | None = 1,
-    ) -> Any:
+    ) -> Ids | tuple[Ids, Floats]:
         """The k records nearest to a point, by Euclidean distance to their boxes (0 inside).
 
-        points: one, (d,), or many, (m, d); finite. max_distance: leaves out what is farther away; inclusive. threads:
+        points: one, (d,), or many, (m, d); finite; tables and point geometries too (docs/input.md), of which those that
+        are missing or empty have no neighbours. max_distance: leaves out what is farther away; inclusive. threads:
         how many may answer a batch, as in `query`.
 
         Returns for one point the ids, (min(k, len),) int64, ordered by (distance, id); with return_distance=True
@@ -118,13 +188,14 @@ class Reader:
             if plain is not None:
                 return plain if return_distance else plain[0]
         count, limit, workers = as_neighbours(k), as_distance(max_distance), as_threads(threads)
-        given = finite_points(points, self._dims)
-        rows = given.reshape(1, -1) if given.ndim == 1 else given
+        rows, there, one = self._points(points)
         offsets, ids, distances = self._read(_nearest, workers, rows, count, limit)
-        found = ids if given.ndim == 1 else as_pairs(offsets, ids)
+        found = ids if one else as_pairs(offsets, ids)
+        if there is not None and not one:
+            found[0] = there[found[0]]
         return (found, distances) if return_distance else found
 
-    def explain(self, boxes: ArrayLike, predicate: str = "intersects") -> dict[str, Any]:
+    def explain(self, boxes: Boxes, predicate: Predicate = "intersects") -> dict[str, Any]:
         """What `query` with these boxes costs on any machine: the pages it reads and the entries it tests.
 
         Returns a dict, summed over the boxes: queries; results; pages read; blocks, of the tree's page size, so that a
@@ -138,18 +209,18 @@ class Reader:
         found: dict[str, Any] = self._read(accesses.of_windows, np.atleast_2d(windows), as_predicate(predicate))
         return found
 
-    def explain_nearest(self, points: ArrayLike, k: int = 1, max_distance: float | None = None) -> dict[str, Any]:
+    def explain_nearest(self, points: Boxes, k: int = 1, max_distance: float | None = None) -> dict[str, Any]:
         """What `nearest` with these points costs on any machine, as `explain` says it of `query`.
 
         Takes and raises what `nearest` does.
         """
         count = as_neighbours(k)
         limit = as_distance(max_distance)
-        given = np.atleast_2d(finite_points(points, self._dims))
+        given = self._points(points)[0]
         found: dict[str, Any] = self._read(accesses.of_nearest, given, count, limit)
         return found
 
-    def join(self, other: Reader, predicate: str | None = None) -> Ids:
+    def join(self, other: Reader, predicate: Predicate | None = None) -> Ids:
         """The pairs of a record of this tree and one of another whose boxes fulfil a predicate.
 
         other: a tree, a snapshot or a tree inside a transaction, of as many dimensions; of any store. Two trees of one
@@ -169,6 +240,17 @@ class Reader:
             raise DimensionError(f"got a tree of {other._dims} dimensions, expected {self._dims}")
         pairs: Ids = self._read_both(other, join.join, number)
         return pairs
+
+    def _points(self, given: Any) -> tuple[Floats, Ids | None, bool]:
+        """Points to ask for the nearest of, (m, d): those that are there, which rows they were (None: all), if one."""
+        missing = None
+        if not is_plain(given):
+            given, missing = rows_given(given, self._dims, True)
+        if missing is None or not np.any(missing):
+            points = finite_points(given, self._dims)
+            return np.atleast_2d(points), None, points.ndim == 1
+        there = np.flatnonzero(~np.atleast_1d(missing))
+        return finite_points(np.atleast_2d(given)[there], self._dims), there, np.ndim(missing) == 0
 
     def _read_both(self, other: Reader, function: Callable[..., Any], *arguments: Any) -> Any:
         """function(store, state, other's store, other's state, *arguments), with both states protected meanwhile."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from xtree.arguments import as_dims, as_threads, as_timeout
@@ -16,6 +15,7 @@ from xtree.display import as_html, as_line
 from xtree.epoch_check import check_epoch
 from xtree.errors import DimensionError
 from xtree.forest import Forest
+from xtree.inputs import present
 from xtree.persistence.config import Config
 from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.store import Store
@@ -24,7 +24,7 @@ from xtree.snapshot import Snapshot
 from xtree.transaction import Transaction
 from xtree.view import TreeView
 from xtree.write_scope import WriterLock, write_alone
-from xtree.writing import Progress, Writer, matching_ids
+from xtree.writing import Floats, Ids, Progress, Writer, numbered
 
 if TYPE_CHECKING:
     from xtree.runtime import Runtime
@@ -64,24 +64,71 @@ class XTree(Writer):
         config: Config | None = None,
         progress: Progress | None = None,
         threads: int | None = 1,
+        *,
+        skip_empty: bool = False,
     ) -> XTree:
         """A packed tree of these boxes, in memory, or in a new durable index at `path`.
 
-        boxes: (n, 2*d); with dims= also points (n, d), or []. ids: (n,) integers, 0 .. n-1 when not given. progress:
-        called with (done, total) now and then. threads: how many may work; None: as many as there are processors for
-        this process. Input is checked before anything is made; when the load itself fails, nothing is left at `path`.
+        boxes: (n, 2*d), or geometries, or a table with named bounds (docs/input.md); with dims= also points (n, d),
+        or []. ids: (n,) integers, 0 .. n-1 when not given. progress: called with (done, total) now and then. threads:
+        how many may work; None: as many as there are processors for this process. skip_empty: leaves out rows that
+        have no box; the others keep their numbers and ids. Input is checked before anything is made; when the load
+        itself fails, nothing is left at `path`.
 
-        Raises what `insert_many` does, and FileExistsError when there is an index at `path`.
+        Raises what `insert_many` does, DimensionError also for (n, 2) without dims=, which are points as often as
+        intervals, and FileExistsError when there is an index at `path`.
         """
+        dims = None if dims is None else as_dims(dims)
+        boxes, kept = present(boxes, dims) if skip_empty else (boxes, None)
         if dims is None:
             boxes, width = width_of(boxes)
+            if width == 2:
+                raise DimensionError(
+                    "got boxes of width 2: points in the plane are for from_points, or say dims=2; if they are "
+                    "intervals, say dims=1"
+                )
             if width % 2:
-                raise DimensionError(f"got boxes of width {width}, expected an even one, 2*dims; for points give dims=")
+                raise DimensionError(
+                    f"got boxes of width {width}, expected an even one, 2*dims; points are for from_points"
+                )
             dims = width // 2
-        dims = as_dims(dims)
-        rows = stored_boxes(boxes, dims)
-        numbers = np.arange(len(rows), dtype=np.int64) if ids is None else matching_ids(ids, rows)
+        rows = stored_boxes(boxes, as_dims(dims))
+        return cls._packed(numbered(ids, rows, kept), rows, path, config, progress, threads)
+
+    @classmethod
+    def from_points(
+        cls,
+        points: ArrayLike,
+        ids: ArrayLike | None = None,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        config: Config | None = None,
+        progress: Progress | None = None,
+        threads: int | None = 1,
+        skip_empty: bool = False,
+    ) -> XTree:
+        """A packed tree of these points, in memory, or in a new durable index at `path`.
+
+        points: (n, d), or point geometries, or a table with columns x and y, or lon and lat (docs/input.md). The other
+        arguments are those of `from_boxes`. Raises what it does, DimensionError for boxes and for what tells no width.
+        """
+        points, kept = present(points, None, True) if skip_empty else (points, None)
+        points, width = width_of(points, True)
+        rows = stored_boxes(points, as_dims(width))
+        return cls._packed(numbered(ids, rows, kept), rows, path, config, progress, threads)
+
+    @classmethod
+    def _packed(
+        cls,
+        ids: Ids,
+        rows: Floats,
+        path: str | os.PathLike[str] | None,
+        config: Config | None,
+        progress: Progress | None,
+        threads: int | None,
+    ) -> XTree:
         threads = as_threads(threads)
+        dims = rows.shape[1] // 2
         if path is None:
             tree = cls(dims, config)
         else:
@@ -89,7 +136,7 @@ class XTree(Writer):
 
             tree = open_tree(path, dims, mode="x", config=config)
         try:
-            tree.bulk_load(numbers, rows, progress, threads)
+            tree.bulk_load(ids, rows, progress, threads)
         except BaseException:
             tree.close() if tree.runtime is None else tree.runtime._discard()
             raise

@@ -14,12 +14,13 @@ from xtree.arguments import as_threads
 from xtree.arrays import copy_array
 from xtree.conversion import many_ids, one_id, stored_box, stored_boxes
 from xtree.errors import DimensionError
+from xtree.inputs import present
 from xtree.persistence.disk_reserve import spending_reserve
 from xtree.persistence.write_set import WriteSet
 from xtree.reading import Reader
 from xtree.tree_state import TreeState
 
-__all__ = ["Progress", "Writer", "matching_ids"]
+__all__ = ["Progress", "Writer", "matching_ids", "numbered"]
 
 LEAST_TIMES = 64  # as many records as are loaded: building a tree of all then takes longer than inserting them
 
@@ -50,16 +51,25 @@ class Writer(Reader):
         """
         self._write(insertion.insert, one_id(id), stored_box(box, self._dims))
 
-    def insert_many(self, ids: ArrayLike, boxes: ArrayLike) -> None:
+    def insert_many(self, ids: ArrayLike, boxes: ArrayLike, *, skip_empty: bool = False) -> None:
         """Adds records, all or none. ids: (n,) integers; boxes: (n, 2*d), or points (n, d).
+
+        skip_empty: leaves out rows that have no box, and their ids: missing and empty geometries, rows of a table
+        without any value, rows of NaN.
 
         Raises what `insert` does, and ValueError when the lengths differ. Arrays that change meanwhile are stored as
         they are read, or refused with InvalidBoxError when that is no box.
         """
-        self._write(insertion.insert, *_records(ids, boxes, self._dims))
+        self._write(insertion.insert, *_records(ids, boxes, self._dims, skip_empty))
 
     def bulk_load(
-        self, ids: ArrayLike, boxes: ArrayLike, progress: Progress | None = None, threads: int | None = 1
+        self,
+        ids: ArrayLike,
+        boxes: ArrayLike,
+        progress: Progress | None = None,
+        threads: int | None = 1,
+        *,
+        skip_empty: bool = False,
     ) -> None:
         """Builds a packed tree of these records and those that are there already: much faster than inserting many.
 
@@ -71,7 +81,7 @@ class Writer(Reader):
 
         Takes and raises what `insert_many` does; ValueError for threads < 1 too.
         """
-        numbers, rows = _records(ids, boxes, self._dims)
+        numbers, rows = _records(ids, boxes, self._dims, skip_empty)
         workers = as_threads(threads)
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable, not {type(progress).__name__}")
@@ -94,17 +104,28 @@ class Writer(Reader):
         return bool(self._write(_replace, number, stored_box(old_box, self._dims), stored_box(new_box, self._dims)))
 
 
-def matching_ids(ids: ArrayLike, boxes: Floats) -> Ids:
+def matching_ids(ids: Any, n: int) -> Ids:
     """ids as (n,) int64 for n boxes. Raises TypeError, OverflowError, DimensionError for another length."""
     numbers: Ids = many_ids(ids)
-    if len(numbers) != len(boxes):
-        raise DimensionError(f"got {len(numbers)} ids for {len(boxes)} boxes")
+    if len(numbers) != n:
+        raise DimensionError(f"got {len(numbers)} ids for {n} boxes")
     return numbers
 
 
-def _records(ids: ArrayLike, boxes: ArrayLike, dims: int) -> tuple[Ids, Floats]:
-    rows: Floats = stored_boxes(boxes, dims)
-    return matching_ids(ids, rows), rows
+def numbered(ids: Any, rows: Floats, kept: NDArray[np.bool_] | None) -> Ids:
+    """The ids of rows, 0 .. n-1 for None. kept: which of all rows these are; None: all, and there is an id for each."""
+    n = len(rows if kept is None else kept)
+    numbers = np.arange(n, dtype=np.int64) if ids is None else matching_ids(ids, n)
+    return numbers if kept is None else numbers[kept]
+
+
+def _records(ids: Any, boxes: Any, dims: int, skip_empty: bool = False) -> tuple[Ids, Floats]:
+    if not skip_empty:
+        rows: Floats = stored_boxes(boxes, dims)
+        return matching_ids(ids, len(rows)), rows
+    boxes, kept = present(boxes, dims)
+    rows = stored_boxes(boxes, dims)
+    return numbered(many_ids(ids), rows, kept), rows
 
 
 def _delete(write_set: WriteSet, state: TreeState, ids: Ids, boxes: Floats) -> int:

@@ -1,0 +1,23 @@
+"""Libraries whose objects users pass, and which may not be installed: their types, where they have been imported.
+
+An object of a library that nobody has imported doesn't exist, so nothing is imported here.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+__all__ = ["is_a", "loaded"]
+
+
+def loaded(library: str) -> Any:
+    """The module, None when nobody has imported it (or is in the middle of it)."""
+    return sys.modules.get(library)
+
+
+def is_a(value: object, library: str, *names: str) -> bool:
+    """Whether a value is an instance of one of a library's types."""
+    module = loaded(library)
+    types = tuple(getattr(module, name, None) for name in names)
+    return any(isinstance(known, type) and isinstance(value, known) for known in types)
