@@ -20,7 +20,7 @@ from xtree.tools.bench_index import IndexScale
 from xtree.tools.bench_report import Report, WrongAnswerError
 from xtree.tools.bench_tree_peers import GEOINDEX, RTREE, SHAPELY, SQLITE, memory_peers
 from xtree.tools.bench_trees import DurableTree, MemoryTree, Trial
-from xtree.tools.tables import TableError
+from xtree.tools.table_error import TableError
 
 TINY = IndexScale(
     rounds=2,
@@ -141,7 +141,7 @@ def test_a_missing_peer_is_skipped_with_the_reason(monkeypatch):
     report = Report(lambda line: None)
     assert memory_peers(report) == []
     assert set(report.skipped) == {GEOINDEX, SHAPELY, RTREE, SQLITE}
-    assert all("xtree[bench]" in report.skipped[peer] for peer in PEERS)
+    assert all("xtree-index[bench]" in report.skipped[peer] for peer in PEERS)
     assert report.skipped[SQLITE] == "no such module: rtree"
 
 

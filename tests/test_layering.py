@@ -62,7 +62,8 @@ LAYERS = [
      "xtree.tools.fsck_judge", "xtree.tools.fsck_open", "xtree.tools.fsck_pages", "xtree.tools.fsck_repair",
      "xtree.tools.fsck_report", "xtree.tools.fsck_text", "xtree.tools.salvage", "xtree.tools.soak",
      "xtree.tools.soak_model",
-     "xtree.tools.soak_work", "xtree.tools.tables"},
+     "xtree.tools.soak_work", "xtree.tools.tables", "xtree.tools.table_error", "xtree.tools.csv_columns",
+     "xtree.tools.csv_file", "xtree.tools.csv_text"},
 ]
 LAYER_OF = {
     (name if name.startswith("xtree") else "xtree." + name): number

@@ -10,7 +10,8 @@ import numpy as np
 import xtree
 from xtree.data import cities
 from xtree.tools.bench_commits import boxes_of
-from xtree.tools.tables import TableError, read_table
+from xtree.tools.table_error import TableError
+from xtree.tools.tables import read_table
 
 __all__ = ["GENERATED", "Data", "boxes_in_order", "data_of", "more_of", "points_of", "windows_of"]
 
@@ -67,7 +68,7 @@ def data_of(source: str, records: int) -> Data:
     if source in GENERATED:
         boxes = GENERATED[source](records)
         return Data(source, boxes[:records], uniform=source == "uniform")
-    _, boxes = read_table(Path(source))
+    boxes = read_table(Path(source)).boxes
     if boxes.shape[1] != 4 or not len(boxes):
         raise TableError(f"{source}: expected boxes of 2 dimensions, got {len(boxes)} of {boxes.shape[1] // 2}")
     return Data(Path(source).name, boxes[:records])

@@ -25,6 +25,7 @@ from xtree.reading import Predicate
 from xtree.tools.backup import backup_index
 from xtree.tools.build import build_index
 from xtree.tools.check import check_index
+from xtree.tools.csv_columns import Wanted
 from xtree.tools.describe import describe_index, plain
 from xtree.tools.dump import WHAT, dump_index
 from xtree.tools.dump_text import dump_lines
@@ -65,24 +66,65 @@ def main() -> None:
 @index_path
 @click.option("--append", is_flag=True, help="Add to the index when it exists already.")
 @click.option("--points", is_flag=True, help="The arrays of SOURCE hold points (n, d), not boxes (n, 2*d).")
+@click.option("--box", metavar="A,B,C,D", default="", help="The columns of boxes: all minima, then all maxima.")
+@click.option("--x", metavar="NAME", default="", help="The column of a point's first coordinate; with --y.")
+@click.option("--y", metavar="NAME", default="", help="That of the second.")
+@click.option("--z", metavar="NAME", default="", help="That of the third, if there is one.")
+@click.option("--id", "id_column", metavar="NAME", default="", help="The column of ids; - numbers the records from 0.")
+@click.option("--encoding", help="What SOURCE is written in, as latin-1 or utf-16.  [default: utf-8]")
 @tree_name
 @as_json
 @clear_errors
-def build(source: Path, path: Path, append: bool, points: bool, tree: str, json_output: bool) -> None:
-    """Build the index PATH from SOURCE, a .csv, .npy or .npz file.
+def build(
+    source: Path,
+    path: Path,
+    append: bool,
+    points: bool,
+    box: str,
+    x: str,
+    y: str,
+    z: str,
+    id_column: str,
+    encoding: str | None,
+    tree: str,
+    json_output: bool,
+) -> None:
+    """Build the index PATH from SOURCE, a .csv, .tsv, .npy or .npz file.
 
-    A CSV file needs a first line of column names: minx,miny,maxx,maxy (any min… and max… that pair up) or lon,lat or
-    x,y[,z], and id if the records have ids; other columns are passed over. An .npy file holds boxes (n, 2*d): minima,
-    then maxima. An .npz file holds them as `boxes`, with `ids` beside them if there are any. Without ids, records
-    are numbered from 0.
+    A CSV file, also as .gz, needs a first line of column names: minx,miny,maxx,maxy (xmin, x_min, left … too) or
+    lon,lat or x,y[,z], in any order, and id (fid, osm_id …) if the records have ids; other columns are passed over.
+    Longitude is the first axis. Columns are separated by commas, semicolons, tabs or bars. What can't be told is
+    refused: choose with --box or --x and --y. An .npy file holds boxes (n, 2*d): minima, then maxima. An .npz file
+    holds them as `boxes`, with `ids` beside them if there are any. Without ids, records are numbered from 0.
 
-    JSON keys: path, tree, loaded, records, dims, bytes, read_seconds, load_seconds.
+    JSON keys: path, tree, loaded, records, dims, columns (null for arrays), points, id_column, bytes, read_seconds,
+    load_seconds.
     """
-    with _progress_bar(enabled=not json_output) as progress:
-        result = build_index(source, path, tree=tree, points=points, append=append, progress=progress)
+    if (x or y or z) and not (x and y):
+        raise click.UsageError("--x goes with --y, and --z with both")
+    chosen = tuple(name.strip() for name in box.split(",")) if box else ()
+    wanted = Wanted(chosen, tuple(filter(None, (x, y, z))), id_column)
+    with (
+        _progress_bar(enabled=not json_output, unit="B") as reading,
+        _progress_bar(enabled=not json_output) as progress,
+    ):
+        result = build_index(
+            source,
+            path,
+            tree=tree,
+            points=points,
+            append=append,
+            wanted=wanted,
+            encoding=encoding,
+            reading=reading,
+            progress=progress,
+        )
     if json_output:
         _print_json(result)
         return
+    if result["columns"] is not None:
+        ids = f"ids from {result['id_column']}" if result["id_column"] is not None else "numbered from 0"
+        click.echo(f"{source}: {'points' if result['points'] else 'boxes'} of {', '.join(result['columns'])}; {ids}")
     click.echo(
         f"{path}: {result['loaded']:,} records loaded in {result['load_seconds']:.2f} s, {result['records']:,} in all, "
         f"{result['dims']} dimensions, {_size(result['bytes'])}"
@@ -95,13 +137,22 @@ def _progress_bar(enabled: bool, unit: str = " records") -> Iterator[Callable[[i
     if not (enabled and sys.stderr.isatty()):
         yield None
         return
-    with tqdm(unit=unit, unit_scale=True, leave=False) as bar:
+    bars: list[tqdm] = []  # one, from the first report on
 
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def progress(done: int, total: int) -> None:
+        if not bars:
+            bars.append(tqdm(unit=unit, unit_scale=True, leave=False))
+        [bar] = bars
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:  # so that the next one has its place
+            bar.close()
 
+    try:
         yield progress
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
