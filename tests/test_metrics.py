@@ -19,7 +19,8 @@ from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.metrics import BOUNDS_S, Latency
 from xtree.persistence.platform_fs import File, SyncFailedError
 
-PAGE = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 
@@ -50,6 +51,23 @@ def runtime(tmp_path):
 def test_the_documented_names_are_those_that_there_are(runtime):
     assert names_of(runtime.stats()) == documented("Runtime.stats()")
     assert names_of(runtime.tree("a").stats()) == documented("tree.stats()")
+
+
+def test_every_other_name_of_a_figure_in_the_documents_is_one_that_there_is():
+    """Dotted names in backticks whose first part is that of a figure, in any document, and all that a metric is from."""
+    names = documented("Runtime.stats()") | documented("tree.stats()")
+    groups = {name.split(".")[0] for name in names if "." in name}
+    parts = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
+    looked = 0
+    for page in [DOCS / "metrics.md", DOCS.parent / "README.md", *DOCS.glob("*.md")]:
+        for name in re.findall(r"`([a-z_]+(?:\.(?:[a-z_]+|<[a-z]+>))+)`", page.read_text(encoding="utf-8")):
+            if name.split(".")[0] in groups and not name.endswith((".md", ".py", ".pyx", ".pxd", ".bin", ".json")):
+                looked += 1
+                assert name in parts, f"{page.name} names {name}"
+    for source in re.findall(r"^\| `xtree_\w+` \|.*\| (.*) \|$", PAGE, re.MULTILINE):
+        [name] = re.findall("`([^`]+)`", source)
+        assert name in parts, name
+    assert looked > 100
 
 
 def test_a_read_only_runtime_has_the_same_names(tmp_path):

@@ -25,7 +25,8 @@ from xtree.errors import (
     XTreeError,
 )
 from xtree.persistence.config import Config
-from xtree.runtime import Runtime, open
+from xtree.runtime import Runtime
+from xtree.runtime import open as open
 from xtree.snapshot import Snapshot
 from xtree.structure import Structure, StructureHandle
 from xtree.transaction import RuntimeTransaction, Transaction, TransactionTree
@@ -57,5 +58,9 @@ __all__ = [
     "XTree",
     "XTreeError",
     "__version__",
-    "open",
-]
+]  # without `open`, so that `from xtree import *` leaves the built-in one alone
+
+
+def __dir__() -> list[str]:
+    """What is for users; modules can be imported without being listed."""
+    return sorted([*__all__, "open", *(name for name in globals() if name.startswith("__"))])

@@ -6,12 +6,14 @@ import math
 import operator
 import os
 import sys
-from typing import Any
+from typing import Any, TypeAlias
 
 from xtree.errors import DimensionError
 from xtree.persistence.config import Config
 
 __all__ = [
+    "AnyPath",
+    "Boxes",
     "MAX_DIMS",
     "QUERY_PREDICATES",
     "as_config",
@@ -26,6 +28,9 @@ __all__ = [
     "as_threads",
     "as_timeout",
 ]
+
+Boxes: TypeAlias = Any  # arrays, lists, tables, geometries: docs/input.md
+AnyPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
 MAX_DIMS = 64
 OUTPUTS = ("pairs", "csr")
@@ -128,7 +133,7 @@ def as_name(name: Any) -> str:
 
 
 def as_path(path: Any) -> str:
-    """A path of the file system. Raises TypeError, ValueError."""
+    """A path of the file system: str, bytes or os.PathLike. Raises TypeError, ValueError."""
     text = os.fsdecode(path)
     if not text:
         raise ValueError("the path of an index must not be empty")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from xtree import accesses, inspection, join, nearest, search
-from xtree.arguments import as_distance, as_join_predicate, as_neighbours, as_output, as_predicate, as_threads
+from xtree.arguments import Boxes, as_distance, as_join_predicate, as_neighbours, as_output, as_predicate, as_threads
 from xtree.arrays import as_pairs
 from xtree.conversion import finite_points, is_plain, one_id, query_boxes
 from xtree.errors import DimensionError
@@ -25,7 +25,6 @@ __all__ = ["Predicate", "Reader"]
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Predicate: TypeAlias = Literal["intersects", "contains", "covers", "within", "covered_by"]
-Boxes: TypeAlias = ArrayLike | Any  # tables and geometries too
 OneBox: TypeAlias = Sequence[float]
 
 class Reader:
@@ -301,6 +300,11 @@ class Reader:
     def height(self) -> int:
         """Levels of pages; 0 when empty."""
         return int(self._read(_height_of))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of what is read: it grows with every commit, of whichever tree in the directory."""
+        return self._epoch()
 
     def check(self) -> None:
         """Verifies the whole tree: containment, exact bounds, reachability, levels, counts, checksums.

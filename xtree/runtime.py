@@ -10,7 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
-from xtree.arguments import as_config, as_dims, as_name, as_path, as_timeout
+from xtree.arguments import AnyPath, as_config, as_dims, as_name, as_path, as_timeout
 from xtree.display import as_html
 from xtree.epoch_check import check_epoch
 from xtree.errors import ClosedError
@@ -49,7 +49,7 @@ class Runtime:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: AnyPath,
         mode: str = "a",
         durability: str | None = None,
         config: Config | None = None,
@@ -158,7 +158,7 @@ class Runtime:
         """
         self._store.checkpoint()
 
-    def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
+    def backup(self, path: AnyPath, progress: Progress | None = None) -> None:
         """Copies the state of now into a new directory, an index of its own, while reading and writing go on.
 
         path: missing, or an empty directory. progress: called with (bytes copied, bytes in all) now and then; what it
@@ -262,7 +262,7 @@ class Runtime:
 
 
 def open(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     dims: int | None = None,
     mode: str = "a",
     durability: str | None = None,
@@ -279,7 +279,7 @@ def open(
     """
     wanted = None if dims is None else as_dims(dims)
     settings = _settings(config, durability)
-    if wanted is None and _mode(mode) in ("a", "x") and not exists(path):
+    if wanted is None and _mode(mode) in ("a", "x") and not exists(as_path(path)):
         raise ValueError(f"there is no index at {os.fsdecode(path)!r}; give dims= to make one")
     runtime = Runtime(path, mode, None, settings, timeout, progress, on_error)
     try:

@@ -31,11 +31,6 @@ class Snapshot(Reader):
         self._dims = state.dims
         self._shown: tuple[XTree, Pin, TreeState] | None = (tree, pin, state)  # None once it is closed
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that the snapshot shows."""
-        return self._epoch()
-
     def close(self) -> None:
         """Lets the epoch go, once calls that are running have ended. Idempotent."""
         # Running calls hold the pin too; the last one to forget it releases it.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from numpy.typing import ArrayLike
 
-from xtree.arguments import as_dims, as_threads, as_timeout
+from xtree.arguments import AnyPath, Boxes, as_dims, as_threads, as_timeout
 from xtree.conversion import stored_boxes, width_of
 from xtree.display import as_html, as_line
 from xtree.epoch_check import check_epoch
@@ -57,10 +56,10 @@ class XTree(Writer):
     @classmethod
     def from_boxes(
         cls,
-        boxes: ArrayLike,
+        boxes: Boxes,
         ids: ArrayLike | None = None,
         dims: int | None = None,
-        path: str | os.PathLike[str] | None = None,
+        path: AnyPath | None = None,
         config: Config | None = None,
         progress: Progress | None = None,
         threads: int | None = 1,
@@ -98,10 +97,10 @@ class XTree(Writer):
     @classmethod
     def from_points(
         cls,
-        points: ArrayLike,
+        points: Boxes,
         ids: ArrayLike | None = None,
         *,
-        path: str | os.PathLike[str] | None = None,
+        path: AnyPath | None = None,
         config: Config | None = None,
         progress: Progress | None = None,
         threads: int | None = 1,
@@ -122,7 +121,7 @@ class XTree(Writer):
         cls,
         ids: Ids,
         rows: Floats,
-        path: str | os.PathLike[str] | None,
+        path: AnyPath | None,
         config: Config | None,
         progress: Progress | None,
         threads: int | None,
@@ -190,7 +189,7 @@ class XTree(Writer):
         with self._store.call():
             self._store.check()
 
-    def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
+    def backup(self, path: AnyPath, progress: Progress | None = None) -> None:
         """Copies the index that was opened with the tree, as it is now, into a new directory: Runtime.backup.
 
         Raises what that does, and ValueError for a tree in memory or one of a Runtime, which has its own method.
@@ -251,6 +250,7 @@ class XTree(Writer):
         return write_alone(self._store, self._lock, self._view, function, *arguments)
 
     def _epoch(self) -> int:
+        self._view.require_open()
         return self._store.published.epoch
 
     def _summary(self) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xtree import bulk, insertion, removal, search
-from xtree.arguments import as_threads
+from xtree.arguments import Boxes, as_threads
 from xtree.arrays import copy_array
 from xtree.conversion import many_ids, one_id, stored_box, stored_boxes
 from xtree.errors import DimensionError
@@ -42,7 +42,7 @@ class Writer(Reader):
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """function(write_set, state, *arguments), all or nothing."""
 
-    def insert(self, id: int, box: ArrayLike) -> None:
+    def insert(self, id: SupportsIndex, box: Boxes) -> None:
         """Adds one record. box: (2*d,), or a point (d,).
 
         Raises InvalidBoxError, DimensionError, TypeError, OverflowError for an id outside int64, and what a write may
@@ -51,7 +51,7 @@ class Writer(Reader):
         """
         self._write(insertion.insert, one_id(id), stored_box(box, self._dims))
 
-    def insert_many(self, ids: ArrayLike, boxes: ArrayLike, *, skip_empty: bool = False) -> None:
+    def insert_many(self, ids: ArrayLike, boxes: Boxes, *, skip_empty: bool = False) -> None:
         """Adds records, all or none. ids: (n,) integers; boxes: (n, 2*d), or points (n, d).
 
         skip_empty: leaves out rows that have no box, and their ids: missing and empty geometries, rows of a table
@@ -65,7 +65,7 @@ class Writer(Reader):
     def bulk_load(
         self,
         ids: ArrayLike,
-        boxes: ArrayLike,
+        boxes: Boxes,
         progress: Progress | None = None,
         threads: int | None = 1,
         *,
@@ -87,15 +87,15 @@ class Writer(Reader):
             raise TypeError(f"progress must be callable, not {type(progress).__name__}")
         self._write(_rebuild, numbers, rows, progress, workers)
 
-    def delete(self, id: int, box: ArrayLike) -> bool:
+    def delete(self, id: SupportsIndex, box: Boxes) -> bool:
         """Removes one copy of a record; False when there is none. Raises what `insert` does."""
         return int(self._write(_delete, one_id(id), stored_box(box, self._dims))) > 0
 
-    def delete_many(self, ids: ArrayLike, boxes: ArrayLike) -> int:
+    def delete_many(self, ids: ArrayLike, boxes: Boxes) -> int:
         """Removes as many copies of each record as are listed; returns how many. Raises what `insert_many` does."""
         return int(self._write(_delete, *_records(ids, boxes, self._dims)))
 
-    def update(self, id: int, old_box: ArrayLike, new_box: ArrayLike) -> bool:
+    def update(self, id: SupportsIndex, old_box: Boxes, new_box: Boxes) -> bool:
         """Gives one copy of a record another box; False, and nothing inserted, when there is none.
 
         Raises what `insert` does.
