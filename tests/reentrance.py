@@ -219,6 +219,7 @@ for of, find in {
         }.items()
     }
 READS |= {
+    "XTree.epoch": lambda w: w.other.epoch,
     "XTree.name": lambda w: w.other.name,
     "XTree.runtime": lambda w: w.other.runtime,
     "XTree.closed": lambda w: w.other.closed,
@@ -247,6 +248,7 @@ CALLS: dict[str, Callable[[World], object]] = {
     "open": open_another,
     "XTree": lambda w: xtree.XTree(dims=2).insert(1, BOX),
     "XTree.from_boxes": lambda w: xtree.XTree.from_boxes(WINDOWS, threads=2),
+    "XTree.from_points": lambda w: xtree.XTree.from_points(WINDOWS[:, :2]),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -129,6 +130,32 @@ def test_boundaries_belong_to_boxes(make_tree):
     assert tree.query([0, 0, 3, 3], "contains").tolist() == [1]
     assert tree.query([0, 0, 3, 3], "within").tolist() == []
     assert tree.query([np.nextafter(2, 3), 2, 3, 3]).tolist() == []
+
+
+def test_paths_may_be_bytes(tmp_path):
+    path = os.fsencode(tmp_path / "index")
+    with xtree.open(path, dims=2) as tree:
+        tree.insert(1, UNIT)
+        tree.backup(os.fsencode(tmp_path / "copy"))
+    with xtree.Runtime(path, mode="r") as runtime:
+        assert runtime.path == str(tmp_path / "index")
+    with xtree.XTree.from_boxes([UNIT], path=os.fsencode(tmp_path / "made")) as tree:
+        assert len(tree) == 1
+    with pytest.raises(ValueError, match="give dims="):
+        xtree.open(os.fsencode(tmp_path / "nothing"))
+
+
+def test_the_epoch_of_a_tree_grows_with_every_commit(make_tree):
+    tree = make_tree(2)
+    before = tree.epoch
+    tree.insert(1, UNIT)
+    assert before < tree.epoch == tree.stats()["epoch"]
+    with tree.snapshot() as snapshot, tree.transaction() as tx:
+        tx.insert(2, UNIT)
+        assert snapshot.epoch == tx.epoch == tree.epoch
+    tree.close()
+    with pytest.raises(xtree.ClosedError):
+        _ = tree.epoch
 
 
 def test_predicates_are_those_of_shapely_from_the_inputs_side(make_tree, random):

@@ -7,6 +7,7 @@ import numpy as np
 import xtree
 from xtree import demo
 from xtree.demo_writer import BATCH, batch
+from xtree.map_labels import label_boxes
 
 
 def test_the_demo_runs_and_everything_agrees(tmp_path):
@@ -53,6 +54,30 @@ def test_the_picture_shows_every_city_of_the_window_and_is_well_formed(tmp_path)
     ElementTree.fromstring(text)
     assert len(re.findall("<circle", text)) == len(towns.ids) + len(inside)
     assert all(towns.names[i] in text for i in inside.tolist())
+
+
+def test_the_picture_has_coastlines_and_no_label_on_another(tmp_path):
+    land, towns = xtree.data.countries(), xtree.data.cities()
+    inside = demo.intersecting(towns.boxes, demo.WINDOW)
+    demo.draw(tmp_path / "map.svg", land, towns, inside)
+    text = (tmp_path / "map.svg").read_text(encoding="utf-8")
+    assert text.count("<polyline") > 5
+    found = re.findall(r'<text x="([-0-9.]+)" y="([-0-9.]+)" .*?font-size="(\d+)" .*?textLength="([0-9.]+)"', text)
+    assert len(found) == len(inside) == text.count("textLength")
+    labels = np.array([(float(x), float(y) - 0.8 * int(size), float(x) + float(width), float(y) + 0.2 * int(size))
+                       for x, y, size, width in found])  # fmt: skip
+    assert xtree.XTree.from_boxes(labels).count(labels).tolist() == [1] * len(labels)
+
+
+def test_crowded_labels_find_places_of_their_own_beside_their_points(random):
+    points = random.random((60, 2)) * 300 + 50
+    dots = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]
+    boxes = np.array(label_boxes(points, ["a label"] * 60, 11, (0, 0, 400, 400), dots))
+    assert xtree.XTree.from_boxes(boxes).count(boxes).tolist() == [1] * 60
+    assert not xtree.XTree.from_boxes(np.array(dots)).count(boxes).any()
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= 400).all()
+    away = np.maximum(np.maximum(boxes[:, :2] - points, points - boxes[:, 2:]), 0)
+    assert np.hypot(*away.T).max() < 140
 
 
 def test_brute_force_counts_touching_as_intersecting():

@@ -49,7 +49,7 @@ LAYERS = [
      "xtree.roots", "xtree.epoch_check", "xtree.structure", "xtree.prometheus", "xtree.display", "xtree.cli",
      "xtree.cli_bench",
      "xtree.cli_errors", "xtree.data",
-     "xtree.demo", "xtree.demo_writer", "xtree.map_svg",
+     "xtree.demo", "xtree.demo_writer", "xtree.map_svg", "xtree.map_labels",
      "xtree.tools", "xtree.tools.backup", "xtree.tools.bench", "xtree.tools.bench_checkpoints",
      "xtree.tools.bench_groups", "xtree.tools.bench_layout",
      "xtree.tools.bench_child", "xtree.tools.bench_commits", "xtree.tools.bench_memory", "xtree.tools.bench_peers",

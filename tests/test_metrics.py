@@ -54,7 +54,7 @@ def test_the_documented_names_are_those_that_there_are(runtime):
 
 
 def test_every_other_name_of_a_figure_in_the_documents_is_one_that_there_is():
-    """Dotted names in backticks whose first part is that of a figure, in any document, and all that a metric is from."""
+    """Dotted names in backticks that begin as one of a figure, in any document, and all that a metric is from."""
     names = documented("Runtime.stats()") | documented("tree.stats()")
     groups = {name.split(".")[0] for name in names if "." in name}
     parts = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}

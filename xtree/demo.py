@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import xtree
-from xtree.data import Places, cities, countries
+from xtree.data import Places, cities, coasts, countries
 from xtree.demo_writer import BATCH, batch
 from xtree.map_svg import MapSvg
 
@@ -97,14 +97,15 @@ def names(places: Places, ids: np.ndarray, order: bool = True) -> str:
 
 
 def draw(path: Path, land: Places, towns: Places, inside: np.ndarray) -> None:
-    """The map: country boxes, cities, the query window and what it found."""
+    """The map: coasts, country boxes, cities, the query window and what it found."""
     picture = MapSvg(view=(-12.0, 35.0, 38.0, 60.0))
-    picture.boxes(land.boxes, stroke="#8c959f", opacity=0.06)
+    picture.lines(coasts(), stroke="#6e7781", width=1.2)
+    picture.boxes(land.boxes, stroke="#afb8c1", opacity=0.04)
     picture.boxes([WINDOW], stroke="#cf222e", opacity=0.1, width=2.5)
     picture.points(towns.boxes[:, :2], fill="#57606a", radius=2.5)
     picture.points(towns.boxes[inside, :2], fill="#cf222e", radius=4.0)
-    for i in inside.tolist():
-        picture.label(towns.boxes[i, 0], towns.boxes[i, 1], towns.names[i])
+    found = [towns.names[i] for i in inside.tolist()]
+    picture.labels(towns.boxes[inside, :2], found, avoid=towns.boxes[:, :2])
     legend = "grey: the boxes of countries, and cities; red: a query window and the cities it found"
     picture.label(-11.7, 35.3, legend, size=14)
     picture.save(path)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Places", "cities", "countries"]
+__all__ = ["Places", "cities", "coasts", "countries"]
 
 
 class Places(NamedTuple):
@@ -27,6 +27,13 @@ def countries() -> Places:
 def cities() -> Places:
     """The positions of 243 cities, as boxes of zero extent."""
     return _read("naturalearth_cities.csv", ("lon", "lat", "lon", "lat"))
+
+
+def coasts() -> list[np.ndarray]:
+    """The coastlines of the world, 128 lines, each (n, 2) float64 of longitude and latitude in degrees."""
+    text = (files(__name__) / "naturalearth_coast.csv").read_text(encoding="utf-8")
+    rows = np.loadtxt(text.splitlines(), delimiter=",", skiprows=1)
+    return np.split(rows[:, 1:], np.flatnonzero(np.diff(rows[:, 0])) + 1)
 
 
 def _read(name: str, columns: tuple[str, ...]) -> Places:
