@@ -86,7 +86,7 @@ def test_a_missing_engine_is_skipped_with_the_reason(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "measure_size", lambda *_: None)
     result = bench_substrate(TINY, tmp_path, said.append)
     assert set(result["skipped"]) == {"LMDB", "LMDB without sync"}
-    assert all("xtree[bench]" in reason for reason in result["skipped"].values())
+    assert all("xtree-index[bench]" in reason for reason in result["skipped"].values())
     assert any("skipped" in line for line in said)
 
 

@@ -36,7 +36,7 @@ def test_a_join_of_grown_and_packed_trees_agrees_with_a_look_at_all_pairs(make_t
     side = {1: 0.01, 2: 0.1, 3: 0.3, 8: 0.9}[dims]
     mine, its = random_boxes(random, 900, dims, side), random_boxes(random, 700, dims, side)
     its[::7] = mine[: len(its[::7])]
-    left, right = make_tree(dims), xtree.XTree.from_boxes(its)
+    left, right = make_tree(dims), xtree.XTree.from_boxes(its, dims=dims)
     left.insert_many(np.arange(900), mine)
     assert_joins(left, mine, right, its)
 

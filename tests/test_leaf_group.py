@@ -25,7 +25,7 @@ FIRST = LIMITS["first_size"]
 
 
 def packed(boxes: np.ndarray) -> xtree.XTree:
-    return xtree.XTree.from_boxes(boxes)
+    return xtree.XTree.from_boxes(boxes, dims=boxes.shape[1] // 2)
 
 
 def grown(boxes: np.ndarray) -> xtree.XTree:

@@ -43,7 +43,7 @@ SHAPES = {shape.__name__: shape for shape in (scattered, points, on_a_grid, arou
 def made(boxes: np.ndarray, way: str) -> xtree.XTree:
     ids = np.arange(len(boxes))
     if way == "packed":
-        return xtree.XTree.from_boxes(boxes)
+        return xtree.XTree.from_boxes(boxes, dims=boxes.shape[1] // 2)
     tree = xtree.XTree(boxes.shape[1] // 2)
     third = len(boxes) // 3
     for start in range(0, third, 500):
