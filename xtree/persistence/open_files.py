@@ -195,6 +195,13 @@ class OpenFiles:
         if lazy.file is not None and not lazy.users and not lazy.kept:
             self._idle[lazy] = None
 
+    def _longest_idle(self) -> LazyFile | None:
+        while True:
+            try:
+                return next(iter(self._idle), None)
+            except RuntimeError:  # changed in the middle, by a use in a signal handler or finalizer: look again
+                pass
+
     def _keep_to_budget(self) -> None:
         if len(self._open) > self.budget:
             self._close_idle(self.budget)
@@ -203,7 +210,7 @@ class OpenFiles:
         """Closes files that nobody needs until no more than `budget` are open; returns how many."""
         files = []
         with self._lock:
-            while len(self._open) > budget and (idle := next(iter(self._idle), None)) is not None:
+            while len(self._open) > budget and (idle := self._longest_idle()) is not None:
                 self._idle.pop(idle, None)
                 self._open.discard(idle)
                 file, idle.file = idle.file, None  # last: until then a use in between finds it open
