@@ -256,7 +256,7 @@ def test_a_file_is_borrowed_in_the_middle_of_each_step_of_borrowing_it(tmp_path)
             with lazy.opened() as file:
                 assert file.pread(1, 0).decode() == lazy.path[-1]
 
-    for n in range(1, 400):  # before the n-th line that is run
+    for n in range(1, 1000):  # before the n-th line that is run
         left = n
 
         def trace(frame, event, argument):
