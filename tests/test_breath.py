@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 import time
@@ -280,6 +281,22 @@ def test_interrupts_while_a_call_waits_for_its_threads_stop_them_and_leave_none_
     with pytest.raises(KeyboardInterrupt):
         parallel.together(team, [lambda: work(0), lambda: work(1), lambda: work(2)])
     assert sorted(ended) == [1, 2] and len(raised) >= 3
+
+
+def test_an_interrupt_just_before_a_call_waits_for_its_threads_is_seen_at_once():
+    """It arrives in compiled code, where no handler runs, behind the last look of the thread's own share."""
+    team = breath.Team()
+    stopped = []
+
+    def wait():
+        deadline = time.monotonic() + 20
+        while not team.is_stopped and time.monotonic() < deadline:
+            time.sleep(1e-3)
+        stopped.append(team.is_stopped)
+
+    with pytest.raises(KeyboardInterrupt):
+        parallel.together(team, [_thread.interrupt_main, wait])
+    assert stopped == [True]
 
 
 def wait_until_stopped(team, stopped):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 
@@ -286,6 +287,36 @@ def test_a_file_is_borrowed_in_the_middle_of_each_step_of_borrowing_it(tmp_path)
     else:
         raise AssertionError("more lines than that")
     assert n > 100
+    files.close()
+
+
+def test_the_file_longest_unused_is_looked_for_again_when_another_use_comes_between(tmp_path):
+    """Between the two steps of finding it, which no line separates."""
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode())
+    fs, files = FileSystem(), OpenFiles(2)
+    a, b, c = (LazyFile(files, path, partial(fs.open, path, "r")) for path in map(str, map(tmp_path.joinpath, "abc")))
+
+    def use(lazy):
+        with lazy.opened() as file:
+            assert file.pread(1, 0).decode() == lazy.path[-1]
+
+    class Interrupted(OrderedDict):
+        between = 0
+
+        def __iter__(self):
+            found = super().__iter__()
+            if self.between:
+                self.between -= 1
+                use(b)
+            return found
+
+    use(a)
+    use(b)
+    files._idle = Interrupted(files._idle)
+    files._idle.between = 1
+    use(c)
+    assert not files._idle.between and files.stats()["open"] == 2 and a.file is None
     files.close()
 
 

@@ -210,7 +210,7 @@ class OpenFiles:
         """Closes files that nobody needs until no more than `budget` are open; returns how many."""
         files = []
         with self._lock:
-            while len(self._open) > budget and (idle := self._longest_idle()) is not None:
+            while (idle := self._longest_idle()) is not None and len(self._open) > budget:
                 self._idle.pop(idle, None)
                 self._open.discard(idle)
                 file, idle.file = idle.file, None  # last: until then a use in between finds it open
