@@ -179,6 +179,9 @@ def test_rows_of_a_table_are_read_by_name_too(boxes):
     rows = [ROW(*box[[2, 0, 3, 1]]) for box in boxes]
     assert_holds(xtree.XTree.from_boxes(rows), boxes)
     assert tree.count(list(table.itertuples(index=False))).tolist() == tree.count(boxes).tolist()
+    for other in (tuple(boxes[0]), namedtuple("Other", "minx miny maxx maxy")(*boxes[0])):
+        with pytest.raises(xtree.DimensionError, match="row 2 is a (tuple|Other), row 0 a ROW"):
+            tree.query([rows[0], rows[1], other])
     with pytest.raises(xtree.DimensionError, match="'maxx', 'maxy'|leave out"):
         tree.query(table.drop(columns="minx").iloc[0])
 
@@ -356,6 +359,11 @@ def test_an_array_of_geometries_and_other_things_is_refused_with_the_row(boxes):
 def test_geometries_without_any_are_boxes_without_any():
     assert len(xtree.XTree.from_boxes(geopandas.GeoSeries([]))) == 0
     assert len(xtree.XTree.from_boxes(pd.DataFrame(columns=NAMES[0].split(), dtype=float))) == 0
+
+
+def test_a_geodataframe_without_an_active_geometry_is_a_table(boxes):
+    table = geopandas.GeoDataFrame(pd.DataFrame(boxes[:, [0, 2, 1, 3]], columns=["minx", "maxx", "miny", "maxy"]))
+    assert_holds(xtree.XTree.from_boxes(table), boxes)
 
 
 def test_a_lazy_frame_says_what_to_do():

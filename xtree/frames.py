@@ -1,4 +1,4 @@
-"""Frames: pandas, polars and Arrow tables as boxes or points, read by the names of their columns.
+"""Frames: pandas, polars and Arrow tables, and rows of them, as boxes or points, read by the names of their columns.
 
 What names say is in `column_names`. A table without such names goes by position, but only when it is exactly as wide as
 what is asked for, or when its columns have no names, only numbers. The index of a frame is never looked at.
@@ -6,7 +6,7 @@ what is asked for, or when its columns have no names, only numbers. The index of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +63,18 @@ def _frame(given: Any) -> Frame | None:
         return Frame(list(given.index), lambda place: real_numbers([given.iloc[place]]), True)
     if isinstance(given, tuple) and hasattr(given, "_fields"):
         return Frame(list(given._fields), lambda place: real_numbers([given[place]]), True)
+    if isinstance(given, (list, tuple)) and len(given) and hasattr(given[0], "_fields"):
+        return _of_rows(given)
     return None
+
+
+def _of_rows(rows: Sequence[Any]) -> Frame:
+    """A table of named tuples. Raises DimensionError for a row of another kind: its values may mean something else."""
+    kind = type(rows[0])
+    other = next((row for row, given in enumerate(rows) if type(given) is not kind), None)
+    if other is not None:
+        raise DimensionError(f"row {other} is a {type(rows[other]).__name__}, row 0 a {kind.__name__}")
+    return Frame(list(kind._fields), lambda place: real_numbers([row[place] for row in rows]), False)
 
 
 def _places(names: list[Any], dims: int | None, points: bool) -> list[int]:

@@ -49,6 +49,8 @@ def _geometries(given: Any) -> Any:
     if is_a(given, "shapely", "Geometry"):
         return given
     if is_a(given, "geopandas", "GeoDataFrame"):
+        if given.active_geometry_name is None:  # a table like any other
+            return None
         given = given.geometry
     if is_a(given, "geopandas", "GeoSeries") or _holds_objects(given):
         given = np.asarray(given, dtype=object)

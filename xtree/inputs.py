@@ -28,9 +28,6 @@ def rows_given(given: Any, dims: int | None, points: bool = False) -> tuple[Any,
     found: tuple[Any, Any] | None = geometry_bounds(given, points)
     if found is None:
         found = frame_numbers(given, dims, points)
-    if found is None and isinstance(given, (list, tuple)) and len(given) and hasattr(given[0], "_fields"):
-        read = [frame_numbers(row, dims, points) for row in given]
-        found = [row[0] for row in read if row is not None], np.array([row[1] for row in read if row is not None])
     if found is None:
         return (column_numbers(given) if is_column(given) else given), None
     return found
@@ -49,9 +46,10 @@ def rows_to_store(given: Any, dims: int | None, points: bool = False) -> Any:
     """Boxes or points to keep. Raises InvalidBoxError for one that is missing or empty."""
     rows, missing = rows_given(given, dims, points)
     if missing is not None and np.any(missing):
-        row = "" if np.ndim(missing) == 0 else f"row {int(np.flatnonzero(missing)[0])} "
-        hint = "" if np.ndim(missing) == 0 else "; skip_empty=True leaves such rows out"
-        raise InvalidBoxError(f"invalid box: {row}is missing or empty{hint}".replace(": is", ": it is"))
+        if np.ndim(missing) == 0:
+            raise InvalidBoxError("invalid box: it is missing or empty")
+        row = int(np.flatnonzero(missing)[0])
+        raise InvalidBoxError(f"invalid box: row {row} is missing or empty; skip_empty=True leaves such rows out")
     return rows
 
 
