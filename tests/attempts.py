@@ -133,7 +133,7 @@ class Attempt:
         with pytest.MonkeyPatch.context() as patch:
             clock = SteppingClock(0.02)
             patch.setattr(
-                "xtree.runtime.open_store",
+                "xtree.persistence.sharing.open_store",
                 lambda path, **given: open_store(path, fs=self.fs, clock=clock, **given),
             )
             return xtree.Runtime(self.path, mode, config=self.config, on_error=self.told.append)

@@ -74,10 +74,11 @@ class Watch:
     def note(self, what: str) -> None:
         """A moment."""
         runtime = None if self.stage is None else self.stage.runtime
-        if runtime is not None:
-            coordinator = runtime._store._coordinator
+        share = None if runtime is None else runtime._session.share
+        if share is not None:  # also while it is being closed
+            coordinator = share.store._coordinator
             self.durable = max(self.durable, coordinator.durable_epoch)
-            self.visible = max(self.visible, runtime._store.published.epoch)
+            self.visible = max(self.visible, share.store.published.epoch)
             self.handed_out = max(self.handed_out, coordinator.following_epoch - 1, self.visible)
         self.moments.append(
             Moment(len(self.moments), what, self.fs.state(), self.mode, self.finished, self.begun, self.visible,

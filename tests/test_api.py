@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -406,16 +404,6 @@ def test_repr_says_what_is_known_and_never_raises(make_tree):
 def test_the_html_display_escapes(tmp_path):
     with xtree.open(tmp_path / "a<b>&.xtree", dims=2) as tree:
         assert "a&lt;b&gt;&amp;.xtree" in tree._repr_html_()
-
-
-def test_handles_refuse_to_be_pickled_or_copied(make_tree):
-    tree = make_tree(2)
-    with tree.snapshot() as snapshot, tree.transaction() as transaction:
-        for handle in (tree, snapshot, transaction):
-            with pytest.raises(TypeError, match="pickled"):
-                pickle.dumps(handle)
-            with pytest.raises(TypeError, match="pickled"):
-                copy.copy(handle)
 
 
 def test_every_dimension_works(random):

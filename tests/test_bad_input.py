@@ -325,7 +325,7 @@ def test_a_finished_transaction_raises_transaction_error(tree):
         tree.transaction().query(UNIT)
 
 
-def test_a_forked_child_gets_closed_errors_and_the_parent_goes_on(tree):
+def test_every_call_in_a_forked_child_answers_or_says_why_and_the_parent_goes_on(tree):
     snapshot, runtime = tree.snapshot(), tree.runtime
     transaction = tree.transaction()
     transaction.__enter__()
@@ -335,10 +335,16 @@ def test_a_forked_child_gets_closed_errors_and_the_parent_goes_on(tree):
         signal.alarm(20)
         status = 1
         try:
-            calls = [*handles(tree), *writes(tree), *handles(snapshot), tree.snapshot, lambda: transaction.items()]
-            if runtime is not None:
-                calls += [runtime.trees, lambda: runtime.tree("other", dims=2), lambda: runtime.drop("default")]
-            status = 0 if all(raises_closed(call) for call in calls) else 2
+            reads = [*handles(tree), tree.snapshot]
+            if runtime is None:  # the child's own copy
+                ended = all(raises((), call) for call in [*reads, *handles(snapshot), *writes(tree)])
+            else:
+                reads += [runtime.trees, lambda: runtime.tree("default"), runtime.stats]
+                changes = [*writes(tree), lambda: runtime.drop("default"), runtime.checkpoint]
+                ended = all(raises(xtree.LockedError, call) for call in reads)
+                ended = ended and all(raises((xtree.LockedError, xtree.ReadOnlyError), call) for call in changes)
+                ended = ended and all(raises(xtree.ClosedError, call) for call in handles(snapshot))
+            status = 0 if ended and raises(xtree.TransactionError, transaction.items) else 2
             tree.close()
             del transaction, snapshot, runtime
         finally:
@@ -349,9 +355,10 @@ def test_a_forked_child_gets_closed_errors_and_the_parent_goes_on(tree):
     tree.insert(7, UNIT)
 
 
-def raises_closed(call) -> bool:
+def raises(kinds, call) -> bool:
+    """Whether it raises one of these errors, or nothing when there are none."""
     try:
         call()
-    except xtree.ClosedError:
+    except kinds:
         return True
-    return False
+    return not kinds

@@ -1,5 +1,6 @@
 """The command line: build, query, info, check; text and JSON; exit status 0, 1, 2, 130."""
 
+import contextlib
 import json
 import re
 import signal
@@ -14,6 +15,7 @@ import xtree
 from xtree.cli import main
 from xtree.data import cities
 from xtree.persistence import breath
+from xtree.persistence.platform_fs import FileSystem
 
 
 def run(*arguments):
@@ -208,8 +210,18 @@ def test_check_of_what_is_no_index_exits_with_1_or_2_and_leaves_it_alone(tmp_pat
     assert run("check", tmp_path / "nowhere").exit_code == 2
 
 
+@contextlib.contextmanager
+def held(path):
+    """The lock of an index is held by somebody whose store this process can't share."""
+    _, lock = FileSystem().lock_directory(path, shared=False)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def test_an_index_that_is_open_elsewhere_is_refused_with_status_2(index):
-    with xtree.open(index):
+    with held(index):
         done = run("info", index)
     assert done.exit_code == 2
     assert len(done.stderr.splitlines()) == 1
@@ -392,7 +404,7 @@ def test_backup_copies_an_index_that_others_read(tmp_path, index):
 
 
 def test_backup_refuses_a_locked_or_missing_index_and_a_full_target_with_status_2(tmp_path, index):
-    with xtree.open(index):
+    with held(index):
         locked = run("backup", index, tmp_path / "copy")
     assert locked.exit_code == 2 and "in use by process" in locked.stderr
     assert run("backup", tmp_path / "nowhere", tmp_path / "copy").exit_code == 2

@@ -30,7 +30,9 @@ def fs():
 @pytest.fixture(params=["balanced", "strict"])
 def runtime(request, tmp_path, fs, monkeypatch):
     """Two trees "a" and "b", in a directory whose log syncs can be held."""
-    monkeypatch.setattr(xtree.runtime, "open_store", lambda *args, **kw: open_store(*args, **kw, fs=fs))
+    monkeypatch.setattr(
+        "xtree.persistence.sharing.open_store", lambda *args, **kw: open_store(*args, **kw, fs=fs)
+    )
     one_log = {"wal_fill_bytes": LOG_BYTES, "wal_fill_limit_bytes": LOG_BYTES, "checkpoint_log_bytes": 16 << 20}
     monkeypatch.setattr(Journal, "spare_wanted", False)
     config = small(request.param, **one_log)

@@ -14,7 +14,7 @@ LAYERS = [
     # 0 vocabulary: ids, sizes, names, errors, memory
     {"xtree.errors", "persistence.node_id", "persistence.page", "persistence.config", "persistence.filenames",
      "persistence.crash_points", "persistence.clock", "persistence.atomics", "persistence.memory",
-     "persistence.breath", "persistence.lock_ranks", "persistence.threads", "persistence"},
+     "persistence.breath", "persistence.forks", "persistence.lock_ranks", "persistence.threads", "persistence"},
     # 1 the machine: files, checksums, geometry
     {"persistence.platform_fs", "persistence.open_directory", "persistence.lock_file",
      "persistence.disk_reserve", "persistence.metrics", "persistence.page_checksum",
@@ -35,7 +35,8 @@ LAYERS = [
     # 6 store: the whole substrate behind a few verbs, and named roots
     {"persistence.store", "persistence.write_set", "persistence.memory_store", "persistence.durable_store",
      "persistence.delta", "persistence.runtime", "persistence.creation", "persistence.page_copy",
-     "persistence.backup", "persistence.probes", "persistence.reached_pages"},
+     "persistence.backup", "persistence.probes", "persistence.reached_pages",
+     "persistence.session", "persistence.sharing"},
     # 7 tree: X-tree pages and algorithms
     {"xtree.tree_state", "xtree.bucket", "xtree.split", "xtree.insertion", "xtree.removal", "xtree.search",
      "xtree.walk", "xtree.leaf_group", "xtree.nearest", "xtree.accesses", "xtree.bulk", "xtree.inspection",
@@ -46,7 +47,8 @@ LAYERS = [
      "xtree.frames", "xtree.columns", "xtree.column_names", "xtree.geometries", "xtree.libraries",
      "xtree.tree", "xtree.reading", "xtree.writing",
      "xtree.transaction", "xtree.write_scope", "xtree.view", "xtree.snapshot", "xtree.runtime", "xtree.forest",
-     "xtree.roots", "xtree.epoch_check", "xtree.structure", "xtree.prometheus", "xtree.display", "xtree.cli",
+     "xtree.roots", "xtree.epoch_check", "xtree.pickling",
+     "xtree.structure", "xtree.prometheus", "xtree.display", "xtree.cli",
      "xtree.cli_bench",
      "xtree.cli_errors", "xtree.data",
      "xtree.demo", "xtree.demo_writer", "xtree.map_svg", "xtree.map_labels",

@@ -18,6 +18,7 @@ from xtree.forest import Forest
 from xtree.persistence.catalog import Catalog
 from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.runtime import open_store
+from xtree.persistence.session import Session
 from xtree.persistence.store import Pin, Published
 from xtree.persistence.write_set import WriteSet
 
@@ -72,11 +73,12 @@ ONE_OF_EACH = {Catalog: 2, Published: 2, WriteSet: 1, Pin: 0}
 def test_trees_that_were_read_and_written_keep_no_catalog_of_then(kind, tmp_path):
     with no_more_than(ONE_OF_EACH):
         store = MemoryStore() if kind == "memory" else open_store(tmp_path / "index", mode="x")
-        forest = Forest(store, None)
+        session = Session(store)
+        forest = Forest(session, None)
         trees = []
         for i in range(1500):
             tree = xtree.XTree.__new__(xtree.XTree)
-            tree._attach(store, forest.find_or_make(f"t{i}", 2), None, False)
+            tree._attach(session, forest.find_or_make(f"t{i}", 2), None, False)
             trees.append(tree)
             tree.insert(i, BOX)
             assert tree.count(BOX) == 1
@@ -168,9 +170,10 @@ def test_a_closed_handle_keeps_neither_catalog_nor_rows(tmp_path):
         for i in range(40):
             runtime.tree(f"t{i}", 2).insert(1, BOX)
         tree.insert(1, BOX)
+        stores = tree._store, runtime._store
         tree.close()
         runtime.close()
-        for store in (tree._store, runtime._store):
+        for store in stores:
             assert (len(store.published.catalog), len(store.table)) == (0, 0)
     assert "closed" in repr(tree) and "closed" in repr(runtime)
 

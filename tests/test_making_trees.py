@@ -28,7 +28,9 @@ def fs():
 @pytest.fixture
 def runtime(tmp_path, fs, monkeypatch):
     """A runtime with a tree "a", in a directory whose log syncs can be held."""
-    monkeypatch.setattr(xtree.runtime, "open_store", lambda *args, **kw: open_store(*args, **kw, fs=fs))
+    monkeypatch.setattr(
+        "xtree.persistence.sharing.open_store", lambda *args, **kw: open_store(*args, **kw, fs=fs)
+    )
     with xtree.Runtime(tmp_path / "index", config=small("balanced")) as runtime:
         runtime.tree("a", dims=2).insert(0, BOX)
         yield runtime

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from pages import settle
-from reentrance import CALLS
+from reentrance_world import CALLS
 
 import xtree
 import xtree.persistence.open_files as open_files

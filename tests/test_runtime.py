@@ -253,30 +253,6 @@ def test_a_closed_runtime_raises_closed_errors(runtime):
     assert runtime.closed and "closed" in repr(runtime)
 
 
-def test_a_runtime_and_an_open_tree_exclude_each_other(tmp_path):
-    path = tmp_path / "index"
-    with xtree.open(path, dims=2) as tree:
-        assert isinstance(tree.runtime, xtree.Runtime) and tree.name == "default"
-        for mode in ("a", "r", "r+"):
-            with pytest.raises(xtree.LockedError):
-                xtree.Runtime(path, mode=mode)
-            with pytest.raises(xtree.LockedError):
-                xtree.open(path, mode=mode, timeout=0.01)
-    with xtree.Runtime(path) as runtime:
-        assert runtime.trees() == ["default"]
-        with pytest.raises(OSError, match=f"in use by process {os.getpid()}, which is this one"):
-            xtree.open(path)
-
-
-def test_two_readers_may_share_a_directory(tmp_path):
-    path = tmp_path / "index"
-    xtree.XTree.from_boxes([UNIT], path=path).close()
-    with xtree.open(path, mode="r") as one, xtree.open(path, mode="r") as other:
-        assert len(one) == len(other) == 1
-        with pytest.raises(xtree.LockedError):
-            xtree.open(path)
-
-
 def test_modes_are_those_of_files(tmp_path):
     path = tmp_path / "index"
     for mode in ("r", "r+"):
@@ -534,10 +510,3 @@ def test_notebooks_show_runtimes_and_snapshots(runtime, tmp_path):
     with xtree.Runtime(tmp_path / "<b>") as odd:
         assert "<b>" not in odd._repr_html_() and "&lt;b&gt;" in odd._repr_html_() and "none" in odd._repr_html_()
     assert "closed" in odd._repr_html_()
-
-
-def test_readers_of_this_process_are_named_to_a_writer_in_it(tmp_path):
-    path = tmp_path / "index"
-    xtree.XTree.from_boxes([UNIT], path=path).close()
-    with xtree.open(path, mode="r"), pytest.raises(xtree.LockedError, match=f"{os.getpid()}, which is this one"):
-        xtree.open(path)

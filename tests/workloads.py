@@ -288,7 +288,7 @@ def open_runtime(path: Path, config: xtree.Config, mode: str = "a", **how) -> xt
     """A Runtime on another file system, or with another clock."""
     with contextlib.ExitStack() as stack:
         if how:
-            stack.enter_context(mock.patch.object(xtree.runtime, "open_store", partial(open_store, **how)))
+            stack.enter_context(mock.patch("xtree.persistence.sharing.open_store", partial(open_store, **how)))
         return xtree.Runtime(path, mode=mode, config=config)
 
 

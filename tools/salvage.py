@@ -403,7 +403,7 @@ def _write(harvest: Harvest, target: str) -> None:
     runtime = xtree.Runtime(target, mode="x")
     try:
         for name, saved in harvest.trees.items():
-            Forest(runtime._store, xtree.Config(**saved.parameters)).find_or_make(name, saved.dims)
+            Forest(runtime._session, xtree.Config(**saved.parameters)).find_or_make(name, saved.dims)
             ids, boxes = saved.records()
             if len(ids):
                 runtime.tree(name).bulk_load(ids, boxes)

@@ -11,10 +11,22 @@ from xtree.bucket import PAGE_KINDS
 from xtree.errors import CorruptionError
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.reached_pages import ReachedPages
+from xtree.persistence.session import Session
 from xtree.persistence.store import Pin, Store
 from xtree.roots import KIND, is_known, state_of, tree_state_of
 
-__all__ = ["check_epoch"]
+__all__ = ["check_all", "check_epoch"]
+
+
+def check_all(session: Session) -> None:
+    """Verifies a session's store, its files and every tree that there is now. Raises CorruptionError, OSError."""
+    with session.call() as store:
+        store.check()
+    pin = session.pin()
+    try:
+        check_epoch(pin.store, pin)
+    finally:
+        pin.release()
 
 
 def check_epoch(store: Store, pin: Pin) -> None:

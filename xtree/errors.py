@@ -37,7 +37,7 @@ class DimensionError(XTreeError, ValueError):
 
 
 class LockedError(XTreeError, OSError):
-    """Raised when another handle, in this or another process, holds the index's lock."""
+    """Raised when another process has the index open: one that writes, or, for who wants to write, one that reads."""
 
 
 class ReadOnlyError(XTreeError, RuntimeError):
@@ -45,7 +45,7 @@ class ReadOnlyError(XTreeError, RuntimeError):
 
 
 class ClosedError(XTreeError, RuntimeError):
-    """Raised when a closed tree, runtime or snapshot is used, or one inherited through a fork."""
+    """Raised when a closed tree, runtime or snapshot is used, or a snapshot of a durable tree in a forked child."""
 
 
 class TransactionError(XTreeError, RuntimeError):

@@ -9,7 +9,7 @@ from xtree.arguments import as_config, as_dims, as_name
 from xtree.errors import ClosedError, DimensionError, TransactionError
 from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.config import Config
-from xtree.persistence.store import Store
+from xtree.persistence.session import Session
 from xtree.persistence.write_set import WriteSet
 from xtree.roots import KIND, state_of, tree_state_of
 from xtree.structure import Structure
@@ -20,25 +20,26 @@ __all__ = ["Forest"]
 
 
 class Forest:
-    """The trees of a store, and the structures that are none. Thread-safe.
+    """The trees of a session's store, and the structures that are none. Thread-safe.
 
     No lock but a tree's writer lock is taken; the table of those changes in single steps. A tree is made and dropped by
     commits like any other, which hold the writer lock of its name until their outcome is known.
     """
 
-    def __init__(self, store: Store, config: Config | None) -> None:
-        self.store = store
-        self._parameters: dict[str, Any] = dict(as_config(config).tree_parameters())
-        self._locks = WriterLocks()
+    def __init__(self, session: Session, config: Config | None = None) -> None:
+        self.session = session
+        self._config = config  # for new trees; None: that of the store
+        share = session.share
+        self._locks = WriterLocks() if share is None else share.locks_made_by(WriterLocks)
 
     def names(self) -> list[str]:
         """The names of all trees, sorted. Raises ClosedError."""
-        with self.store.read() as published:
+        with self.session.read() as (_, published):
             return sorted(entry.name for entry in published.catalog if entry.kind == KIND)
 
     def structures(self) -> dict[str, str]:
         """The kind of each structure that is no tree, by name, sorted. Raises ClosedError."""
-        with self.store.read() as published:
+        with self.session.read() as (_, published):
             return dict(sorted((entry.name, entry.kind) for entry in published.catalog if entry.kind != KIND))
 
     def lock_of(self, name: str) -> WriterLock:
@@ -73,7 +74,7 @@ class Forest:
                 return lock
             if wanted is None:
                 raise ValueError(self._missing(name))
-            self._make(name, TreeState.create(wanted, **self._parameters))
+            self._make(name, self._new_tree(wanted))
 
     def find_or_make_structure(self, name: str, wanted: type[Structure]) -> WriterLock:
         """The writer lock of a structure, which is made, empty, when it is missing.
@@ -90,7 +91,7 @@ class Forest:
     def make_in(self, scope: WriteScope, name: str, dims: int) -> None:
         """Makes a tree as part of a transaction that has begun. Raises ValueError when there is something of the name,
         TransactionError when another thread is writing to it."""
-        state = TreeState.create(as_dims(dims), **self._parameters)
+        state = self._new_tree(as_dims(dims))
         while True:
             lock = self._locks.of(name)
             try:
@@ -107,7 +108,7 @@ class Forest:
         while True:
             lock = self.lock_of(name)
             try:
-                with WriteScope(self.store, (lock,)) as scope:
+                with WriteScope(self.session, (lock,)) as scope:
                     scope._write_tree(lock.name, _clear)
                     scope._drop(lock.name)
                 return
@@ -115,23 +116,29 @@ class Forest:
                 if not lock.dropped:  # by another thread, and there may be a new one
                     raise
 
+    def _new_tree(self, dims: int) -> TreeState:
+        self.session.require_writable()
+        config = as_config(self._config or getattr(self.session.current(), "config", None))
+        parameters: dict[str, Any] = dict(config.tree_parameters())
+        return TreeState.create(dims, **parameters)
+
     def _missing(self, name: str) -> str:
         names = self.names()
         others = f", only {', '.join(map(repr, names[:10]))}{', …' if len(names) > 10 else ''}" if names else ""
-        return f"there is no tree {name!r}{others}" + ("" if self.store.read_only else "; give dims= to make it")
+        return f"there is no tree {name!r}{others}" + ("" if self.session.read_only else "; give dims= to make it")
 
     def _make(self, name: str, state: Any) -> None:
         """Makes a tree or structure, unless another thread has made one of the name meanwhile."""
         lock = self._locks.of(name)
         try:
-            with WriteScope(self.store, (lock,), made={name: state}):
+            with WriteScope(self.session, (lock,), made={name: state}):
                 pass
         except ClosedError:
             if not lock.dropped:  # by another thread, which has dropped it or couldn't make it
                 raise
 
     def _entry(self, name: str) -> CatalogEntry | None:
-        with self.store.read() as published:
+        with self.session.read() as (_, published):
             entry: CatalogEntry | None = published.catalog.get(name)
             return entry
 

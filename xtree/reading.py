@@ -256,9 +256,8 @@ class Reader:
         if other is self:
             return self._read(lambda store, state: function(store, state, store, state, *arguments))
         mine, its = self._view, other._view
-        if mine is not None and its is not None and mine.store is its.store:
-            store = mine.store
-            with store.read() as published:
+        if mine is not None and its is not None and mine.session.current() is its.session.current():
+            with mine.session.read() as (store, published):
                 return function(store, mine.state_at(published), store, its.state_at(published), *arguments)
         return other._read(
             lambda its_store, its_state: self._read(

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, cast
 
 from xtree.arguments import AnyPath, as_config, as_dims, as_name, as_path, as_timeout
 from xtree.display import as_html
-from xtree.epoch_check import check_epoch
+from xtree.epoch_check import check_all
 from xtree.errors import ClosedError
 from xtree.forest import Forest
 from xtree.persistence.config import Config
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.runtime import exists, open_store
+from xtree.persistence.runtime import exists
+from xtree.persistence.session import Session
+from xtree.persistence.sharing import open_session
 from xtree.roots import state_of
 from xtree.structure import Structure, StructureHandle
 from xtree.transaction import RuntimeTransaction
@@ -33,18 +34,22 @@ MODES = ("r", "r+", "a", "x")
 class Runtime:
     """One durable directory with any number of named trees, which can change together in one commit.
 
+    Opened more than once in a process, a directory has several handles on one store, and the last to close closes it.
+    In a forked child a handle opens the directory anew, to read; pickled, it does so where it arrives.
+
     path: the directory. mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. durability: what
     a commit outlives once it has returned: with "balanced" (the default) and "strict" the process's death and a power
-    loss, with "eventual" the process's death; any open may choose another. config: an `xtree.Config`. timeout: seconds
-    to wait for another process's lock. progress: called as progress(bytes read, bytes to read) while the state is read,
-    which takes time after a crash; what it raises ends the open, and nothing is lost. on_error: called with the
-    exception, from a thread in the background, when a checkpoint fails there; nothing that was committed is lost then,
-    and it is tried again. It may read and close the index; writes raise TransactionError there.
+    loss, with "eventual" the process's death; it may be another at every open. config: an `xtree.Config`. Where another
+    handle of the process is open, both are None or what that has. timeout: seconds to wait for another process's lock.
+    progress: called as progress(bytes read, bytes to read) while the state is read, which takes time after a crash;
+    what it raises ends the open, and nothing is lost. on_error: called with the exception, from a thread in the
+    background, when a checkpoint fails there; nothing that was committed is lost then, and it is tried again. It may
+    read and close the index; writes raise TransactionError there.
 
-    Raises FileNotFoundError, FileExistsError, LockedError while another handle is open, CorruptionError,
-    FormatVersionError, OSError, ValueError for an unknown mode or durability. Any thread may use it, in finalizers and
-    signal handlers too: what would wait for its own thread there raises TransactionError. A context manager, which
-    closes at its end.
+    Raises FileNotFoundError, FileExistsError, LockedError while another process has it open, CorruptionError,
+    FormatVersionError, OSError, ValueError for an unknown mode or durability, or another than that in force. Any thread
+    may use it, in finalizers and signal handlers too: what would wait for its own thread there raises TransactionError.
+    A context manager, which closes at its end.
     """
 
     def __init__(
@@ -57,32 +62,36 @@ class Runtime:
         progress: Callable[[int, int], object] | None = None,
         on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
-        settings = _settings(config, durability)
+        _require_settings(config, durability)
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable or None, not {progress!r}")
         if on_error is not None and not callable(on_error):
             raise TypeError(f"on_error must be callable or None, not {on_error!r}")
-        store = open_store(
+        self._session: Session = open_session(
             as_path(path),
             mode=_mode(mode),
-            config=settings,
+            config=config,
+            durability=durability,
             timeout=as_timeout(timeout),
             progress=progress,
             on_error=on_error,
         )
-        self._store = store
-        self._forest = Forest(store, settings)
-        self._finalizer = weakref.finalize(self, DurableStore.let_go, store)
+        self._forest = Forest(self._session)
+        self._finalizer = weakref.finalize(self, Session.let_go, self._session)
 
     @property
     def path(self) -> str:
         """The directory: its real path, with the links followed that were there at the open."""
-        return str(self._store.path)
+        return str(self._session.path)
 
     @property
     def closed(self) -> bool:
-        """Whether it can't be used any more: closed, or inherited through a fork."""
-        return self._store.state in ("closed", "forked")
+        """Whether it can't be used any more."""
+        return self._session.is_closed
+
+    @property
+    def _store(self) -> DurableStore:
+        return cast(DurableStore, self._session.current())
 
     def trees(self) -> list[str]:
         """The names of the trees, sorted. Raises ClosedError."""
@@ -148,14 +157,16 @@ class Runtime:
 
         docs/metrics.md explains each; xtree.prometheus.Collector hands them to Prometheus. Raises ClosedError.
         """
-        stats: dict[str, Any] = self._store.stats()
-        return stats
+        with self._session.call() as store:
+            stats: dict[str, Any] = store.stats()
+            return stats
 
     def checkpoint(self) -> None:
         """Writes a checkpoint, from which the next open starts.
 
         Raises ReadOnlyError, ClosedError, OSError; TransactionError in a finalizer or signal handler that can't wait.
         """
+        self._session.require_writable()
         self._store.checkpoint()
 
     def backup(self, path: AnyPath, progress: Progress | None = None) -> None:
@@ -181,13 +192,7 @@ class Runtime:
         Superblock, manifest, checkpoints and logs are read from the disk once more, also what the open could do
         without. Others may write, make and drop trees meanwhile. Raises CorruptionError at the first flaw, OSError.
         """
-        with self._store.call():
-            self._store.check()
-        pin = self._store.pin()
-        try:
-            check_epoch(self._store, pin)
-        finally:
-            pin.release()
+        check_all(self._session)
 
     def close(self) -> None:
         """Closes the directory: open transactions are aborted, running queries finish, later use raises ClosedError.
@@ -196,7 +201,7 @@ class Runtime:
         out to be moved or replaced; the index is closed all the same, and nothing committed is lost.
         """
         try:
-            self._store.close()
+            self._session.close()
         finally:
             if self.closed:  # also when it failed: the finalizer would keep the store for ever
                 self._finalizer.detach()
@@ -204,13 +209,13 @@ class Runtime:
     def _discard(self) -> None:
         """Closes the directory, and removes the index if this open has made it: filling it has failed."""
         try:
-            self._store.discard()
+            self._session.discard()
         finally:
             if self.closed:
                 self._finalizer.detach()
 
     def __enter__(self) -> Runtime:
-        with self._store.call():
+        with self._session.call():
             return self
 
     def __exit__(
@@ -221,42 +226,52 @@ class Runtime:
     def __repr__(self) -> str:
         if self.closed:
             return f"Runtime({self.path!r}, closed=True)"
-        mode = ", mode='r'" if self._store.read_only else ""
-        return f"Runtime({self.path!r}{mode}, trees={len(self._store.published.catalog)})"
+        mode = ", mode='r'" if self._session.read_only else ""
+        trees = "" if self._session.is_forked else f", trees={len(self._session.store.published.catalog)}"
+        return f"Runtime({self.path!r}{mode}{trees})"
 
     def _repr_html_(self) -> str:
         summary: dict[str, Any] = {"path": self.path}
         if self.closed:
             summary["closed"] = True
+        elif self._session.is_forked:
+            summary["mode"] = "r"
         else:
             published = self._store.published
             names = sorted(entry.name for entry in published.catalog)
             shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
             summary |= {"holds": f"{len(names):,}: {shown}" if names else None, "epoch": published.epoch}
-            summary["mode"] = "r" if self._store.read_only else self._store.config.durability
+            summary["mode"] = "r" if self._session.read_only else self._store.config.durability
         return as_html(summary, "Runtime")
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Runtime can't be pickled or copied; pass its path")
+    def __reduce__(self) -> tuple[Any, ...]:
+        from xtree.pickling import runtime_at  # which itself is made of runtimes
+
+        return runtime_at, (self._place(),)
+
+    def _place(self) -> tuple[str, bytes, int]:
+        """What a pickled handle takes along: path, UUID and epoch. Raises ClosedError."""
+        with self._session.read() as (store, published):
+            return self.path, cast(DurableStore, store).uuid, published.epoch
 
     def _read_structure(self, lock: WriterLock, function: Callable[..., Any], *arguments: Any) -> Any:
-        with self._store.read() as published:
+        with self._session.read() as (store, published):
             entry = published.catalog.get(lock.name)
             if lock.dropped or entry is None:
                 raise ClosedError(f"structure {lock.name!r} was dropped")
-            return function(self._store, state_of(entry), *arguments)
+            return function(store, state_of(entry), *arguments)
 
     def _write_structure(self, lock: WriterLock, function: Callable[..., Any], *arguments: Any) -> Any:
-        with WriteScope(self._store, (lock,)) as scope:
+        with WriteScope(self._session, (lock,)) as scope:
             return scope._write_tree(lock.name, function, *arguments)
 
     def _handle(self, lock: WriterLock, owner: bool) -> XTree:
         while True:
-            handle: XTree | None = lock.get_handle()  # a weak one: the last that is forgotten closes the index
+            handle: XTree | None = lock.get_handle(self._session)  # a weak one: the last forgotten closes the index
             if handle is not None and not handle.closed:
                 return handle
             made = XTree.__new__(XTree)
-            made._attach(self._store, lock, self, owner)
+            made._attach(self._session, lock, self, owner)
             if lock.set_handle(made, handle) is made:
                 return made
 
@@ -278,10 +293,9 @@ def open(
     DimensionError for other dims than stored.
     """
     wanted = None if dims is None else as_dims(dims)
-    settings = _settings(config, durability)
     if wanted is None and _mode(mode) in ("a", "x") and not exists(as_path(path)):
         raise ValueError(f"there is no index at {os.fsdecode(path)!r}; give dims= to make one")
-    runtime = Runtime(path, mode, None, settings, timeout, progress, on_error)
+    runtime = Runtime(path, mode, durability, config, timeout, progress, on_error)
     try:
         return runtime._handle(runtime._forest.find_or_make(DEFAULT_NAME, wanted), True)
     except BaseException:
@@ -295,7 +309,8 @@ def _mode(mode: str) -> str:
     return mode
 
 
-def _settings(config: Config | None, durability: str | None) -> Config:
-    """The config, with the durability put in. Raises ValueError for one that there isn't."""
-    settings = as_config(config)
-    return settings if durability is None else dataclasses.replace(settings, durability=durability)
+def _require_settings(config: Config | None, durability: str | None) -> None:
+    """Raises TypeError for what is no Config, ValueError for a durability that there isn't."""
+    as_config(config)
+    if durability is not None:
+        Config(durability=durability)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from xtree.display import as_html
 from xtree.errors import ClosedError
@@ -30,11 +30,22 @@ class Snapshot(Reader):
     def __init__(self, tree: XTree, pin: Pin, state: TreeState) -> None:
         self._dims = state.dims
         self._shown: tuple[XTree, Pin, TreeState] | None = (tree, pin, state)  # None once it is closed
+        tree._session.note_user(self)
+        if tree._session.closed:
+            self.close()
 
     def close(self) -> None:
         """Lets the epoch go, once calls that are running have ended. Idempotent."""
         # Running calls hold the pin too; the last one to forget it releases it.
-        self._shown = None
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            shown[0]._session.forget_user(self)
+
+    def _cut_off(self) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def __enter__(self) -> Snapshot:
         self._open()
@@ -66,8 +77,18 @@ class Snapshot(Reader):
             summary["epoch"] = pin.epoch
         return as_html(summary, "Snapshot")
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Snapshot can't be pickled or copied")
+    def __reduce__(self) -> tuple[Any, ...]:
+        from xtree.pickling import snapshot_at, tree_of  # which themselves are made of snapshots
+
+        pin, state = self._open()
+        shown = self._shown
+        if shown is None:
+            raise ClosedError("the snapshot is closed")
+        tree = shown[0]
+        if tree.runtime is None:
+            return tree_of, (type(tree), self._dims, state.parameters, *self.items())
+        path, uuid, _ = tree.runtime._place()
+        return snapshot_at, ((path, uuid, pin.epoch), tree.name, tree._owner)
 
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         pin, state = self._open()

@@ -34,7 +34,7 @@ class Transaction(WriteScope, Writer):
     """
 
     def __init__(self, tree: XTree, timeout: float | None) -> None:
-        super().__init__(tree._store, (tree._lock,), tree._view, timeout, tree)
+        super().__init__(tree._session, (tree._lock,), tree._view, timeout, tree)
         self._name = tree.name
         self._dims = tree._dims
 
@@ -64,7 +64,7 @@ class RuntimeTransaction(WriteScope):
     def __init__(self, runtime: Runtime, names: Iterable[str], timeout: float | None) -> None:
         forest = runtime._forest
         locks = tuple(forest.lock_of(name) for name in sorted(set(names)))
-        super().__init__(forest.store, locks, None, timeout, runtime)
+        super().__init__(forest.session, locks, None, timeout, runtime)
         self._made: set[str] = set()
 
     def make(self, name: str, dims: int) -> TransactionTree:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
-from xtree.arguments import AnyPath, Boxes, as_dims, as_threads, as_timeout
+from xtree.arguments import AnyPath, Boxes, as_config, as_dims, as_threads, as_timeout
 from xtree.conversion import stored_boxes, width_of
 from xtree.display import as_html, as_line
-from xtree.epoch_check import check_epoch
+from xtree.epoch_check import check_all
 from xtree.errors import DimensionError
 from xtree.forest import Forest
 from xtree.inputs import present
 from xtree.persistence.config import Config
 from xtree.persistence.memory_store import MemoryStore
+from xtree.persistence.session import Session
 from xtree.persistence.store import Store
 from xtree.roots import tree_state_of
 from xtree.snapshot import Snapshot
 from xtree.transaction import Transaction
+from xtree.tree_state import TreeState
 from xtree.view import TreeView
 from xtree.write_scope import WriterLock, write_alone
 from xtree.writing import Floats, Ids, Progress, Writer, numbered
@@ -38,20 +40,21 @@ class XTree(Writer):
 
     `XTree(dims=2)` makes one in memory; `xtree.open(path)` and `Runtime.tree(name)` give durable ones. Any thread may
     use it: readers never wait, writers take turns. Each writing call outside a transaction is a commit of its own.
-    A context manager, which closes at its end.
+    A context manager, which closes at its end. Pickled or copied, one in memory takes its records along, a durable one
+    its path, where it is opened to read. After a fork one in memory is the child's own copy; a durable one reads there.
 
     dims: number of dimensions, 1 to 64. config: an `xtree.Config`, whose tree parameters it takes.
     """
 
-    _store: Store
+    _session: Session
     _lock: WriterLock
     _view: TreeView
     _runtime: Runtime | None
-    _owner: bool  # closing it closes the store
+    _owner: bool  # closing it closes the session
 
     def __init__(self, dims: int, config: Config | None = None) -> None:
-        forest = Forest(MemoryStore(), config)
-        self._attach(forest.store, forest.find_or_make(DEFAULT_NAME, as_dims(dims)), None, True)
+        session = Session(MemoryStore())
+        self._attach(session, Forest(session, as_config(config)).find_or_make(DEFAULT_NAME, as_dims(dims)), None, True)
 
     @classmethod
     def from_boxes(
@@ -153,7 +156,7 @@ class XTree(Writer):
 
     @property
     def closed(self) -> bool:
-        """Whether the tree can't be used any more: closed, dropped, or inherited through a fork."""
+        """Whether the tree can't be used any more: closed or dropped."""
         return self._view.is_closed
 
     def transaction(self, timeout: float | None = None) -> Transaction:
@@ -167,7 +170,7 @@ class XTree(Writer):
 
     def snapshot(self) -> Snapshot:
         """The tree as it is now, for as long as the snapshot is open. Raises ClosedError."""
-        pin = self._store.pin()
+        pin = self._session.pin()
         return Snapshot(self, pin, self._view.state_at(pin.published))
 
     def check(self) -> None:
@@ -181,13 +184,7 @@ class XTree(Writer):
             super().check()
             return
         self._view.require_open()
-        pin = self._store.pin()
-        try:
-            check_epoch(self._store, pin)
-        finally:
-            pin.release()
-        with self._store.call():
-            self._store.check()
+        check_all(self._session)
 
     def backup(self, path: AnyPath, progress: Progress | None = None) -> None:
         """Copies the index that was opened with the tree, as it is now, into a new directory: Runtime.backup.
@@ -214,7 +211,7 @@ class XTree(Writer):
         """
         self._view.close()
         if self._owner:
-            (self._store if self._runtime is None else self._runtime).close()
+            (self._session if self._runtime is None else self._runtime).close()
 
     def __enter__(self) -> XTree:
         self._view.require_open()
@@ -231,23 +228,32 @@ class XTree(Writer):
     def _repr_html_(self) -> str:
         return as_html(self._summary())
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("an XTree can't be pickled or copied; pass its path, or its items()")
+    def __reduce__(self) -> tuple[Any, ...]:
+        from xtree.pickling import tree_at, tree_of  # which themselves are made of trees
 
-    def _attach(self, store: Store, lock: WriterLock, runtime: Runtime | None, owner: bool) -> None:
+        self._view.require_open()
+        if self._runtime is not None:
+            return tree_at, (self._runtime._place(), self.name, self._owner)
+        return tree_of, (type(self), self._dims, self._read(_parameters_of), *self.items())
+
+    @property
+    def _store(self) -> Store:
+        return self._session.current()
+
+    def _attach(self, session: Session, lock: WriterLock, runtime: Runtime | None, owner: bool) -> None:
         """Fills the handle in."""
-        self._store = store
+        self._session = session
         self._lock = lock
         self._runtime = runtime
         self._owner = owner
-        self._view = TreeView(store, lock)
+        self._view = TreeView(session, lock)
         self._dims = self._view.dims
 
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._view.run(function, *arguments)
 
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return write_alone(self._store, self._lock, self._view, function, *arguments)
+        return write_alone(self._session, self._lock, self._view, function, *arguments)
 
     def _epoch(self) -> int:
         self._view.require_open()
@@ -258,17 +264,21 @@ class XTree(Writer):
         summary: dict[str, Any] = {"dims": self._dims}
         if self.closed:
             summary["closed"] = True
-        else:
-            published = self._store.published
+        elif not self._session.is_forked:
+            published = self._session.store.published
             entry = published.catalog.get(self._lock.name)
             if entry is not None:
                 state = tree_state_of(entry)
                 summary |= {"records": state.count, "height": state.height, "bounds": state.bounds}
                 summary["epoch"] = published.epoch
-        if self._store.path is not None:
-            summary["path"] = str(self._store.path)
+        if self._session.path is not None:
+            summary["path"] = self._session.path
             if self._lock.name != DEFAULT_NAME:
                 summary["name"] = self._lock.name
-            if self._store.read_only:
+            if self._session.read_only:
                 summary["mode"] = "r"
         return summary
+
+
+def _parameters_of(_: Store, state: TreeState) -> dict[str, Any]:
+    return state.parameters

@@ -8,6 +8,7 @@ from libc.stdint cimport UINT64_MAX, uint64_t
 from xtree.bucket cimport MAX_DIMS
 from xtree.conversion cimport read_plain_box, read_plain_point
 from xtree.nearest cimport nearest_of_one
+from xtree.persistence.session cimport Session
 from xtree.persistence.store cimport Published, Store
 from xtree.search cimport count_of_one, ids_of_one
 from xtree.tree_state cimport TreeState
@@ -46,30 +47,37 @@ cdef class Seen:
 cdef Seen NOTHING = Seen(UINT64_MAX, None)      # no epoch is that
 
 
+cdef void end(Store store, int flight, int slot) noexcept:
+    if slot >= 0:
+        store.epochs.unpin(slot)
+    store.leave(flight)
+
+
 @cython.final
 cdef class TreeView:
-    """One tree of a store, read at whatever epoch is the current one when a call begins. Any thread may use it."""
+    """One tree of a session's store, read at the epoch that is current when a call begins. Any thread may use it."""
 
-    cdef readonly Store store
+    cdef readonly Session session
     cdef readonly int dims
     cdef object lock                # the tree's WriterLock, which says whether it was dropped
     cdef bint closed
     cdef Seen seen                  # what the last call has found; replaced whole
 
-    def __init__(self, Store store not None, lock not None):
-        self.store = store
+    def __init__(self, Session session not None, lock not None):
+        self.session = session
         self.lock = lock
         self.seen = NOTHING
         self.run(self._note_dims)
 
     def run(self, function, *arguments):
         """function(store, state, *arguments), with the state pinned meanwhile. Raises ClosedError."""
-        cdef int flight, slot = -1
-        cdef TreeState state = self.begin(&flight, &slot)
+        cdef int flight = -1, slot = -1
+        cdef Store store = self.session.use()
+        cdef TreeState state = self.begin(store, &flight, &slot)
         try:
-            return function(self.store, state, *arguments)
+            return function(store, state, *arguments)
         finally:
-            self.end(flight, slot)
+            end(store, flight, slot)
 
     # One box or point, given in a form that needs no conversion, with valid arguments; for any other these give None.
 
@@ -88,6 +96,7 @@ cdef class TreeView:
         cdef int overflow = 0
         cdef long long most
         cdef int flight, slot = -1
+        cdef Store store
         cdef TreeState state
         if not PyLong_CheckExact(k) or not read_plain_point(point, self.dims, row):
             return None
@@ -98,11 +107,12 @@ cdef class TreeView:
             return None
         if overflow or most < 1 or not limit >= 0.0:
             return None
-        state = self.begin(&flight, &slot)
+        store = self.session.use()
+        state = self.begin(store, &flight, &slot)
         try:
-            return nearest_of_one(self.store, state, row, most, limit)
+            return nearest_of_one(store, state, row, most, limit)
         finally:
-            self.end(flight, slot)
+            end(store, flight, slot)
 
     def state_at(self, Published published not None):
         """The tree's state at an epoch that is pinned. Raises ClosedError."""
@@ -122,6 +132,8 @@ cdef class TreeView:
             raise ClosedError(f"tree {self.lock.name!r} is closed")
         if self.lock.dropped:
             raise ClosedError(f"tree {self.lock.name!r} was dropped")
+        if self.session.closed:
+            self.session.use()
 
     def close(self):
         """Refuses calls from now on; those running finish. Idempotent."""
@@ -131,48 +143,45 @@ cdef class TreeView:
     @property
     def is_closed(self):
         """Whether calls are refused, whatever the reason."""
-        return self.closed or self.lock.dropped or self.store.state in ("closed", "forked")
+        return self.closed or self.lock.dropped or self.session.is_closed
 
     @property
     def handle_is_closed(self):
-        """Whether close() was called."""
-        return self.closed
+        """Whether close() was called, or its session's."""
+        return self.closed or self.session.closed
 
     cdef object ask(self, box, predicate, bint counting):
         cdef double bounds[2 * MAX_DIMS]
         cdef Predicate which
         cdef int flight, slot = -1
+        cdef Store store
         cdef TreeState state
         if not _read_predicate(predicate, &which) or not read_plain_box(box, self.dims, bounds):
             return None
-        state = self.begin(&flight, &slot)
+        store = self.session.use()
+        state = self.begin(store, &flight, &slot)
         try:
             if counting:
-                return count_of_one(self.store, state, bounds, which)
-            return ids_of_one(self.store, state, bounds, which)
+                return count_of_one(store, state, bounds, which)
+            return ids_of_one(store, state, bounds, which)
         finally:
-            self.end(flight, slot)
+            end(store, flight, slot)
 
-    cdef TreeState begin(self, int *flight, int *slot):
+    cdef TreeState begin(self, Store store, int *flight, int *slot):
         """Marks a call in flight, pins the current epoch, and gives the tree's state at it."""
         cdef Published published
         cdef Seen seen
-        flight[0] = self.store.enter()
+        flight[0] = store.enter()
         try:
-            slot[0] = self.store.epochs.pin()
-            published = self.store.published
+            slot[0] = store.epochs.pin()
+            published = store.published
             seen = self.seen
             if seen.epoch == published.epoch:
                 return seen.state
             return self.state_at(published)
         except BaseException:
-            self.end(flight[0], slot[0])
+            end(store, flight[0], slot[0])
             raise
-
-    cdef void end(self, int flight, int slot) noexcept:
-        if slot >= 0:
-            self.store.epochs.unpin(slot)
-        self.store.leave(flight)
 
     def _note_dims(self, store, TreeState state):
         self.dims = state.g.dims

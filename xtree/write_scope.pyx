@@ -10,7 +10,8 @@ Invariants
      from there an interrupt comes as an exception, which is handled here.
   3. One thread at a time is inside a scope; a second one is refused, and __exit__, abort and commit wait for it.
   4. After an error that may have left pages half-changed a scope is doomed: nothing but abort is left.
-  5. Nothing waits, and no scope begins or commits, where its thread holds what others wait for (lock_ranks.pxd): there
+  5. What was begun in a parent process is over in a forked child: no lock is held there, and no scope goes on.
+  6. Nothing waits, and no scope begins or commits, where its thread holds what others wait for (lock_ranks.pxd): there
      garbage collection or a signal handler has called it. An abort gives its pages back later if need be.
 """
 
@@ -21,7 +22,9 @@ import time
 
 from cpython.weakref cimport PyWeakref_NewRef
 
+from xtree.persistence.forks cimport forks_seen
 from xtree.persistence.lock_ranks cimport FREE, held, refusal, require_free
+from xtree.persistence.session cimport Session
 from xtree.persistence.store cimport Store
 
 from xtree.errors import ClosedError, TransactionError
@@ -56,32 +59,58 @@ cdef class WriterLock:
     cdef dict holding               # that of the table
     cdef object lock
     cdef object holder              # the thread that took it
-    cdef object handle              # a weak reference to the tree's handle, or None
+    cdef int forks                  # forks_seen() when that was: later ones have left the holder behind
+    cdef object handles             # a weak reference to the tree's handle; a tuple of several sessions' ones
 
     def __init__(self, WriterLocks locks not None, str name not None):
         self.name = name
         self.table = PyWeakref_NewRef(locks, None)
         self.holding = locks.holding
         self.lock = threading.Lock()
+        self.forks = forks_seen()
 
     # Compiled, so that two threads that ask for a tree at the same time get one handle without a lock.
 
-    def get_handle(self):
-        """The handle of the tree, as long as somebody holds it; else None."""
-        return None if self.handle is None else self.handle()
+    def get_handle(self, Session session not None):
+        """The handle of the tree in a session, as long as somebody holds it; else None."""
+        for reference in self.references():
+            handle = reference()
+            if handle is not None and handle._session is session:
+                return handle
+        return None
 
     def set_handle(self, handle not None, before):
-        """Makes it the tree's handle in the place of `before`, unless another one is there; returns that which is."""
-        reference = PyWeakref_NewRef(handle, None)
-        present = self.get_handle()
+        """Makes it its session's handle in the place of `before`, unless another is there; returns that which is."""
+        present = self.get_handle(handle._session)
         if present is not None and present is not before:
             return present
-        self.handle = reference
+        reference = PyWeakref_NewRef(handle, None)
+        others = [other for other in self.references() if other() is not None and other() is not present]
+        self.handles = (reference, *others) if others else reference
         return handle
+
+    cdef tuple references(self):
+        if self.handles is None:
+            return ()
+        return self.handles if isinstance(self.handles, tuple) else (self.handles,)
+
+    cdef int refresh(self) except -1:
+        """In a forked child, at the first look: nobody has it."""
+        cdef WriterLocks table
+        if self.forks != forks_seen():
+            table = self.table()
+            if table is not None and table.forks != forks_seen():
+                table.forks = forks_seen()
+                table.holding.clear()
+            self.lock = threading.Lock()
+            self.holder = self.tip = None
+            self.forks = forks_seen()
+        return 0
 
     cdef int take(self, object deadline, bint wait) except -1:
         """Takes the lock. Raises TransactionError where waiting could be for ever, TimeoutError, ClosedError."""
         me = get_ident()
+        self.refresh()
         if not self.lock.acquire(False):
             if self.holder == me:
                 raise TransactionError(f"this thread is in a transaction on tree {self.name!r} already: use that one, "
@@ -131,11 +160,13 @@ cdef class WriterLocks:
 
     cdef dict by_name
     cdef dict holding
+    cdef int forks                  # forks_seen() when `holding` was filled
     cdef object __weakref__
 
     def __init__(self):
         self.by_name = {}
         self.holding = {}
+        self.forks = forks_seen()
 
     def of(self, str name not None):
         """The lock of a name; one is made if need be."""
@@ -148,6 +179,8 @@ cdef class WriterLocks:
     def held_here(self, str name not None):
         """Whether the calling thread has the lock of a name."""
         cdef WriterLock lock = self.by_name.get(name)
+        if lock is not None:
+            lock.refresh()
         return lock is not None and lock.holder == get_ident()
 
 
@@ -171,9 +204,9 @@ cdef double left_until(object deadline) except? -1.0:
     return min(max(deadline - monotonic(), 0.0), LONGEST_WAIT_S)
 
 
-def write_alone(Store store not None, WriterLock lock not None, handle, function, *arguments):
+def write_alone(Session session not None, WriterLock lock not None, handle, function, *arguments):
     """function(write_set, state, *arguments), which changes a tree, as a transaction of its own."""
-    cdef WriteScope scope = WriteScope(store, (lock,), handle)
+    cdef WriteScope scope = WriteScope(session, (lock,), handle)
     scope.begin()
     try:
         result = scope.run(True, lock.name, function, arguments)
@@ -187,6 +220,8 @@ def write_alone(Store store not None, WriterLock lock not None, handle, function
 cdef class WriteScope:
     """Some trees' writer locks and a write set, from __enter__ to __exit__: commits there, aborts on an exception.
 
+    session: of the handle it is made with, whose close ends it.
+
     locks: WriterLocks of the trees to change, each once, in the order of their names. handle: something whose
     `require_open()` raises once the scope may not go on, or None. timeout: seconds to wait for locks, None
     for ever, and for room in the log, None for as long as the store says. owner: kept alive as long as the scope lasts,
@@ -194,7 +229,10 @@ cdef class WriteScope:
     their names, whose locks are among `locks`.
     """
 
-    cdef Store store
+    cdef Session session
+    cdef Store store                # None before it begins
+    cdef int forks                  # forks_seen() when it began
+    cdef bint cut_off               # its session was closed before it ended
     cdef object handle
     cdef object timeout
     cdef tuple locks
@@ -212,9 +250,9 @@ cdef class WriteScope:
     cdef readonly object _owner     # the handle that it was made with, kept until it ends
     cdef object __weakref__
 
-    def __init__(self, Store store not None, tuple locks not None, handle=None, timeout=None, owner=None,
+    def __init__(self, Session session not None, tuple locks not None, handle=None, timeout=None, owner=None,
                  dict made=None):
-        self.store = store
+        self.session = session
         self.locks = locks
         self.handle = handle
         self.timeout = timeout
@@ -228,13 +266,18 @@ cdef class WriteScope:
 
     def __del__(self):
         # One that was never ended. Its pages come first: who gets the locks may change the same ones.
-        if self.held:
+        if self.session is not None:
+            self.session.forget(self)
+        if self.held and self.forks == forks_seen():
             if self.write_set is not None and self.write_set.status == "open":
                 self.write_set.abort()
             self.give_locks_back()
 
     def __enter__(self):
         self.begin()
+        self.session.note(self)
+        if self.session.closed:
+            self._cut_off()
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -247,6 +290,14 @@ cdef class WriteScope:
     def commit(self):
         """Makes what was changed the next epoch, ahead of the end of the block."""
         self.finish(True, True)
+
+    def _cut_off(self):
+        """Its session is closed: aborts it. A call in its middle goes on to its end, and the rest is refused."""
+        self.cut_off = True
+        try:
+            self.finish(False, False)
+        except TransactionError:        # it is inside one of its own calls, or may not wait
+            pass
 
     @property
     def _base_epoch(self):
@@ -318,11 +369,14 @@ cdef class WriteScope:
     cdef int open(self) except -1:
         """Takes the locks in order, then begins."""
         cdef WriterLock lock
-        self.store.require_writable()
+        self.session.require_writable()
+        self.store = self.session.use()
+        self.forks = forks_seen()
         deadline = None if self.timeout is None else monotonic() + self.timeout
         self.store.wait_for_room(self.timeout)
         wait = True
         for lock in self.locks:
+            lock.refresh()
             if not self.held:
                 wait = get_ident() not in lock.holding
             lock.take(deadline, wait)
@@ -348,21 +402,23 @@ cdef class WriteScope:
 
     cdef object run(self, bint writes, str name, function, tuple arguments):
         cdef int flight
+        cdef Store store
         if writes:
             require_free("a write")
         self.enter_turn()
         try:
             self.require_usable()
             state = self.states[name]
-            flight = self.store.enter()
+            store = self.store
+            flight = store.enter()
             try:
-                return function(self.write_set if writes else self.store, state, *arguments)
+                return function(self.write_set if writes else store, state, *arguments)
             except BaseException as error:
                 if writes or isinstance(error, (OSError, MemoryError)):
                     self.doom = error
                 raise
             finally:
-                self.store.leave(flight)
+                store.leave(flight)
         finally:
             self.leave_turn()
 
@@ -380,6 +436,7 @@ cdef class WriteScope:
     cdef int require_usable(self) except -1:
         if self.status == "new":
             raise TransactionError("the transaction hasn't begun: use it in a with statement")
+        self.require_attached()
         if self.status != "open":
             raise TransactionError(f"the transaction is {self.status}")
         if self.doom is not None:
@@ -388,8 +445,24 @@ cdef class WriteScope:
             self.handle.require_open()
         return 0
 
+    cdef int require_attached(self) except -1:
+        """Raises ClosedError once its session was closed, TransactionError in a process that was forked since."""
+        if self.cut_off:
+            raise ClosedError("the transaction was aborted when its index was closed")
+        if self.forks != forks_seen():
+            raise TransactionError("the transaction was open when this process was forked: it is the parent's")
+        return 0
+
     cdef int finish(self, bint commit, bint must_be_open) except -1:
         """Ends the scope, if it hasn't ended. An interrupt that arrives meanwhile is raised after that."""
+        if self.forks != forks_seen() and self.status != "new":
+            if self.status == "open":
+                self.held = []
+                self.status = "aborted"
+                self.forget()
+                if commit:
+                    self.require_attached()
+            return 0
         if self.inside == get_ident():
             raise TransactionError("a transaction can't be ended from inside one of its own calls")
         interrupt = self.wait_for_turn()
@@ -401,6 +474,8 @@ cdef class WriteScope:
                         self.commit_changes()
                 finally:
                     self.let_go("aborted")
+            elif commit and self.cut_off:
+                self.require_attached()
             elif must_be_open:
                 raise TransactionError(f"the transaction is {self.status}")
         finally:
@@ -427,6 +502,7 @@ cdef class WriteScope:
         if self.doom is not None:
             raise TransactionError(f"the transaction has failed and was aborted: {self.doom!r}") from self.doom
         require_free("a commit")
+        self.require_attached()
         if self.handle is not None:
             self.handle.require_open()
         self.store.require_writable()
@@ -490,6 +566,9 @@ cdef class WriteScope:
         self.states = self.entries = self.made = self.dropped = None
         self.locks = ()
         self.store = None
+        if self.session is not None:
+            self.session.forget(self)
+        self.session = None
         self._owner = None          # last: it may be what kept the index open
 
     cdef int give_locks_back(self) except -1:

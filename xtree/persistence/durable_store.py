@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtree.errors import StoreFailedError
 from xtree.persistence.backup import Progress, write_backup
@@ -24,12 +23,14 @@ from xtree.persistence.lock_file import Lock
 from xtree.persistence.lock_ranks import REBUILDING, RankedLock, require_nothing_held
 from xtree.persistence.metrics import Latency
 from xtree.persistence.mvcc import Epochs
-from xtree.persistence.open_directory import DirectoryLostError
 from xtree.persistence.recovery import Recovered
 from xtree.persistence.recycler import Recycler
 from xtree.persistence.segment_allocator import SegmentAllocator
 from xtree.persistence.store import Store
 from xtree.persistence.write_set import WriteSet
+
+if TYPE_CHECKING:
+    from xtree.persistence.session import SharedStore
 
 
 class DurableStore(Store):
@@ -41,9 +42,10 @@ class DurableStore(Store):
         journal = recovered.journal
         self.recovery = recovered.report
         self.creation: Creation | None = None  # what the open has made
+        self.shared: SharedStore | None = None  # by which other handles of the process find it
         self._discarded = False
         self._journal = journal
-        self._lock = lock
+        self._lock: Lock | None = lock
         self._latency = Latency()
         self._allocator_ready = False
         self._rebuilding = RankedLock(REBUILDING)
@@ -71,6 +73,16 @@ class DurableStore(Store):
         return self._journal.manifest.uuid
 
     @property
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of the lock file that is held; None where there is none."""
+        held = None if self._lock is None else self._lock.directory
+        return None if held is None else held.identity
+
+    def require_own(self) -> None:
+        """Raises DirectoryLostError when the directory isn't what its path leads to any more, OSError."""
+        self._journal.fs.require_own(self._journal.directory)
+
+    @property
     def config(self) -> Any:
         """The Config in force: the one given at the open, with the fields that were fixed at creation."""
         return self._journal.config
@@ -89,11 +101,6 @@ class DurableStore(Store):
         """Copies the current epoch into a directory of its own (persistence.backup)."""
         require_nothing_held("a backup")
         write_backup(self, self._journal.fs, path, progress)
-
-    def let_go(self) -> None:
-        """Closes a store that nobody closed. That its directory is lost, which may be why, only the log tells."""
-        with contextlib.suppress(DirectoryLostError):
-            self.close()
 
     def discard(self) -> None:
         """Closes the store and, if this open has made the index, removes it again: what was to fill it has failed."""
@@ -217,9 +224,13 @@ class DurableStore(Store):
         finally:
             self.windows.unmap_all()
             self._journal.close()
+            if self.shared is not None:
+                self.shared.forget()
+                self.shared = None
             if self._discarded and self.creation is not None:
                 self.creation.undo()
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
     def _abandon_leader(self) -> None:
         """Ends the leader of a poisoned store, which writes nothing any more."""

@@ -49,6 +49,30 @@ class Lock:
         self._pid = os.getpid()
         _locks.add(self)
 
+    def make_exclusive(self) -> bool:
+        """Whether this shared lock could be made an exclusive one at once; if not, it may be lost: `make_shared` tells.
+
+        The system lets the one go before it grants the other, so that another process may have been in between.
+        """
+        if not try_lock(self._fd, False):
+            return False
+        self.shared = False
+        note_owner(self._fd)
+        return True
+
+    def make_shared(self) -> bool:
+        """Whether it could be made, or kept, a shared one."""
+        if not self.shared:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
+        self.shared = True
+        return try_lock(self._fd, True)
+
+    @property
+    def owner(self) -> str:
+        """Who else holds the lock, as far as is known."""
+        return owner_of(self._fd, self)
+
     def release(self) -> None:
         """Let go of the lock. Releasing twice does nothing; in a forked child only the descriptor is closed."""
         if self._fd >= 0 and os.getpid() == self._pid:
@@ -57,6 +81,10 @@ class Lock:
                     os.ftruncate(self._fd, 0)
             _unlock(self._fd)
         self.close_in_child()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:  # of an open that an interrupt has ended in a bad moment
+            self.release()
 
     def is_on(self, fd: int) -> bool:
         """Whether this lock is held, and on the file behind a descriptor."""
@@ -78,19 +106,20 @@ class Lock:
 
 
 def open_lock(path: Path, shared: bool, directory: int | None) -> int:
-    """A descriptor for the lock file; -1 when a shared lock must do without."""
-    if not shared:
-        return os.open(path, os.O_RDWR | os.O_CREAT | OPEN_FLAGS, 0o666, dir_fd=directory)
+    """A descriptor for the lock file; -1 when a shared lock must do without.
+
+    One that may write, if possible: a shared lock may become an exclusive one.
+    """
+    flags = os.O_RDWR | OPEN_FLAGS
+    try:
+        return os.open(path, flags | os.O_CREAT, 0o666, dir_fd=directory)
+    except OSError as error:
+        if not shared or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
     try:
         return os.open(path, os.O_RDONLY | OPEN_FLAGS, dir_fd=directory)
     except FileNotFoundError:
-        pass
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CREAT | OPEN_FLAGS, 0o666, dir_fd=directory)
-    except OSError as error:
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return -1
-        raise
+        return -1
 
 
 def try_lock(fd: int, shared: bool) -> bool:
@@ -116,10 +145,17 @@ def _unlock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def owner_of(fd: int) -> str:
+def note_owner(fd: int) -> None:
+    """Leave this process's id in the file of a lock that it holds exclusively."""
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without it
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0) if hasattr(os, "pwrite") else os.write(fd, b"%d\n" % os.getpid())
+
+
+def owner_of(fd: int, besides: Lock | None = None) -> str:
     """Who holds the lock, as far as the file says: a writer leaves its id there, readers leave nothing."""
     for lock in list(_locks):
-        if lock.is_on(fd):
+        if lock is not besides and lock.is_on(fd):
             return f"process {os.getpid()}, which is this one: another handle {'reads' if lock.shared else 'holds'} it"
     try:
         os.lseek(fd, 0, os.SEEK_SET)

@@ -66,4 +66,6 @@ cdef class RankedLock:
     cdef int before                 # what its owner held before
 
     cdef bint take(self, bint blocking, double timeout) except -1
+    # Before a fork: waits, if it is to, without handling signals. False when it has no lock, or had it before.
+    cdef bint take_silently(self, bint wait) except -1
     cdef int give_back(self) except -1

@@ -9,14 +9,22 @@ import threading
 from _thread import allocate_lock
 
 cimport cython
+from cpython.pythread cimport NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_type_lock
 
 from xtree.errors import TransactionError
 
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident() noexcept
+    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) noexcept
 
 cdef extern from "thread_rank.h" nogil:
     int xt_thread_rank
+
+cdef enum:
+    POLL_US = 100
+
+cdef PyThread_type_lock never = PyThread_allocate_lock()    # nobody gives it back
+PyThread_acquire_lock(never, NOWAIT_LOCK)
 
 cdef tuple PLACES = (
     "", "a thread of the index", "the start of the index's threads", "a commit", "the first write after an open",
@@ -100,6 +108,20 @@ cdef class RankedLock:
                 raise refusal("this call")
             if not self.lock.acquire(True, timeout):
                 return False
+        self.owner = me
+        self.depth = 1
+        self.before = hold(self.rank)
+        return True
+
+    cdef bint take_silently(self, bint wait) except -1:
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if self.owner == me:
+            return False
+        while not self.lock.acquire(False):
+            if not wait:
+                return False
+            with nogil:
+                PyThread_acquire_lock_timed(never, POLL_US, 0)
         self.owner = me
         self.depth = 1
         self.before = hold(self.rank)

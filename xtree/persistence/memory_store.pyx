@@ -31,6 +31,14 @@ class MemoryStore(Store):
         finally:
             lock.give_back()
 
+    def _stop_commits(self, bint wait):
+        cdef RankedLock lock = self._commit_lock
+        return lock.take_silently(wait)
+
+    def _let_commit(self):
+        cdef RankedLock lock = self._commit_lock
+        lock.give_back()
+
 
 cdef uint64_t publish_in_memory(Store store, WriteSet write_set, dict changes) except 0:
     """A commit without files. Compiled code, so that no signal is handled between its steps."""

@@ -88,6 +88,7 @@ cdef class Windows:
     cdef readonly uint32_t budget, mapped_files, mapped_peak
     cdef readonly uint64_t recycled, revived, over_budget, unmap_failures
     cdef uint64_t tick
+    cdef object __weakref__
 
     # Maps a window, or shows it again, and returns its base: what bases[w] may already be no more. Several threads map
     # it once. Raises OSError, ValueError, and what opening the file raises.
@@ -104,6 +105,7 @@ cdef class Windows:
     cdef bint may_go(self, uint32_t window) noexcept
     cdef int unmap(self, uint64_t base, uint64_t size) except -1
     cdef int flush_mapping(self, uint32_t window, uint64_t base, uint64_t offset, uint64_t end) except -1
+    cdef int cover_files(self) except -1
     # Unmaps and forgets every window. Nothing may read through a pointer any more.
     cpdef int unmap_all(self) except -1
 

@@ -11,6 +11,7 @@ import os
 import sys
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -24,6 +25,7 @@ cdef extern from "platform_map.h" nogil:
     int xt_map_file(int fd, uint64_t bytes, int writable, void **base) noexcept
     int xt_map_anonymous(uint64_t bytes, void **base) noexcept
     int xt_unmap(void *base, uint64_t bytes) noexcept
+    int xt_cover(void *base, uint64_t bytes) noexcept
     int xt_flush_map(void *base, uint64_t bytes) noexcept
     bint XT_SYNC_COVERS_UNMAPPED
 
@@ -31,6 +33,20 @@ if sys.byteorder != "little":
     raise ImportError("xtree stores little-endian pages and runs on little-endian machines only")
 
 log = logging.getLogger("xtree")
+
+cdef set _of_files = set()          # weak references to those that map files
+
+
+def _cover_files_in_child():
+    cdef Windows windows
+    for reference in list(_of_files):
+        windows = reference()
+        if windows is not None:
+            windows.cover_files()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_cover_files_in_child)
 
 cdef uint64_t MAX_WINDOW_BYTES = min(<uint64_t>1 << OFFSET_BITS, <uint64_t>sys.maxsize)
 cdef uint64_t ANONYMOUS = UINT64_MAX    # in `touched`
@@ -238,6 +254,8 @@ cdef class Windows:
         if file_end > bytes:
             raise ValueError(f"a file of {file_end} bytes doesn't fit into a window of {bytes}")
         _make_room(self)
+        if not self.files:
+            _of_files.add(PyWeakref_NewRef(self, _of_files.discard))
         return _append(self, file, bytes, file_end, NULL)
 
     def add_anonymous(self, uint64_t bytes):
@@ -475,6 +493,19 @@ cdef class Windows:
                 code = xt_flush_map(<void *>(base + start), end - start)
         if code:
             raise _system_error(code, f"flushing {end - start} bytes of {self.files[window]!r}")
+        return 0
+
+    cdef int cover_files(self) except -1:
+        """In a forked child: memory of its own in the place of every mapping of a file.
+
+        Whatever goes on in the middle of a call of its parent's finds zeros there, and writes to nobody's file.
+        """
+        cdef uint32_t window, i
+        for window in range(self.count):
+            if self.at(window).mapping and not self.is_anonymous(window):
+                xt_cover(<void *>self.at(window).mapping, self.at(window).length)
+        for i in range(self.outgrown_count):
+            xt_cover(<void *>self.outgrown[i].mapping, self.outgrown[i].length)
         return 0
 
     cpdef int unmap_all(self) except -1:

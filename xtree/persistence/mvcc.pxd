@@ -10,6 +10,7 @@ A store has two of these: `epochs`, what commits publish, and `flights`, whose e
                        unpin: whoever has the slot
     slots[i].owner     pin, unpin: whoever has the slot     renew, for its own       relaxed: only a thread's own slots
                                                                                      matter to it
+    slots[i].kept      keep: whoever has the slot           forget_other_threads     relaxed: in a child, alone
     slots[i].since_ns  pin, unpin: whoever has the slot     stats                    relaxed: a figure for people
     near[b], far,      pin, by compare-exchange, once       any thread               seq_cst
     far[b]
@@ -34,7 +35,8 @@ cdef struct PinSlot:                # one cache line, so that two readers never 
     uint64_t epoch                  # pinned epoch; 2**64 - 1 while the slot is free
     uint64_t owner                  # the thread that took it, 0 while it is free
     uint64_t since_ns               # monotonic clock at the pin; 2**64 - 1 while it isn't known
-    uint64_t spare[5]
+    uint64_t kept                   # 1: by an object, not by a call of the thread
+    uint64_t spare[4]
 
 
 @cython.final
@@ -54,6 +56,8 @@ cdef class Epochs:
     # above the current epoch.
     cdef int pin_at(self, uint64_t epoch) except -1 nogil
     cdef void unpin(self, int slot) noexcept nogil
+    # Says whether a pin belongs to an object, which any thread may release, or to a call of its thread.
+    cdef void keep(self, int slot, bint kept) noexcept nogil
     # Moves the calling thread's pin to the current epoch, if it has exactly one: with two, the outer one may be in use.
     cdef void renew(self) noexcept nogil
     # Whether the calling thread has a pin.

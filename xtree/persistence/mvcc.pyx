@@ -191,6 +191,21 @@ cdef class Epochs:
         if load_relaxed(&self.first_open) > <uint64_t>(slot // SLOTS_PER_BLOCK):
             store_relaxed(&self.first_open, slot // SLOTS_PER_BLOCK)
 
+    cdef void keep(self, int slot, bint kept) noexcept nogil:
+        store_relaxed(&_slot_at(self, slot).kept, kept)
+
+    def forget_other_threads(self):
+        """In a forked child: calls of threads that don't exist there have no pins."""
+        cdef uint64_t me = PyThread_get_thread_ident()
+        cdef int end = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
+        cdef int slot = 0
+        cdef PinSlot *at
+        while slot < end:
+            at = _slot_at(self, slot)
+            if load_seq(&at.epoch) != UINT64_MAX and load_relaxed(&at.owner) != me and not load_relaxed(&at.kept):
+                self.unpin(slot)
+            slot = _following(slot)
+
     cdef void renew(self) noexcept nogil:
         cdef uint64_t me = PyThread_get_thread_ident()
         cdef int end = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK

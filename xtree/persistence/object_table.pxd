@@ -94,6 +94,8 @@ cdef class ObjectTable:
     cdef void free_row(self, uint64_t handle, Row *row) noexcept nogil
     # Lists and counts anew, from rows that are free or live.
     cdef void rebuild_lists(self) noexcept nogil
+    # In a forked child, where nobody is writing: no page is claimed.
+    cdef void let_claims_go(self) noexcept nogil
 
 
 cdef int bad_row(uint64_t handle, const char *why) except -1 with gil

@@ -451,6 +451,12 @@ cdef class ObjectTable:
                 self.shards[shard_of(handle)].live_count += 1
             handle = self.next_handle(handle)
 
+    cdef void let_claims_go(self) noexcept nogil:
+        cdef uint64_t handle = self.next_handle(0)
+        while handle:
+            store_relaxed(&_row_at(self, handle).claimed, 0)
+            handle = self.next_handle(handle)
+
     # For people, tests and tools.
 
     def visible(self, uint64_t epoch):

@@ -18,10 +18,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from xtree.errors import LockedError
+from xtree.errors import ClosedError, LockedError
 from xtree.persistence.crash_points import reach
 from xtree.persistence.filenames import LOCK, temporary_name
-from xtree.persistence.lock_file import OPEN_FLAGS, WINDOWS, Lock, open_lock, owner_of, try_lock
+from xtree.persistence.forks import fork_count
+from xtree.persistence.lock_file import OPEN_FLAGS, WINDOWS, Lock, note_owner, open_lock, owner_of, try_lock
 from xtree.persistence.lock_ranks import POSITION, RankedLock
 from xtree.persistence.open_directory import DirectoryLostError, OpenDirectory, Path, PathIn, path_in
 
@@ -49,14 +50,23 @@ def _name(error: OSError, path: str) -> None:
         error.filename = path
 
 
+def _in_use(owner: str, directory: str) -> LockedError:
+    return LockedError(
+        errno.EWOULDBLOCK,
+        f"the index is in use by {owner}: close it there, or give timeout= to wait until it is closed",
+        directory,
+    )
+
+
 class File:
     """An open file with positional reads and writes."""
 
-    __slots__ = ("path", "_fd", "_position_lock")
+    __slots__ = ("path", "_fd", "_forks", "_position_lock")
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = os.fspath(path)
         self._fd = fd
+        self._forks = fork_count()
         self._position_lock = None if hasattr(os, "pread") else RankedLock(POSITION)
 
     @property
@@ -65,9 +75,11 @@ class File:
         return os.path.basename(self.path)
 
     def fileno(self) -> int:
-        """The descriptor. Raises ValueError when the file is closed."""
+        """The descriptor. Raises ValueError when the file is closed, ClosedError when it's that of a parent process."""
         if self._fd < 0:
             raise ValueError(f"{self.path} is closed")
+        if self._forks != fork_count():  # in the middle of a call that was begun there
+            raise ClosedError(f"{self.path} was opened before a fork")
         return self._fd
 
     def pread(self, n: int, offset: int) -> bytes:
@@ -382,14 +394,10 @@ class FileSystem:
         try:
             while not try_lock(fd, shared):
                 if deadline is not None and time.monotonic() >= deadline:
-                    raise LockedError(
-                        errno.EWOULDBLOCK, f"the index is in use by {owner_of(fd)}", os.fspath(os.path.dirname(path))
-                    )
+                    raise _in_use(owner_of(fd), os.path.dirname(path))
                 time.sleep(_POLL_S)
             if not shared:
-                with contextlib.suppress(OSError):  # on a full disk the lock holds without it
-                    os.ftruncate(fd, 0)
-                    os.write(fd, b"%d\n" % os.getpid())
+                note_owner(fd)
             if isinstance(path, PathIn):
                 held = os.fstat(fd)
                 path.directory.identity = held.st_dev, held.st_ino
@@ -426,6 +434,29 @@ class FileSystem:
                 replaced += 1
                 if not isinstance(error, DirectoryLostError) or replaced == _MOST_REPLACED:
                     raise
+
+    def make_exclusive(self, directory: OpenDirectory, lock: Lock, timeout: float | None = 0) -> None:
+        """Make the shared lock of a directory an exclusive one, waiting as `lock` does. Raises LockedError.
+
+        Another process may have had it in between; and where this fails, it may have it since (`Lock.make_shared`).
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not lock.make_exclusive():
+            if not lock.make_shared() or (deadline is not None and time.monotonic() >= deadline):
+                raise _in_use(lock.owner, directory)
+            time.sleep(_POLL_S)
+
+    def real_path(self, path: Path) -> str:
+        """The absolute path without links."""
+        return os.path.realpath(os.fspath(path))
+
+    def lock_identity(self, path: Path) -> tuple[int, int] | None:
+        """Device and inode of the lock file in the directory at `path`; None when there is none."""
+        try:
+            found = os.stat(os.path.join(path, LOCK))
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def give_up(self, directory: OpenDirectory, lock: Lock, made: bool) -> None:
         """Let go of a lock and, when there is nothing else in the directory, remove its file; if `made`, both."""

@@ -69,6 +69,12 @@ static inline void xt_ask_for_huge_pages(void *base, uint64_t bytes) {
     (void)bytes;
 }
 
+static inline int xt_cover(void *base, uint64_t bytes) {
+    (void)base; /* nothing is inherited: there is no fork */
+    (void)bytes;
+    return 0;
+}
+
 static inline int xt_flush_map(void *base, uint64_t bytes) {
     return FlushViewOfFile(base, (SIZE_T)bytes) ? 0 : (int)GetLastError();
 }
@@ -117,6 +123,13 @@ static inline int xt_map_anonymous(uint64_t bytes, void **base) {
 }
 
 static inline int xt_unmap(void *base, uint64_t bytes) { return munmap(base, (size_t)bytes) ? errno : 0; }
+
+/* Zeroed memory of the process's own in the place of a mapping; where there is none to be had, nothing. */
+static inline int xt_cover(void *base, uint64_t bytes) {
+    void *covered = mmap(base, (size_t)bytes, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return covered == MAP_FAILED ? munmap(base, (size_t)bytes) : 0;
+}
 
 static inline int xt_flush_map(void *base, uint64_t bytes) {
     return msync(base, (size_t)bytes, MS_SYNC) ? errno : 0;

@@ -15,7 +15,7 @@ from xtree.persistence.creation import Creation
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.lock_file import Lock
 from xtree.persistence.lock_ranks import require_nothing_held
-from xtree.persistence.open_directory import OpenDirectory
+from xtree.persistence.open_directory import OpenDirectory, path_in
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.recovery import Progress, holds_data, recover
 from xtree.persistence.superblock import SuperblockFile
@@ -91,6 +91,48 @@ def open_store(
     return store
 
 
+def open_for_writing(
+    reader: DurableStore,
+    config: Config,
+    timeout: float | None,
+    progress: Progress | None,
+    on_error: OnError | None,
+) -> DurableStore | None:
+    """A store that writes, of the directory that `reader` has open for reading only, whose lock it takes over.
+
+    The reader goes on showing what it shows, also when this fails. None when another process has written to the index
+    in the middle of this: then the reader is closed. Raises LockedError when other processes have it open too, and what
+    `open_store` raises.
+    """
+    require_nothing_held("opening an index")
+    fs, lock = reader._journal.fs, reader._lock
+    assert lock is not None and lock.directory is not None, "it has given its lock away"
+    directory = lock.directory
+    before = _stamp(fs, directory)
+    try:
+        fs.make_exclusive(directory, lock, timeout)
+    except BaseException:
+        if not lock.make_shared() or _stamp(fs, directory) != before:
+            reader.close()
+        raise
+    if _stamp(fs, directory) != before:
+        reader.close()
+        return None
+    try:
+        store = _open_locked(fs, directory, config, lock, False, Clock(), progress, on_error)
+    except BaseException:
+        lock.make_shared()
+        raise
+    reader._lock = None
+    return store
+
+
+def _stamp(fs: FileSystem, directory: OpenDirectory) -> list[bytes]:
+    """What is another one after anybody has written to an index: no commit leaves both files as they were."""
+    paths = [path_in(directory, name) for name in (filenames.SUPERBLOCK, filenames.MANIFEST)]
+    return [fs.read_file(path) for path in paths if fs.exists(path)]
+
+
 def _claim(fs: FileSystem, path: str, mode: str, timeout: float | None) -> tuple[Lock, Creation]:
     """The lock of the directory, which is made if that is missing; and what was made of an index so far.
 
@@ -126,7 +168,7 @@ def _make_directory(fs: FileSystem, path: str) -> bool:
 
 def _open_locked(
     fs: FileSystem,
-    directory: str,
+    directory: OpenDirectory,
     config: Config,
     lock: Lock,
     read_only: bool,

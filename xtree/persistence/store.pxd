@@ -12,6 +12,7 @@ A pin says which pages somebody may still want to see, a flight which mappings a
     published         the publisher, with the GIL             any thread              the GIL
     status, calls     open, close, fork; every call           any thread              the GIL
     callers           every call; close reads                 any thread              the GIL
+    pins_kept, unused Pin; when_unused, the end of a call     any thread              the GIL
     closing, closer   the thread that closes; fork            any thread              the GIL
     epochs, flights   see mvcc.pxd                            any thread              seq_cst
     windows           see mmap_windows.pxd                    any thread              seq_cst / acquire
@@ -71,6 +72,16 @@ cdef class Published:
     cdef readonly object catalog
 
 
+@cython.final
+cdef class Pin:
+    """Keeps one epoch readable until release(), or until it is forgotten."""
+
+    cdef readonly Store store
+    cdef readonly Published published   # None once it is released
+    cdef readonly uint64_t epoch
+    cdef int slot
+
+
 cdef class Store:
     cdef readonly ObjectTable table
     cdef readonly Epochs epochs
@@ -92,6 +103,8 @@ cdef class Store:
     cdef object closing             # a lock, held until the close that has begun is over, or was interrupted
     cdef object closer              # the thread that carries it out
     cdef object idle                # a lock, given back when the last running call has ended, once the store is closing
+    cdef Py_ssize_t pins_kept       # Pins that weren't released
+    cdef object unused              # what is called once there are no calls and no Pins; None: nothing is
     cdef dict write_sets            # weak references to those that haven't ended, by their ids
     cdef uint64_t allocation_failures   # pages for which there was no slot; written under `lock`
     cdef uint64_t handle_failures       # pages for which there was no handle; written under `lock`
@@ -109,6 +122,9 @@ cdef class Store:
     cdef char *place(self, uint64_t address) except NULL nogil
     # The same for a page about to be written: its file knows that it will have to be synced.
     cdef char *place_to_write(self, uint64_t address) except NULL nogil
+    cdef int go_on_in_child(self) except -1
+    # Calls `unused` if nobody is left.
+    cdef int look_for_users(self) except -1
     # Gives an unused slot and handle back; the lock is held.
     cdef int give_back(self, NodeID node) except -1 nogil
 

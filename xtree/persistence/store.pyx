@@ -2,12 +2,12 @@
 
 import atexit
 import os
-import weakref
 from _thread import allocate_lock, get_ident
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.pythread cimport PyThread_allocate_lock, PyThread_free_lock
+from cpython.weakref cimport PyWeakref_NewRef
 from libc.string cimport memset
 
 from xtree.persistence.atomics cimport load_acquire, load_relaxed
@@ -37,22 +37,124 @@ assert sizeof(PagePrefix) == 24
 cdef PageVerifier verifiers[256]
 memset(verifiers, 0, sizeof(verifiers))
 
-_stores = weakref.WeakSet()
+cdef set _stores = set()            # weak references to all
 _closing = set()                    # stores that a thread of their own closes
 cdef object _write_set = None       # the class, once it is needed
 
 
-def _forked():
-    """In a forked child: no handle works any more, and none may touch the parent's files, locks or threads."""
+# A fork copies what is in memory at one moment, and of the threads only the one that forks. A durable store is the
+# parent's alone, with its threads, its lock, its files. One in memory is held still: while nobody commits or allocates
+# in it, it is whole, and the child's copy goes on.
+
+cdef PyThread_type_lock _forking = PyThread_allocate_lock()     # taken by the thread that forks
+cdef unsigned long _forker = 0      # which that is
+cdef dict _still = {}               # Store -> None: where it has the lock of commits
+cdef list _locked = []              # stores whose own lock it has as well
+cdef int _nested = 0                # forks by garbage collection in the middle of that
+
+
+def _hold_still():
+    """Before a fork. Waits without handling signals: what a handler raised would be lost.
+
+    Locks of commits are taken before any store's own, for which who has one of those may wait (lock_ranks.pxd). Where
+    garbage collection forks in the middle of what others wait for, it waits for nothing.
+    """
+    global _forker, _nested
     cdef Store store
-    for store in list(_stores):
+    cdef bint wait = held() == FREE
+    if _forker == PyThread_get_thread_ident():
+        _nested += 1
+        return
+    if wait:
+        lock_with_gil(_forking)
+    elif not PyThread_acquire_lock(_forking, NOWAIT_LOCK):
+        return
+    _forker = PyThread_get_thread_ident()
+    while True:
+        while _stop_commits(wait):
+            pass
+        for store in _still:
+            if wait:
+                lock_with_gil(store.lock)
+            elif holds_lock(store) or not PyThread_acquire_lock(store.lock, NOWAIT_LOCK):
+                continue
+            note_holder(store)
+            _locked.append(store)
+        if not wait or not _moving():
+            return
+        _unlock_all()               # while one was awaited another one was made
+
+
+def _moving():
+    """The open stores in memory whose commits aren't stopped."""
+    cdef Store store
+    found = []
+    for reference in list(_stores):
+        store = reference()
+        if store is not None and store.path is None and store.status < CLOSED and store not in _still:
+            found.append(store)
+    return found
+
+
+def _stop_commits(bint wait):
+    """Takes the lock of commits of each of them; returns whether it could take one."""
+    taken = False
+    for store in _moving():
+        if store._stop_commits(wait):
+            _still[store] = None
+            taken = True
+    return taken
+
+
+cdef int _unlock_all() except -1:
+    cdef Store store
+    while _locked:
+        store = _locked.pop()
+        drop_lock(store)
+    return 0
+
+
+def _go_on():
+    """After a fork, in the parent, and in the child when all is well there."""
+    global _forker, _nested
+    if _forker == PyThread_get_thread_ident():
+        if _nested:
+            _nested -= 1
+            return
+        _unlock_all()
+        while _still:
+            _still.popitem()[0]._let_commit()   # the last one first
+        _forker = 0
+        PyThread_release_lock(_forking)
+
+
+def _forked():
+    """In a forked child."""
+    global _forking, _forker, _nested
+    cdef Store store
+    if _forker != PyThread_get_thread_ident():
+        _still.clear()
+        _locked.clear()
+        _forker = 0
+        _forking = PyThread_allocate_lock()
+    whole = set(_locked)
+    for reference in list(_stores):
+        store = reference()
+        if store is None:
+            continue
+        if store in whole:
+            store.go_on_in_child()
+            continue
         store.status = FORKED
         if store.windows.recycler is not None:
             store.windows.recycler.forget_thread()
+    _nested = 0
+    _go_on()
+    resume(FREE)                    # what its thread held is its parent's
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(before=_hold_still, after_in_parent=_go_on, after_in_child=_forked)
 
 
 @atexit.register
@@ -150,17 +252,12 @@ cdef class Flight:
 
 @cython.final
 cdef class Pin:
-    """Keeps one epoch readable until release(), or until it is forgotten."""
-
-    cdef readonly Store store
-    cdef readonly Published published   # None once it is released
-    cdef readonly uint64_t epoch
-    cdef int slot
-
     def __cinit__(self, Store store):
         self.slot = -1
         self.store = store
         self.slot = store.epochs.pin()
+        store.epochs.keep(self.slot, True)
+        store.pins_kept += 1
         self.published = store.published
         self.epoch = self.published.epoch
 
@@ -174,7 +271,10 @@ cdef class Pin:
         self.slot = -1
         self.published = None
         if slot >= 0:
+            self.store.epochs.keep(slot, False)
             self.store.epochs.unpin(slot)
+            self.store.pins_kept -= 1
+            self.store.look_for_users()
 
 
 cdef class Store:
@@ -208,7 +308,7 @@ cdef class Store:
         self.read_only = read_only
         self.published = Published(epoch, catalog)
         epochs.advance(epoch)
-        _stores.add(self)
+        _stores.add(PyWeakref_NewRef(self, _stores.discard))
 
     # Calls in flight, and the end of them.
 
@@ -236,8 +336,22 @@ cdef class Store:
             i -= 1
         self.calls -= 1
         self.callers[i] = self.callers[self.calls]
-        if self.calls == 0 and self.status >= CLOSED and self.idle.locked():
-            self.idle.release()
+        if self.calls == 0:
+            if self.status >= CLOSED and self.idle.locked():
+                self.idle.release()
+            if self.unused is not None:
+                self.look_for_users()
+
+    cdef int look_for_users(self) except -1:
+        if self.unused is not None and self.calls == 0 and self.pins_kept == 0:
+            function, self.unused = self.unused, None
+            function()
+        return 0
+
+    def when_unused(self, function):
+        """Has function() called, by whoever is the last, once no call runs and no Pin is held; at once, if so now."""
+        self.unused = function
+        self.look_for_users()
 
     cdef int land(self, int flight) noexcept:
         if flight >= 0:
@@ -257,6 +371,8 @@ cdef class Store:
 
     def _why_closed(self):
         where = "" if self.path is None else f" {self.path}"
+        if self.status == FORKED and self.path is None:
+            return "the index was being changed or closed when the process was forked"
         if self.status == FORKED:
             return f"the index{where} was opened before a fork; open it again in the child process"
         return f"the index{where} is closed"
@@ -390,6 +506,40 @@ cdef class Store:
         self.emptied = True
         drop_lock(self)
         del old
+
+    # In memory: what a fork does to it.
+
+    def _stop_commits(self, bint wait):
+        """Takes the lock of commits, waiting for it or not. False where that can't be, or this thread is committing."""
+        return False
+
+    def _let_commit(self):
+        """Gives it back."""
+
+    cdef int go_on_in_child(self) except -1:
+        """Goes on in a forked child, at the last commit: other threads' calls, write sets and pins of then are gone.
+
+        What a call has reserved that they were in the middle of stays reserved: nobody knows how far it was.
+        """
+        cdef Py_ssize_t i = 0
+        cdef unsigned long me = PyThread_get_thread_ident()
+        while i < self.calls:
+            if self.callers[i] == me:
+                i += 1
+            else:
+                self.calls -= 1
+                self.callers[i] = self.callers[self.calls]
+        self.idle = allocate_lock()
+        begun = [reference() for reference in self.write_sets.values()]
+        for write_set in begun:
+            if write_set is not None:
+                write_set._orphan()
+        self.write_sets = {}
+        if begun:
+            self.table.let_claims_go()
+        self.epochs.forget_other_threads()
+        self.flights.forget_other_threads()
+        return 0
 
     # What a durable store does differently.
 

@@ -389,6 +389,12 @@ cdef class WriteSet:
         self.drop_lists()
         return 0
 
+    def _orphan(self):
+        """In a forked child: it was begun in the parent. A call in its middle may not be over, so the lists stay."""
+        self.status = "aborted"
+        self.release_pin()
+        self.base = self.depends = None
+
     # For those who carry it out.
 
     def _seal(self):

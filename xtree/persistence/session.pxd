@@ -1,0 +1,47 @@
+"""Sessions: the handles of one process on one store.
+
+A handle has a session, which says what it may do and which store it uses. Several sessions share the store of a
+directory; the last that ends closes it. It is compiled, so that joining, leaving and moving are one step each.
+
+    field                    written by                                     read by       order
+    Session.store            join, move_to, close; reopening in a child     any thread    the GIL
+    Session.closed, refusal  close, an interrupted close; start_in_child    any thread    the GIL
+    Session.users            note, forget                                   close         the GIL
+    SharedStore, all of it   start, join, move_to, leave                    any thread    the GIL
+
+A session of a store in memory has no SharedStore.
+"""
+
+cimport cython
+
+from xtree.persistence.store cimport Store
+
+
+@cython.final
+cdef class SharedStore:
+    cdef readonly Store store       # that writes, if any handle may
+    cdef readonly bint ended        # nobody joins any more: it is being closed, or is closed
+    cdef readonly Py_ssize_t joined     # how many sessions there ever were
+    cdef set sessions
+    cdef list former                # weak references to the stores, for reading only, whose place `store` has taken
+    cdef object identity            # of the lock file; None when there is none
+    cdef object locks               # what writers take turns with
+
+
+@cython.final
+cdef class Session:
+    cdef readonly Store store       # NO_STORE once it is closed
+    cdef readonly SharedStore share
+    cdef readonly bint closed
+    cdef readonly object path       # None in memory
+    cdef object refusal             # what a write is told; None when it may
+    cdef object on_error
+    cdef object reopen              # called with the session, in a forked child, when it is used there
+    cdef dict users                 # weak references to what ends with it, by their ids
+
+    # The store to be used now. Raises ClosedError.
+    cdef Store use(self)
+    cdef Store look_again(self)
+    # What ends with it, by a method `_cut_off`; until it is forgotten.
+    cdef int note(self, user) except -1
+    cdef void forget(self, user) noexcept

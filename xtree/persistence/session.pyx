@@ -1,0 +1,379 @@
+"""Sessions: the handles of one process on one store. docs: session.pxd."""
+
+import os
+from _thread import allocate_lock, get_ident
+
+cimport cython
+from cpython.weakref cimport PyWeakref_NewRef
+
+from xtree.persistence.store cimport CLOSED, FORKED, Pin, Store
+
+from xtree.errors import ClosedError, ReadOnlyError, TransactionError
+from xtree.persistence.open_directory import DirectoryLostError
+
+cdef Store NO_STORE = Store.__new__(Store)
+NO_STORE.status = CLOSED
+
+cdef dict shares = {}               # identity of a lock file that is held -> SharedStore
+cdef dict turns = {}                # real path -> Turn
+cdef dict opening = {}              # thread -> how many indexes it is in the middle of opening
+
+
+@cython.final
+cdef class Reading:
+    """One reading call: it is in flight, and the epoch it reads is pinned, from __enter__ to __exit__."""
+
+    cdef Session session
+    cdef Store store
+    cdef int slot
+    cdef int flight
+
+    def __cinit__(self, Session session not None):
+        self.session = session
+
+    def __enter__(self):
+        cdef Store store = self.session.use()
+        self.flight = store.enter()
+        try:
+            self.slot = store.epochs.pin()
+        except BaseException:
+            store.leave(self.flight)
+            raise
+        self.store = store
+        return store, store.published
+
+    def __exit__(self, *exception):
+        self.store.epochs.unpin(self.slot)
+        self.store.leave(self.flight)
+
+
+@cython.final
+cdef class Using:
+    """One call that asks the store for something."""
+
+    cdef Session session
+    cdef Store store
+    cdef int flight
+
+    def __cinit__(self, Session session not None):
+        self.session = session
+
+    def __enter__(self):
+        cdef Store store = self.session.use()
+        self.flight = store.enter()
+        self.store = store
+        return store
+
+    def __exit__(self, *exception):
+        self.store.leave(self.flight)
+
+
+cdef class Session:
+    """What one handle may do, and with which store. Any thread may use it.
+
+    store: of its own, in memory; one of a directory is joined. refusal: what a write is told, None when it may write.
+    """
+
+    def __init__(self, Store store=None, path=None, refusal=None, on_error=None, reopen=None):
+        self.store = NO_STORE if store is None else store
+        self.path = path
+        self.refusal = refusal
+        self.on_error = on_error
+        self.reopen = reopen
+        self.users = {}
+
+    def current(self):
+        """The store to be used now. Raises ClosedError."""
+        return self.use()
+
+    def read(self):
+        """A context manager for one reading call: (store, its Published), with the epoch pinned. Raises ClosedError."""
+        return Reading(self)
+
+    def call(self):
+        """A context manager for one call: the store. Raises ClosedError."""
+        return Using(self)
+
+    def pin(self):
+        """Pins the current epoch until the Pin is released. Raises ClosedError, MemoryError."""
+        cdef Store store
+        while True:
+            store = self.use()
+            pin = Pin(store)
+            if store.status < CLOSED:
+                return pin
+            pin.release()
+            if self.store is store:             # else another one took its place meanwhile
+                raise ClosedError(store._why_closed())
+
+    def require_writable(self):
+        """Raises ClosedError, ReadOnlyError or StoreFailedError unless it may write."""
+        if not self.closed and self.refusal is not None:
+            raise ReadOnlyError(self.refusal)
+        if not self.closed and self.is_forked:
+            raise ReadOnlyError(self._of_the_parent())
+        self.use().require_writable()
+
+    @property
+    def read_only(self):
+        """Whether it may not write, as far as that is known without opening anything."""
+        return self.refusal is not None or self.is_forked
+
+    @property
+    def is_closed(self):
+        """Whether it can't be used any more."""
+        return self.closed or self.store.status == CLOSED or (self.store.status == FORKED and self.reopen is None)
+
+    @property
+    def is_forked(self):
+        """Whether it is a parent process's, and wasn't used in this one yet."""
+        return self.store.status == FORKED and self.reopen is not None
+
+    def start_in_child(self):
+        """It is going to be joined anew, to read, by a child of the process that opened it."""
+        self.refusal = self._of_the_parent()
+
+    def note_user(self, user not None):
+        """Has close() call its `_cut_off()`."""
+        self.note(user)
+
+    def forget_user(self, user not None):
+        """It has ended by itself."""
+        self.forget(user)
+
+    def close(self):
+        """Ends the handle's transactions and snapshots and refuses calls; the last one closes the store. Idempotent.
+
+        Raises what closing the store raises.
+        """
+        cdef Store store = self.store
+        cdef SharedStore share = self.share
+        interrupt = None
+        self.closed = True
+        self.store = NO_STORE
+        for reference in list(self.users.values()):
+            user = reference()
+            if user is not None:
+                try:
+                    user._cut_off()
+                except BaseException as raised:     # an interrupt's: the rest is done first
+                    interrupt = raised
+        try:
+            if share is not None:
+                share.leave(self)
+                if not share.ended:
+                    self.share = None           # the others' business
+            elif store is not NO_STORE:
+                store.close()
+        except BaseException:
+            if share is None and store.status < CLOSED:         # interrupted, and open again
+                self.closed = False
+                self.store = store
+            raise
+        if interrupt is not None:
+            raise interrupt
+
+    def let_go(self):
+        """Closes what nobody closed. That its directory is lost, which may be why, only the log tells."""
+        try:
+            self.close()
+        except DirectoryLostError:
+            pass
+
+    def discard(self):
+        """Closes it and, if nobody else had a session and the open has made the index, removes that again."""
+        cdef SharedStore share = self.share
+        if share is not None and share.joined == 1 and not share.ended:
+            share.ended = True
+            try:
+                share.store.discard()
+            finally:
+                self.close()
+        else:
+            self.close()
+
+    cdef Store use(self):
+        cdef Store store = self.store
+        return self.look_again() if store.status >= CLOSED else store
+
+    cdef Store look_again(self):
+        if self.closed:
+            raise ClosedError("the index is closed" if self.path is None else f"the index {self.path} is closed")
+        if self.is_forked:
+            self.reopen(self)
+        return self.store
+
+    cdef int note(self, user) except -1:
+        self.users[<size_t><void *>user] = PyWeakref_NewRef(user, None)
+        return 0
+
+    cdef void forget(self, user) noexcept:
+        self.users.pop(<size_t><void *>user, None)
+
+    def _of_the_parent(self):
+        return (f"the index {self.path} was opened before a fork: a child process only reads through that handle, and "
+                "opens the index again to write")
+
+
+cdef class SharedStore:
+    """The store of one directory, as long as this process has it open, and who uses it."""
+
+    def __init__(self):
+        self.sessions = set()
+        self.former = []
+
+    def start(self, store not None):
+        """Takes charge of a store that was opened, so that others find it."""
+        self.store = store
+        self.identity = store.identity
+        if self.identity is not None:
+            shares[self.identity] = self
+        store.shared = self
+
+    def join(self, Session session not None):
+        """One more session uses it; False when it has ended."""
+        if self.ended:
+            return False
+        session.share = self
+        session.store = self.store
+        self.sessions.add(session)
+        self.joined += 1
+        return True
+
+    def move_to(self, Store store not None):
+        """All sessions use another store from now on. The one they had is closed once nobody is left in it."""
+        cdef Session session
+        cdef Store former = self.store
+        pin = store.pin()           # what the former one still shows is of this epoch
+        self.store = store
+        for session in self.sessions:
+            session.store = store
+        store.shared, former.shared = self, None
+        self.former.append(PyWeakref_NewRef(former, None))
+
+        def end():
+            former.close()
+            pin.release()
+
+        former.when_unused(end)
+
+    def leave(self, Session session not None):
+        """A session has ended; the last one closes the store, and what it raises is raised."""
+        self.sessions.discard(session)
+        if self.sessions:
+            return
+        self.ended = True
+        try:
+            self.close()
+        except BaseException:
+            if self.store is not None and self.store.status < CLOSED:   # interrupted, and open again
+                self.ended = False
+                self.sessions.add(session)
+                session.store = self.store
+                session.closed = False
+            raise
+
+    def close(self):
+        """Closes the store, whoever uses it. A second thread waits for the first."""
+        cdef Store former
+        self.ended = True
+        for reference in list(self.former):
+            former = reference()
+            if former is not None:
+                former.close()
+        if self.store is not None:
+            self.store.close()
+
+    def forget(self):
+        """The lock of its directory is about to be given back."""
+        if shares.get(self.identity) is self:
+            del shares[self.identity]
+
+    def report(self, error):
+        """Tells all who asked for it of an error in the background."""
+        cdef Session session
+        failed = None
+        for session in list(self.sessions):
+            if session.on_error is not None:
+                try:
+                    session.on_error(error)
+                except Exception as raised:     # a user's code: the others hear of it nevertheless
+                    failed = raised
+        if failed is not None:
+            raise failed
+
+    def locks_made_by(self, make):
+        """What writers take turns with: one for all sessions."""
+        if self.locks is None:
+            made = make()
+            if self.locks is None:
+                self.locks = made
+        return self.locks
+
+
+def share_of(identity):
+    """The SharedStore of the directory whose lock file this is; None when this process hasn't got it open."""
+    return shares.get(identity)
+
+
+@cython.final
+cdef class Turn:
+    """One thread at a time opens the index at a path. It isn't waited for where two threads could wait for each other.
+    """
+
+    cdef str path
+    cdef object lock
+    cdef Py_ssize_t users           # who has it, and who wait for it
+    cdef Turn taken                 # what __enter__ has taken: this one, or that of a thread which came first
+
+    def __init__(self, str path not None):
+        self.path = path
+        self.lock = allocate_lock()
+
+    def __enter__(self):
+        cdef Turn turn = turns.setdefault(self.path, self)
+        me = get_ident()
+        turn.users += 1
+        try:
+            if not turn.lock.acquire(False):
+                if me in opening:
+                    raise TransactionError(f"opening {self.path} can't wait for another thread here: it was called in "
+                                           "the middle of opening an index, by a finalizer, a signal handler or a "
+                                           "callback")
+                turn.lock.acquire()
+        except BaseException:
+            turn.end()
+            raise
+        self.taken = turn
+        opening[me] = opening.get(me, 0) + 1
+
+    def __exit__(self, *exception):
+        cdef Turn turn = self.taken
+        me = get_ident()
+        opening[me] -= 1
+        if not opening[me]:
+            del opening[me]
+        self.taken = None
+        turn.lock.release()
+        turn.end()
+
+    cdef int end(self) except -1:
+        self.users -= 1
+        if not self.users and turns.get(self.path) is self:     # else it was a parent process's
+            del turns[self.path]
+        return 0
+
+
+def _forked():
+    """In a forked child: nothing is open, and nobody is opening anything but this thread."""
+    me = get_ident()
+    depth = opening.get(me)
+    shares.clear()
+    turns.clear()
+    opening.clear()
+    if depth:
+        opening[me] = depth
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
