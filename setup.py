@@ -7,6 +7,7 @@ build directory of its own. An optimisation that `CFLAGS` names is not overridde
 """
 
 import glob
+import multiprocessing
 import os
 import sys
 import sysconfig
@@ -95,7 +96,7 @@ setup(
         extensions,
         compiler_directives=DIRECTIVES,
         build_dir=f"build/{BUILD or 'cython'}",
-        nthreads=os.cpu_count() or 1 if sys.platform == "linux" else 0,    # where workers fork
+        nthreads=(os.cpu_count() or 1) if multiprocessing.get_start_method() == "fork" else 0,  # others run this file
         show_all_warnings=False,
     ),
     options={

@@ -534,3 +534,75 @@ print(len(tree))
     if "it forked" in done.stderr:
         pytest.skip("the system doesn't limit processes here")
     assert done.stdout.split() == ["3"], done.stderr
+
+
+def test_a_tree_that_was_dropped_or_made_anew_is_not_taken_for_the_parents(path):
+    with xtree.Runtime(path) as runtime:
+        for name in ("dropped", "other dims", "dropped here"):
+            runtime.tree(name, 2).insert(1, BOX)
+    runtime = xtree.Runtime(path, mode="r")
+    trees = {name: runtime.tree(name) for name in ("default", "dropped", "other dims", "dropped here")}
+    go, waits = os.pipe()
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            os.close(waits)
+            os.read(go, 1)
+            assert trees["default"].query(BOX) == [1]
+            for name in ("dropped", "other dims"):
+                for use in (lambda: trees[name].count(BOX), lambda: trees[name].query([BOX]), trees[name].items):  # noqa: B023
+                    with pytest.raises(xtree.ClosedError, match="dropped"):
+                        use()
+            assert trees["dropped here"].count(BOX) == 1
+            with xtree.Runtime(path) as writer:
+                writer.drop("dropped here")
+                writer.tree("dropped here", 2)
+            with pytest.raises(xtree.ClosedError, match="dropped"):
+                trees["dropped here"].count(BOX)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(go)
+    runtime.close()
+    with xtree.Runtime(path) as writer:
+        writer.drop("dropped")
+        writer.drop("other dims")
+        writer.tree("other dims", 3).insert(1, [0, 0, 0, 1, 1, 1])
+    os.close(waits)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_lock_of_the_programs_that_is_held_around_writes_may_be_taken_before_forks():
+    """By a hook that is registered once xtree is imported: locks are taken in that order by all."""
+    code = """
+import os, threading
+import xtree
+lock = threading.Lock()
+os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+tree = xtree.XTree(2)
+stop = threading.Event()
+def write():
+    while not stop.is_set():
+        with lock:
+            for i in range(20):
+                tree.insert(1, [0, 0])
+                tree.delete(1, [0, 0])
+thread = threading.Thread(target=write, daemon=True)
+thread.start()
+for _ in range(30):
+    pid = os.fork()
+    if pid == 0:
+        tree.insert(1, [0, 0])
+        tree.check()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+stop.set()
+thread.join(60)
+assert not thread.is_alive()
+tree.check()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr

@@ -25,6 +25,10 @@ WAYS = {"pickle": lambda it: pickle.loads(pickle.dumps(it)), "deepcopy": copy.de
 class Named(xtree.XTree):
     """A tree of a user's own kind."""
 
+    def __init__(self, dims: int, label: str) -> None:
+        super().__init__(dims)
+        self.label = label
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -72,9 +76,23 @@ def test_an_empty_tree_arrives_empty(dims):
     made.insert(1, [0.0] * dims)
 
 
-def test_a_users_own_kind_of_tree_stays_one():
-    made = pickle.loads(pickle.dumps(Named(2)))
-    assert type(made) is Named and len(made) == 0
+@pytest.mark.parametrize("way", WAYS)
+def test_a_users_own_kind_of_tree_stays_one_with_what_it_has(way):
+    tree = Named(2, "roads")
+    tree.insert(1, BOX)
+    made = WAYS[way](tree)
+    assert type(made) is Named and made.label == "roads" and len(made) == 1
+    made.insert(2, BOX)
+    assert len(tree) == 1
+
+
+def test_a_tree_made_anew_with_other_dims_is_not_taken_for_the_one_pickled(path):
+    with xtree.Runtime(path) as runtime:
+        sent = pickle.dumps(runtime.tree("roads"))
+        runtime.drop("roads")
+        runtime.tree("roads", 2)
+    with pytest.raises(xtree.DimensionError):
+        pickle.loads(sent)
 
 
 def test_inside_a_transaction_it_is_the_last_commit():

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
+import linecache
 import os
 import shutil
 import signal
@@ -12,7 +14,9 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,9 +24,11 @@ import pytest
 import xtree
 from xtree.persistence import sharing
 from xtree.persistence.crash_points import set_hook
+from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.session import share_of
 
 BOX = [0.0, 0.0, 1.0, 1.0]
+SOURCES = str(Path(xtree.__file__).parent)
 
 in_another_process = """
 import sys, xtree
@@ -616,6 +622,7 @@ def test_an_interrupt_ends_the_wait_for_another_threads_open(path):
     code = """
 import os, signal, sys, threading, time, xtree
 from xtree.persistence.crash_points import set_hook
+from xtree.persistence.durable_store import DurableStore
 inside, go_on = threading.Event(), threading.Event()
 def slow(done, total):
     inside.set()
@@ -685,3 +692,253 @@ def test_handles_that_come_and_go_leave_nothing_behind(path):
         assert tree.runtime.stats()["epochs"]["pins"] == 0
         assert len(gc.get_referents(session)) < 20
         assert tree.runtime.stats()["object_table"]["reserved"] == 0
+
+
+def is_free(path: Path) -> bool:
+    """Whether nobody, in this process either, holds the lock of an index."""
+    try:
+        _, lock = sharing.FileSystem().lock_directory(path, shared=False)
+    except xtree.LockedError:
+        return False
+    lock.release()
+    return True
+
+
+@contextlib.contextmanager
+def interrupted_at(nth: int) -> Iterator[list[str]]:
+    """KeyboardInterrupt before the n-th line or call of the library's; the list names it, if there were so many.
+
+    Not before lines with `with`, which are met again at the end of the block: nothing is interrupted between that and
+    the __exit__ of something compiled.
+    """
+    where: list[str] = []
+    left = nth
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(SOURCES) or frame.f_code.co_name == "__del__":
+            return None  # what a finalizer raises is lost
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "call" or (event == "line" and not line.lstrip().startswith("with ")):
+            left -= 1
+            if left == 0:
+                where.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield where
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+
+
+@pytest.mark.parametrize("mode", ["a", "r"])
+def test_an_interrupt_before_any_line_of_an_open_leaves_no_lock_behind(path, mode):
+    nth, step = 1, 0
+    while True:
+        tree = None
+        with interrupted_at(nth) as where:
+            tree = xtree.open(path, mode=mode)
+        if not where:
+            tree.close()
+            break
+        assert tree is None, where
+        gc.collect()
+        assert is_free(path), where
+        step = step % 11 + 1
+        nth += step
+    assert nth > 200 and elsewhere(path) == "1"
+
+
+def test_an_interrupt_before_any_line_of_an_open_to_write_beside_a_reader_leaves_it_well(path):
+    nth, step = 1, 0
+    while True:
+        reader, writer = xtree.open(path, mode="r"), None
+        with interrupted_at(nth) as where:
+            writer = xtree.open(path)
+        assert len(reader) == 1, where
+        if where:
+            assert writer is None
+            gc.collect()
+            assert reader._session.share.store is reader._store, where
+            assert reader._store.read_only == reader._store._lock.shared, where
+            if nth % 4 == 0:
+                with xtree.open(path) as again:
+                    again.update(1, BOX, BOX)
+        else:
+            writer.close()
+        reader.close()
+        gc.collect()
+        assert is_free(path), where
+        if not where:
+            break
+        step = step % 13 + 1
+        nth += step
+    assert nth > 200 and elsewhere(path) == "1"
+
+
+def test_a_thread_that_waits_for_another_process_keeps_no_other_thread_waiting(path):
+    code = "import sys, xtree\ntree = xtree.open(sys.argv[1])\nprint('open', flush=True)\nsys.stdin.read()"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None and writer.stdout.readline() == "open\n"
+    got = []
+    waiting = threading.Thread(target=lambda: got.append(xtree.open(path, timeout=None)))
+    waiting.start()
+    try:
+        waiting.join(0.2)
+        for mode in ("a", "r"):
+            with pytest.raises(xtree.LockedError):
+                xtree.open(path, mode=mode)
+    finally:
+        writer.communicate()
+        waiting.join(60)
+    assert len(got[0]) == 1
+    got[0].close()
+
+
+def test_two_paths_to_one_directory_never_lead_to_two_stores_that_write(path):
+    """As with a directory that is mounted twice: another thread is in the middle of opening it by the other path."""
+    reader = xtree.open(path, mode="r")
+    share = reader._session.share
+    told = []
+
+    def open_slowly(store, on_error):
+        with pytest.raises(xtree.LockedError, match="another thread is opening"):
+            share.make_writable(told.append)
+        return None
+
+    assert share.make_writable(open_slowly) is False and told == []
+    with xtree.open(path) as writer:
+        assert share.make_writable(told.append) is True and told == []
+        writer.insert(2, BOX)
+        assert len(reader) == 2
+    reader.close()
+
+
+def test_a_copy_with_linked_files_is_not_taken_for_the_original(path, tmp_path):
+    shutil.copytree(path, tmp_path / "copy", copy_function=os.link)
+    with xtree.open(path) as tree:
+        for mode in ("a", "r", "x"):
+            with pytest.raises(xtree.LockedError, match="its lock file is a link to that of"):
+                xtree.open(tmp_path / "copy", mode=mode, dims=2)
+        tree.insert(2, BOX)
+
+
+def test_processes_that_all_want_to_write_keep_their_readers(path):
+    code = """
+import sys, xtree
+reader = xtree.open(sys.argv[1], mode="r")
+print("open", flush=True)
+sys.stdin.readline()
+try:
+    xtree.open(sys.argv[1], timeout=1.5)
+    print("got it", flush=True)
+except xtree.LockedError:
+    print("refused", len(reader), flush=True)
+sys.stdin.readline()
+"""
+    command = [sys.executable, "-c", code, str(path)]
+    readers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]  # fmt: skip
+    try:
+        for reader in readers:
+            assert reader.stdout.readline() == "open\n"
+        for reader in readers:
+            reader.stdin.write("go\n")
+            reader.stdin.flush()
+        assert [reader.stdout.readline() for reader in readers] == ["refused 1\n"] * 3
+    finally:
+        for reader in readers:
+            reader.communicate()
+    assert elsewhere(path) == "1"
+
+
+def test_a_failed_open_to_write_gives_the_reader_its_lock_back_or_closes_it(path, monkeypatch):
+    reader = xtree.open(path, mode="r")
+    with monkeypatch.context() as patch:
+        patch.setattr("xtree.persistence.runtime.recover", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            xtree.open(path)
+        assert len(reader) == 1 and "reads it" in elsewhere(path)
+        patch.setattr(xtree.persistence.lock_file.Lock, "make_shared", lambda lock: False)
+        with pytest.raises(ZeroDivisionError):
+            xtree.open(path)
+    with pytest.raises(xtree.ClosedError):
+        len(reader)
+    assert elsewhere(path) == "1"
+
+
+def test_a_failed_store_is_still_read_by_who_opens_it_to_read(path):
+    failed = xtree.open(path)
+    failed._store._poison()
+    with copy.copy(failed) as other:
+        assert len(other) == 1 and not failed.closed
+        with pytest.raises(FileExistsError):
+            xtree.open(path, mode="x", dims=2)
+        assert len(failed) == 1
+    failed.close()
+
+
+def test_closing_a_tree_of_a_runtime_ends_its_own_transactions_and_snapshots(path):
+    with xtree.Runtime(path) as runtime:
+        tree, other = runtime.tree("default"), runtime.tree("other", 2)
+        mine, its, snapshot = tree.transaction(), other.transaction(), tree.snapshot()
+        for tx in (mine, its):
+            tx.__enter__()
+            tx.insert(5, BOX)
+        tree.close()
+        assert mine.status == "aborted" and runtime.stats()["epochs"]["pins"] == 1
+        with pytest.raises(xtree.ClosedError):
+            mine.__exit__(None, None, None)
+        with pytest.raises(xtree.ClosedError):
+            snapshot.count(BOX)
+        runtime.tree("default").insert(6, BOX)
+        its.__exit__(None, None, None)
+        assert len(other) == 1 and len(runtime.tree("default")) == 2
+
+
+def test_a_handle_shows_itself_at_any_moment_of_its_close(path):
+    for of in (xtree.open, xtree.Runtime):
+        handle = of(path)
+        stop, wrong = threading.Event(), []
+
+        def show(handle=handle, stop=stop, wrong=wrong):
+            while not stop.is_set():
+                try:
+                    repr(handle), handle._repr_html_()
+                except BaseException as error:
+                    wrong.append(error)
+
+        thread = threading.Thread(target=show)
+        thread.start()
+        handle.close()
+        stop.set()
+        thread.join()
+        assert not wrong
+
+
+def test_a_check_beside_one_that_opens_to_write_finds_nothing_wrong(path):
+    reader = xtree.open(path, mode="r")
+    checked = DurableStore.check
+    writers = []
+
+    def check_late(store):
+        if not writers:
+            writers.append(xtree.open(path))
+            writers[0].insert(2, BOX)
+            writers[0].runtime.checkpoint()
+            writers[0].insert(3, BOX)
+            writers[0].runtime.checkpoint()
+        return checked(store)
+
+    with mock.patch.object(DurableStore, "check", check_late):
+        reader.check()
+        reader.runtime.check()
+    writers[0].close()
+    reader.close()

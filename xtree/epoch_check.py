@@ -20,8 +20,14 @@ __all__ = ["check_all", "check_epoch"]
 
 def check_all(session: Session) -> None:
     """Verifies a session's store, its files and every tree that there is now. Raises CorruptionError, OSError."""
-    with session.call() as store:
-        store.check()
+    while True:
+        with session.call() as store:
+            try:
+                store.check()
+                break
+            except CorruptionError:
+                if store is session.current():  # else one that writes has taken its place, and changes the files
+                    raise
     pin = session.pin()
     try:
         check_epoch(pin.store, pin)

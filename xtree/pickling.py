@@ -55,19 +55,22 @@ def runtime_at(place: Place) -> Runtime:
     raise ValueError(f"{path}: expected epoch {epoch} or a later one, found {found[2]}: an older copy of the index?")
 
 
-def tree_at(place: Place, name: str, owner: bool) -> XTree:
-    """A read-only tree where another one was. owner: closing it closes its index. Raises what runtime_at does."""
+def tree_at(place: Place, name: str, dims: int, owner: bool) -> XTree:
+    """A read-only tree where another one was. owner: closing it closes its index.
+
+    Raises what runtime_at does, DimensionError when the tree was made anew with others.
+    """
     runtime = runtime_at(place)
     try:
-        return runtime._handle(runtime._forest.find_or_make(name, None), owner)
+        return runtime._handle(runtime._forest.find_or_make(name, dims), owner)
     except BaseException:
         runtime.close()
         raise
 
 
-def snapshot_at(place: Place, name: str, owner: bool) -> Snapshot:
+def snapshot_at(place: Place, name: str, dims: int, owner: bool) -> Snapshot:
     """A snapshot where another one was. Raises what runtime_at does, ValueError for a later epoch."""
-    tree = tree_at(place, name, owner)
+    tree = tree_at(place, name, dims, owner)
     snapshot = tree.snapshot()
     path, _, wanted = place
     epoch = snapshot.epoch

@@ -18,7 +18,7 @@ from xtree.persistence.config import Config
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.runtime import exists
 from xtree.persistence.session import Session
-from xtree.persistence.sharing import open_session
+from xtree.persistence.sharing import new_session, open_session
 from xtree.roots import state_of
 from xtree.structure import Structure, StructureHandle
 from xtree.transaction import RuntimeTransaction
@@ -67,17 +67,14 @@ class Runtime:
             raise TypeError(f"progress must be callable or None, not {progress!r}")
         if on_error is not None and not callable(on_error):
             raise TypeError(f"on_error must be callable or None, not {on_error!r}")
-        self._session: Session = open_session(
-            as_path(path),
-            mode=_mode(mode),
-            config=config,
-            durability=durability,
-            timeout=as_timeout(timeout),
-            progress=progress,
-            on_error=on_error,
-        )
+        self._session: Session = new_session(as_path(path), _mode(mode), on_error)
+        self._finalizer = weakref.finalize(self, Session.let_go, self._session)  # before there is anything to let go
+        try:
+            open_session(self._session, mode, config, durability, as_timeout(timeout), progress)
+        except BaseException:
+            self._session.close()
+            raise
         self._forest = Forest(self._session)
-        self._finalizer = weakref.finalize(self, Session.let_go, self._session)
 
     @property
     def path(self) -> str:
@@ -181,7 +178,12 @@ class Runtime:
         """
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable, not {type(progress).__name__}")
-        self._store.backup(as_path(path), progress)
+        target = as_path(path)
+        pin = self._session.pin()  # the store stays while it is held
+        try:
+            cast(DurableStore, pin.store).backup(target, progress)
+        finally:
+            pin.release()
 
     def check(self) -> None:
         """Verifies the store, its files and every tree that there is as it begins.
@@ -232,16 +234,16 @@ class Runtime:
 
     def _repr_html_(self) -> str:
         summary: dict[str, Any] = {"path": self.path}
+        store = self._session.store
         if self.closed:
             summary["closed"] = True
-        elif self._session.is_forked:
+        elif self._session.is_forked or not isinstance(store, DurableStore):
             summary["mode"] = "r"
         else:
-            published = self._store.published
-            names = sorted(entry.name for entry in published.catalog)
+            names = sorted(entry.name for entry in store.published.catalog)
             shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-            summary |= {"holds": f"{len(names):,}: {shown}" if names else None, "epoch": published.epoch}
-            summary["mode"] = "r" if self._session.read_only else self._store.config.durability
+            summary |= {"holds": f"{len(names):,}: {shown}" if names else None, "epoch": store.published.epoch}
+            summary["mode"] = "r" if self._session.read_only else store.config.durability
         return as_html(summary, "Runtime")
 
     def __reduce__(self) -> tuple[Any, ...]:

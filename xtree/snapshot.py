@@ -31,7 +31,7 @@ class Snapshot(Reader):
         self._dims = state.dims
         self._shown: tuple[XTree, Pin, TreeState] | None = (tree, pin, state)  # None once it is closed
         tree._session.note_user(self)
-        if tree._session.closed:
+        if tree._view.handle_is_closed:
             self.close()
 
     def close(self) -> None:
@@ -40,6 +40,10 @@ class Snapshot(Reader):
         shown, self._shown = self._shown, None
         if shown is not None:
             shown[0]._session.forget_user(self)
+
+    def _is_of(self, owner: object) -> bool:
+        shown = self._shown
+        return shown is not None and shown[0] is owner
 
     def _cut_off(self) -> None:
         self.close()
@@ -88,7 +92,7 @@ class Snapshot(Reader):
         if tree.runtime is None:
             return tree_of, (type(tree), self._dims, state.parameters, *self.items())
         path, uuid, _ = tree.runtime._place()
-        return snapshot_at, ((path, uuid, pin.epoch), tree.name, tree._owner)
+        return snapshot_at, ((path, uuid, pin.epoch), tree.name, self._dims, tree._owner)
 
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         pin, state = self._open()

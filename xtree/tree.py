@@ -51,6 +51,7 @@ class XTree(Writer):
     _view: TreeView
     _runtime: Runtime | None
     _owner: bool  # closing it closes the session
+    _dims: int
 
     def __init__(self, dims: int, config: Config | None = None) -> None:
         session = Session(MemoryStore())
@@ -210,7 +211,9 @@ class XTree(Writer):
         A tree opened by itself closes its index; one of a Runtime only itself. Idempotent.
         """
         self._view.close()
-        if self._owner:
+        if not self._owner:
+            self._session.cut_off(self)
+        else:
             (self._session if self._runtime is None else self._runtime).close()
 
     def __enter__(self) -> XTree:
@@ -233,8 +236,9 @@ class XTree(Writer):
 
         self._view.require_open()
         if self._runtime is not None:
-            return tree_at, (self._runtime._place(), self.name, self._owner)
-        return tree_of, (type(self), self._dims, self._read(_parameters_of), *self.items())
+            return tree_at, (self._runtime._place(), self.name, self._dims, self._owner)
+        own = {name: value for name, value in vars(self).items() if name not in XTree.__annotations__}  # a subclass's
+        return tree_of, (type(self), self._dims, self._read(_parameters_of), *self.items()), own or None
 
     @property
     def _store(self) -> Store:

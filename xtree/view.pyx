@@ -121,6 +121,8 @@ cdef class TreeView:
         if entry is None:
             raise ClosedError(f"tree {self.lock.name!r} was dropped")
         state = state_of(entry)
+        if self.dims and state.dims != self.dims:
+            raise ClosedError(f"tree {self.lock.name!r} was dropped, and made anew with {state.dims} dims")
         self.seen = Seen(published.epoch, state)
         if self.closed:             # meanwhile, by another thread
             self.seen = NOTHING

@@ -232,7 +232,7 @@ cdef class WriteScope:
     cdef Session session
     cdef Store store                # None before it begins
     cdef int forks                  # forks_seen() when it began
-    cdef bint cut_off               # its session was closed before it ended
+    cdef bint cut_off               # its handle was closed before it ended
     cdef object handle
     cdef object timeout
     cdef tuple locks
@@ -276,7 +276,7 @@ cdef class WriteScope:
     def __enter__(self):
         self.begin()
         self.session.note(self)
-        if self.session.closed:
+        if self.session.closed or (self.handle is not None and self.handle.handle_is_closed):
             self._cut_off()
         return self
 
@@ -291,8 +291,12 @@ cdef class WriteScope:
         """Makes what was changed the next epoch, ahead of the end of the block."""
         self.finish(True, True)
 
+    def _is_of(self, owner):
+        """Whether it was made with this handle."""
+        return self._owner is owner
+
     def _cut_off(self):
-        """Its session is closed: aborts it. A call in its middle goes on to its end, and the rest is refused."""
+        """Its handle is closed: aborts it. A call in its middle goes on to its end, and the rest is refused."""
         self.cut_off = True
         try:
             self.finish(False, False)
@@ -448,7 +452,7 @@ cdef class WriteScope:
     cdef int require_attached(self) except -1:
         """Raises ClosedError once its session was closed, TransactionError in a process that was forked since."""
         if self.cut_off:
-            raise ClosedError("the transaction was aborted when its index was closed")
+            raise ClosedError("the transaction was aborted when its tree or index was closed")
         if self.forks != forks_seen():
             raise TransactionError("the transaction was open when this process was forked: it is the parent's")
         return 0

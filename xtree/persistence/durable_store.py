@@ -78,6 +78,11 @@ class DurableStore(Store):
         held = None if self._lock is None else self._lock.directory
         return None if held is None else held.identity
 
+    def is_in(self, path: str) -> bool:
+        """Whether the directory at a path is this one, however it is reached."""
+        held = None if self._lock is None else self._lock.directory
+        return held is not None and held.is_at(path)
+
     def require_own(self) -> None:
         """Raises DirectoryLostError when the directory isn't what its path leads to any more, OSError."""
         self._journal.fs.require_own(self._journal.directory)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import struct
 import sys
 import weakref
 
-from xtree.persistence.open_directory import Path, PathIn
+from xtree.persistence.open_directory import OpenDirectory, Path, PathIn
 
 WINDOWS = sys.platform == "win32"
 if WINDOWS:
@@ -20,6 +21,7 @@ if WINDOWS:
 else:
     import fcntl
 
+BYTE_LOCKS = not WINDOWS and hasattr(fcntl, "F_OFD_SETLK")
 OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
 
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
@@ -36,26 +38,37 @@ if hasattr(os, "register_at_fork"):
 
 
 class Lock:
-    """A held lock on a directory. The kernel lets go of it when the process ends, however it ends.
+    """A lock on a directory, held or about to be. The kernel lets go of it when the process ends, however it ends.
 
     One on a path of `path_in` has the open directory as its own, which is closed with it.
     """
 
+    directory: OpenDirectory | None = None
+    _fd = -1
+
     def __init__(self, path: Path, fd: int, shared: bool) -> None:
+        self._fd = fd
         self.path = os.fspath(path)
         self.directory = path.directory if isinstance(path, PathIn) else None
         self.shared = shared
-        self._fd = fd
+        self.held = False  # it is being taken
         self._pid = os.getpid()
         _locks.add(self)
 
     def make_exclusive(self) -> bool:
         """Whether this shared lock could be made an exclusive one at once; if not, it may be lost: `make_shared` tells.
 
-        The system lets the one go before it grants the other, so that another process may have been in between.
+        The system lets the one go before it grants the other, so that another process may have been in between; but not
+        another one that does the same, where the system has locks of bytes that belong to open files (Linux).
         """
-        if not try_lock(self._fd, False):
+        if not _lock_byte(self._fd, True):
             return False
+        try:
+            if not try_lock(self._fd, False):
+                try_lock(self._fd, True)
+                return False
+        finally:
+            _lock_byte(self._fd, False)
         self.shared = False
         note_owner(self._fd)
         return True
@@ -83,13 +96,12 @@ class Lock:
         self.close_in_child()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:  # of an open that an interrupt has ended in a bad moment
-            self.release()
+        self.close_in_child()  # after an open that an interrupt has ended in a bad moment
 
     def is_on(self, fd: int) -> bool:
         """Whether this lock is held, and on the file behind a descriptor."""
         held = self._fd
-        if held < 0:
+        if held < 0 or not self.held:
             return False
         try:
             return os.path.samestat(os.fstat(held), os.fstat(fd))
@@ -135,6 +147,20 @@ def try_lock(fd: int, shared: bool) -> bool:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def _lock_byte(fd: int, taken: bool) -> bool:
+    """Takes the first byte of a lock file, or gives it back: whether nobody else had it."""
+    if not BYTE_LOCKS:
+        return True
+    kind = fcntl.F_WRLCK if taken else fcntl.F_UNLCK
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0))
+    except BlockingIOError:
+        return False
+    except OSError:  # opened to read, or a file system that has none
+        return True
     return True
 
 

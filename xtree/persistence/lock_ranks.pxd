@@ -26,6 +26,7 @@ Writer locks have no rank: their rule is in write_scope.pyx.
 """
 
 cimport cython
+from libc.stdint cimport uint64_t
 
 cpdef enum:
     FREE = 0
@@ -66,6 +67,7 @@ cdef class RankedLock:
     cdef int before                 # what its owner held before
 
     cdef bint take(self, bint blocking, double timeout) except -1
-    # Before a fork: waits, if it is to, without handling signals. False when it has no lock, or had it before.
-    cdef bint take_silently(self, bint wait) except -1
+    # Before a fork: waits without handling signals, up to a moment of the monotonic clock. False when it has no lock
+    # then, or had it before.
+    cdef bint take_silently(self, uint64_t until_ns) except -1
     cdef int give_back(self) except -1

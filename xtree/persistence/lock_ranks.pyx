@@ -10,12 +10,16 @@ from _thread import allocate_lock
 
 cimport cython
 from cpython.pythread cimport NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_type_lock
+from libc.stdint cimport uint64_t
 
 from xtree.errors import TransactionError
 
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident() noexcept
     int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) noexcept
+
+cdef extern from "monotonic.h" nogil:
+    uint64_t xt_monotonic_ns() noexcept
 
 cdef extern from "thread_rank.h" nogil:
     int xt_thread_rank
@@ -113,12 +117,12 @@ cdef class RankedLock:
         self.before = hold(self.rank)
         return True
 
-    cdef bint take_silently(self, bint wait) except -1:
+    cdef bint take_silently(self, uint64_t until_ns) except -1:
         cdef unsigned long me = PyThread_get_thread_ident()
         if self.owner == me:
             return False
         while not self.lock.acquire(False):
-            if not wait:
+            if xt_monotonic_ns() >= until_ns:
                 return False
             with nogil:
                 PyThread_acquire_lock_timed(never, POLL_US, 0)

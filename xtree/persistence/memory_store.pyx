@@ -31,9 +31,9 @@ class MemoryStore(Store):
         finally:
             lock.give_back()
 
-    def _stop_commits(self, bint wait):
+    def _stop_commits(self, uint64_t until_ns):
         cdef RankedLock lock = self._commit_lock
-        return lock.take_silently(wait)
+        return lock.take_silently(until_ns)
 
     def _let_commit(self):
         cdef RankedLock lock = self._commit_lock

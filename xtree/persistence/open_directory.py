@@ -78,9 +78,13 @@ class OpenDirectory(str):
 
     def is_at_path(self) -> bool:
         """Whether the path leads to this directory, whatever became of the lock file."""
+        return self.is_at(self)
+
+    def is_at(self, path: str) -> bool:
+        """Whether a path leads to this directory."""
         fd = self.fileno()
         try:
-            return fd is None or os.path.samestat(os.fstat(fd), os.stat(self))
+            return fd is None or os.path.samestat(os.fstat(fd), os.stat(path))
         except OSError:
             return False
 

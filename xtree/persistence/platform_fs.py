@@ -388,25 +388,27 @@ class FileSystem:
         """
         with self._named(path, False) as (name, directory):
             fd = open_lock(name, shared, directory)
+        lock = Lock(path, fd, shared)
         if fd < 0:
-            return Lock(path, fd, shared)
+            return lock
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while not try_lock(fd, shared):
                 if deadline is not None and time.monotonic() >= deadline:
-                    raise _in_use(owner_of(fd), os.path.dirname(path))
+                    raise _in_use(owner_of(fd, lock), os.path.dirname(path))
                 time.sleep(_POLL_S)
+            lock.held = True
             if not shared:
                 note_owner(fd)
             if isinstance(path, PathIn):
                 held = os.fstat(fd)
                 path.directory.identity = held.st_dev, held.st_ino
         except BaseException as error:
-            os.close(fd)
+            lock.close_in_child()
             if isinstance(error, OSError):
                 _name(error, os.fspath(path))
             raise
-        return Lock(path, fd, shared)
+        return lock
 
     def lock_directory(self, path: Path, shared: bool, timeout: float | None = 0) -> tuple[OpenDirectory, Lock]:
         """Open the directory at `path` and take its lock, as `lock` does. The directory is closed with the lock.
@@ -435,16 +437,13 @@ class FileSystem:
                 if not isinstance(error, DirectoryLostError) or replaced == _MOST_REPLACED:
                     raise
 
-    def make_exclusive(self, directory: OpenDirectory, lock: Lock, timeout: float | None = 0) -> None:
-        """Make the shared lock of a directory an exclusive one, waiting as `lock` does. Raises LockedError.
+    def make_exclusive(self, directory: OpenDirectory, lock: Lock) -> None:
+        """Make the shared lock of a directory an exclusive one, at once. Raises LockedError.
 
         Another process may have had it in between; and where this fails, it may have it since (`Lock.make_shared`).
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not lock.make_exclusive():
-            if not lock.make_shared() or (deadline is not None and time.monotonic() >= deadline):
-                raise _in_use(lock.owner, directory)
-            time.sleep(_POLL_S)
+        if not lock.make_exclusive():
+            raise _in_use(lock.owner, directory)
 
     def real_path(self, path: Path) -> str:
         """The absolute path without links."""

@@ -92,17 +92,13 @@ def open_store(
 
 
 def open_for_writing(
-    reader: DurableStore,
-    config: Config,
-    timeout: float | None,
-    progress: Progress | None,
-    on_error: OnError | None,
+    reader: DurableStore, config: Config, progress: Progress | None = None, on_error: OnError | None = None
 ) -> DurableStore | None:
-    """A store that writes, of the directory that `reader` has open for reading only, whose lock it takes over.
+    """A store that writes, of the directory that `reader` has open for reading only, whose lock it shares.
 
-    The reader goes on showing what it shows, also when this fails. None when another process has written to the index
-    in the middle of this: then the reader is closed. Raises LockedError when other processes have it open too, and what
-    `open_store` raises.
+    The reader goes on showing what it shows, also when this fails; but it is closed, and None is returned, when another
+    process may have written to the index in the middle of this. Raises LockedError when other processes have it open
+    too, and what `open_store` raises.
     """
     require_nothing_held("opening an index")
     fs, lock = reader._journal.fs, reader._lock
@@ -110,21 +106,15 @@ def open_for_writing(
     directory = lock.directory
     before = _stamp(fs, directory)
     try:
-        fs.make_exclusive(directory, lock, timeout)
+        fs.make_exclusive(directory, lock)
+        if _stamp(fs, directory) == before:
+            return _open_locked(fs, directory, config, lock, False, Clock(), progress, on_error)
     except BaseException:
         if not lock.make_shared() or _stamp(fs, directory) != before:
             reader.close()
         raise
-    if _stamp(fs, directory) != before:
-        reader.close()
-        return None
-    try:
-        store = _open_locked(fs, directory, config, lock, False, Clock(), progress, on_error)
-    except BaseException:
-        lock.make_shared()
-        raise
-    reader._lock = None
-    return store
+    reader.close()
+    return None
 
 
 def _stamp(fs: FileSystem, directory: OpenDirectory) -> list[bytes]:

@@ -4,10 +4,10 @@ A handle has a session, which says what it may do and which store it uses. Sever
 directory; the last that ends closes it. It is compiled, so that joining, leaving and moving are one step each.
 
     field                    written by                                     read by       order
-    Session.store            join, move_to, close; reopening in a child     any thread    the GIL
+    Session.store            join, make_writable, close                     any thread    the GIL
     Session.closed, refusal  close, an interrupted close; start_in_child    any thread    the GIL
     Session.users            note, forget                                   close         the GIL
-    SharedStore, all of it   start, join, move_to, leave                    any thread    the GIL
+    SharedStore, all of it   open, join, make_writable, leave               any thread    the GIL
 
 A session of a store in memory has no SharedStore.
 """
@@ -22,6 +22,7 @@ cdef class SharedStore:
     cdef readonly Store store       # that writes, if any handle may
     cdef readonly bint ended        # nobody joins any more: it is being closed, or is closed
     cdef readonly Py_ssize_t joined     # how many sessions there ever were
+    cdef bint moving                # a store that writes is about to take its place
     cdef set sessions
     cdef list former                # weak references to the stores, for reading only, whose place `store` has taken
     cdef object identity            # of the lock file; None when there is none

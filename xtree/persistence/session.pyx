@@ -1,20 +1,24 @@
 """Sessions: the handles of one process on one store. docs: session.pxd."""
 
+import errno
 import os
 from _thread import allocate_lock, get_ident
 
 cimport cython
 from cpython.weakref cimport PyWeakref_NewRef
 
-from xtree.persistence.store cimport CLOSED, FORKED, Pin, Store
+from xtree.persistence.store cimport CLOSED, FORKED, Pin, Published, Store
 
-from xtree.errors import ClosedError, ReadOnlyError, TransactionError
+from xtree.errors import ClosedError, LockedError, ReadOnlyError, TransactionError
+from xtree.persistence.catalog import Catalog
 from xtree.persistence.open_directory import DirectoryLostError
 
 cdef Store NO_STORE = Store.__new__(Store)
 NO_STORE.status = CLOSED
+NO_STORE.published = Published(0, Catalog())
 
 cdef dict shares = {}               # identity of a lock file that is held -> SharedStore
+cdef dict inherited_locks = {}      # the same -> what the parent process's writers took turns with
 cdef dict turns = {}                # real path -> Turn
 cdef dict opening = {}              # thread -> how many indexes it is in the middle of opening
 
@@ -71,7 +75,7 @@ cdef class Using:
 cdef class Session:
     """What one handle may do, and with which store. Any thread may use it.
 
-    store: of its own, in memory; one of a directory is joined. refusal: what a write is told, None when it may write.
+    store: of its own, in memory; that of a directory is joined. refusal: what a write is told, None when it may write.
     """
 
     def __init__(self, Store store=None, path=None, refusal=None, on_error=None, reopen=None):
@@ -151,13 +155,10 @@ cdef class Session:
         interrupt = None
         self.closed = True
         self.store = NO_STORE
-        for reference in list(self.users.values()):
-            user = reference()
-            if user is not None:
-                try:
-                    user._cut_off()
-                except BaseException as raised:     # an interrupt's: the rest is done first
-                    interrupt = raised
+        try:
+            self.cut_off(None)
+        except BaseException as raised:         # an interrupt's: the rest is done first
+            interrupt = raised
         try:
             if share is not None:
                 share.leave(self)
@@ -170,6 +171,19 @@ cdef class Session:
                 self.closed = False
                 self.store = store
             raise
+        if interrupt is not None:
+            raise interrupt
+
+    def cut_off(self, owner):
+        """Ends the transactions and snapshots of one tree, or all for None."""
+        interrupt = None
+        for reference in list(self.users.values()):
+            user = reference()
+            if user is not None and (owner is None or user._is_of(owner)):
+                try:
+                    user._cut_off()
+                except BaseException as raised:
+                    interrupt = raised
         if interrupt is not None:
             raise interrupt
 
@@ -222,13 +236,16 @@ cdef class SharedStore:
         self.sessions = set()
         self.former = []
 
-    def start(self, store not None):
-        """Takes charge of a store that was opened, so that others find it."""
+    def open(self, Session session not None, open_store):
+        """Takes charge of the store that open_store(on_error=…) opens, so that others find it, for a first session."""
+        store = open_store(on_error=self.report)
         self.store = store
         self.identity = store.identity
         if self.identity is not None:
             shares[self.identity] = self
+            self.locks = inherited_locks.get(self.identity)
         store.shared = self
+        self.join(session)
 
     def join(self, Session session not None):
         """One more session uses it; False when it has ended."""
@@ -240,11 +257,27 @@ cdef class SharedStore:
         self.joined += 1
         return True
 
-    def move_to(self, Store store not None):
-        """All sessions use another store from now on. The one they had is closed once nobody is left in it."""
+    def make_writable(self, open_for_writing):
+        """Puts the store that open_for_writing(store, on_error=…) gives in the place of one that only reads.
+
+        All sessions use it from now on. The other one is closed once nobody is left in it. False when it is closed
+        already, and there is none. Raises LockedError when another thread is doing this.
+        """
         cdef Session session
-        cdef Store former = self.store
-        pin = store.pin()           # what the former one still shows is of this epoch
+        cdef Store store, former = self.store
+        if self.moving:             # by another path to the same directory: those of one path have turns
+            raise LockedError(errno.EWOULDBLOCK, "another thread is opening the index to write", former.path)
+        if not former.read_only:
+            return True
+        self.moving = True
+        try:
+            store = open_for_writing(former, on_error=self.report)
+            if store is None:
+                return False
+            pin = store.pin()       # what the former one still shows is of this epoch
+        finally:
+            self.moving = False
+        former._lock = None         # it is the other's now
         self.store = store
         for session in self.sessions:
             session.store = store
@@ -256,6 +289,7 @@ cdef class SharedStore:
             pin.release()
 
         former.when_unused(end)
+        return True
 
     def leave(self, Session session not None):
         """A session has ended; the last one closes the store, and what it raises is raised."""
@@ -366,8 +400,12 @@ cdef class Turn:
 
 def _forked():
     """In a forked child: nothing is open, and nobody is opening anything but this thread."""
+    cdef SharedStore share
     me = get_ident()
     depth = opening.get(me)
+    for identity, share in shares.items():      # for handles of then, which find out by it when their tree is dropped
+        if share.locks is not None:
+            inherited_locks[identity] = share.locks
     shares.clear()
     turns.clear()
     opening.clear()

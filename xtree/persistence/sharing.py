@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import time
 from collections.abc import Callable
+from functools import partial
 
 from xtree.errors import ClosedError, LockedError
 from xtree.persistence.config import Config
@@ -26,55 +28,95 @@ from xtree.persistence.recovery import Progress
 from xtree.persistence.runtime import open_for_writing, open_store
 from xtree.persistence.session import Session, SharedStore, Turn, share_of
 
+POLL_S = 0.02
+
+
+def new_session(path: str, mode: str, on_error: Callable[[BaseException], object] | None = None) -> Session:
+    """A session that has no store yet: whoever holds it closes it, whatever becomes of `open_session`."""
+    place = FileSystem().real_path(path)
+    refusal = f"the index {place} was opened with mode='r'" if mode == "r" else None
+    return Session(None, place, refusal, on_error, _reopen)
+
 
 def open_session(
-    path: str,
+    session: Session,
     mode: str = "a",
     config: Config | None = None,
     durability: str | None = None,
     timeout: float | None = 0,
     progress: Progress | None = None,
-    on_error: Callable[[BaseException], object] | None = None,
-) -> Session:
-    """A session on the store of a directory: the one that this process has open, or else opened by `open_store`.
+) -> None:
+    """Gives a new session the store of its directory: the one that this process has open, or one of `open_store`.
 
-    config, durability: None for those in force. Waits for another thread that is opening it. Raises what open_store
-    does, ValueError for a config or durability other than those in force, and TransactionError where it would wait for
-    itself.
+    config, durability: None for those in force. Waits for another thread that is opening it, but not for one that waits
+    for another process. Raises what open_store does, ValueError for a config or durability other than those in force,
+    and TransactionError where it would wait for itself.
     """
     require_nothing_held("opening an index")
-    place = FileSystem().real_path(path)
-    read_only = mode == "r"
-    refusal = f"the index {place} was opened with mode='r'" if read_only else None
-    session = Session(None, place, refusal, on_error, _reopen)
-    with Turn(place):
-        while True:
-            share = _share_at(place)
-            if share is None:
-                _started(place, mode, _settings(config, durability), timeout, progress).join(session)
-                return session
-            if mode == "x":
-                raise FileExistsError(errno.EEXIST, "there is an index already", place)
-            if not share.store.read_only:
-                _require_agreement(share.store.config, config, durability)
-            if share.join(session):
-                if read_only or not share.store.read_only:
-                    return session
-                if _made_writable(session, _settings(config, durability), timeout, progress):
-                    return session
+    assert session.path is not None
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        try:
+            with Turn(session.path):
+                while not _joined(session, mode, config, durability, progress):
+                    pass
+            return
+        except LockedError:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise
+        time.sleep(POLL_S)  # while others have their turn
 
 
-def _share_at(path: str) -> SharedStore | None:
+def _joined(
+    session: Session, mode: str, config: Config | None, durability: str | None, progress: Progress | None
+) -> bool:
+    """Whether the session has a store now. If not, there was one, and it was closed in the middle of this."""
+    place = session.path
+    assert place is not None
+    share = _share_at(place, mode)
+    settings = _settings(config, durability)
+    if share is None:
+        SharedStore().open(session, partial(open_store, place, mode=mode, config=settings, progress=progress))
+        return True
+    if not share.store.read_only:
+        _require_agreement(share.store.config, config, durability)
+    if not share.join(session):
+        return False
+    if mode == "r" or not share.store.read_only:
+        return True
+    made = False
+    try:
+        made = share.make_writable(partial(open_for_writing, config=settings, progress=progress))
+    finally:
+        if not made:
+            share.leave(session)
+    return made
+
+
+def _share_at(path: str, mode: str) -> SharedStore | None:
     """What this process has open in the directory at a path, once what can't be joined is closed."""
     identity = FileSystem().lock_identity(path)
     share = share_of(identity)
-    if share is None or (not share.ended and share.store.state == "open" and _is_own(share)):
-        return share
+    if share is None:
+        return None
+    if not share.ended:
+        if not share.store.is_in(path):
+            raise LockedError(
+                errno.EWOULDBLOCK,
+                f"its lock file is a link to that of {share.store.path}, which this process has open",
+                path,
+            )
+        if mode == "x":
+            raise FileExistsError(errno.EEXIST, "there is an index already", path)
+        if mode == "r" and share.store.state != "closed":  # one that failed is read
+            return share
+        if share.store.state == "open" and _is_own(share):
+            return share
     with contextlib.suppress(DirectoryLostError):
         share.close()
     if share_of(identity) is share:
         raise LockedError(errno.EWOULDBLOCK, "this process is closing the index: that ends with the calls in it", path)
-    return _share_at(path)
+    return _share_at(path, mode)
 
 
 def _is_own(share: SharedStore) -> bool:
@@ -84,34 +126,6 @@ def _is_own(share: SharedStore) -> bool:
     except DirectoryLostError:
         return False
     return True
-
-
-def _started(
-    path: str,
-    mode: str,
-    config: Config,
-    timeout: float | None,
-    progress: Progress | None,
-) -> SharedStore:
-    """The store of a directory that this process hasn't got open."""
-    share = SharedStore()
-    share.start(open_store(path, mode=mode, config=config, timeout=timeout, progress=progress, on_error=share.report))
-    return share
-
-
-def _made_writable(session: Session, config: Config, timeout: float | None, progress: Progress | None) -> bool:
-    """Puts a store that writes in the place of one that reads, which a session has joined; False: it is closed."""
-    share = session.share
-    assert share is not None
-    store = None
-    try:
-        store = open_for_writing(share.store, config, timeout, progress, share.report)
-        if store is not None:
-            share.move_to(store)
-    finally:
-        if store is None:
-            share.leave(session)
-    return store is not None
 
 
 def _settings(config: Config | None, durability: str | None) -> Config:
@@ -141,21 +155,18 @@ def _reopen(session: Session) -> None:
     with Turn(place):
         if session.store is not inherited:  # another thread has
             return
-        share = _share_at(place)
-        if share is None:
-            try:
-                share = _started(place, "r", Config(), 0, None)
-            except LockedError as error:
-                raise LockedError(
-                    errno.EWOULDBLOCK,
-                    "the index was opened before a fork, and the child process can't read it as long as another "
-                    f"process writes to it: {error.strerror}",
-                    place,
-                ) from error
-        if share.store.uuid != inherited.uuid:
-            if not share.joined:
-                share.close()
-            raise ClosedError(f"{place}: another index was put in its place since the fork")
+        try:
+            while not _joined(session, "r", None, None, None):
+                pass
+        except LockedError as error:
+            raise LockedError(
+                errno.EWOULDBLOCK,
+                "the index was opened before a fork, and the child process can't read it as long as another process "
+                f"writes to it: {error.strerror}",
+                place,
+            ) from error
+        joined = session.store
         session.start_in_child()
-        if not share.join(session):
-            raise ClosedError(f"{place}: another thread has closed it in this moment")
+        if not isinstance(joined, DurableStore) or joined.uuid != inherited.uuid:
+            session.close()
+            raise ClosedError(f"{place}: another index was put in its place since the fork")

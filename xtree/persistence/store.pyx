@@ -26,8 +26,16 @@ from xtree.errors import ClosedError, CorruptionError, FormatVersionError, ReadO
 from xtree.persistence.stored_table import snapshot_table
 from xtree.persistence.threads import start_detached
 
+cdef extern from "monotonic.h" nogil:
+    uint64_t xt_monotonic_ns() noexcept
+
+cdef extern from "pythread.h" nogil:
+    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) noexcept
+
 cdef extern from "<assert.h>" nogil:
     void c_assert "assert"(bint condition) noexcept     # in the checked build only
+
+cdef uint64_t LONGEST_WAIT_NS = 2000000000   # of a fork
 
 cdef enum:
     WORK_BYTES = 4                  # of a page to be verified, as a breath counts work
@@ -57,32 +65,39 @@ def _hold_still():
     """Before a fork. Waits without handling signals: what a handler raised would be lost.
 
     Locks of commits are taken before any store's own, for which who has one of those may wait (lock_ranks.pxd). Where
-    garbage collection forks in the middle of what others wait for, it waits for nothing.
+    garbage collection forks in the middle of what others wait for, it waits for nothing, and nobody waits for long:
+    another library's hook may keep those up who have the locks. What can't be held still is lost to the child.
     """
     global _forker, _nested
     cdef Store store
-    cdef bint wait = held() == FREE
+    cdef uint64_t until_ns = xt_monotonic_ns() + LONGEST_WAIT_NS if held() == FREE else 0
     if _forker == PyThread_get_thread_ident():
         _nested += 1
         return
-    if wait:
-        lock_with_gil(_forking)
-    elif not PyThread_acquire_lock(_forking, NOWAIT_LOCK):
+    if not take_until(_forking, until_ns):
         return
     _forker = PyThread_get_thread_ident()
     while True:
-        while _stop_commits(wait):
+        while _stop_commits(until_ns):
             pass
         for store in _still:
-            if wait:
-                lock_with_gil(store.lock)
-            elif holds_lock(store) or not PyThread_acquire_lock(store.lock, NOWAIT_LOCK):
-                continue
-            note_holder(store)
-            _locked.append(store)
-        if not wait or not _moving():
+            if not holds_lock(store) and take_until(store.lock, until_ns):
+                note_holder(store)
+                _locked.append(store)
+        if xt_monotonic_ns() >= until_ns or not _moving():
             return
         _unlock_all()               # while one was awaited another one was made
+
+
+cdef bint take_until(PyThread_type_lock lock, uint64_t until_ns) noexcept:
+    """Takes a lock, waiting without the GIL up to a moment of the monotonic clock."""
+    cdef uint64_t now = xt_monotonic_ns()
+    cdef long long left = 0 if now >= until_ns else (until_ns - now) // 1000
+    cdef bint taken = PyThread_acquire_lock(lock, NOWAIT_LOCK)
+    if not taken and left:
+        with nogil:
+            taken = PyThread_acquire_lock_timed(lock, left, 0) == 1
+    return taken
 
 
 def _moving():
@@ -96,11 +111,11 @@ def _moving():
     return found
 
 
-def _stop_commits(bint wait):
+def _stop_commits(uint64_t until_ns):
     """Takes the lock of commits of each of them; returns whether it could take one."""
     taken = False
     for store in _moving():
-        if store._stop_commits(wait):
+        if store._stop_commits(until_ns):
             _still[store] = None
             taken = True
     return taken
@@ -480,10 +495,12 @@ cdef class Store:
             self._give_back_abandoned()
             self._shut_down(failed)
         finally:
-            self._forget_contents()
-            resume(before)
-            _closing.discard(self)
-            self.closing.release()
+            try:
+                self._forget_contents()
+            finally:                        # an interrupt's error in there is no reason to keep others waiting
+                resume(before)
+                _closing.discard(self)
+                self.closing.release()
 
     def _reopen(self, failed):
         self.status = POISONED if failed else OPEN
@@ -509,8 +526,8 @@ cdef class Store:
 
     # In memory: what a fork does to it.
 
-    def _stop_commits(self, bint wait):
-        """Takes the lock of commits, waiting for it or not. False where that can't be, or this thread is committing."""
+    def _stop_commits(self, uint64_t until_ns):
+        """Takes the lock of commits, waiting up to a moment. False when it has not, or had it before."""
         return False
 
     def _let_commit(self):
