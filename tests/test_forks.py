@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from handles import BOX, make
 from stack_writer import PageStack, StackState
 
 import xtree
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-BOX = [0.0, 0.0, 1.0, 1.0]
 ROWS = np.random.default_rng(1).random((3000, 2))
 
 
@@ -75,10 +75,7 @@ def beside(work: Callable[[], object]):
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "index"
-    with xtree.open(path, dims=2) as tree:
-        tree.insert(1, BOX)
-    return path
+    return make(tmp_path / "index")
 
 
 def use_all(tree: xtree.XTree, records: int) -> None:

@@ -36,7 +36,7 @@ LAYERS = [
     {"persistence.store", "persistence.write_set", "persistence.memory_store", "persistence.durable_store",
      "persistence.delta", "persistence.runtime", "persistence.creation", "persistence.page_copy",
      "persistence.backup", "persistence.probes", "persistence.reached_pages",
-     "persistence.session", "persistence.sharing"},
+     "persistence.session", "persistence.sharing", "persistence.fork_hooks"},
     # 7 tree: X-tree pages and algorithms
     {"xtree.tree_state", "xtree.bucket", "xtree.split", "xtree.insertion", "xtree.removal", "xtree.search",
      "xtree.walk", "xtree.leaf_group", "xtree.nearest", "xtree.accesses", "xtree.bulk", "xtree.inspection",

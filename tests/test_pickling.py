@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from handles import BOX
 from stack_writer import StackState
 
 import xtree
 
-BOX = [0.0, 0.0, 1.0, 1.0]
 ROWS = np.random.default_rng(1).random((3000, 2))
 WAYS = {"pickle": lambda it: pickle.loads(pickle.dumps(it)), "deepcopy": copy.deepcopy, "copy": copy.copy}
 

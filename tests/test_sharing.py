@@ -6,66 +6,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import linecache
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
+from handles import BOX, elsewhere, make
 
 import xtree
 from xtree.persistence import sharing
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.session import share_of
-
-BOX = [0.0, 0.0, 1.0, 1.0]
-SOURCES = str(Path(xtree.__file__).parent)
-
-in_another_process = """
-import sys, xtree
-try:
-    with xtree.open(sys.argv[1], mode=sys.argv[2]) as tree:
-        print(len(tree))
-except xtree.LockedError as error:
-    print(error)
-"""
-
-
-def elsewhere(path: Path, mode: str = "a") -> str:
-    """What another process says that opens the index."""
-    command = [sys.executable, "-c", in_another_process, str(path), mode]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-@contextlib.contextmanager
-def another_reader(path: Path):
-    """Another process has the index open to read."""
-    code = "import sys, xtree\ntree = xtree.open(sys.argv[1], mode='r')\nprint('open', flush=True)\nsys.stdin.read()"
-    reader = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert reader.stdout is not None and reader.stdout.readline() == "open\n"
-    try:
-        yield
-    finally:
-        reader.communicate()
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "index"
-    with xtree.open(path, dims=2) as tree:
-        tree.insert(1, BOX)
-    return path
+    return make(tmp_path / "index")
 
 
 def test_opening_a_directory_once_more_gives_another_handle_on_the_same_store(path):
@@ -313,69 +272,6 @@ def test_a_reader_after_a_crash_becomes_a_writer_with_every_commit(tmp_path):
     assert elsewhere(path) == "1000"
 
 
-def test_queries_of_readers_go_on_while_a_writer_is_opened(path):
-    with xtree.open(path) as tree:
-        tree.insert_many(np.arange(2, 2000), np.random.default_rng(1).random((1998, 2)))
-    for _ in range(10):
-        reader, stop, wrong, counted = xtree.open(path, mode="r"), threading.Event(), [], []
-
-        def ask(reader=reader, stop=stop, wrong=wrong, counted=counted):
-            try:
-                while not stop.is_set():
-                    counted.append(reader.count(BOX))
-                    counted.append(int(reader.count([BOX, BOX], threads=2)[0]))
-                    with reader.snapshot() as snapshot:
-                        counted.append(len(snapshot))
-            except BaseException as error:
-                wrong.append(error)
-
-        threads = [threading.Thread(target=ask) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        with xtree.open(path) as writer:
-            writer.update(1, BOX, BOX)
-            stop.set()
-            for thread in threads:
-                thread.join()
-        reader.close()
-        assert not wrong and set(counted) == {1999}
-
-
-def test_another_process_that_reads_keeps_a_writer_out_and_the_reader_goes_on(path):
-    with xtree.open(path, mode="r") as reader:
-        with another_reader(path):
-            with pytest.raises(xtree.LockedError, match="another process that reads it: close it there, or give time"):
-                xtree.open(path)
-            with pytest.raises(xtree.LockedError):
-                xtree.open(path, timeout=0.1)
-            assert len(reader) == 1
-        assert "in use" in elsewhere(path), "its lock is there still"
-        with xtree.open(path, timeout=60) as writer:
-            writer.insert(2, BOX)
-            assert len(reader) == 2
-
-
-def test_another_process_that_wrote_in_between_is_noticed(path, monkeypatch):
-    make = xtree.persistence.lock_file.Lock.make_exclusive
-
-    def late(lock):
-        lock._unlocked = True
-        xtree.persistence.lock_file._unlock(lock._fd)
-        code = "import sys, xtree\nwith xtree.open(sys.argv[1]) as tree: tree.insert(7, [0, 0, 1, 1])"
-        subprocess.run([sys.executable, "-c", code, str(path)], check=True)
-        return make(lock)
-
-    reader = xtree.open(path, mode="r")
-    snapshot = reader.snapshot()
-    monkeypatch.setattr(xtree.persistence.lock_file.Lock, "make_exclusive", late)
-    with xtree.open(path) as writer:
-        assert sorted(writer.query(BOX)) == [1, 7]
-        with pytest.raises(xtree.ClosedError):
-            snapshot.count(BOX)
-    with pytest.raises(xtree.ClosedError):
-        len(reader)
-
-
 def test_config_and_durability_are_those_in_force_or_not_given(path):
     with xtree.open(path, durability="eventual", config=xtree.Config(slow_reader_s=5)) as tree:
         for given in ({}, {"durability": "eventual"}, {"config": xtree.Config(slow_reader_s=5, durability="eventual")}):
@@ -510,146 +406,6 @@ def test_a_failed_fill_removes_a_new_index_only_if_nobody_else_uses_it(tmp_path)
     assert elsewhere(path) == "1"
 
 
-def test_threads_that_open_a_directory_at_once_share_what_one_of_them_opens(tmp_path):
-    for i in range(20):
-        path, barrier, got = tmp_path / str(i), threading.Barrier(8), []
-
-        def work(path=path, barrier=barrier, got=got):
-            barrier.wait()
-            with xtree.open(path, dims=2) as tree:
-                tree.insert(1, BOX)
-                got.append(len(tree))
-
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert max(got) == 8 and elsewhere(path) == "8"
-        if i == 4:
-            break
-
-
-def test_opening_waits_for_the_close_that_is_under_way(path):
-    first = xtree.open(path)
-    first.insert(2, BOX)
-    inside, go_on, got = threading.Event(), threading.Event(), []
-
-    def hook(point):
-        if point == "close.trimmed":
-            inside.set()
-            go_on.wait(30)
-
-    def again():
-        with xtree.open(path) as tree:
-            got.append(len(tree))
-
-    closer, opener = threading.Thread(target=first.close), threading.Thread(target=again)
-    set_hook(hook)
-    try:
-        closer.start()
-        assert inside.wait(30)
-        opener.start()
-        opener.join(0.2)
-        assert opener.is_alive()
-    finally:
-        go_on.set()
-        set_hook(None)
-    closer.join(30)
-    opener.join(30)
-    assert got == [2]
-
-
-def test_a_thread_in_the_middle_of_opening_never_waits_for_another_one(tmp_path):
-    """Two threads could wait for each other: one is told so at once."""
-    paths = [tmp_path / "a", tmp_path / "b"]
-    for path in paths:
-        xtree.open(path, dims=2).close()
-    meet = threading.Barrier(2)
-    for path in paths:  # a clean open reads nothing, and calls nothing
-        child = os.fork()
-        if not child:
-            tree = xtree.open(path)
-            tree.insert(1, BOX)
-            os.kill(os.getpid(), signal.SIGKILL)
-        os.waitpid(child, 0)
-    called = []
-
-    def once(mine, its):
-        inner = threading.local()
-
-        def progress(done, total):
-            if not getattr(inner, "done", False):
-                inner.done = True
-                meet.wait(30)
-                try:
-                    xtree.open(its).close()
-                    called.append("opened")
-                except xtree.TransactionError:
-                    called.append("refused")
-                meet.wait(30)
-
-        xtree.open(mine, progress=progress).close()
-
-    threads = [threading.Thread(target=once, args=(paths[i], paths[1 - i]), daemon=True) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    assert called == ["refused", "refused"]
-
-
-def test_an_open_inside_the_same_open_is_refused_and_the_outer_one_goes_on(path):
-    child = os.fork()
-    if not child:
-        tree = xtree.open(path)
-        tree.insert(2, BOX)
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
-    refused = []
-
-    def progress(done, total):
-        with pytest.raises(xtree.TransactionError, match="in the middle of opening"):
-            xtree.open(path)
-        refused.append(done)
-
-    with xtree.open(path, progress=progress) as tree:
-        assert refused and len(tree) == 2
-
-
-def test_an_interrupt_ends_the_wait_for_another_threads_open(path):
-    code = """
-import os, signal, sys, threading, time, xtree
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.durable_store import DurableStore
-inside, go_on = threading.Event(), threading.Event()
-def slow(done, total):
-    inside.set()
-    go_on.wait(60)
-other = threading.Thread(target=lambda: xtree.open(sys.argv[1], progress=slow), daemon=True)
-other.start()
-assert inside.wait(30)
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-started = time.monotonic()
-try:
-    xtree.open(sys.argv[1])
-except KeyboardInterrupt:
-    print("interrupted" if time.monotonic() - started < 20 else "late")
-go_on.set()
-other.join()
-print(len(xtree.open(sys.argv[1])))
-"""
-    child = os.fork()
-    if not child:
-        tree = xtree.open(path)
-        tree.insert(2, BOX)
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=100)
-    assert done.stdout.split() == ["interrupted", "2"], done.stderr
-
-
 def test_failures_in_the_background_are_told_to_every_handle_that_asked(path):
     told = []
 
@@ -694,132 +450,6 @@ def test_handles_that_come_and_go_leave_nothing_behind(path):
         assert tree.runtime.stats()["object_table"]["reserved"] == 0
 
 
-def is_free(path: Path) -> bool:
-    """Whether nobody, in this process either, holds the lock of an index."""
-    try:
-        _, lock = sharing.FileSystem().lock_directory(path, shared=False)
-    except xtree.LockedError:
-        return False
-    lock.release()
-    return True
-
-
-@contextlib.contextmanager
-def interrupted_at(nth: int) -> Iterator[list[str]]:
-    """KeyboardInterrupt before the n-th line or call of the library's; the list names it, if there were so many.
-
-    Not before lines with `with`, which are met again at the end of the block: nothing is interrupted between that and
-    the __exit__ of something compiled.
-    """
-    where: list[str] = []
-    left = nth
-
-    def trace(frame, event, argument):
-        nonlocal left
-        if not frame.f_code.co_filename.startswith(SOURCES) or frame.f_code.co_name == "__del__":
-            return None  # what a finalizer raises is lost
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        if event == "call" or (event == "line" and not line.lstrip().startswith("with ")):
-            left -= 1
-            if left == 0:
-                where.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
-                raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        yield where
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-
-
-@pytest.mark.parametrize("mode", ["a", "r"])
-def test_an_interrupt_before_any_line_of_an_open_leaves_no_lock_behind(path, mode):
-    nth, step = 1, 0
-    while True:
-        tree = None
-        with interrupted_at(nth) as where:
-            tree = xtree.open(path, mode=mode)
-        if not where:
-            tree.close()
-            break
-        assert tree is None, where
-        gc.collect()
-        assert is_free(path), where
-        step = step % 11 + 1
-        nth += step
-    assert nth > 200 and elsewhere(path) == "1"
-
-
-def test_an_interrupt_before_any_line_of_an_open_to_write_beside_a_reader_leaves_it_well(path):
-    nth, step = 1, 0
-    while True:
-        reader, writer = xtree.open(path, mode="r"), None
-        with interrupted_at(nth) as where:
-            writer = xtree.open(path)
-        assert len(reader) == 1, where
-        if where:
-            assert writer is None
-            gc.collect()
-            assert reader._session.share.store is reader._store, where
-            assert reader._store.read_only == reader._store._lock.shared, where
-            if nth % 4 == 0:
-                with xtree.open(path) as again:
-                    again.update(1, BOX, BOX)
-        else:
-            writer.close()
-        reader.close()
-        gc.collect()
-        assert is_free(path), where
-        if not where:
-            break
-        step = step % 13 + 1
-        nth += step
-    assert nth > 200 and elsewhere(path) == "1"
-
-
-def test_a_thread_that_waits_for_another_process_keeps_no_other_thread_waiting(path):
-    code = "import sys, xtree\ntree = xtree.open(sys.argv[1])\nprint('open', flush=True)\nsys.stdin.read()"
-    writer = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert writer.stdout is not None and writer.stdout.readline() == "open\n"
-    got = []
-    waiting = threading.Thread(target=lambda: got.append(xtree.open(path, timeout=None)))
-    waiting.start()
-    try:
-        waiting.join(0.2)
-        for mode in ("a", "r"):
-            with pytest.raises(xtree.LockedError):
-                xtree.open(path, mode=mode)
-    finally:
-        writer.communicate()
-        waiting.join(60)
-    assert len(got[0]) == 1
-    got[0].close()
-
-
-def test_two_paths_to_one_directory_never_lead_to_two_stores_that_write(path):
-    """As with a directory that is mounted twice: another thread is in the middle of opening it by the other path."""
-    reader = xtree.open(path, mode="r")
-    share = reader._session.share
-    told = []
-
-    def open_slowly(store, on_error):
-        with pytest.raises(xtree.LockedError, match="another thread is opening"):
-            share.make_writable(told.append)
-        return None
-
-    assert share.make_writable(open_slowly) is False and told == []
-    with xtree.open(path) as writer:
-        assert share.make_writable(told.append) is True and told == []
-        writer.insert(2, BOX)
-        assert len(reader) == 2
-    reader.close()
-
-
 def test_a_copy_with_linked_files_is_not_taken_for_the_original(path, tmp_path):
     shutil.copytree(path, tmp_path / "copy", copy_function=os.link)
     with xtree.open(path) as tree:
@@ -827,51 +457,6 @@ def test_a_copy_with_linked_files_is_not_taken_for_the_original(path, tmp_path):
             with pytest.raises(xtree.LockedError, match="its lock file is a link to that of"):
                 xtree.open(tmp_path / "copy", mode=mode, dims=2)
         tree.insert(2, BOX)
-
-
-def test_processes_that_all_want_to_write_keep_their_readers(path):
-    code = """
-import sys, xtree
-reader = xtree.open(sys.argv[1], mode="r")
-print("open", flush=True)
-sys.stdin.readline()
-try:
-    xtree.open(sys.argv[1], timeout=1.5)
-    print("got it", flush=True)
-except xtree.LockedError:
-    print("refused", len(reader), flush=True)
-sys.stdin.readline()
-"""
-    command = [sys.executable, "-c", code, str(path)]
-    readers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]  # fmt: skip
-    try:
-        for reader in readers:
-            assert reader.stdout.readline() == "open\n"
-        for reader in readers:
-            reader.stdin.write("go\n")
-            reader.stdin.flush()
-        assert [reader.stdout.readline() for reader in readers] == ["refused 1\n"] * 3
-    finally:
-        for reader in readers:
-            reader.communicate()
-    assert elsewhere(path) == "1"
-
-
-def test_a_failed_open_to_write_gives_the_reader_its_lock_back_or_closes_it(path, monkeypatch):
-    reader = xtree.open(path, mode="r")
-    with monkeypatch.context() as patch:
-        patch.setattr("xtree.persistence.runtime.recover", lambda *args: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            xtree.open(path)
-        assert len(reader) == 1 and "reads it" in elsewhere(path)
-        patch.setattr(xtree.persistence.lock_file.Lock, "make_shared", lambda lock: False)
-        with pytest.raises(ZeroDivisionError):
-            xtree.open(path)
-    with pytest.raises(xtree.ClosedError):
-        len(reader)
-    assert elsewhere(path) == "1"
 
 
 def test_a_failed_store_is_still_read_by_who_opens_it_to_read(path):
@@ -901,44 +486,3 @@ def test_closing_a_tree_of_a_runtime_ends_its_own_transactions_and_snapshots(pat
         runtime.tree("default").insert(6, BOX)
         its.__exit__(None, None, None)
         assert len(other) == 1 and len(runtime.tree("default")) == 2
-
-
-def test_a_handle_shows_itself_at_any_moment_of_its_close(path):
-    for of in (xtree.open, xtree.Runtime):
-        handle = of(path)
-        stop, wrong = threading.Event(), []
-
-        def show(handle=handle, stop=stop, wrong=wrong):
-            while not stop.is_set():
-                try:
-                    repr(handle), handle._repr_html_()
-                except BaseException as error:
-                    wrong.append(error)
-
-        thread = threading.Thread(target=show)
-        thread.start()
-        handle.close()
-        stop.set()
-        thread.join()
-        assert not wrong
-
-
-def test_a_check_beside_one_that_opens_to_write_finds_nothing_wrong(path):
-    reader = xtree.open(path, mode="r")
-    checked = DurableStore.check
-    writers = []
-
-    def check_late(store):
-        if not writers:
-            writers.append(xtree.open(path))
-            writers[0].insert(2, BOX)
-            writers[0].runtime.checkpoint()
-            writers[0].insert(3, BOX)
-            writers[0].runtime.checkpoint()
-        return checked(store)
-
-    with mock.patch.object(DurableStore, "check", check_late):
-        reader.check()
-        reader.runtime.check()
-    writers[0].close()
-    reader.close()

@@ -19,6 +19,7 @@ from xtree.persistence.creation import Creation
 from xtree.persistence.delta import deltas_of, touched_windows
 from xtree.persistence.file_check import Flaw, file_flaws
 from xtree.persistence.file_header import HEADER_BYTES
+from xtree.persistence.fork_hooks import watch_forks
 from xtree.persistence.lock_file import Lock
 from xtree.persistence.lock_ranks import REBUILDING, RankedLock, require_nothing_held
 from xtree.persistence.metrics import Latency
@@ -59,6 +60,7 @@ class DurableStore(Store):
             journal.directory,
             read_only,
         )
+        watch_forks(self)
         self._recycler = Recycler(self.windows, self.flights)
         self.windows.set_recycler(self._recycler)
         self._first_epoch = recovered.following_epoch  # behind a gap, after an unclean end

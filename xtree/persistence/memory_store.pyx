@@ -9,6 +9,7 @@ from xtree.persistence.store cimport Store
 from xtree.persistence.write_set cimport WriteSet
 
 from xtree.persistence.catalog import Catalog
+from xtree.persistence.fork_hooks import watch_forks
 from xtree.persistence.memory_growth import MemoryGrowth
 from xtree.persistence.mmap_windows import Windows
 from xtree.persistence.segment_allocator import SegmentAllocator
@@ -22,6 +23,7 @@ class MemoryStore(Store):
         allocator = SegmentAllocator(MemoryGrowth(windows))
         self._set_up(ObjectTable() if table is None else table, Epochs(), windows, allocator, 0, Catalog(), None, False)
         self._commit_lock = RankedLock(TURN)
+        watch_forks(self)
 
     def _commit(self, WriteSet write_set, dict changes, on_queued):
         cdef RankedLock lock = self._commit_lock

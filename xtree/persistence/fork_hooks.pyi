@@ -1,0 +1,3 @@
+from xtree.persistence.store import Store
+
+def watch_forks(store: Store) -> None: ...
