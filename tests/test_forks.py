@@ -21,6 +21,8 @@ from handles import BOX, make
 from stack_writer import PageStack, StackState
 
 import xtree
+from xtree.persistence import sharing
+from xtree.persistence.session import share_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -577,6 +579,8 @@ def test_a_lock_of_the_programs_that_is_held_around_writes_may_be_taken_before_f
     code = """
 import os, threading
 import xtree
+from xtree.persistence import sharing
+from xtree.persistence.session import share_of
 lock = threading.Lock()
 os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 tree = xtree.XTree(2)
@@ -603,3 +607,22 @@ tree.check()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_handle_closed_while_it_is_reopened_in_a_child_stays_closed_and_keeps_nothing_open(path, monkeypatch):
+    reader = xtree.open(path, mode="r")
+
+    def child():
+        opened = sharing.open_store
+
+        def close_meanwhile(*arguments, **settings):
+            reader.close()
+            return opened(*arguments, **settings)
+
+        monkeypatch.setattr(sharing, "open_store", close_meanwhile)
+        with pytest.raises(xtree.ClosedError):
+            len(reader)
+        assert reader.closed and share_of(sharing.FileSystem().lock_identity(str(path))) is None
+
+    in_child(child)
+    reader.close()

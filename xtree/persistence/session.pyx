@@ -245,10 +245,16 @@ cdef class SharedStore:
             shares[self.identity] = self
             self.locks = inherited_locks.get(self.identity)
         store.shared = self
-        self.join(session)
+        try:
+            self.join(session)
+        except BaseException:
+            self.close()
+            raise
 
     def join(self, Session session not None):
-        """One more session uses it; False when it has ended."""
+        """One more session uses it; False when it has ended. Raises ClosedError for a session that was closed."""
+        if session.closed:
+            raise ClosedError(f"the index {session.path} is closed")
         if self.ended:
             return False
         session.share = self
@@ -285,8 +291,10 @@ cdef class SharedStore:
         self.former.append(PyWeakref_NewRef(former, None))
 
         def end():
-            former.close()
-            pin.release()
+            try:
+                former.close()
+            finally:
+                pin.release()
 
         former.when_unused(end)
         return True
@@ -296,7 +304,6 @@ cdef class SharedStore:
         self.sessions.discard(session)
         if self.sessions:
             return
-        self.ended = True
         try:
             self.close()
         except BaseException:
@@ -311,12 +318,14 @@ cdef class SharedStore:
         """Closes the store, whoever uses it. A second thread waits for the first."""
         cdef Store former
         self.ended = True
-        for reference in list(self.former):
-            former = reference()
-            if former is not None:
-                former.close()
-        if self.store is not None:
-            self.store.close()
+        try:
+            for reference in list(self.former):
+                former = reference()
+                if former is not None:
+                    former.close()
+        finally:
+            if self.store is not None:
+                self.store.close()
 
     def forget(self):
         """The lock of its directory is about to be given back."""
