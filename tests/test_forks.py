@@ -147,6 +147,33 @@ def test_a_tree_in_memory_can_be_written_whichever_thread_was_committing():
     use_all(tree, 3000)
 
 
+def test_trees_are_whole_in_the_child_though_other_threads_were_taking_and_giving_back_pages():
+    trees = [xtree.XTree.from_points(ROWS[:500]) for _ in range(3)]
+    mine = threading.local()
+
+    def load():
+        if not hasattr(mine, "tree"):
+            mine.tree = trees.pop()
+            kept.append(mine.tree)
+        with contextlib.suppress(ZeroDivisionError), mine.tree.transaction() as tx:
+            tx.insert_many(np.arange(3000), ROWS)
+            raise ZeroDivisionError  # all of its pages go back
+
+    def child():
+        for tree in kept:
+            tree.insert_many(np.arange(3000), ROWS)
+            tree.check()
+            assert len(tree) == 3500
+            tree._store.check()
+
+    kept = []
+    with beside(load):
+        while len(kept) < 3:
+            time.sleep(0.001)
+        for _ in range(150):
+            in_child(child)
+
+
 def test_trees_that_other_threads_make_and_forget_are_whole_in_the_child():
     kept = [xtree.XTree.from_points(ROWS[:200]) for _ in range(50)]
 
@@ -223,6 +250,7 @@ def test_a_transaction_that_was_open_is_the_parents(kind, path):
                     use()
             tx.abort()
             if kind == "memory":
+                assert tree._store.stats()["epochs"]["pins"] == 0
                 tree.insert(7, BOX)
                 tree.check()
                 assert len(tree) == records + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import linecache
+import os
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 from handles import BOX, elsewhere, held_elsewhere, leave_unclean, make
 
 import xtree
-from xtree.persistence import sharing
+from xtree.persistence import lock_file, sharing
 from xtree.persistence.crash_points import set_hook
 from xtree.persistence.durable_store import DurableStore
 
@@ -334,6 +335,19 @@ def test_two_paths_to_one_directory_never_lead_to_two_stores_that_write(path):
         writer.insert(2, BOX)
         assert len(reader) == 2
     reader.close()
+
+
+@pytest.mark.skipif(not lock_file.BYTE_LOCKS, reason="needs locks of bytes that belong to open files")
+def test_a_lock_is_not_let_go_to_try_for_more_while_another_process_tries(path):
+    _, lock = sharing.FileSystem().lock_directory(path, shared=True)
+    other = os.open(path / "LOCK", os.O_RDWR)
+    assert lock_file._lock_byte(other, True)
+    assert not lock.make_exclusive() and lock.shared
+    assert lock_file._lock_byte(other, False)
+    assert lock.make_exclusive() and not lock.shared
+    assert lock.make_shared() and lock.shared
+    lock.release()
+    os.close(other)
 
 
 def test_processes_that_all_want_to_write_keep_their_readers(path):

@@ -48,6 +48,8 @@ def open_session(
 ) -> None:
     """Gives a new session the store of its directory: the one that this process has open, or one of `open_store`.
 
+    Whoever called it closes the session, also when this fails: it may have joined others.
+
     config, durability: None for those in force. Waits for another thread that is opening it, but not for one that waits
     for another process. Raises what open_store does, ValueError for a config or durability other than those in force,
     and TransactionError where it would wait for itself.
@@ -84,13 +86,7 @@ def _joined(
         return False
     if mode == "r" or not share.store.read_only:
         return True
-    made = False
-    try:
-        made = share.make_writable(partial(open_for_writing, config=settings, progress=progress))
-    finally:
-        if not made:
-            share.leave(session)
-    return made
+    return share.make_writable(partial(open_for_writing, config=settings, progress=progress))
 
 
 def _share_at(path: str, mode: str) -> SharedStore | None:

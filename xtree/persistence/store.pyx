@@ -421,7 +421,6 @@ cdef class Store:
         if begun:
             self.table.let_claims_go()
         self.epochs.forget_other_threads()
-        self.flights.forget_other_threads()
         return 0
 
     # What a durable store does differently.
