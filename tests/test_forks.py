@@ -196,11 +196,13 @@ def test_trees_that_other_threads_make_and_forget_are_whole_in_the_child():
 
 def test_snapshots_stay_valid_in_the_child_and_keep_their_pages():
     tree = xtree.XTree.from_points(ROWS)
-    snapshot = tree.snapshot()
     taken = []
     thread = threading.Thread(target=lambda: taken.append(tree.snapshot()))  # by one that isn't there in the child
     thread.start()
     thread.join()
+    tree.delete_many(np.arange(1000), ROWS[:1000])
+    tree.insert_many(np.arange(1000), ROWS[:1000])
+    snapshot = tree.snapshot()
     tree.delete_many(np.arange(1000), ROWS[:1000])
 
     def child():
@@ -337,6 +339,52 @@ def test_a_fork_in_the_middle_of_a_durable_load_changes_nothing_of_the_parents(t
         assert len(again) == 103_000
 
 
+def test_a_child_that_goes_on_in_the_middle_of_a_load_writes_to_no_file_of_the_parents(tmp_path):
+    """Its parent gives up, and puts other pages where the child believes its own to be."""
+    tree = xtree.open(tmp_path / "index", dims=2)
+    mine, pids = os.getpid(), []
+    (said, say), rows = os.pipe(), np.random.default_rng(1).random((100_000, 2))
+
+    def progress(done, total):
+        if not pids and done > total // 3:
+            pids.append(os.fork())
+            if pids[0]:
+                raise ZeroDivisionError
+            os.read(said, 1)
+
+    try:
+        with contextlib.suppress(ZeroDivisionError):
+            tree.bulk_load(np.arange(100_000), rows, progress)
+    finally:
+        if os.getpid() != mine:
+            os._exit(3)
+    tree.bulk_load(np.arange(100_000), 1.0 - rows)
+    os.write(say, b"x")
+    assert os.waitpid(pids[0], 0)[1] != 0
+    os.close(said)
+    os.close(say)
+    tree.close()
+    with xtree.open(tmp_path / "index") as again:
+        again.check()
+        assert len(again) == 100_000
+
+
+def test_a_file_of_the_parents_is_not_used_in_the_child(tmp_path):
+    with contextlib.closing(sharing.FileSystem().open(tmp_path / "file", "create")) as file:
+        file.pwrite(b"parent", 0)
+
+        def child():
+            for use in (
+                lambda: file.pwrite(b"child", 0), lambda: file.pread(6, 0), lambda: file.truncate(0), file.sync,
+                lambda: file.pwritev([b"child"], 0), lambda: file.reserve(100), file.size,
+            ):  # fmt: skip
+                with pytest.raises(xtree.ClosedError, match="before a fork"):
+                    use()
+
+        in_child(child)
+        assert file.pread(6, 0) == b"parent"
+
+
 def test_a_fork_by_the_garbage_collector_in_the_middle_of_a_commit_is_survived():
     code = """
 import gc, os, sys, numpy as np, xtree
@@ -373,6 +421,23 @@ for i in range(60):
     tree.insert(i, rows[i])
     with tree.transaction() as tx:
         tx.insert(i, rows[i])
+    Forks()
+    pid = os.fork()         # and in the middle of a fork
+    if pid == 0:
+        gc.disable()
+        code = 1
+        try:
+            for one in (tree, other):
+                try:
+                    one.insert(1, rows[0])
+                    one.check()
+                except xtree.ClosedError:
+                    pass
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    other.delete(-1, rows[0])   # which waits for nobody
 gc.set_threshold(700)
 assert len(tree) == 120 and len(other) == 200 and forked > 20, forked
 tree.check()
