@@ -318,6 +318,24 @@ def test_a_thread_that_waits_for_another_process_keeps_no_other_thread_waiting(p
     got[0].close()
 
 
+def test_one_that_waits_to_make_a_new_index_makes_it_when_another_process_gives_up(tmp_path):
+    path = tmp_path / "index"
+    path.mkdir()
+    _, lock = sharing.FileSystem().lock_directory(path, shared=False)
+    with pytest.raises(FileExistsError, match="is being made there"):
+        xtree.open(path, dims=2, mode="x")
+    made = []
+    thread = threading.Thread(target=lambda: made.append(xtree.open(path, dims=2, mode="x", timeout=60)))
+    thread.start()
+    thread.join(0.2)
+    assert not made
+    lock.release()
+    thread.join(60)
+    made[0].insert(1, BOX)
+    made[0].close()
+    assert elsewhere(path) == "1"
+
+
 def test_two_paths_to_one_directory_never_lead_to_two_stores_that_write(path):
     """As with a directory that is mounted twice: another thread is in the middle of opening it by the other path."""
     reader = xtree.open(path, mode="r")

@@ -63,8 +63,9 @@ def open_session(
                 while not _joined(session, mode, config, durability, progress):
                     pass
             return
-        except LockedError:
-            if deadline is not None and time.monotonic() >= deadline:
+        except (LockedError, FileExistsError) as error:
+            locked = error if isinstance(error, LockedError) else error.__cause__  # of one that is being made
+            if not isinstance(locked, LockedError) or (deadline is not None and time.monotonic() >= deadline):
                 raise
         time.sleep(POLL_S)  # while others have their turn
 
