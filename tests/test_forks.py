@@ -567,9 +567,15 @@ snapshot = tree.snapshot()
 tx = tree.transaction()
 tx.__enter__()
 tx.insert(9, [0, 0, 1, 1])
+forgotten = memory.transaction()
+forgotten.__enter__()
+forgotten.insert(9, [0, 0])
 pid = os.fork()
 if pid == 0:
     memory.insert(1, [0, 0])
+    del forgotten
+    memory.insert(1, [0, 0])
+    assert len(memory) == 2
     sys.exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 tx.commit()
