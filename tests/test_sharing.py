@@ -96,6 +96,13 @@ def test_a_closed_handle_is_closed_though_others_go_on(path):
         with pytest.raises(xtree.ClosedError):
             use()
     assert "closed" in repr(one) and "closed" in repr(runtime) and "closed" in repr(snapshot)
+    third = xtree.Runtime(path)
+    tree = third.tree("default")
+    third.close()
+    for use in (lambda: tree.epoch, tree.__enter__, lambda: len(tree), tree.check, tree.transaction().__enter__):
+        with pytest.raises(xtree.ClosedError):
+            use()
+    assert tree.closed
     assert len(other) == 1 and not other.closed
     other.close()
 
