@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from handles import BOX
 from stack_writer import StackState
 
 import xtree
+from xtree.persistence.platform_fs import FileSystem
 
 ROWS = np.random.default_rng(1).random((3000, 2))
 WAYS = {"pickle": lambda it: pickle.loads(pickle.dumps(it)), "deepcopy": copy.deepcopy, "copy": copy.copy}
@@ -91,8 +93,10 @@ def test_a_tree_made_anew_with_other_dims_is_not_taken_for_the_one_pickled(path)
         sent = pickle.dumps(runtime.tree("roads"))
         runtime.drop("roads")
         runtime.tree("roads", 2)
-    with pytest.raises(xtree.DimensionError):
-        pickle.loads(sent)
+    made = pickle.loads(sent)
+    with pytest.raises(xtree.ClosedError, match="dropped, and made anew with 2"):
+        made.count([0, 0, 0])
+    made.runtime.close()
 
 
 def test_inside_a_transaction_it_is_the_last_commit():
@@ -143,7 +147,7 @@ def test_a_durable_tree_arrives_by_its_path_and_reads_the_newest_commit(path, tm
 
 def test_beside_a_writer_it_says_why_it_cannot_be_opened(path):
     with xtree.open(path) as tree:
-        said = elsewhere(tree, "")
+        said = elsewhere(tree, "len(it)")
         assert "LockedError" in said and "no other process writes to it" in said and str(os.getpid()) in said
 
 
@@ -153,15 +157,17 @@ def test_another_index_an_older_copy_or_none_at_its_path_is_told(path, tmp_path)
         tree.insert(3, BOX)
         sent = pickle.dumps(tree)
     shutil.rmtree(path)
+    made = pickle.loads(sent)
     with pytest.raises(FileNotFoundError):
-        pickle.loads(sent)
+        len(made)
     xtree.open(path, dims=2).close()
     with pytest.raises(ValueError, match="found another one in its place"):
-        pickle.loads(sent)
+        made.query(BOX)
+    assert made.closed
     shutil.rmtree(path)
     (tmp_path / "copy").rename(path)
     with pytest.raises(ValueError, match="an older copy of the index"):
-        pickle.loads(sent)
+        pickle.loads(sent).snapshot()
     with xtree.open(path) as tree:  # none of these holds it
         assert len(tree) == 1
 
@@ -173,8 +179,12 @@ def test_a_snapshot_of_a_durable_tree_arrives_at_its_epoch_or_not_at_all(path):
         tree.insert(3, BOX)
         assert len(made) == 1
         sent = pickle.dumps(snapshot)
-        with pytest.raises(ValueError, match=f"of epoch {snapshot.epoch}, which is gone: the index is at {tree.epoch}"):
-            pickle.loads(sent)
+        late = pickle.loads(sent)
+        assert str(snapshot.epoch) in repr(late) and "epoch" in late._repr_html_()
+        with pytest.raises(ValueError, match=f"of epoch {snapshot.epoch}, which is gone: .* is at {tree.epoch}"):
+            len(late)
+        with pytest.raises(xtree.ClosedError):
+            len(late)
         made.close()
     with pytest.raises(xtree.ClosedError):
         pickle.dumps(snapshot)
@@ -213,6 +223,75 @@ def test_processes_of_every_kind_take_trees(method, path):
     with xtree.open(path, mode="r") as durable, multiprocessing.get_context(method).Pool(2) as pool:
         asked = [(memory, [0, 0, 0.5, 0.5]), (durable, BOX), (memory.snapshot(), BOX)]
         assert pool.starmap(count_in, asked) == [memory.count([0, 0, 0.5, 0.5]), 1, 3000]
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_pool_is_told_why_a_tree_cannot_be_opened_there_and_goes_on(method, path):
+    with xtree.open(path) as tree, multiprocessing.get_context(method).Pool(1) as pool:
+        for asked in (tree, tree.snapshot()):
+            with pytest.raises(xtree.LockedError, match=f"no other process writes to it.*process {os.getpid()}"):
+                pool.apply_async(count_in, (asked, BOX)).get(60)
+        with pytest.raises(xtree.LockedError):
+            pool.apply_async(trees_of, (tree.runtime,)).get(60)
+        assert pool.apply_async(count_in, (xtree.XTree.from_points(ROWS), BOX)).get(60) == 3000
+
+
+def test_a_worker_may_hand_a_durable_tree_back(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        made = pool.apply_async(built_in_worker, (str(tmp_path / "index"),)).get(60)
+    with made:
+        assert len(made) == 3000 and made.runtime.trees() == ["default"]
+
+
+def test_an_executor_is_told_too(path):
+    with xtree.open(path) as tree, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        with pytest.raises(xtree.LockedError):
+            executor.submit(count_in, tree, BOX).result(60)
+        assert executor.submit(count_in, xtree.XTree.from_points(ROWS), BOX).result(60) == 3000
+
+
+def test_one_that_arrives_is_shown_closed_and_dropped_like_any_other(path):
+    with xtree.Runtime(path) as runtime:
+        sent = pickle.dumps([runtime, runtime.tree("default"), runtime.tree("default").snapshot()])
+        for it in pickle.loads(sent):
+            assert "closed" not in repr(it) and it._repr_html_()
+            it.close()
+            assert "closed" in repr(it)
+        made, tree, snapshot = pickle.loads(sent)
+        assert not made.closed and not tree.closed and tree.name == "default" and tree.runtime.path == str(path)
+        for use in (lambda: tree.insert(1, BOX), lambda: made.tree("new", 2), made.checkpoint):
+            with pytest.raises(xtree.ReadOnlyError, match="was pickled"):
+                use()
+        assert len(snapshot) == len(tree) == 1 and made.trees() == ["default", "roads"]
+        assert made.tree("default") is made.tree("default")
+        tree.label = "kept"
+        assert copy.copy(tree).label == "kept"
+        runtime.drop("default")
+        for use in (lambda: tree.count(BOX), lambda: len(tree)):
+            with pytest.raises(xtree.ClosedError, match="dropped"):
+                use()
+        assert tree.closed and len(snapshot) == 1
+
+
+def test_a_snapshot_that_came_too_late_keeps_nothing_open(path):
+    with xtree.Runtime(path) as runtime:
+        sent = pickle.dumps(runtime.tree("roads").snapshot())
+        runtime.tree("default").insert(2, BOX)
+    late = pickle.loads(sent)
+    with pytest.raises(ValueError, match="which is gone"):
+        len(late)
+    _, lock = FileSystem().lock_directory(path, shared=False)
+    lock.release()
+
+
+def built_in_worker(path: str) -> xtree.XTree:
+    global built
+    built = xtree.XTree.from_points(ROWS, path=path)
+    return built
+
+
+def trees_of(runtime: xtree.Runtime) -> list[str]:
+    return runtime.trees()
 
 
 def test_joblib_takes_trees(path):

@@ -9,6 +9,8 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -392,6 +394,17 @@ def test_a_store_that_failed_is_opened_anew_by_opening_it_once_more(path):
         for handle in (failed, reader):
             with pytest.raises(xtree.ClosedError):
                 len(handle)
+    assert elsewhere(path) == "2"
+
+
+def test_what_is_registered_to_run_at_the_end_of_the_process_finds_its_tree_open(path):
+    code = """
+import atexit, sys, xtree
+atexit.register(lambda: tree.insert(2, [0, 0, 1, 1]))
+tree = xtree.open(sys.argv[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
     assert elsewhere(path) == "2"
 
 

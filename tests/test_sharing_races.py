@@ -114,6 +114,48 @@ def test_threads_that_open_a_directory_at_once_share_what_one_of_them_opens(tmp_
             break
 
 
+def test_threads_that_open_and_close_over_and_over_meet_no_lock_of_their_own(path):
+    wrong, stop = [], threading.Event()
+
+    def work():
+        try:
+            while not stop.is_set():
+                with xtree.open(path, mode="r+") as tree:
+                    assert tree.dims == 2
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        stop.wait(1.5)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(before)
+    assert not wrong, wrong[0]
+
+
+def test_opening_inside_a_call_that_keeps_the_index_open_does_not_wait_for_its_end(path):
+    tree = xtree.open(path)
+    refused = []
+
+    def progress(done, total):
+        tree.close()
+        if not refused:
+            with pytest.raises(xtree.TransactionError, match="in the middle of one of its own calls"):
+                xtree.open(path, timeout=None)
+            refused.append(done)
+
+    with pytest.raises(xtree.ClosedError):
+        tree.bulk_load(np.arange(50_000), np.random.default_rng(1).random((50_000, 2)), progress)
+    assert refused and elsewhere(path) == "1"
+
+
 def test_opening_waits_for_the_close_that_is_under_way(path):
     first = xtree.open(path)
     first.insert(2, BOX)

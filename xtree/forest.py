@@ -29,8 +29,12 @@ class Forest:
     def __init__(self, session: Session, config: Config | None = None) -> None:
         self.session = session
         self._config = config  # for new trees; None: that of the store
-        share = session.share
-        self._locks = WriterLocks() if share is None else share.locks_made_by(WriterLocks)
+        self._own_locks = WriterLocks()  # in memory
+
+    @property
+    def _locks(self) -> WriterLocks:
+        share = self.session.share
+        return self._own_locks if share is None else share.locks_made_by(WriterLocks)
 
     def names(self) -> list[str]:
         """The names of all trees, sorted. Raises ClosedError."""

@@ -229,7 +229,7 @@ class Runtime:
         if self.closed:
             return f"Runtime({self.path!r}, closed=True)"
         mode = ", mode='r'" if self._session.read_only else ""
-        trees = "" if self._session.is_forked else f", trees={len(self._session.store.published.catalog)}"
+        trees = "" if self._session.is_away else f", trees={len(self._session.store.published.catalog)}"
         return f"Runtime({self.path!r}{mode}{trees})"
 
     def _repr_html_(self) -> str:
@@ -237,7 +237,7 @@ class Runtime:
         store = self._session.store
         if self.closed:
             summary["closed"] = True
-        elif self._session.is_forked or not isinstance(store, DurableStore):
+        elif self._session.is_away or not isinstance(store, DurableStore):
             summary["mode"] = "r"
         else:
             names = sorted(entry.name for entry in store.published.catalog)
@@ -250,6 +250,15 @@ class Runtime:
         from xtree.pickling import runtime_at  # which itself is made of runtimes
 
         return runtime_at, (self._place(),)
+
+    @classmethod
+    def _arriving(cls, session: Session) -> Runtime:
+        """One that came in a pickle: it is opened when it is used."""
+        runtime = cls.__new__(cls)
+        runtime._session = session
+        runtime._finalizer = weakref.finalize(runtime, Session.let_go, session)
+        runtime._forest = Forest(session)
+        return runtime
 
     def _place(self) -> tuple[str, bytes, int]:
         """What a pickled handle takes along: path, UUID and epoch. Raises ClosedError."""
@@ -276,6 +285,11 @@ class Runtime:
             made._attach(self._session, lock, self, owner)
             if lock.set_handle(made, handle) is made:
                 return made
+
+
+# The first finalizer has handles closed at the end of the process: whoever registers with atexit after the import of
+# this module comes before that.
+weakref.finalize(Runtime, int)
 
 
 def open(

@@ -25,10 +25,11 @@ class Snapshot(Reader):
     or use it as a context manager. Raises ClosedError once it, its tree or its index is closed.
     """
 
-    __slots__ = ("__weakref__", "_dims", "_shown")
+    __slots__ = ("__weakref__", "_awaited", "_dims", "_shown")
 
     def __init__(self, tree: XTree, pin: Pin, state: TreeState) -> None:
         self._dims = state.dims
+        self._awaited: tuple[XTree, int] | None = None  # of one that came in a pickle and wasn't used: tree and epoch
         self._shown: tuple[XTree, Pin, TreeState] | None = (tree, pin, state)  # None once it is closed
         tree._session.note_user(self)
         if tree._view.handle_is_closed:
@@ -37,6 +38,7 @@ class Snapshot(Reader):
     def close(self) -> None:
         """Lets the epoch go, once calls that are running have ended. Idempotent."""
         # Running calls hold the pin too; the last one to forget it releases it.
+        self._awaited = None
         shown, self._shown = self._shown, None
         if shown is not None:
             shown[0]._session.forget_user(self)
@@ -61,7 +63,9 @@ class Snapshot(Reader):
         self.close()
 
     def __repr__(self) -> str:
-        shown = self._shown
+        shown, awaited = self._shown, self._awaited
+        if shown is None and awaited is not None:
+            return f"<Snapshot of {awaited[0]!r} at epoch {awaited[1]}>"
         if shown is None:
             return "<Snapshot, closed>"
         tree, pin, state = shown
@@ -75,7 +79,9 @@ class Snapshot(Reader):
         if shown is not None:
             tree, pin, state = shown
             summary |= {"records": state.count, "height": state.height, "bounds": state.bounds}
-        if shown is None or _is_closed(tree, pin):
+        if shown is None and self._awaited is not None:
+            summary["epoch"] = self._awaited[1]
+        elif shown is None or _is_closed(tree, pin):
             summary["closed"] = True
         else:
             summary["epoch"] = pin.epoch
@@ -102,7 +108,32 @@ class Snapshot(Reader):
     def _epoch(self) -> int:
         return self._open()[0].epoch
 
+    @classmethod
+    def _arriving(cls, tree: XTree, epoch: int) -> Snapshot:
+        """One that came in a pickle: it is taken when it is used."""
+        snapshot = cls.__new__(cls)
+        snapshot._dims = tree._dims
+        snapshot._shown = None
+        snapshot._awaited = (tree, epoch)
+        return snapshot
+
+    def _arrive(self, tree: XTree, epoch: int) -> None:
+        taken = tree.snapshot()
+        if taken.epoch != epoch:
+            found = taken.epoch
+            self._awaited = None
+            if tree.runtime is not None:
+                tree.runtime.close()
+            raise ValueError(f"the snapshot was of epoch {epoch}, which is gone: {tree!r} is at {found}")
+        self._shown, taken._shown = taken._shown, None
+        self._awaited = None
+        tree._session.forget_user(taken)
+        tree._session.note_user(self)
+
     def _open(self) -> tuple[Pin, TreeState]:
+        awaited = self._awaited
+        if awaited is not None:
+            self._arrive(*awaited)
         shown = self._shown
         if shown is None:
             raise ClosedError("the snapshot is closed")

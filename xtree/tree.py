@@ -235,22 +235,24 @@ class XTree(Writer):
         from xtree.pickling import tree_at, tree_of  # which themselves are made of trees
 
         self._view.require_open()
+        own = {name: value for name, value in vars(self).items() if name not in XTree.__annotations__} or None
         if self._runtime is not None:
-            return tree_at, (self._runtime._place(), self.name, self._dims, self._owner)
-        own = {name: value for name, value in vars(self).items() if name not in XTree.__annotations__}  # a subclass's
-        return tree_of, (type(self), self._dims, self._read(_parameters_of), *self.items()), own or None
+            return tree_at, (self._runtime._place(), self.name, self._dims, self._owner), own
+        return tree_of, (type(self), self._dims, self._read(_parameters_of), *self.items()), own
 
     @property
     def _store(self) -> Store:
         return self._session.current()
 
-    def _attach(self, session: Session, lock: WriterLock, runtime: Runtime | None, owner: bool) -> None:
-        """Fills the handle in."""
+    def _attach(
+        self, session: Session, lock: WriterLock, runtime: Runtime | None, owner: bool, dims: int = 0
+    ) -> None:
+        """Fills the handle in. dims: of one that arrives in a pickle."""
         self._session = session
         self._lock = lock
         self._runtime = runtime
         self._owner = owner
-        self._view = TreeView(session, lock)
+        self._view = TreeView(session, lock, dims)
         self._dims = self._view.dims
 
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -268,7 +270,7 @@ class XTree(Writer):
         summary: dict[str, Any] = {"dims": self._dims}
         if self.closed:
             summary["closed"] = True
-        elif not self._session.is_forked:
+        elif not self._session.is_away:
             published = self._session.store.published
             entry = published.catalog.get(self._lock.name)
             if entry is not None:

@@ -16,6 +16,7 @@ from xtree.walk cimport AROUND, INSIDE, INTERSECTS, Predicate
 
 from xtree.errors import ClosedError
 from xtree.roots import state_of
+from xtree.write_scope import WriterLocks
 
 
 cdef inline bint _read_predicate(object name, Predicate *predicate):
@@ -60,14 +61,19 @@ cdef class TreeView:
     cdef readonly Session session
     cdef readonly int dims
     cdef object lock                # the tree's WriterLock, which says whether it was dropped
+    cdef bint arriving              # in a pickle: the store has another one, once it is open
     cdef bint closed
     cdef Seen seen                  # what the last call has found; replaced whole
 
-    def __init__(self, Session session not None, lock not None):
+    def __init__(self, Session session not None, lock not None, int dims=0):
+        """dims: of a tree that arrives in a pickle, which is looked at when it is used; 0: looks at once."""
         self.session = session
         self.lock = lock
         self.seen = NOTHING
-        self.run(self._note_dims)
+        self.dims = dims
+        self.arriving = dims > 0
+        if not self.arriving:
+            self.run(self._note_dims)
 
     def run(self, function, *arguments):
         """function(store, state, *arguments), with the state pinned meanwhile. Raises ClosedError."""
@@ -116,6 +122,9 @@ cdef class TreeView:
 
     def state_at(self, Published published not None):
         """The tree's state at an epoch that is pinned. Raises ClosedError."""
+        if self.arriving and self.session.share is not None:
+            self.lock = self.session.share.locks_made_by(WriterLocks).of(self.lock.name)
+            self.arriving = False
         self.require_open()
         entry = published.catalog.get(self.lock.name)
         if entry is None:

@@ -231,13 +231,15 @@ class DurableStore(Store):
         finally:
             self.windows.unmap_all()
             self._journal.close()
-            if self.shared is not None:
-                self.shared.forget()
-                self.shared = None
-            if self._discarded and self.creation is not None:
-                self.creation.undo()
-            if self._lock is not None:
-                self._lock.release()
+            try:
+                if self._discarded and self.creation is not None:
+                    self.creation.undo()
+                if self._lock is not None:
+                    self._lock.release()
+            finally:
+                if self.shared is not None:  # until then others find it, and wait for the end of this close
+                    self.shared.forget()
+                    self.shared = None
 
     def _abandon_leader(self) -> None:
         """Ends the leader of a poisoned store, which writes nothing any more."""

@@ -81,11 +81,11 @@ class OpenDirectory(str):
         return self.is_at(self)
 
     def is_at(self, path: str) -> bool:
-        """Whether a path leads to this directory."""
-        fd = self.fileno()
+        """Whether a path leads to this directory; not to one that is closed."""
         try:
+            fd = self.fileno()
             return fd is None or os.path.samestat(os.fstat(fd), os.stat(path))
-        except OSError:
+        except (OSError, ValueError):
             return False
 
     def close(self) -> None:

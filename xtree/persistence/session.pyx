@@ -13,6 +13,9 @@ from xtree.errors import ClosedError, LockedError, ReadOnlyError, TransactionErr
 from xtree.persistence.catalog import Catalog
 from xtree.persistence.open_directory import DirectoryLostError
 
+cdef Store AWAY = Store.__new__(Store)      # of a session that arrives in a pickle
+AWAY.status = FORKED
+AWAY.published = Published(0, Catalog())
 cdef Store NO_STORE = Store.__new__(Store)
 NO_STORE.status = CLOSED
 NO_STORE.published = Published(0, Catalog())
@@ -114,14 +117,14 @@ cdef class Session:
         """Raises ClosedError, ReadOnlyError or StoreFailedError unless it may write."""
         if not self.closed and self.refusal is not None:
             raise ReadOnlyError(self.refusal)
-        if not self.closed and self.is_forked:
-            raise ReadOnlyError(self._of_the_parent())
+        if not self.closed and self.is_away:
+            raise ReadOnlyError(_of_the_parent(self.path))
         self.use().require_writable()
 
     @property
     def read_only(self):
         """Whether it may not write, as far as that is known without opening anything."""
-        return self.refusal is not None or self.is_forked
+        return self.refusal is not None or self.is_away
 
     @property
     def is_closed(self):
@@ -129,13 +132,13 @@ cdef class Session:
         return self.closed or self.store.status == CLOSED or (self.store.status == FORKED and self.reopen is None)
 
     @property
-    def is_forked(self):
-        """Whether it is a parent process's, and wasn't used in this one yet."""
+    def is_away(self):
+        """Whether it came from another process, by a fork or a pickle, and wasn't used in this one yet."""
         return self.store.status == FORKED and self.reopen is not None
 
     def start_in_child(self):
-        """It is going to be joined anew, to read, by a child of the process that opened it."""
-        self.refusal = self._of_the_parent()
+        """It has come from a parent process: it reads."""
+        self.refusal = _of_the_parent(self.path)
 
     def note_user(self, user not None):
         """Has close() call its `_cut_off()`."""
@@ -213,7 +216,7 @@ cdef class Session:
     cdef Store look_again(self):
         if self.closed:
             raise ClosedError("the index is closed" if self.path is None else f"the index {self.path} is closed")
-        if self.is_forked:
+        if self.is_away:
             self.reopen(self)
         return self.store
 
@@ -224,9 +227,15 @@ cdef class Session:
     cdef void forget(self, user) noexcept:
         self.users.pop(<size_t><void *>user, None)
 
-    def _of_the_parent(self):
-        return (f"the index {self.path} was opened before a fork: a child process only reads through that handle, and "
-                "opens the index again to write")
+
+def arriving_session(path, reopen):
+    """A session that came in a pickle: it reads, and its first use calls reopen(session), which has it join a store."""
+    return Session(AWAY, path, f"the index {path} was pickled: where it arrives it is read", None, reopen)
+
+
+def _of_the_parent(path):
+    return (f"the index {path} was opened before a fork: a child process only reads through that handle, and opens the "
+            "index again to write")
 
 
 cdef class SharedStore:
@@ -328,7 +337,7 @@ cdef class SharedStore:
                 self.store.close()
 
     def forget(self):
-        """The lock of its directory is about to be given back."""
+        """The lock of its directory was given back."""
         if shares.get(self.identity) is self:
             del shares[self.identity]
 

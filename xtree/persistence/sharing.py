@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from xtree.errors import ClosedError, LockedError
+from xtree.errors import ClosedError, LockedError, TransactionError
 from xtree.persistence.config import Config
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.lock_ranks import require_nothing_held
@@ -26,7 +26,8 @@ from xtree.persistence.open_directory import DirectoryLostError
 from xtree.persistence.platform_fs import FileSystem
 from xtree.persistence.recovery import Progress
 from xtree.persistence.runtime import open_for_writing, open_store
-from xtree.persistence.session import Session, SharedStore, Turn, share_of
+from xtree.persistence.session import Session, SharedStore, Turn, arriving_session, share_of
+from xtree.persistence.store import Store
 
 POLL_S = 0.02
 
@@ -97,7 +98,7 @@ def _share_at(path: str, mode: str) -> SharedStore | None:
     if share is None:
         return None
     if not share.ended:
-        if not share.store.is_in(path):
+        if not share.store.is_in(path) and not share.ended:
             raise LockedError(
                 errno.EWOULDBLOCK,
                 f"its lock file is a link to that of {share.store.path}, which this process has open",
@@ -109,6 +110,8 @@ def _share_at(path: str, mode: str) -> SharedStore | None:
             return share
         if share.store.state == "open" and _is_own(share):
             return share
+    if share.store._waits_for_itself():
+        raise TransactionError("opening the index can't wait for its end here, in the middle of one of its own calls")
     with contextlib.suppress(DirectoryLostError):
         share.close()
     if share_of(identity) is share:
@@ -146,24 +149,50 @@ def _require_agreement(present: Config, config: Config | None, durability: str |
 
 def _reopen(session: Session) -> None:
     """In a forked child: opens the directory of a parent's handle to read, if it is still the same index."""
+    inherited = session.store
+    assert isinstance(inherited, DurableStore)
+    why = "the index was opened before a fork, and the child process reads it only while no other process writes to it"
+    joined = _join_to_read(session, inherited, why)
+    session.start_in_child()
+    if joined is not None and joined.uuid != inherited.uuid:
+        session.close()
+        raise ClosedError(f"{session.path}: another index was put in its place since the fork")
+
+
+def session_at(path: str, uuid: bytes, epoch: int) -> Session:
+    """A session that opens a directory to read at its first use, where it arrives in a pickle.
+
+    That use raises FileNotFoundError, LockedError while another process writes, and ValueError for another index than
+    that of the UUID, or an earlier epoch of it.
+    """
+    return arriving_session(path, partial(_arrive, uuid, epoch))
+
+
+def _arrive(uuid: bytes, epoch: int, session: Session) -> None:
+    why = "a pickled index is opened to read where it arrives, which takes that no other process writes to it"
+    joined = _join_to_read(session, session.store, why)
+    if joined is None or (joined.uuid == uuid and joined.published.epoch >= epoch):
+        return
+    found = joined.uuid, joined.published.epoch
+    session.close()
+    if found[0] != uuid:
+        raise ValueError(f"{session.path}: expected the index that was pickled, found another one in its place")
+    raise ValueError(
+        f"{session.path}: expected epoch {epoch} or a later one, found {found[1]}: an older copy of the index?"
+    )
+
+
+def _join_to_read(session: Session, away: Store, why: str) -> DurableStore | None:
+    """Gives a session that came from another process a store; None when another thread has. why: it may not be had."""
     require_nothing_held("opening an index")
-    inherited, place = session.store, session.path
-    assert isinstance(inherited, DurableStore) and place is not None
-    with Turn(place):
-        if session.store is not inherited:  # another thread has
-            return
+    assert session.path is not None
+    with Turn(session.path):
+        if session.store is not away:
+            return None
         try:
             while not _joined(session, "r", None, None, None):
                 pass
         except LockedError as error:
-            raise LockedError(
-                errno.EWOULDBLOCK,
-                "the index was opened before a fork, and the child process can't read it as long as another process "
-                f"writes to it: {error.strerror}",
-                place,
-            ) from error
+            raise LockedError(errno.EWOULDBLOCK, f"{why}: {error.strerror}", session.path) from error
         joined = session.store
-        session.start_in_child()
-        if not isinstance(joined, DurableStore) or joined.uuid != inherited.uuid:
-            session.close()
-            raise ClosedError(f"{place}: another index was put in its place since the fork")
+        return joined if isinstance(joined, DurableStore) else None
