@@ -6,6 +6,7 @@ import contextlib
 import gc
 import linecache
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -363,6 +364,35 @@ def test_an_interrupt_before_any_line_of_an_open_to_write_beside_a_reader_leaves
         step = step % 13 + 1
         nth += step
     assert nth > 200 and elsewhere(path) == "1"
+
+
+def test_a_process_that_dies_at_any_named_point_of_opening_to_write_beside_its_reader_loses_nothing(tmp_path):
+    left, nth, died = tmp_path / "left", 0, True
+    leave_unclean(left, 300)
+    while died:
+        nth += 1
+        path = tmp_path / str(nth)
+        shutil.copytree(left, path)
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                reader = xtree.open(path, mode="r")
+                with reader.snapshot() as snapshot:
+                    reached = []
+                    set_hook(lambda name: (reached.append(name), os._exit(42) if len(reached) == nth else None))  # noqa: B023
+                    writer = xtree.open(path)
+                    set_hook(None)
+                    status = 0 if len(snapshot) == len(reader) == len(writer) == 300 else 2
+            finally:
+                os._exit(status)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, 42), (nth, code)
+        died = code == 42
+        with xtree.open(path) as tree:
+            assert len(tree) == 300
+            tree.check()
+    assert nth > 8
 
 
 def test_a_thread_that_waits_for_another_process_keeps_no_other_thread_waiting(path):
