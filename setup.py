@@ -52,7 +52,7 @@ extensions = [
     Extension(
         source.removesuffix(".pyx").replace(os.sep, "."),
         [source],
-        include_dirs=["xtree", "xtree/persistence"],
+        include_dirs=["xtree/persistence/base", "xtree/persistence/pages", "xtree/algorithms/kernels"],
         extra_compile_args=COMPILE,
         extra_link_args=SANITIZERS[SANITIZE],
         define_macros=[("XTREE_DEBUG", "1")] if DEBUG else [],

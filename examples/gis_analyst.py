@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
         print("nearest to 8.5 E, 47.4 N:", ", ".join(table.name[near]))
     table.to_csv(folder / "towns.csv", index_label="fid")
     built = subprocess.run(
-        [sys.executable, "-m", "xtree.cli", "build", folder / "towns.csv", folder / "built.xtree"],
+        [sys.executable, "-m", "xtree.tools.cli", "build", folder / "towns.csv", folder / "built.xtree"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     print("xtree build says:", built.stdout.strip().splitlines()[0])

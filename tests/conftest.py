@@ -14,8 +14,8 @@ from damaging import Records, build
 from walking import assert_no_page_left
 
 import xtree
-from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.memory_store import MemoryStore
 
 pytest.register_assert_rewrite("attempts")
 

@@ -18,10 +18,10 @@ from stack_writer import PageStack
 from workloads import COPY, INDEX, WORKLOADS, Model, Stage, canonical, models, open_runtime, records, stack_of
 
 import xtree
-from xtree.persistence.crash_points import set_hook
+from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.runtime import exists
 from xtree.tools.fsck import fsck
-from xtree.tools.fsck_report import DAMAGE, Finding
+from xtree.tools.fsck.report import DAMAGE, Finding
 
 UNBORN = -1  # in the place of an epoch
 

@@ -16,15 +16,15 @@ from forging import keeping_its_crc
 from pages import ONE_LONG_LOG, by_request
 
 import xtree
-from xtree.bucket import describe
-from xtree.persistence import checkpoint as checkpoints
-from xtree.persistence import filenames
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.page_checksum import page_crc_of
-from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.superblock import Superblock
-from xtree.tree_state import TreeState
+from xtree.algorithms.bucket import describe
+from xtree.algorithms.tree_state import TreeState
+from xtree.persistence.files import checkpoint as checkpoints
+from xtree.persistence.files import filenames
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.superblock import Superblock
+from xtree.persistence.pages.page_checksum import page_crc_of
+from xtree.persistence.store.catalog import CatalogEntry
 
 FREE = 56  # offset in a page of bytes that mean nothing
 Records = dict[str, Counter]

@@ -22,8 +22,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from xtree.persistence.filenames import LOCK
-from xtree.persistence.platform_fs import File, FileSystem
+from xtree.persistence.files.filenames import LOCK
+from xtree.persistence.files.platform_fs import File, FileSystem
 
 SECTORS = (512, 4096)
 DIRECTORY = "directory"  # in the place of a file's content

@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from xtree.persistence.filenames import LOCK
-from xtree.persistence.lock_file import Lock
-from xtree.persistence.open_directory import OpenDirectory
-from xtree.persistence.platform_fs import Buffer, File, FileSystem, SyncFailedError
+from xtree.persistence.files.filenames import LOCK
+from xtree.persistence.files.lock_file import Lock
+from xtree.persistence.files.open_directory import OpenDirectory
+from xtree.persistence.files.platform_fs import Buffer, File, FileSystem, SyncFailedError
 
 PATIENCE_S = 60  # before a test that waits for a thread fails
 WRITES = ("pwrite", "pwritev", "write_zeros", "truncate", "reserve", "sync")

@@ -29,10 +29,10 @@ from forging import (
 from healthy import Files, Index
 from mutations import PAGE_HEADER_BYTES, Mutant, pages_in_use
 
-from xtree.persistence import filenames
-from xtree.persistence.catalog import RECORD
-from xtree.persistence.file_header import HEADER_BYTES
-from xtree.persistence.frame import DELTA, DELTA_BYTES, FRAME_HEADER_BYTES, PAYLOAD_RANGES, FrameHeader, aligned
+from xtree.persistence.files import filenames
+from xtree.persistence.files.file_header import HEADER_BYTES
+from xtree.persistence.files.frame import DELTA, DELTA_BYTES, FRAME_HEADER_BYTES, PAYLOAD_RANGES, FrameHeader, aligned
+from xtree.persistence.store.catalog import RECORD
 
 EXTREMES = (0, 1, 2, 7, 2**8 - 1, 2**15, 2**16 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 FORMAT_FIELD = (12, 2)

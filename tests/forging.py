@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from crc32c import crc32c
 
-from xtree.persistence import checkpoint, filenames, manifest
-from xtree.persistence.file_header import CRC_OFFSET, HEADER_BYTES
-from xtree.persistence.frame import (
+from xtree.persistence.files import checkpoint, filenames, manifest
+from xtree.persistence.files.file_header import CRC_OFFSET, HEADER_BYTES
+from xtree.persistence.files.frame import (
     FRAME_CRC_OFFSET,
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
@@ -26,7 +26,7 @@ from xtree.persistence.frame import (
     aligned,
     frame_crc,
 )
-from xtree.persistence.page_checksum import page_crc_of
+from xtree.persistence.pages.page_checksum import page_crc_of
 
 Files = dict[str, bytes]
 U32 = struct.Struct("<I")

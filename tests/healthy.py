@@ -18,7 +18,7 @@ import numpy as np
 from pages import by_request, settle
 
 import xtree
-from xtree.persistence import filenames
+from xtree.persistence.files import filenames
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from page_stack import PageStack, StackState

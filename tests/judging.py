@@ -26,11 +26,11 @@ from page_stack import StackState
 
 import xtree
 from xtree.errors import CapacityError, CorruptionError, FormatVersionError, StoreFailedError
-from xtree.persistence import filenames
-from xtree.persistence.checkpoint import BODY, PREFIX
-from xtree.persistence.file_header import HEADER_BYTES
-from xtree.persistence.frame import FRAME_HEADER_BYTES, LINK, FrameHeader
-from xtree.persistence.superblock import Superblock
+from xtree.persistence.files import filenames
+from xtree.persistence.files.checkpoint import BODY, PREFIX
+from xtree.persistence.files.file_header import HEADER_BYTES
+from xtree.persistence.files.frame import FRAME_HEADER_BYTES, LINK, FrameHeader
+from xtree.persistence.files.superblock import Superblock
 
 REFUSALS = (CorruptionError, FormatVersionError)
 MOST_BYTES = 1 << 30  # of address space that a child may take beyond what it begins with

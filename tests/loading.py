@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from xtree import bulk
-from xtree.bucket import entry_limits
-from xtree.tree_state import TreeState
+from xtree.algorithms.bucket import entry_limits
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates import bulk
 
 
 def load(store, boxes: np.ndarray, ids: np.ndarray | None = None, **parameters: Any) -> tuple[np.ndarray, TreeState]:

@@ -10,9 +10,9 @@ from itertools import combinations
 from forging import checkpoints_of, data_files_of, frames_of, logs_of, parts_of, replaced, rows_of
 from healthy import Files, Index
 
-from xtree.persistence import checkpoint, filenames
-from xtree.persistence.file_header import HEADER_BYTES
-from xtree.persistence.frame import DELTA_BYTES, FRAME_HEADER_BYTES
+from xtree.persistence.files import checkpoint, filenames
+from xtree.persistence.files.file_header import HEADER_BYTES
+from xtree.persistence.files.frame import DELTA_BYTES, FRAME_HEADER_BYTES
 
 PAGE_HEADER_BYTES = 64
 CLASS_BYTES = [4096 << size_class for size_class in range(filenames.SIZE_CLASSES)]

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 
 from xtree.errors import CorruptionError
-from xtree.persistence import crash_points, filenames
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.clock import Clock
-from xtree.persistence.config import Config
+from xtree.persistence.base import crash_points
+from xtree.persistence.base.clock import Clock
+from xtree.persistence.base.config import Config
+from xtree.persistence.files import filenames
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.catalog import CatalogEntry
 
 KIND = 200
 SMALL = Config(

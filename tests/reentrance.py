@@ -26,8 +26,8 @@ import numpy as np
 from reentrance_world import BOX, BOXES, CALLS, WINDOWS, World
 
 import xtree
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.lock_ranks import rank_held
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.base.lock_ranks import rank_held
 
 PATIENCE_S = 100
 SOURCES = str(Path(xtree.__file__).parent)

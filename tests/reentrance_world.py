@@ -17,8 +17,8 @@ from stack_writer import PageStack, StackState
 from workloads import TINY
 
 import xtree
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.lock_ranks import FREE, rank_held
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.base.lock_ranks import FREE, rank_held
 
 BOX = (0.25, 0.25, 0.5, 0.5)
 BOXES = np.random.default_rng(1).random((200, 2))

@@ -10,10 +10,10 @@ import pytest
 from walking import commit, grown
 
 import xtree
-from xtree import accesses
-from xtree.bucket import describe
-from xtree.persistence.memory_store import MemoryStore
-from xtree.tree_state import TreeState
+from xtree.algorithms.bucket import describe
+from xtree.algorithms.queries import accesses
+from xtree.algorithms.tree_state import TreeState
+from xtree.persistence.store.memory_store import MemoryStore
 
 
 def totals(found: dict) -> None:

@@ -25,9 +25,9 @@ from pages import MODES, NO_CHECKPOINTS, settle, small
 from scripts import SCRIPTS, records
 
 import xtree
-from xtree.arrays import forget_spares
-from xtree.persistence import commit_queue
-from xtree.persistence.memory import fail_allocation, live_allocations, watch_allocations
+from xtree.algorithms.kernels.arrays import forget_spares
+from xtree.persistence.base.memory import fail_allocation, live_allocations, watch_allocations
+from xtree.persistence.commit import commit_queue
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="looks for what is left in /proc")
 PREDICATES = ("intersects", "contains", "within")

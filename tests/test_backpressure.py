@@ -11,12 +11,12 @@ from pages import ManualClock, put, settle, small, texts_of
 
 import xtree
 from xtree.errors import ClosedError, StoreFailedError
-from xtree.persistence.backpressure import LONGEST_PAUSE_S, Backpressure
-from xtree.persistence.config import Config
-from xtree.persistence.crash_points import set_hook
+from xtree.persistence.base.config import Config
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.commit.backpressure import LONGEST_PAUSE_S, Backpressure
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.memory_store import MemoryStore
 
 LIMIT = 100_000
 

@@ -21,14 +21,14 @@ from faulty_fs import FaultyFileSystem
 from pages import KIND, MODES, ONE_LONG_LOG, SMALL, check_after_a_power_loss, put, small, texts_of
 
 import xtree
-from xtree.persistence import filenames
 from xtree.persistence.backup import write_backup
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.checkpoint import ROW
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.files import filenames
+from xtree.persistence.files.checkpoint import ROW
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.runtime import exists, open_store
+from xtree.persistence.store.catalog import CatalogEntry
 
 CONFIG = xtree.Config(window_bytes=1 << 20, data_file_first_bytes=64 << 10, checkpoint_log_bytes=1 << 20)
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from xtree.cli import main
 from xtree.persistence import probes
-from xtree.persistence.memory_store import MemoryStore
+from xtree.persistence.store.memory_store import MemoryStore
 from xtree.tools import bench, bench_peers
 from xtree.tools.bench import Scale, bench_substrate
 from xtree.tools.bench_memory import make_nodes
 from xtree.tools.bench_report import Report, WrongAnswerError, require
+from xtree.tools.cli import main
 
 TINY = Scale(
     rounds=2,

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from xtree.cli import main
 from xtree.tools import bench, bench_index, bench_tree_peers
 from xtree.tools.bench_answers import Answer, NearestJudge, WindowJudge, counted, from_lists, from_pairs
 from xtree.tools.bench_commits import boxes_of
@@ -20,6 +19,7 @@ from xtree.tools.bench_index import IndexScale
 from xtree.tools.bench_report import Report, WrongAnswerError
 from xtree.tools.bench_tree_peers import GEOINDEX, RTREE, SHAPELY, SQLITE, memory_peers
 from xtree.tools.bench_trees import DurableTree, MemoryTree, Trial
+from xtree.tools.cli import main
 from xtree.tools.table_error import TableError
 
 TINY = IndexScale(

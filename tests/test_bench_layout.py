@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 import xtree
-from xtree.cli import main
 from xtree.tools import bench_layout
 from xtree.tools.bench_layout import LayoutScale
 from xtree.tools.bench_report import WrongAnswerError
+from xtree.tools.cli import main
 
 TINY = LayoutScale(2, (2, 9, 33), (4096, 8192, 16384), records=(2000, 500), questions=30, inserts=50, hits=10)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tree_data import ALL, MOST, TINIEST
 
-from xtree.box import contains, equal, measures, union
+from xtree.algorithms.kernels.box import contains, equal, measures, union
 
 
 def box(*numbers: float) -> np.ndarray:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import xtree
-from xtree import parallel
-from xtree.persistence import breath
+from xtree.algorithms.kernels import parallel
+from xtree.persistence.base import breath
 
 N = 3000
 MOST_TRIED = 40  # moments of a call at which it is interrupted

@@ -10,13 +10,13 @@ import pytest
 from tree_data import uniform
 from walking import commit, pages
 
-from xtree.bucket import describe, entry_limits, header_of, parse, size_class_of
+from xtree.algorithms.bucket import describe, entry_limits, header_of, parse, size_class_of
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates.insertion import insert
+from xtree.algorithms.updates.removal import delete
 from xtree.errors import CorruptionError
-from xtree.insertion import insert
-from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.runtime import open_store
-from xtree.removal import delete
-from xtree.tree_state import TreeState
+from xtree.persistence.store.memory_store import MemoryStore
 
 PREFIX_BYTES = 24
 HEADER = struct.Struct("<HHIH30x")  # level, dims, count, blocks, behind the page's prefix

@@ -11,11 +11,12 @@ import tree_data
 import walking
 from loading import load, sizes_at_the_limits
 
-from xtree import bulk, insertion, inspection, removal
-from xtree.bucket import describe, entry_limits
-from xtree.persistence import memory
-from xtree.persistence.memory_store import MemoryStore
-from xtree.tree_state import TreeState
+from xtree.algorithms.bucket import describe, entry_limits
+from xtree.algorithms.queries import inspection
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates import bulk, insertion, removal
+from xtree.persistence.base import memory
+from xtree.persistence.store.memory_store import MemoryStore
 from xtree.writing import _rebuild
 
 pytestmark = pytest.mark.usefixtures("in_flight")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtree.errors import CorruptionError
-from xtree.persistence.catalog import (
+from xtree.persistence.store.catalog import (
     ENTRIES_PER_BLOCK,
     MAX_STATE_BYTES,
     OP_SET,

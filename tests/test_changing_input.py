@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import xtree
-from xtree import insertion, nearest, removal
+from xtree.algorithms.queries import nearest
+from xtree.algorithms.updates import insertion, removal
 
 N = 20_000
 SPOILT = {

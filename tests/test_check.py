@@ -16,11 +16,11 @@ from damaging import files, flip, in_a_killed_process
 from pages import by_request, settle
 
 import xtree
-from xtree.cli import main
-from xtree.persistence import filenames
-from xtree.persistence.config import PAGE_BYTES
-from xtree.persistence.file_header import HEADER_BYTES
+from xtree.persistence.base.config import PAGE_BYTES
+from xtree.persistence.files import filenames
+from xtree.persistence.files.file_header import HEADER_BYTES
 from xtree.tools.check import check_index
+from xtree.tools.cli import main
 from xtree.tools.fsck import fsck
 
 SAMPLE = 40  # bytes of each file, besides those at its ends

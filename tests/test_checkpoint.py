@@ -12,13 +12,13 @@ import pytest
 from crc32c import crc32c
 
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence import checkpoint
-from xtree.persistence.checkpoint import FOOTER_BYTES, ROW, ROW_BYTES
-from xtree.persistence.file_header import HEADER_BYTES, pack_header
-from xtree.persistence.filenames import checkpoint_name
-from xtree.persistence.frame import LogLink
-from xtree.persistence.manifest import CheckpointEntry, DataFileEntry
-from xtree.persistence.platform_fs import File, FileSystem
+from xtree.persistence.files import checkpoint
+from xtree.persistence.files.checkpoint import FOOTER_BYTES, ROW, ROW_BYTES
+from xtree.persistence.files.file_header import HEADER_BYTES, pack_header
+from xtree.persistence.files.filenames import checkpoint_name
+from xtree.persistence.files.frame import LogLink
+from xtree.persistence.files.manifest import CheckpointEntry, DataFileEntry
+from xtree.persistence.files.platform_fs import File, FileSystem
 
 UUID = bytes(range(16))
 LINK = LogLink(3, 40, 123456, 0xABCDEF01)

@@ -3,8 +3,8 @@
 import pytest
 from pages import ManualClock
 
-from xtree.persistence.checkpoint_policy import FIRST_PAUSE_S, LONGEST_PAUSE_S, CheckpointPolicy, Pause
-from xtree.persistence.config import MIB, Config
+from xtree.persistence.base.config import MIB, Config
+from xtree.persistence.commit.checkpoint_policy import FIRST_PAUSE_S, LONGEST_PAUSE_S, CheckpointPolicy, Pause
 
 CONFIG = Config(
     checkpoint_log_bytes=96 * MIB,

@@ -30,12 +30,12 @@ from pages import (
 
 import xtree
 from xtree.errors import StoreFailedError
-from xtree.persistence import filenames
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.platform_fs import FileSystem, SyncFailedError
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.files import filenames
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.platform_fs import FileSystem, SyncFailedError
+from xtree.persistence.files.superblock import SuperblockFile
 from xtree.persistence.runtime import open_store
-from xtree.persistence.superblock import SuperblockFile
 
 every_mode = pytest.mark.parametrize("mode", MODES)
 

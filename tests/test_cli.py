@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 import xtree
-from xtree.cli import main
 from xtree.data import cities
-from xtree.persistence import breath
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.base import breath
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.tools.cli import main
 
 
 def run(*arguments):
@@ -245,7 +245,7 @@ def test_help_documents_the_json_keys(command):
 
 
 def test_the_installed_command_is_the_same():
-    done = subprocess.run([sys.executable, "-m", "xtree.cli", "--version"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "xtree.tools.cli", "--version"], capture_output=True, text=True)
     assert done.returncode == 0
     assert xtree.__version__ in done.stdout
 

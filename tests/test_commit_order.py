@@ -13,13 +13,13 @@ import pytest
 from pages import KIND, SMALL, SteppingClock, put, run_and_die, settle, small, texts_of
 
 from xtree.errors import CorruptionError
-from xtree.persistence import filenames
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.files import filenames
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.superblock import Superblock, SuperblockFile
 from xtree.persistence.runtime import open_store
-from xtree.persistence.superblock import Superblock, SuperblockFile
+from xtree.persistence.store.catalog import CatalogEntry
 
 
 @pytest.fixture(autouse=True)

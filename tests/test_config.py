@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from xtree.persistence.config import GIB, MIB, Config
+from xtree.persistence.base.config import GIB, MIB, Config
 
 
 def test_defaults_are_valid_and_balanced():

@@ -11,7 +11,7 @@ from crash_runs import Inquiry, cases, run, sample
 from pages import MODES
 from workloads import WORKLOADS, Stage
 
-from xtree.persistence.crash_points import CRASH_POINTS
+from xtree.persistence.base.crash_points import CRASH_POINTS
 
 SEEDS = 10  # ways in which a power loss turns out, for each sector size
 SAMPLE = 30

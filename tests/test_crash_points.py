@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from xtree.persistence import crash_points
-from xtree.persistence.crash_points import CRASH_POINTS, reach, set_hook
+from xtree.persistence.base import crash_points
+from xtree.persistence.base.crash_points import CRASH_POINTS, reach, set_hook
 
 SOURCE = Path(crash_points.__file__).parent.parent
 

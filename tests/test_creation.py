@@ -19,9 +19,9 @@ from pages import by_request, put, texts_of
 
 import xtree
 from xtree.errors import CorruptionError, LockedError
-from xtree.persistence import open_directory, platform_fs
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.files import open_directory, platform_fs
+from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.runtime import exists, open_store
 from xtree.tools.build import build_index
 from xtree.tools.fsck import fsck
@@ -210,7 +210,7 @@ def fail_commits(monkeypatch) -> None:
     def full(*arguments, **named):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("xtree.persistence.wal.LogWriter.create", full)
+    monkeypatch.setattr("xtree.persistence.files.wal.LogWriter.create", full)
 
 
 def test_an_open_that_cannot_make_its_tree_leaves_nothing(place, monkeypatch):
@@ -468,7 +468,7 @@ def test_one_that_waits_for_a_lock_takes_the_index_that_was_put_there_meanwhile(
 
 BUILDER = """
 import os, sys
-from xtree.cli import main
+from xtree.tools.cli import main
 sys.stdin.readline()
 main(["build", sys.argv[1], sys.argv[2]])
 """

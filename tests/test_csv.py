@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import xtree
-from xtree.cli import main
+from xtree.tools.cli import main
 
 
 def run(*arguments):
@@ -203,17 +203,17 @@ def test_reading_says_how_far_it_is(tmp_path, name):
 
 
 def test_a_bar_is_shown_while_reading_and_while_loading(tmp_path, monkeypatch):
-    import xtree.cli
+    import xtree.tools.cli
 
     bars = []
 
-    class Bar(xtree.cli.tqdm):
+    class Bar(xtree.tools.cli.tqdm):
         def __init__(self, **options):
             bars.append(options["unit"])
             super().__init__(**options, disable=True)
 
-    monkeypatch.setattr(xtree.cli, "tqdm", Bar)
-    monkeypatch.setattr(xtree.cli.sys, "stderr", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr(xtree.tools.cli, "tqdm", Bar)
+    monkeypatch.setattr(xtree.tools.cli.sys, "stderr", type("Terminal", (), {"isatty": lambda self: True})())
     (tmp_path / "t.csv").write_text("x,y\n" + "1.5,2.5\n" * 20_000, encoding="utf-8")
     main(["build", str(tmp_path / "t.csv"), str(tmp_path / "i")], standalone_mode=False)
     assert bars == ["B", " records"]

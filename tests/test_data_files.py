@@ -8,17 +8,17 @@ import pages
 import pytest
 
 from xtree.errors import CorruptionError, FormatVersionError, StoreFailedError
-from xtree.persistence import data_files as module
-from xtree.persistence.config import MIB, Config
-from xtree.persistence.data_files import FIRST_SLOT, IN_MEMORY, DataFiles
-from xtree.persistence.disk_reserve import spending_reserve
-from xtree.persistence.file_header import HEADER_BYTES, pack_header
-from xtree.persistence.filenames import data_name
-from xtree.persistence.manifest import DataFileEntry
-from xtree.persistence.mmap_windows import Windows
-from xtree.persistence.platform_fs import File, FileSystem, SyncFailedError
+from xtree.persistence.base.config import MIB, Config
+from xtree.persistence.files import data_files as module
+from xtree.persistence.files.data_files import FIRST_SLOT, IN_MEMORY, DataFiles
+from xtree.persistence.files.disk_reserve import spending_reserve
+from xtree.persistence.files.file_header import HEADER_BYTES, pack_header
+from xtree.persistence.files.filenames import data_name
+from xtree.persistence.files.manifest import DataFileEntry
+from xtree.persistence.files.platform_fs import File, FileSystem, SyncFailedError
+from xtree.persistence.pages.mmap_windows import Windows
+from xtree.persistence.pages.segment_allocator import SegmentAllocator
 from xtree.persistence.runtime import open_store
-from xtree.persistence.segment_allocator import SegmentAllocator
 
 UUID = bytes(range(16))
 CONFIG = Config(window_bytes=4 * MIB, reserve_bytes=0)

@@ -5,9 +5,9 @@ import re
 import numpy as np
 
 import xtree
-from xtree import demo
-from xtree.demo_writer import BATCH, batch
-from xtree.map_labels import label_boxes
+from xtree.tools import demo
+from xtree.tools.demo_writer import BATCH, batch
+from xtree.tools.map_labels import label_boxes
 
 
 def test_the_demo_runs_and_everything_agrees(tmp_path):

@@ -13,8 +13,8 @@ from pages import small
 import xtree
 import xtree.runtime
 from xtree.errors import StoreFailedError, TransactionError
+from xtree.persistence.commit.journal import Journal
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.journal import Journal
 from xtree.persistence.runtime import open_store
 
 LOG_BYTES = 64 << 10

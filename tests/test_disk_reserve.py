@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import xtree
-from xtree.persistence.disk_reserve import kept_free, require_space, spending_reserve
-from xtree.persistence.platform_fs import File, FileSystem
+from xtree.persistence.files.disk_reserve import kept_free, require_space, spending_reserve
+from xtree.persistence.files.platform_fs import File, FileSystem
 
 DISK_BYTES = 6 << 20
 RESERVE_BYTES = 2 << 20

@@ -14,9 +14,9 @@ from damaging import Pages, copies_of, cut, files, flip, manifest_of, newest_cop
 from test_fsck import bytes_of, log_damaged_in_the_middle
 
 import xtree
-from xtree.bucket import parse
-from xtree.cli import main
-from xtree.persistence import filenames
+from xtree.algorithms.bucket import parse
+from xtree.persistence.files import filenames
+from xtree.tools.cli import main
 from xtree.tools.dump import WHAT, dump_index
 
 

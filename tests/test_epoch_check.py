@@ -10,7 +10,7 @@ from damaging import lose_a_page
 from stack_writer import PageStack, StackState, item
 
 import xtree
-from xtree.persistence.catalog import CatalogEntry
+from xtree.persistence.store.catalog import CatalogEntry
 from xtree.roots import entry_of, state_of
 from xtree.tools.fsck import fsck
 

@@ -16,12 +16,12 @@ from pages import MODES, SMALL, ManualClock, SteppingClock, by_request, put, set
 
 import xtree
 from xtree.errors import StoreFailedError
-from xtree.persistence import filenames
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.data_files import DataFiles
-from xtree.persistence.memory import fail_allocation
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.base.memory import fail_allocation
+from xtree.persistence.files import filenames
+from xtree.persistence.files.data_files import DataFiles
+from xtree.persistence.files.superblock import SuperblockFile
 from xtree.persistence.runtime import open_store
-from xtree.persistence.superblock import SuperblockFile
 
 
 @pytest.fixture

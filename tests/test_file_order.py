@@ -13,13 +13,13 @@ from pages import MODES, SMALL, put, random_changes, small, texts_of
 from test_leftovers import unlisted
 
 import xtree
-from xtree.persistence import filenames
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.frame import FRAME_MAGIC
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.files import filenames
+from xtree.persistence.files.frame import FRAME_MAGIC
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.superblock import SuperblockFile
 from xtree.persistence.runtime import open_store
-from xtree.persistence.superblock import SuperblockFile
+from xtree.persistence.store.catalog import CatalogEntry
 
 
 class OrderWatchingFileSystem(ForgetfulFileSystem):

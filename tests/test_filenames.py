@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xtree.persistence import filenames
+from xtree.persistence.files import filenames
 
 numbers = st.integers(1, filenames.MAX_NUMBER)
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from pages import KIND, SMALL, put, texts_of
 
-from xtree.persistence.crash_points import set_hook
+from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.runtime import open_store
 
 

@@ -10,11 +10,11 @@ import pytest
 from tree_data import all_equal, few_places, from_lower, nested, on_a_line, one_point, uniform
 from walking import pages, records
 
-from xtree import bulk
-from xtree.insertion import insert
-from xtree.inspection import check
-from xtree.removal import delete, visits
-from xtree.tree_state import TreeState
+from xtree.algorithms.queries.inspection import check
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates import bulk
+from xtree.algorithms.updates.insertion import insert
+from xtree.algorithms.updates.removal import delete, visits
 
 N = 12_000
 PROBED = 500

@@ -9,8 +9,8 @@ import pytest
 from pages import SMALL, put
 
 from xtree.errors import CorruptionError
-from xtree.persistence.checkpoint import ROW
 from xtree.persistence.durable_store import DurableStore
+from xtree.persistence.files.checkpoint import ROW
 from xtree.persistence.runtime import open_store
 
 

@@ -7,7 +7,8 @@ from struct import Struct, calcsize
 
 import pytest
 
-from xtree.persistence import catalog, checkpoint, data_files, file_header, frame, manifest, superblock
+from xtree.persistence.files import checkpoint, data_files, file_header, frame, manifest, superblock
+from xtree.persistence.store.store import catalog
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
@@ -91,9 +92,9 @@ STRUCTS = {
 NAMED = {
     "Delta": fields_of_dtype(frame.DELTA),
     "Row": fields_of_dtype(checkpoint.ROW),
-    "Page prefix": fields_of_c("xtree/persistence/page.pxd", "PagePrefix"),
-    "Bucket header": fields_of_c("xtree/bucket.pxd", "Bucket"),
-    "State of an X-tree": fields_of_c("xtree/tree_state.pyx", "StateHeader"),
+    "Page prefix": fields_of_c("xtree/persistence/pages/page.pxd", "PagePrefix"),
+    "Bucket header": fields_of_c("xtree/algorithms/bucket.pxd", "Bucket"),
+    "State of an X-tree": fields_of_c("xtree/algorithms/tree_state.pyx", "StateHeader"),
 }
 
 
@@ -120,24 +121,24 @@ def test_every_table_of_fields_is_compared_and_without_gaps():
 
 
 def test_the_delta_of_the_commit_path_is_the_one_of_recovery():
-    assert fields_of_c("xtree/persistence/frame_layout.pxd", "Delta") == NAMED["Delta"]
-    assert fields_of_c("xtree/persistence/frame_layout.pxd", "Range") == layout("Range")
+    assert fields_of_c("xtree/persistence/files/frame_layout.pxd", "Delta") == NAMED["Delta"]
+    assert fields_of_c("xtree/persistence/files/frame_layout.pxd", "Range") == layout("Range")
 
 
 def test_the_frame_header_that_is_followed_is_the_one_that_is_written():
-    fields = fields_of_c("xtree/persistence/frame_layout.pxd", "FrameHeader")
+    fields = fields_of_c("xtree/persistence/files/frame_layout.pxd", "FrameHeader")
     assert fields == layout("Frame header")
 
 
 def test_the_row_of_the_object_table_is_the_one_of_checkpoints():
-    assert fields_of_c("xtree/persistence/stored_row.pxd", "StoredRow") == NAMED["Row"]
-    assert 1 << constant_of_c("xtree/persistence/stored_row.pxd", "OFFSET_SHIFT") == checkpoint.OFFSET_UNIT
+    assert fields_of_c("xtree/persistence/pages/stored_row.pxd", "StoredRow") == NAMED["Row"]
+    assert 1 << constant_of_c("xtree/persistence/pages/stored_row.pxd", "OFFSET_SHIFT") == checkpoint.OFFSET_UNIT
     assert "of the slot, in units of 4096 bytes" in section("Row") and checkpoint.OFFSET_UNIT == 4096
 
 
 def test_numbers_that_reach_the_disk_are_the_documented_ones():
-    page, bucket = "xtree/persistence/page.pxd", "xtree/bucket.pxd"
-    layout = "xtree/persistence/frame_layout.pxd"
+    page, bucket = "xtree/persistence/pages/page.pxd", "xtree/algorithms/bucket.pxd"
+    layout = "xtree/persistence/files/frame_layout.pxd"
     assert numbers("mode") == superblock.MODES
     assert numbers("kind of frame") == {"link": frame.FRAME_LINK, "group": frame.FRAME_GROUP}
     assert numbers("op") == {"birth": frame.OP_BIRTH, "retire": frame.OP_RETIRE, "relocate": frame.OP_RELOCATE}
@@ -172,9 +173,9 @@ def test_magics_and_formats_are_the_documented_ones():
     }
     for magic in (frame.FRAME_MAGIC, checkpoint.FOOTER_MAGIC, b"XTPG"):
         assert f"`{magic.decode()}`" in TEXT
-    assert manifest.FORMAT == constant_of_c("xtree/persistence/page.pxd", "PAGE_FORMAT") == 1
+    assert manifest.FORMAT == constant_of_c("xtree/persistence/pages/page.pxd", "PAGE_FORMAT") == 1
     assert f"of the frame: {frame.FRAME_FORMAT} " in TEXT
-    assert constant_of_c("xtree/persistence/node_id.pxd", "MAX_SHARDS") == checkpoint.SHARDS == 64
+    assert constant_of_c("xtree/persistence/pages/node_id.pxd", "MAX_SHARDS") == checkpoint.SHARDS == 64
 
 
 def test_the_keys_of_the_manifest_are_the_documented_ones():

@@ -43,15 +43,15 @@ from faulty_fs import FaultyFileSystem
 from pages import MODES, history, run_and_die, small, write_steps
 
 import xtree
-from xtree.cli import main
-from xtree.persistence import filenames
-from xtree.persistence.crash_points import CRASH_POINTS
-from xtree.persistence.file_header import pack_header
-from xtree.persistence.frame import FRAME_HEADER, FRAME_MAGIC, LOG_BODY, LOG_FORMAT, LOG_MAGIC
-from xtree.persistence.manifest import LogEntry
+from xtree.persistence.base.crash_points import CRASH_POINTS
+from xtree.persistence.files import filenames
+from xtree.persistence.files.file_header import pack_header
+from xtree.persistence.files.frame import FRAME_HEADER, FRAME_MAGIC, LOG_BODY, LOG_FORMAT, LOG_MAGIC
+from xtree.persistence.files.manifest import LogEntry
 from xtree.persistence.runtime import exists
+from xtree.tools.cli import main
 from xtree.tools.fsck import fsck
-from xtree.tools.fsck_repair import repair
+from xtree.tools.fsck.repair import repair
 
 COUNT, LEVEL = 28, 24  # offsets in a page
 

@@ -26,8 +26,8 @@ from mutations import pages_in_use
 
 import xtree
 from xtree.errors import FormatVersionError
-from xtree.persistence import filenames
-from xtree.persistence.file_header import HEADER_BYTES
+from xtree.persistence.files import filenames
+from xtree.persistence.files.file_header import HEADER_BYTES
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -37,12 +37,12 @@ from pages import SMALL, put, run_and_die
 
 import xtree
 from xtree.errors import CapacityError, CorruptionError
-from xtree.persistence import filenames
-from xtree.persistence.checkpoint import COUNTS_OFFSET
-from xtree.persistence.config import MAX_EPOCH
-from xtree.persistence.frame import FRAME_CRC_OFFSET, FRAME_HEADER, FRAME_MAGIC, LINK_BYTES
+from xtree.persistence.base.config import MAX_EPOCH
+from xtree.persistence.files import filenames
+from xtree.persistence.files.checkpoint import COUNTS_OFFSET
+from xtree.persistence.files.frame import FRAME_CRC_OFFSET, FRAME_HEADER, FRAME_MAGIC, LINK_BYTES
+from xtree.persistence.files.superblock import Superblock
 from xtree.persistence.runtime import open_store
-from xtree.persistence.superblock import Superblock
 
 SAMPLE = 30  # mutants of each sort and kind of index that every run tries
 FOREIGN = ("closed", "killed")  # kinds of index whose files are put into others

@@ -9,11 +9,11 @@ from tree_data import ALL, all_equal, one_point, uniform
 from walking import bounds_of, commit, grown, pages, records
 
 import xtree
-from xtree.bucket import describe, entry_limits
-from xtree.insertion import insert
-from xtree.persistence.memory import allocation_count, fail_allocation
-from xtree.persistence.memory_store import MemoryStore
-from xtree.tree_state import TreeState
+from xtree.algorithms.bucket import describe, entry_limits
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates.insertion import insert
+from xtree.persistence.base.memory import allocation_count, fail_allocation
+from xtree.persistence.store.memory_store import MemoryStore
 
 DIMS = [1, 2, 3, 8, 17]
 

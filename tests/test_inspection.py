@@ -11,11 +11,12 @@ import tree_data
 import walking
 from loading import load, sizes_at_the_limits
 
-from xtree import accesses, bulk, insertion, inspection, nearest, removal, search
-from xtree.bucket import describe, entry_limits
+from xtree.algorithms.bucket import describe, entry_limits
+from xtree.algorithms.queries import accesses, inspection, nearest, search
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates import bulk, insertion, removal
 from xtree.errors import CorruptionError
-from xtree.persistence.memory_store import MemoryStore
-from xtree.tree_state import TreeState
+from xtree.persistence.store.memory_store import MemoryStore
 
 PREFIX_BYTES, HEADER_BYTES = 24, 64
 LEVEL, DIMS, COUNT, BLOCKS = slice(24, 26), slice(26, 28), slice(28, 32), slice(32, 34)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import xtree
-from xtree.persistence.platform_fs import File, FileSystem, SyncFailedError
+from xtree.persistence.files.platform_fs import File, FileSystem, SyncFailedError
 
 
 def rows(tree) -> list[int]:
@@ -204,7 +204,7 @@ def test_a_directory_that_cannot_be_written_is_read(left, with_lock_file):
 def test_nothing_is_printed_unless_a_program_asks_for_the_log():
     program = """
 import sys, tempfile, logging, xtree
-from xtree.persistence.platform_fs import File, SyncFailedError
+from xtree.persistence.files.platform_fs import File, SyncFailedError
 if sys.argv[1] == "ask":
     logging.basicConfig(format="%(name)s %(levelname)s %(message)s")
 tree = xtree.open(tempfile.mkdtemp(), dims=2)

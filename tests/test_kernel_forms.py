@@ -10,7 +10,8 @@ import secrets
 import numpy as np
 import pytest
 
-from xtree import kernel_forms, kernels
+from xtree import kernel_forms
+from xtree.algorithms.kernels import forms
 
 SLACK = 8
 EDGES = np.array([-np.inf, -1.7e308, -1.0, np.nextafter(-1.0, 0.0), -5e-324, -0.0, 0.0, 5e-324, 2.2e-308, 1e-160,
@@ -47,7 +48,7 @@ def try_page(rng: np.random.Generator, dims: int) -> int:
     leading = np.flatnonzero((first[lead] <= most[lead]) & (second[lead] >= least[lead])[:stride])
     leading = leading[leading < count]
     extent = (leading[0] & ~7, leading[-1] + 1) if len(leading) else (0, 0)
-    for form in kernels.available():
+    for form in forms.available():
         hits, behind = kernel_forms.select(form, first, second, most, least, lead, count, refs)
         np.testing.assert_array_equal(hits, refs[:count][expected])
         assert not behind[SLACK:].any()
@@ -73,7 +74,7 @@ def try_distances(rng: np.random.Generator, dims: int) -> int:
         for gap in gaps[1:]:
             total = total + gap * gap
         expected = np.sqrt(total)[:count]
-    for form in kernels.available():
+    for form in forms.available():
         found = kernel_forms.distances(form, lower, upper, point, count)
         np.testing.assert_array_equal(found.view(np.uint64), expected.view(np.uint64))
     return count

@@ -12,10 +12,11 @@ from loading import load
 from tree_data import nested, uniform
 
 import xtree
-from xtree import leaf_group, query_order, search
-from xtree.bucket import entry_limits
-from xtree.persistence.memory_store import MemoryStore
-from xtree.tree_state import TreeState
+from xtree.algorithms.bucket import entry_limits
+from xtree.algorithms.kernels import query_order
+from xtree.algorithms.queries import leaf_group, search
+from xtree.algorithms.tree_state import TreeState
+from xtree.persistence.store.memory_store import MemoryStore
 
 PREDICATES = ("intersects", "contains", "within")
 LIMITS = leaf_group.limits()

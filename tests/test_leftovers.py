@@ -16,9 +16,9 @@ from faulty_fs import FaultyFileSystem
 from pages import by_request, put, texts_of
 
 import xtree
-from xtree.persistence import filenames
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.platform_fs import File, FileSystem
+from xtree.persistence.files import filenames
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.platform_fs import File, FileSystem
 from xtree.persistence.runtime import open_store
 
 

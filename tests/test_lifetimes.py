@@ -15,12 +15,12 @@ import pytest
 
 import xtree
 from xtree.forest import Forest
-from xtree.persistence.catalog import Catalog
-from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.runtime import open_store
 from xtree.persistence.session import Session
-from xtree.persistence.store import Pin, Published
-from xtree.persistence.write_set import WriteSet
+from xtree.persistence.store.catalog import Catalog
+from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.store import Pin, Published
+from xtree.persistence.store.write_set import WriteSet
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from page_stack import StackState

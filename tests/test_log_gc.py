@@ -10,12 +10,12 @@ import pytest
 from pages import SMALL, ManualClock, put, run_and_die, settle, small, texts_of
 
 from xtree.errors import CorruptionError
-from xtree.persistence import filenames
-from xtree.persistence.config import Config
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.log_gc import LogGarbage, oldest_epoch
-from xtree.persistence.manifest import CheckpointEntry, ClosedLog, LogEntry, Manifest
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.base.config import Config
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.commit.log_gc import LogGarbage, oldest_epoch
+from xtree.persistence.files import filenames
+from xtree.persistence.files.manifest import CheckpointEntry, ClosedLog, LogEntry, Manifest
+from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
 
 

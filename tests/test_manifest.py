@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence.config import Config
-from xtree.persistence.filenames import MANIFEST
-from xtree.persistence.manifest import CheckpointEntry, ClosedLog, DataFileEntry, LogEntry, Manifest
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.base.config import Config
+from xtree.persistence.files.filenames import MANIFEST
+from xtree.persistence.files.manifest import CheckpointEntry, ClosedLog, DataFileEntry, LogEntry, Manifest
+from xtree.persistence.files.platform_fs import FileSystem
 
 MANIFEST_VALUE = Manifest(
     uuid=b"12345678" * 2,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import xtree
-from xtree.persistence.memory import allocation_count, fail_allocation, live_allocations, watch_allocations
-from xtree.persistence.mvcc import Epochs
-from xtree.persistence.object_table import ObjectTable
+from xtree.persistence.base.memory import allocation_count, fail_allocation, live_allocations, watch_allocations
+from xtree.persistence.pages.mvcc import Epochs
+from xtree.persistence.pages.object_table import ObjectTable
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ import pytest
 
 import xtree
 import xtree.prometheus
-from xtree.persistence.memory import fail_allocation
-from xtree.persistence.memory_store import MemoryStore
-from xtree.persistence.metrics import BOUNDS_S, Latency
-from xtree.persistence.platform_fs import File, SyncFailedError
+from xtree.persistence.base.memory import fail_allocation
+from xtree.persistence.base.metrics import BOUNDS_S, Latency
+from xtree.persistence.files.platform_fs import File, SyncFailedError
+from xtree.persistence.store.memory_store import MemoryStore
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")

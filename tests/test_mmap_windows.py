@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from xtree.errors import CapacityError
-from xtree.persistence.memory import fail_allocation
-from xtree.persistence.mmap_windows import Windows
+from xtree.persistence.base.memory import fail_allocation
+from xtree.persistence.pages.mmap_windows import Windows
 from xtree.persistence.probes import pages_at
 
 PAGE = 4096

@@ -30,15 +30,15 @@ from pages import (
 )
 
 from xtree.errors import CorruptionError, StoreFailedError
-from xtree.persistence import filenames
-from xtree.persistence.clock import Clock
-from xtree.persistence.crash_points import CRASH_POINTS, set_hook
-from xtree.persistence.frame import PAYLOAD_NONE, PAYLOAD_WHOLE
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.base.clock import Clock
+from xtree.persistence.base.crash_points import CRASH_POINTS, set_hook
+from xtree.persistence.files import filenames
+from xtree.persistence.files.frame import PAYLOAD_NONE, PAYLOAD_WHOLE
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.superblock import MODE_NAMES, SuperblockFile
+from xtree.persistence.files.wal_reader import read_log
 from xtree.persistence.runtime import open_store
-from xtree.persistence.superblock import MODE_NAMES, SuperblockFile
-from xtree.persistence.wal_reader import read_log
 
 STEPS = 32
 every_mode = pytest.mark.parametrize("mode", MODES)

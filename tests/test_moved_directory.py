@@ -29,11 +29,11 @@ from pages import MODES, by_request, put, settle, small, texts_of
 
 import xtree
 from xtree.errors import CorruptionError, LockedError, StoreFailedError
-from xtree.persistence import open_directory
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.filenames import LOCK
-from xtree.persistence.open_directory import path_in
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.files import open_directory
+from xtree.persistence.files.filenames import LOCK
+from xtree.persistence.files.open_directory import path_in
+from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
 from xtree.tools.fsck import fsck
 

@@ -10,9 +10,9 @@ import pytest
 import tree_data
 from loading import load
 
-from xtree.nearest import nearest
-from xtree.persistence.memory_store import MemoryStore
-from xtree.tree_state import TreeState
+from xtree.algorithms.queries.nearest import nearest
+from xtree.algorithms.tree_state import TreeState
+from xtree.persistence.store.memory_store import MemoryStore
 
 TINY, MOST = tree_data.TINIEST, tree_data.MOST
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xtree.persistence import node_id
+from xtree.persistence.pages import node_id
 
 parts = st.tuples(st.integers(0, 2**6 - 1), st.integers(0, 2**50 - 1), st.integers(1, 255))
 

@@ -10,11 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tables import INFINITE, handle_of, live, tag_of, totals
 
 from xtree.errors import CapacityError
-from xtree.persistence import node_id
-from xtree.persistence.file_places import FilePlaces
-from xtree.persistence.memory import fail_allocation
-from xtree.persistence.object_table import ObjectTable
-from xtree.persistence.stored_table import restore_table, snapshot_table
+from xtree.persistence.base.memory import fail_allocation
+from xtree.persistence.pages import node_id
+from xtree.persistence.pages.file_places import FilePlaces
+from xtree.persistence.pages.object_table import ObjectTable
+from xtree.persistence.pages.stored_table import restore_table, snapshot_table
 
 
 @pytest.fixture(autouse=True)

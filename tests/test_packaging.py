@@ -41,7 +41,7 @@ def test_the_distribution_is_called_xtree_index_by_its_maintainers_and_the_modul
     assert about["Name"] == "xtree-index" and about["Version"] == xtree.__version__
     assert about["Author"] == "xtree maintainers"
     commands = importlib.metadata.entry_points(group="console_scripts", name="xtree")
-    assert {command.value for command in commands} == {"xtree.cli:main"}
+    assert {command.value for command in commands} == {"xtree.tools.cli:main"}
 
 
 @pytest.fixture(scope="module")

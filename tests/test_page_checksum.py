@@ -6,7 +6,7 @@ import random
 import crc32c as reference
 import pytest
 
-from xtree.persistence.page_checksum import KERNEL, crc32c, page_crc
+from xtree.persistence.pages.page_checksum import KERNEL, crc32c, page_crc
 
 # Around the boundaries of the kernels: words, three short streams (384 bytes), three long ones (4032).
 LENGTHS = [*range(40), 383, 384, 385, 391, 392, 767, 768, 4031, 4032, 4033, 4096, 4424, 8063, 8064, 65536, 262144]

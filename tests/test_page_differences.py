@@ -12,13 +12,13 @@ import pytest
 from pages import KIND, SMALL, by_request, run_and_die, small
 
 import xtree
-from xtree.persistence import filenames
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.frame import OP_BIRTH, PAYLOAD_RANGES, PAYLOAD_WHOLE
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.files import filenames
+from xtree.persistence.files.frame import OP_BIRTH, PAYLOAD_RANGES, PAYLOAD_WHOLE
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.wal_reader import read_log
 from xtree.persistence.runtime import open_store
-from xtree.persistence.wal_reader import read_log
+from xtree.persistence.store.catalog import CatalogEntry
 
 CONTENT_BYTES = 4096 - 24
 

@@ -14,14 +14,14 @@ from tree_data import uniform
 from walking import commit, pages
 
 import xtree
-from xtree.bucket import describe
+from xtree.algorithms.bucket import describe
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates.insertion import insert
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.insertion import insert
-from xtree.persistence.memory_store import MemoryStore
-from xtree.persistence.page_checksum import page_crc_of
+from xtree.persistence.pages.page_checksum import page_crc_of
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.memory_store import MemoryStore
 from xtree.roots import state_of
-from xtree.tree_state import TreeState
 
 RECORDS = 400  # of a root and some leaves of 4 KiB
 PAGE = 4096

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import xtree
-from xtree.parallel import LEAST_ROWS, in_threads
-from xtree.persistence import commit_queue
+from xtree.algorithms.kernels.parallel import LEAST_ROWS, in_threads
+from xtree.persistence.commit import commit_queue
 
 PREDICATES = ("intersects", "contains", "within")
 

@@ -10,10 +10,12 @@ import pytest
 import walking
 
 import xtree
-from xtree import bulk, parallel
-from xtree.persistence import commit_queue, memory
-from xtree.persistence.memory_store import MemoryStore
-from xtree.tree_state import TreeState
+from xtree.algorithms.kernels import parallel
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates import bulk
+from xtree.persistence.base import memory
+from xtree.persistence.commit import commit_queue
+from xtree.persistence.store.memory_store import MemoryStore
 
 N = 70_000  # of which even a third is enough to share out
 

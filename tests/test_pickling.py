@@ -18,7 +18,7 @@ from handles import BOX
 from stack_writer import StackState
 
 import xtree
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.files.platform_fs import FileSystem
 
 ROWS = np.random.default_rng(1).random((3000, 2))
 WAYS = {"pickle": lambda it: pickle.loads(pickle.dumps(it)), "deepcopy": copy.deepcopy, "copy": copy.copy}

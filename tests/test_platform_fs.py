@@ -10,8 +10,9 @@ import threading
 import pytest
 
 from xtree.errors import LockedError
-from xtree.persistence import crash_points, platform_fs
-from xtree.persistence.platform_fs import File, FileSystem, SyncFailedError
+from xtree.persistence.base import crash_points
+from xtree.persistence.files import platform_fs
+from xtree.persistence.files.platform_fs import File, FileSystem, SyncFailedError
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
@@ -281,7 +282,7 @@ def test_waiting_for_a_lock_ends_with_the_timeout(fs, tmp_path):
 
 HOLDER = """
     import sys
-    from xtree.persistence.platform_fs import FileSystem
+    from xtree.persistence.files.platform_fs import FileSystem
     lock = FileSystem().lock(sys.argv[1], shared=False)
     print("locked", flush=True)
     sys.stdin.read()

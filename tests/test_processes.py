@@ -11,7 +11,7 @@ import pytest
 from pages import SMALL, put, texts_of
 
 from xtree.errors import ClosedError, LockedError, ReadOnlyError
-from xtree.persistence.crash_points import set_hook
+from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.runtime import open_store
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -8,12 +8,12 @@ import threading
 import pytest
 from pages import KIND, ONE_LONG_LOG, ManualClock, by_request, put, settle, small
 
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.checkpointer import RECLAIM_INTERVAL_S
-from xtree.persistence.clock import Clock
-from xtree.persistence.memory_store import MemoryStore
-from xtree.persistence.reclaimer import FRESH_PAGES, LEAST_PAGES, STEP_PAGES, Reclaimer
+from xtree.persistence.base.clock import Clock
+from xtree.persistence.commit.checkpointer import RECLAIM_INTERVAL_S
+from xtree.persistence.commit.reclaimer import FRESH_PAGES, LEAST_PAGES, STEP_PAGES, Reclaimer
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.memory_store import MemoryStore
 
 
 class Garbage:

@@ -28,15 +28,15 @@ from pages import (
 
 import xtree
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence import filenames, frame, wal_reader
-from xtree.persistence.catalog import CatalogEntry, encode_changes
-from xtree.persistence.crash_points import CRASH_POINTS, set_hook
-from xtree.persistence.frame import LOG_MAGIC
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.page_checksum import page_crc
-from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.recovery import recover
+from xtree.persistence.base.crash_points import CRASH_POINTS, set_hook
+from xtree.persistence.files import filenames, frame, wal_reader
+from xtree.persistence.files.frame import LOG_MAGIC
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.pages.page_checksum import page_crc
+from xtree.persistence.recovery.recovery import recover
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.catalog import CatalogEntry, encode_changes
 
 STEPS = 40
 ONE_LOG = dataclasses.replace(SMALL, **ONE_LONG_LOG)
@@ -312,7 +312,7 @@ def test_another_format_version_is_refused_with_both_versions(tmp_path):
     path, _ = crashed_index(tmp_path)
     manifest = (path / filenames.MANIFEST).read_bytes()
     assert manifest.startswith(b'{"format": 1')
-    from xtree.persistence import manifest as module
+    from xtree.persistence.files import manifest as module
 
     encoded = Manifest.load(FileSystem(), str(path)).encode()
     assert module.FORMAT == 1

@@ -16,13 +16,13 @@ import pytest
 from pages import KIND, eventually, small
 
 import xtree
-from xtree.persistence import mmap_windows, recycler
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.memory_store import MemoryStore
-from xtree.persistence.mmap_windows import Windows
-from xtree.persistence.mvcc import Epochs
-from xtree.persistence.recycler import Recycler
+from xtree.persistence.pages import mmap_windows, recycler
+from xtree.persistence.pages.mmap_windows import Windows
+from xtree.persistence.pages.mvcc import Epochs
+from xtree.persistence.pages.recycler import Recycler
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.memory_store import MemoryStore
 
 PAGE = 4096
 TINY = {"data_file_first_bytes": 64 << 10, "data_file_bytes": 64 << 10, "checkpoint_log_bytes": 1 << 20}
@@ -220,9 +220,9 @@ def test_a_forked_child_forgets_the_thread(windows, flights):
 def test_a_process_ends_while_its_recycler_waits(tmp_path):
     program = """
         import sys
-        from xtree.persistence.mmap_windows import Windows
-        from xtree.persistence.mvcc import Epochs
-        from xtree.persistence.recycler import Recycler
+        from xtree.persistence.pages.mmap_windows import Windows
+        from xtree.persistence.pages.mvcc import Epochs
+        from xtree.persistence.pages.recycler import Recycler
         sys.path.insert(0, sys.argv[2])
         from test_recycler import Opened
         windows, flights = Windows(), Epochs(timed=False)

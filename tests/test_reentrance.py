@@ -18,11 +18,10 @@ from pages import settle
 from reentrance_world import CALLS
 
 import xtree
-import xtree.persistence.open_files as open_files
+import xtree.persistence.files.open_files as open_files
 from xtree.errors import TransactionError
-from xtree.persistence.commit_queue import in_new_thread, outcome_of
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.lock_ranks import (
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.base.lock_ranks import (
     FREE,
     IN_THREAD,
     OPEN_FILES,
@@ -33,8 +32,9 @@ from xtree.persistence.lock_ranks import (
     rank_held,
     require_nothing_held,
 )
-from xtree.persistence.open_files import LazyFile, OpenFiles
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.commit.commit_queue import in_new_thread, outcome_of
+from xtree.persistence.files.open_files import LazyFile, OpenFiles
+from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
 from xtree.reading import Reader
 from xtree.structure import StructureHandle

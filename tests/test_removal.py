@@ -10,12 +10,12 @@ import pytest
 from tree_data import ALL, all_equal, nested, uniform
 from walking import assert_no_page_left, commit, grown, pages, records
 
-from xtree.bucket import describe, entry_limits
-from xtree.insertion import insert
-from xtree.persistence.memory import allocation_count, fail_allocation
-from xtree.persistence.memory_store import MemoryStore
-from xtree.removal import delete
-from xtree.tree_state import TreeState
+from xtree.algorithms.bucket import describe, entry_limits
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates.insertion import insert
+from xtree.algorithms.updates.removal import delete
+from xtree.persistence.base.memory import allocation_count, fail_allocation
+from xtree.persistence.store.memory_store import MemoryStore
 
 DIMS = [1, 2, 3, 8, 17]
 

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from xtree.errors import CorruptionError
-from xtree.persistence import frame as frames
-from xtree.persistence import node_id, wal_reader
-from xtree.persistence.catalog import Catalog, CatalogEntry, encode_changes
-from xtree.persistence.file_places import FilePlaces
-from xtree.persistence.frame import DELTA, FRAME_HEADER_BYTES, LogLink
-from xtree.persistence.memory import fail_allocation
-from xtree.persistence.object_table import ObjectTable
-from xtree.persistence.page_checksum import page_crc
-from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.replay import Replay
-from xtree.persistence.wal import LogWriter
-from xtree.persistence.wal_reader import read_log
+from xtree.persistence.base.memory import fail_allocation
+from xtree.persistence.files import frame as frames
+from xtree.persistence.files import wal_reader
+from xtree.persistence.files.frame import DELTA, FRAME_HEADER_BYTES, LogLink
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.wal import LogWriter
+from xtree.persistence.files.wal_reader import read_log
+from xtree.persistence.pages import node_id
+from xtree.persistence.pages.file_places import FilePlaces
+from xtree.persistence.pages.object_table import ObjectTable
+from xtree.persistence.pages.page_checksum import page_crc
+from xtree.persistence.recovery.replay import Replay
+from xtree.persistence.store.catalog import Catalog, CatalogEntry, encode_changes
 
 UUID = bytes(range(16))
 LINK = LogLink(3, 40, 123456, 0xABCDEF01)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import xtree
-from xtree.persistence import breath, platform_fs
+from xtree.persistence.base import breath
+from xtree.persistence.files import platform_fs
 
 N = 20_000
 

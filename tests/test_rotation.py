@@ -15,14 +15,14 @@ from faulty_fs import FaultyFileSystem
 from pages import MODES, NO_CHECKPOINTS, ONE_LONG_LOG, ManualClock, by_request, put, run_and_die, settle, texts_of
 
 from xtree.errors import CorruptionError, StoreFailedError
-from xtree.persistence import filenames
-from xtree.persistence.config import Config
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.frame import PAYLOAD_RANGES, PAYLOAD_WHOLE
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.base.config import Config
+from xtree.persistence.base.crash_points import set_hook
+from xtree.persistence.files import filenames
+from xtree.persistence.files.frame import PAYLOAD_RANGES, PAYLOAD_WHOLE
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.wal_reader import read_log
 from xtree.persistence.runtime import open_store
-from xtree.persistence.wal_reader import read_log
 
 every_mode = pytest.mark.parametrize("mode", MODES)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import xtree
-from xtree.persistence.crash_points import set_hook
+from xtree.persistence.base.crash_points import set_hook
 
 UNIT = [0.0, 0.0, 1.0, 1.0]
 

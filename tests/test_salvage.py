@@ -16,10 +16,10 @@ from pages import by_request, put
 from test_fsck import bytes_of, log_damaged_in_the_middle
 
 import xtree
-from xtree.bucket import parse
-from xtree.cli import main
-from xtree.persistence import filenames
+from xtree.algorithms.bucket import parse
+from xtree.persistence.files import filenames
 from xtree.persistence.runtime import open_store
+from xtree.tools.cli import main
 from xtree.tools.fsck import fsck
 from xtree.tools.salvage import salvage_index
 

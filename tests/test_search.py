@@ -8,13 +8,14 @@ import pytest
 import tree_data
 from loading import load, sizes_at_the_limits
 
-from xtree import query_order, search
-from xtree.bucket import describe
+from xtree.algorithms.bucket import describe
+from xtree.algorithms.kernels import query_order
+from xtree.algorithms.queries import search
+from xtree.algorithms.queries.nearest import nearest
+from xtree.algorithms.tree_state import TreeState
 from xtree.errors import CorruptionError
-from xtree.nearest import nearest
-from xtree.persistence import memory
-from xtree.persistence.memory_store import MemoryStore
-from xtree.tree_state import TreeState
+from xtree.persistence.base import memory
+from xtree.persistence.store.memory_store import MemoryStore
 
 PREDICATES = ("intersects", "contains", "within")
 INF = np.inf

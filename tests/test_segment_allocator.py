@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from xtree.errors import CorruptionError
-from xtree.persistence.memory import fail_allocation
-from xtree.persistence.memory_growth import MemoryGrowth
-from xtree.persistence.mmap_windows import Windows
-from xtree.persistence.segment_allocator import SegmentAllocator
+from xtree.persistence.base.memory import fail_allocation
+from xtree.persistence.pages.mmap_windows import Windows
+from xtree.persistence.pages.segment_allocator import SegmentAllocator
+from xtree.persistence.store.memory_growth import MemoryGrowth
 
 KIB = 1024
 HEADER = 4096

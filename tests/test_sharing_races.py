@@ -20,9 +20,10 @@ import pytest
 from handles import BOX, elsewhere, held_elsewhere, leave_unclean, make
 
 import xtree
-from xtree.persistence import lock_file, sharing
-from xtree.persistence.crash_points import set_hook
+from xtree.persistence import sharing
+from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.durable_store import DurableStore
+from xtree.persistence.files import lock_file
 
 SOURCES = str(Path(xtree.__file__).parent)
 
@@ -75,18 +76,18 @@ def test_another_process_that_reads_keeps_a_writer_out_and_the_reader_goes_on(pa
 
 
 def test_another_process_that_wrote_in_between_is_noticed(path, monkeypatch):
-    make = xtree.persistence.lock_file.Lock.make_exclusive
+    make = xtree.persistence.files.lock_file.Lock.make_exclusive
 
     def late(lock):
         lock._unlocked = True
-        xtree.persistence.lock_file._unlock(lock._fd)
+        xtree.persistence.files.lock_file._unlock(lock._fd)
         code = "import sys, xtree\nwith xtree.open(sys.argv[1]) as tree: tree.insert(7, [0, 0, 1, 1])"
         subprocess.run([sys.executable, "-c", code, str(path)], check=True)
         return make(lock)
 
     reader = xtree.open(path, mode="r")
     snapshot = reader.snapshot()
-    monkeypatch.setattr(xtree.persistence.lock_file.Lock, "make_exclusive", late)
+    monkeypatch.setattr(xtree.persistence.files.lock_file.Lock, "make_exclusive", late)
     with xtree.open(path) as writer:
         assert sorted(writer.query(BOX)) == [1, 7]
         with pytest.raises(xtree.ClosedError):
@@ -238,7 +239,7 @@ def test_an_open_inside_the_same_open_is_refused_and_the_outer_one_goes_on(path)
 def test_an_interrupt_ends_the_wait_for_another_threads_open(path):
     code = """
 import os, signal, sys, threading, time, xtree
-from xtree.persistence.crash_points import set_hook
+from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.durable_store import DurableStore
 inside, go_on = threading.Event(), threading.Event()
 def slow(done, total):
@@ -496,7 +497,7 @@ def test_a_failed_open_to_write_gives_the_reader_its_lock_back_or_closes_it(path
         with pytest.raises(ZeroDivisionError):
             xtree.open(path)
         assert len(reader) == 1 and "reads it" in elsewhere(path)
-        patch.setattr(xtree.persistence.lock_file.Lock, "make_shared", lambda lock: False)
+        patch.setattr(xtree.persistence.files.lock_file.Lock, "make_shared", lambda lock: False)
         with pytest.raises(ZeroDivisionError):
             xtree.open(path)
     with pytest.raises(xtree.ClosedError):

@@ -11,12 +11,12 @@ import pytest
 from faulty_fs import FaultyFileSystem
 from pages import KIND, MODES, SMALL, put, small, texts_of
 
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.crash_points import set_hook
-from xtree.persistence.data_files import DataFiles
+from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.memory_store import MemoryStore
+from xtree.persistence.files.data_files import DataFiles
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.memory_store import MemoryStore
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tree_data import ALL, all_equal, uniform
 
-from xtree.split import plan_split
+from xtree.algorithms.updates.split import plan_split
 
 
 def bounds(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,13 +15,13 @@ import pytest
 from loading import load
 from tree_data import all_equal, uniform
 
-from xtree import bulk
-from xtree.bucket import describe, entry_limits
-from xtree.insertion import insert
-from xtree.persistence.memory_store import MemoryStore
-from xtree.removal import delete
-from xtree.split import plan_split
-from xtree.tree_state import TreeState
+from xtree.algorithms.bucket import describe, entry_limits
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates import bulk
+from xtree.algorithms.updates.insertion import insert
+from xtree.algorithms.updates.removal import delete
+from xtree.algorithms.updates.split import plan_split
+from xtree.persistence.store.memory_store import MemoryStore
 
 Directory = dict[int, dict[str, Any]]
 HEADER_BYTES, LARGEST_PAGE = 64, 256 << 10

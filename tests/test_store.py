@@ -8,10 +8,10 @@ import pytest
 from pages import KIND, SMALL, put, texts_of
 
 from xtree.errors import ClosedError, CorruptionError, TransactionError
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.memory_store import MemoryStore
 from xtree.persistence.probes import HeldLock
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.memory_store import MemoryStore
 
 
 @pytest.fixture(params=["memory", "durable"])

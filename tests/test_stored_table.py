@@ -7,10 +7,10 @@ import pytest
 from tables import INFINITE, handle_of, live, shard_handle, tag_of, totals
 
 from xtree.errors import CorruptionError
-from xtree.persistence.file_places import FilePlaces
-from xtree.persistence.memory import fail_allocation
-from xtree.persistence.object_table import ObjectTable
-from xtree.persistence.stored_table import ROW_BYTES, restore_table, snapshot_table
+from xtree.persistence.base.memory import fail_allocation
+from xtree.persistence.pages.file_places import FilePlaces
+from xtree.persistence.pages.object_table import ObjectTable
+from xtree.persistence.pages.stored_table import ROW_BYTES, restore_table, snapshot_table
 
 ROW = struct.Struct("<QQIIIBBH")
 

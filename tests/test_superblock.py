@@ -10,11 +10,12 @@ import pytest
 from faults import SECTORS, ForgetfulFileSystem, PowerLoss
 
 from xtree.errors import CorruptionError, FormatVersionError, StoreFailedError
-from xtree.persistence import crash_points, superblock
-from xtree.persistence.file_header import HEADER_BYTES, pack_header
-from xtree.persistence.filenames import SUPERBLOCK
-from xtree.persistence.platform_fs import File, FileSystem, SyncFailedError
-from xtree.persistence.superblock import Superblock, SuperblockFile
+from xtree.persistence.base import crash_points
+from xtree.persistence.files import superblock
+from xtree.persistence.files.file_header import HEADER_BYTES, pack_header
+from xtree.persistence.files.filenames import SUPERBLOCK
+from xtree.persistence.files.platform_fs import File, FileSystem, SyncFailedError
+from xtree.persistence.files.superblock import Superblock, SuperblockFile
 
 UUID = bytes(range(16))
 VALUE = Superblock(UUID, epoch=5, durable_epoch=4, epoch_ceiling=100)

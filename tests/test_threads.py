@@ -10,8 +10,9 @@ import pytest
 from damaging import contents
 
 import xtree
-from xtree.persistence import commit_queue, threads
-from xtree.persistence.threads import start_detached, start_worker
+from xtree.persistence.base import threads
+from xtree.persistence.base.threads import start_detached, start_worker
+from xtree.persistence.commit import commit_queue
 
 
 @pytest.fixture

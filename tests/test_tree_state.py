@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tree_data import uniform
 
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates.insertion import insert
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.insertion import insert
-from xtree.persistence.memory_store import MemoryStore
-from xtree.tree_state import TreeState
+from xtree.persistence.store.memory_store import MemoryStore
 
 HEADER = struct.Struct("<HHHBBQ4d")
 

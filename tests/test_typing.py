@@ -56,4 +56,4 @@ def test_xtree_completes_to_public_names_only_and_a_star_leaves_open_alone():
     exec("from xtree import *", everything)
     assert "open" not in everything and everything["XTree"] is xtree.XTree
     assert set(xtree.__all__) <= set(everything)
-    assert importlib.import_module("xtree.search").query, "modules stay importable"
+    assert importlib.import_module("xtree.algorithms.queries.search").query, "modules stay importable"

@@ -14,9 +14,9 @@ from pages import KIND, SMALL, put, run_and_die, small, texts_of
 
 import xtree
 from xtree.errors import ReadOnlyError, TransactionError
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.catalog import CatalogEntry
 
 MOST_AT_TURN = 2  # of commit_queue.pyx
 
@@ -121,7 +121,7 @@ def test_a_transaction_that_is_being_committed_refuses_reads_and_writes(tmp_path
         tx = tree.transaction()
         tx.__enter__()
         tx.insert(2, (0.0, 0.0))
-        monkeypatch.setattr(xtree.persistence.platform_fs.File, "sync", hold)
+        monkeypatch.setattr(xtree.persistence.files.platform_fs.File, "sync", hold)
         committing = started(tx.__exit__, None, None, None)
         assert held.wait(PATIENCE_S)
         for refused, arguments in ((tx.insert, (3, (0.0, 0.0))), (tx.query, ((0.0, 0.0),)), (tx.items, ())):
@@ -178,7 +178,7 @@ def test_queries_take_no_lock_that_a_writer_holds_while_a_file_grows(tmp_path, m
     with xtree.open(tmp_path / "index", dims=2) as tree:
         boxes = np.random.default_rng(1).random((300, 2))
         tree.insert_many(np.arange(300), boxes)
-        reserve = xtree.persistence.platform_fs.File.reserve
+        reserve = xtree.persistence.files.platform_fs.File.reserve
 
         def hold(self, n: int) -> None:
             if self.path.endswith(".xd"):
@@ -186,7 +186,7 @@ def test_queries_take_no_lock_that_a_writer_holds_while_a_file_grows(tmp_path, m
                 assert let_go.wait(PATIENCE_S)
             reserve(self, n)
 
-        monkeypatch.setattr(xtree.persistence.platform_fs.File, "reserve", hold)
+        monkeypatch.setattr(xtree.persistence.files.platform_fs.File, "reserve", hold)
         more = np.random.default_rng(2).random((20_000, 2))
         writing = started(tree.insert_many, np.arange(20_000), more)
         assert held.wait(PATIENCE_S)
@@ -210,7 +210,7 @@ def test_statistics_wait_for_who_changes_the_slots_and_never_for_their_own_threa
     """The list of windows with slots may move while it grows: nobody walks it meanwhile without the store's lock."""
     store = open_store(tmp_path / "index", config=small("balanced"))
     put(store, {"a": "1"})
-    reserve = xtree.persistence.platform_fs.File.reserve
+    reserve = xtree.persistence.files.platform_fs.File.reserve
     asking: list[threading.Thread] = []
     outcomes: list[object] = []
 
@@ -222,7 +222,7 @@ def test_statistics_wait_for_who_changes_the_slots_and_never_for_their_own_threa
             outcomes.append(asking[0].is_alive())
         reserve(self, n)
 
-    monkeypatch.setattr(xtree.persistence.platform_fs.File, "reserve", ask)
+    monkeypatch.setattr(xtree.persistence.files.platform_fs.File, "reserve", ask)
     put(store, {"b": "2"}, size_class=3)
     assert ended(asking[0])
     store.close()

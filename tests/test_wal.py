@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence import frame as frames
-from xtree.persistence import wal, wal_reader
-from xtree.persistence.file_header import HEADER_BYTES, pack_header
-from xtree.persistence.frame import (
+from xtree.persistence.files import frame as frames
+from xtree.persistence.files import wal, wal_reader
+from xtree.persistence.files.file_header import HEADER_BYTES, pack_header
+from xtree.persistence.files.frame import (
     DELTA,
     FRAME_GROUP,
     FRAME_HEADER,
@@ -27,9 +27,9 @@ from xtree.persistence.frame import (
     aligned,
     frame_crc,
 )
-from xtree.persistence.platform_fs import File, FileSystem
-from xtree.persistence.wal import LogWriter
-from xtree.persistence.wal_reader import find_later_link, read_log
+from xtree.persistence.files.platform_fs import File, FileSystem
+from xtree.persistence.files.wal import LogWriter
+from xtree.persistence.files.wal_reader import find_later_link, read_log
 
 UUID = bytes(range(16))
 LINK = LogLink(3, 40, 123456, 0xABCDEF01)

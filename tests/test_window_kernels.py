@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from xtree import kernels
+from xtree.algorithms.kernels import forms
 
 ROOT = Path(__file__).parent.parent
 ANSWERS = """
@@ -20,11 +20,13 @@ import numpy as np
 import tree_data
 from loading import load
 
-from xtree import kernels, search
-from xtree.nearest import nearest
-from xtree.persistence.memory_store import MemoryStore
+from xtree.algorithms.kernels import forms
 
-print(kernels.simd)
+from xtree.algorithms.queries import search
+from xtree.algorithms.queries.nearest import nearest
+from xtree.persistence.store.memory_store import MemoryStore
+
+print(forms.simd)
 for dims in (1, 2, 3, 4, 5, 8, 17, 64):
     for shape in tree_data.ALL:
         random = np.random.default_rng(dims)
@@ -52,7 +54,7 @@ def run(form: str, code: str) -> subprocess.CompletedProcess[str]:
 
 def test_all_forms_agree():
     answers = {}
-    for form in kernels.available():
+    for form in forms.available():
         ran = run(form, ANSWERS)
         assert ran.returncode == 0, ran.stderr
         chosen, *lines = ran.stdout.splitlines()
@@ -65,7 +67,7 @@ def test_all_forms_agree():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("form", kernels.available()[1:])
+@pytest.mark.parametrize("form", forms.available()[1:])
 def test_the_tests_of_answers_pass_with_each_form(form):
     files = [f"tests/test_{name}.py" for name in ("model", "search", "nearest")]
     arguments = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
@@ -76,12 +78,12 @@ def test_the_tests_of_answers_pass_with_each_form(form):
 
 def test_the_best_form_is_the_default():
     if "XTREE_SIMD" not in os.environ:
-        assert kernels.simd == kernels.available()[0]
-    assert run("", "import xtree.kernels as k; assert k.simd == k.available()[0]").returncode == 0
+        assert forms.simd == forms.available()[0]
+    assert run("", "import xtree.algorithms.kernels.forms as k; assert k.simd == k.available()[0]").returncode == 0
 
 
 @pytest.mark.parametrize("form", ["sse9", "AVX2", "neon"])
 def test_a_form_that_cannot_run_here_is_refused_at_import(form):
-    ran = run(form, "import xtree.search")
+    ran = run(form, "import xtree.algorithms.queries.search")
     assert ran.returncode != 0
-    assert f"ImportError: XTREE_SIMD={form}: this processor runs {', '.join(kernels.available())}" in ran.stderr
+    assert f"ImportError: XTREE_SIMD={form}: this processor runs {', '.join(forms.available())}" in ran.stderr

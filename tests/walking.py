@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from xtree.bucket import describe, entry_limits
-from xtree.insertion import insert
-from xtree.persistence.catalog import CatalogEntry
-from xtree.tree_state import TreeState
+from xtree.algorithms.bucket import describe, entry_limits
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates.insertion import insert
+from xtree.persistence.store.catalog import CatalogEntry
 
 Record = tuple[int, tuple[float, ...]]
 

@@ -21,7 +21,7 @@ from stack_writer import PageStack, StackState, item, push
 
 import xtree
 from xtree.forest import _clear
-from xtree.persistence.platform_fs import FileSystem
+from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
 
 Step = tuple

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import xtree
-from xtree.persistence.checkpoint import ROW_BYTES
+from xtree.persistence.files.checkpoint import ROW_BYTES
 from xtree.tools.bench_commits import boxes_of
 from xtree.tools.bench_report import Report, require
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING
 
-from xtree.persistence.catalog import CatalogEntry
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.platform_fs import File, FileSystem
+from xtree.persistence.files.platform_fs import File, FileSystem
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.catalog import CatalogEntry
 from xtree.tools.bench_report import Report, require
 
 if TYPE_CHECKING:
-    from xtree.persistence.platform_fs import Path as AnyPath
+    from xtree.persistence.files.platform_fs import Path as AnyPath
     from xtree.tools.bench import Scale
 
 __all__ = ["measure_groups"]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 import xtree
-from xtree.bucket import entry_limits
-from xtree.persistence.config import PAGE_BYTES
+from xtree.algorithms.bucket import entry_limits
+from xtree.persistence.base.config import PAGE_BYTES
 from xtree.tools.bench_report import Report, require
 
 __all__ = ["FULL", "QUICK", "LayoutScale", "bench_layout"]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xtree.persistence import probes
-from xtree.persistence.config import PAGE_BYTES
-from xtree.persistence.memory_store import MemoryStore
-from xtree.persistence.object_table import ObjectTable
+from xtree.persistence.base.config import PAGE_BYTES
+from xtree.persistence.pages.object_table import ObjectTable
+from xtree.persistence.store.memory_store import MemoryStore
 from xtree.tools.bench_report import Report, require
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from xtree.tools.fsck import fsck
-from xtree.tools.fsck_report import DAMAGE, ORPHAN, Report
+from xtree.tools.fsck.report import DAMAGE, ORPHAN, Report
 
 __all__ = ["check_index"]
 

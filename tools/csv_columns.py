@@ -1,6 +1,6 @@
 """CSV columns: which columns of a file hold the boxes or points, and which the ids.
 
-By their names, as tables in memory are read (`xtree.column_names`), unless the caller says which to take.
+By their names, as tables in memory are read (`xtree.input.column_names`), unless the caller says which to take.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from xtree.column_names import box_columns, point_columns, shown_names
 from xtree.errors import DimensionError
+from xtree.input.column_names import box_columns, point_columns, shown_names
 from xtree.tools.table_error import TableError
 
 __all__ = ["Columns", "Wanted", "choose_columns"]

@@ -21,24 +21,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 import xtree
-from xtree.bucket import header_of, parse
+from xtree.algorithms.bucket import header_of, parse
 from xtree.errors import CorruptionError
 from xtree.forest import Forest
-from xtree.persistence import filenames
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.config import PAGE_BYTES
-from xtree.persistence.file_header import HEADER_BYTES
-from xtree.persistence.frame import PAYLOAD_WHOLE, Frame
-from xtree.persistence.node_id import unpack
-from xtree.persistence.object_table import ObjectTable
-from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.wal_reader import read_log
+from xtree.persistence.base.config import PAGE_BYTES
+from xtree.persistence.files import filenames
+from xtree.persistence.files.file_header import HEADER_BYTES
+from xtree.persistence.files.frame import PAYLOAD_WHOLE, Frame
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.wal_reader import read_log
+from xtree.persistence.pages.node_id import unpack
+from xtree.persistence.pages.object_table import ObjectTable
+from xtree.persistence.store.catalog import CatalogEntry
 from xtree.roots import KIND, tree_state_of
 from xtree.tools.fsck import require_index
-from xtree.tools.fsck_files import READ_ERRORS, Directory
-from xtree.tools.fsck_open import Remains, open_remains
-from xtree.tools.fsck_pages import PageCheck
-from xtree.tools.fsck_report import Report
+from xtree.tools.fsck.files import READ_ERRORS, Directory
+from xtree.tools.fsck.open import Remains, open_remains
+from xtree.tools.fsck.pages import PageCheck
+from xtree.tools.fsck.report import Report
 
 __all__ = ["salvage_index"]
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 import xtree
-from xtree.persistence import filenames
+from xtree.persistence.files import filenames
 from xtree.tools.bench_size import allocated_bytes
 from xtree.tools.soak_model import SoakError
 from xtree.tools.soak_work import CONFIG, WRITERS, Model, Work

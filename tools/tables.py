@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xtree.arguments import as_dims
-from xtree.conversion import stored_boxes
+from xtree.input.conversion import stored_boxes
 from xtree.tools.csv_columns import Columns, Wanted
 from xtree.tools.csv_file import csv_records, read_csv
 from xtree.tools.csv_text import Progress

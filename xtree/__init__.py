@@ -24,7 +24,7 @@ from xtree.errors import (
     TransactionError,
     XTreeError,
 )
-from xtree.persistence.config import Config
+from xtree.persistence.base.config import Config
 from xtree.runtime import Runtime
 from xtree.runtime import open as open
 from xtree.snapshot import Snapshot

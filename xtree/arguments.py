@@ -9,7 +9,7 @@ import sys
 from typing import Any, TypeAlias
 
 from xtree.errors import DimensionError
-from xtree.persistence.config import Config
+from xtree.persistence.base.config import Config
 
 __all__ = [
     "AnyPath",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from xtree.cli_errors import clear_errors
+from xtree.tools.cli_errors import clear_errors
 
 __all__ = ["bench"]
 

@@ -6,13 +6,13 @@ twice.
 
 from __future__ import annotations
 
-from xtree import inspection
-from xtree.bucket import PAGE_KINDS
+from xtree.algorithms.bucket import PAGE_KINDS
+from xtree.algorithms.queries import inspection
 from xtree.errors import CorruptionError
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.reached_pages import ReachedPages
 from xtree.persistence.session import Session
-from xtree.persistence.store import Pin, Store
+from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.reached_pages import ReachedPages
+from xtree.persistence.store.store import Pin, Store
 from xtree.roots import KIND, is_known, state_of, tree_state_of
 
 __all__ = ["check_all", "check_epoch"]

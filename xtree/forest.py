@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from xtree import bulk
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates import bulk
 from xtree.arguments import as_config, as_dims, as_name
 from xtree.errors import ClosedError, DimensionError, TransactionError
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.config import Config
+from xtree.persistence.base.config import Config
 from xtree.persistence.session import Session
-from xtree.persistence.write_set import WriteSet
+from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.write_set import WriteSet
 from xtree.roots import KIND, state_of, tree_state_of
 from xtree.structure import Structure
-from xtree.tree_state import TreeState
 from xtree.write_scope import WriterLock, WriterLocks, WriteScope
 
 __all__ = ["Forest"]

@@ -7,7 +7,7 @@ form that this processor can't run and for arrays that don't fit together.
 
 from libc.stdint cimport int64_t, uint64_t
 
-from xtree.kernels cimport SLACK, WindowTest, form_of
+from xtree.algorithms.kernels.forms cimport SLACK, WindowTest, form_of
 
 import numpy as np
 

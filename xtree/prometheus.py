@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector as BaseCollector
 
 from xtree.errors import ClosedError
-from xtree.persistence.config import PAGE_BYTES
+from xtree.persistence.base.config import PAGE_BYTES
 from xtree.runtime import Runtime
 
 __all__ = ["Collector"]

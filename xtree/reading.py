@@ -9,15 +9,15 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from xtree import accesses, inspection, join, nearest, search
+from xtree.algorithms.kernels.arrays import as_pairs
+from xtree.algorithms.kernels.parallel import in_threads
+from xtree.algorithms.queries import accesses, inspection, join, nearest, search
+from xtree.algorithms.tree_state import TreeState
 from xtree.arguments import Boxes, as_distance, as_join_predicate, as_neighbours, as_output, as_predicate, as_threads
-from xtree.arrays import as_pairs
-from xtree.conversion import finite_points, is_plain, one_id, query_boxes
 from xtree.errors import DimensionError
-from xtree.inputs import rows_given
-from xtree.parallel import in_threads
-from xtree.persistence.store import Store
-from xtree.tree_state import TreeState
+from xtree.input.conversion import finite_points, is_plain, one_id, query_boxes
+from xtree.input.rows import rows_given
+from xtree.persistence.store.store import Store
 from xtree.view import TreeView
 
 __all__ = ["Predicate", "Reader"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xtree.persistence.catalog import CatalogEntry
-from xtree.tree_state import TreeState
+from xtree.algorithms.tree_state import TreeState
+from xtree.persistence.store.catalog import CatalogEntry
 
 __all__ = ["KIND", "entry_of", "is_known", "register_state", "state_of", "tree_state_of"]
 

@@ -14,7 +14,7 @@ from xtree.display import as_html
 from xtree.epoch_check import check_all
 from xtree.errors import ClosedError
 from xtree.forest import Forest
-from xtree.persistence.config import Config
+from xtree.persistence.base.config import Config
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.runtime import exists
 from xtree.persistence.session import Session

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from xtree.algorithms.tree_state import TreeState
 from xtree.display import as_html
 from xtree.errors import ClosedError
-from xtree.persistence.store import Pin
+from xtree.persistence.store.store import Pin
 from xtree.reading import Reader
-from xtree.tree_state import TreeState
 
 if TYPE_CHECKING:
     from xtree.tree import XTree

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-from xtree.persistence.store import Store
+from xtree.persistence.store.store import Store
 from xtree.roots import register_state
 
 __all__ = ["Structure", "StructureHandle"]

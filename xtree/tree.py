@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
+from xtree.algorithms.tree_state import TreeState
 from xtree.arguments import AnyPath, Boxes, as_config, as_dims, as_threads, as_timeout
-from xtree.conversion import stored_boxes, width_of
 from xtree.display import as_html, as_line
 from xtree.epoch_check import check_all
 from xtree.errors import DimensionError
 from xtree.forest import Forest
-from xtree.inputs import present
-from xtree.persistence.config import Config
-from xtree.persistence.memory_store import MemoryStore
+from xtree.input.conversion import stored_boxes, width_of
+from xtree.input.rows import present
+from xtree.persistence.base.config import Config
 from xtree.persistence.session import Session
-from xtree.persistence.store import Store
+from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.store import Store
 from xtree.roots import tree_state_of
 from xtree.snapshot import Snapshot
 from xtree.transaction import Transaction
-from xtree.tree_state import TreeState
 from xtree.view import TreeView
 from xtree.write_scope import WriterLock, write_alone
 from xtree.writing import Floats, Ids, Progress, Writer, numbered

@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from xtree.algorithms.tree_state import TreeState
 from xtree.persistence.session import Session
-from xtree.persistence.store import Published
-from xtree.tree_state import TreeState
+from xtree.persistence.store.store import Published
 from xtree.write_scope import WriterLock
 
 class Seen: ...

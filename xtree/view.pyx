@@ -5,14 +5,14 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from libc.math cimport INFINITY
 from libc.stdint cimport UINT64_MAX, uint64_t
 
-from xtree.bucket cimport MAX_DIMS
-from xtree.conversion cimport read_plain_box, read_plain_point
-from xtree.nearest cimport nearest_of_one
+from xtree.algorithms.bucket cimport MAX_DIMS
+from xtree.input.conversion cimport read_plain_box, read_plain_point
+from xtree.algorithms.queries.nearest cimport nearest_of_one
 from xtree.persistence.session cimport Session
-from xtree.persistence.store cimport Published, Store
-from xtree.search cimport count_of_one, ids_of_one
-from xtree.tree_state cimport TreeState
-from xtree.walk cimport AROUND, INSIDE, INTERSECTS, Predicate
+from xtree.persistence.store.store cimport Published, Store
+from xtree.algorithms.queries.search cimport count_of_one, ids_of_one
+from xtree.algorithms.tree_state cimport TreeState
+from xtree.algorithms.queries.walk cimport AROUND, INSIDE, INTERSECTS, Predicate
 
 from xtree.errors import ClosedError
 from xtree.roots import state_of

@@ -22,10 +22,10 @@ import time
 
 from cpython.weakref cimport PyWeakref_NewRef
 
-from xtree.persistence.forks cimport forks_seen
-from xtree.persistence.lock_ranks cimport FREE, held, refusal, require_free
+from xtree.persistence.base.forks cimport forks_seen
+from xtree.persistence.base.lock_ranks cimport FREE, held, refusal, require_free
 from xtree.persistence.session cimport Session
-from xtree.persistence.store cimport Store
+from xtree.persistence.store.store cimport Store
 
 from xtree.errors import ClosedError, TransactionError
 from xtree.roots import entry_of, state_of

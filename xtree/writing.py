@@ -9,16 +9,17 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xtree import bulk, insertion, removal, search
+from xtree.algorithms.kernels.arrays import copy_array
+from xtree.algorithms.queries import search
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates import bulk, insertion, removal
 from xtree.arguments import Boxes, as_threads
-from xtree.arrays import copy_array
-from xtree.conversion import many_ids, one_id, stored_box, stored_boxes
 from xtree.errors import DimensionError
-from xtree.inputs import present
-from xtree.persistence.disk_reserve import spending_reserve
-from xtree.persistence.write_set import WriteSet
+from xtree.input.conversion import many_ids, one_id, stored_box, stored_boxes
+from xtree.input.rows import present
+from xtree.persistence.files.disk_reserve import spending_reserve
+from xtree.persistence.store.write_set import WriteSet
 from xtree.reading import Reader
-from xtree.tree_state import TreeState
 
 __all__ = ["Progress", "Writer", "matching_ids", "numbered"]
 

@@ -36,20 +36,20 @@ from healthy import CONFIG, answers_of, build, lay_out
 from mutations import pages_in_use
 
 import xtree
+from xtree.algorithms.tree_state import TreeState
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence import checkpoint, filenames
-from xtree.persistence.catalog import Catalog, decode_changes
-from xtree.persistence.file_header import CRC_OFFSET, HEADER_BYTES
-from xtree.persistence.file_places import FilePlaces
-from xtree.persistence.frame import FRAME_CRC_OFFSET, FRAME_HEADER_BYTES, FRAME_MAGIC, frame_crc
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.object_table import ObjectTable
-from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.replay import Replay
-from xtree.persistence.stored_table import restore_table
-from xtree.persistence.superblock import Superblock
-from xtree.persistence.wal_reader import find_later_link, read_log
-from xtree.tree_state import TreeState
+from xtree.persistence.files import checkpoint, filenames
+from xtree.persistence.files.file_header import CRC_OFFSET, HEADER_BYTES
+from xtree.persistence.files.frame import FRAME_CRC_OFFSET, FRAME_HEADER_BYTES, FRAME_MAGIC, frame_crc
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.superblock import Superblock
+from xtree.persistence.files.wal_reader import find_later_link, read_log
+from xtree.persistence.pages.file_places import FilePlaces
+from xtree.persistence.pages.object_table import ObjectTable
+from xtree.persistence.pages.stored_table import restore_table
+from xtree.persistence.recovery.replay import Replay
+from xtree.persistence.store.catalog import Catalog, decode_changes
 
 REFUSALS = (CorruptionError, FormatVersionError)
 UUID = bytes(range(16))

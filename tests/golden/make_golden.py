@@ -26,10 +26,10 @@ from page_stack import PageStack, StackState
 from pages import by_request, settle
 
 import xtree
-from xtree.persistence import filenames
-from xtree.persistence.file_header import PREFIX
-from xtree.persistence.frame import FRAME_MAGIC
-from xtree.persistence.manifest import FORMAT as MANIFEST_FORMAT
+from xtree.persistence.files import filenames
+from xtree.persistence.files.file_header import PREFIX
+from xtree.persistence.files.frame import FRAME_MAGIC
+from xtree.persistence.files.manifest import FORMAT as MANIFEST_FORMAT
 
 HERE = Path(__file__).parent
 FRAME_FORMAT_OFFSET = 46

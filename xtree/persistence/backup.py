@@ -21,20 +21,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xtree.persistence import checkpoint, filenames
-from xtree.persistence.checkpoint import OFFSET_UNIT, ROW
-from xtree.persistence.config import PAGE_BYTES
-from xtree.persistence.crash_points import reach
+from xtree.persistence.base.config import PAGE_BYTES
+from xtree.persistence.base.crash_points import reach
 from xtree.persistence.creation import Creation
-from xtree.persistence.data_files import BODY, FIRST_SLOT, FORMAT, MAGIC
-from xtree.persistence.file_header import pack_header
-from xtree.persistence.frame import LogLink
-from xtree.persistence.manifest import DataFileEntry, Manifest
-from xtree.persistence.open_directory import OpenDirectory, path_in
-from xtree.persistence.page_copy import copy_pages
-from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.store import Pin
-from xtree.persistence.superblock import Superblock, SuperblockFile
+from xtree.persistence.files import checkpoint, filenames
+from xtree.persistence.files.checkpoint import OFFSET_UNIT, ROW
+from xtree.persistence.files.data_files import BODY, FIRST_SLOT, FORMAT, MAGIC
+from xtree.persistence.files.file_header import pack_header
+from xtree.persistence.files.frame import LogLink
+from xtree.persistence.files.manifest import DataFileEntry, Manifest
+from xtree.persistence.files.open_directory import OpenDirectory, path_in
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.superblock import Superblock, SuperblockFile
+from xtree.persistence.store.page_copy import copy_pages
+from xtree.persistence.store.store import Pin
 
 if TYPE_CHECKING:
     from xtree.persistence.durable_store import DurableStore

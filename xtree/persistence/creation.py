@@ -10,14 +10,14 @@ import contextlib
 import os
 import uuid
 
-from xtree.persistence import filenames
-from xtree.persistence.config import Config
-from xtree.persistence.crash_points import reach
-from xtree.persistence.lock_file import Lock
-from xtree.persistence.manifest import Manifest
-from xtree.persistence.open_directory import DirectoryLostError, OpenDirectory, path_in
-from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.superblock import Superblock, SuperblockFile
+from xtree.persistence.base.config import Config
+from xtree.persistence.base.crash_points import reach
+from xtree.persistence.files import filenames
+from xtree.persistence.files.lock_file import Lock
+from xtree.persistence.files.manifest import Manifest
+from xtree.persistence.files.open_directory import DirectoryLostError, OpenDirectory, path_in
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.superblock import Superblock, SuperblockFile
 
 
 class Creation:

@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 from xtree.errors import StoreFailedError
 from xtree.persistence.backup import Progress, write_backup
-from xtree.persistence.catalog import CatalogEntry
-from xtree.persistence.checkpoint_coordinator import Coordinator
-from xtree.persistence.checkpointer import OnError
-from xtree.persistence.clock import Clock
-from xtree.persistence.commit_queue import uninterrupted
-from xtree.persistence.config import PAGE_BYTES
+from xtree.persistence.base.clock import Clock
+from xtree.persistence.base.config import PAGE_BYTES
+from xtree.persistence.base.lock_ranks import REBUILDING, RankedLock, require_nothing_held
+from xtree.persistence.base.metrics import Latency
+from xtree.persistence.commit.checkpoint_coordinator import Coordinator
+from xtree.persistence.commit.checkpointer import OnError
+from xtree.persistence.commit.commit_queue import uninterrupted
+from xtree.persistence.commit.delta import deltas_of, touched_windows
 from xtree.persistence.creation import Creation
-from xtree.persistence.delta import deltas_of, touched_windows
-from xtree.persistence.file_check import Flaw, file_flaws
-from xtree.persistence.file_header import HEADER_BYTES
-from xtree.persistence.fork_hooks import watch_forks
-from xtree.persistence.lock_file import Lock
-from xtree.persistence.lock_ranks import REBUILDING, RankedLock, require_nothing_held
-from xtree.persistence.metrics import Latency
-from xtree.persistence.mvcc import Epochs
-from xtree.persistence.recovery import Recovered
-from xtree.persistence.recycler import Recycler
-from xtree.persistence.segment_allocator import SegmentAllocator
-from xtree.persistence.store import Store
-from xtree.persistence.write_set import WriteSet
+from xtree.persistence.files.file_header import HEADER_BYTES
+from xtree.persistence.files.lock_file import Lock
+from xtree.persistence.pages.mvcc import Epochs
+from xtree.persistence.pages.recycler import Recycler
+from xtree.persistence.pages.segment_allocator import SegmentAllocator
+from xtree.persistence.recovery.file_check import Flaw, file_flaws
+from xtree.persistence.recovery.recovery import Recovered
+from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.fork_hooks import watch_forks
+from xtree.persistence.store.store import Store
+from xtree.persistence.store.write_set import WriteSet
 
 if TYPE_CHECKING:
     from xtree.persistence.session import SharedStore
@@ -137,7 +137,7 @@ class DurableStore(Store):
             self.verify_pages(published.epoch)
 
     def _file_flaws(self) -> Iterator[Flaw]:
-        """What is wrong with superblock, manifest, checkpoints and logs (persistence.file_check)."""
+        """What is wrong with superblock, manifest, checkpoints and logs (persistence.recovery.file_check)."""
         return file_flaws(self._journal, after_crash=not self.recovery.clean)
 
     def stats(self) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class DurableStore(Store):
     def deltas_of(
         self, write_set: WriteSet, epoch: int, largest_payload: int, payload_base: int, log_number: int
     ) -> tuple[bytearray, int, list[Any], int]:
-        """What the log records of a write set (persistence.delta)."""
+        """What the log records of a write set (persistence.commit.delta)."""
         files = self._journal.data_files.file_of_window
         return deltas_of(write_set, epoch, largest_payload, payload_base, files, log_number)
 

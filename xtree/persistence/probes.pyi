@@ -3,9 +3,9 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from xtree.persistence.mmap_windows import Windows
-from xtree.persistence.segment_allocator import SegmentAllocator
-from xtree.persistence.store import Store
+from xtree.persistence.pages.mmap_windows import Windows
+from xtree.persistence.pages.segment_allocator import SegmentAllocator
+from xtree.persistence.store.store import Store
 
 @final
 class PlainTable:

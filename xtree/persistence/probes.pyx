@@ -7,16 +7,16 @@ cimport cython
 from cpython.pythread cimport PyThread_release_lock
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 
-from xtree.persistence.atomics cimport fetch_add, load_acquire, load_relaxed, load_seq, store_release, store_seq
-from xtree.persistence.memory cimport allocate_zeroed, release
-from xtree.persistence.mmap_windows cimport Windows
-from xtree.persistence.mvcc cimport SLOTS_OF_FIRST, SLOTS_PER_BLOCK, Epochs, PinSlot
-from xtree.persistence.node_id cimport NodeID, handle_of, tag_of
-from xtree.persistence.object_table cimport (
+from xtree.persistence.base.atomics cimport fetch_add, load_acquire, load_relaxed, load_seq, store_release, store_seq
+from xtree.persistence.base.memory cimport allocate_zeroed, release
+from xtree.persistence.pages.mmap_windows cimport Windows
+from xtree.persistence.pages.mvcc cimport SLOTS_OF_FIRST, SLOTS_PER_BLOCK, Epochs, PinSlot
+from xtree.persistence.pages.node_id cimport NodeID, handle_of, tag_of
+from xtree.persistence.pages.object_table cimport (
     BLOCK_BITS, BLOCK_ROWS, MAX_SLABS, SLAB_BITS, STATE_LIVE, WORD_TAG, WORD_VERIFIED, Row, likely, state_of,
 )
-from xtree.persistence.segment_allocator cimport SegmentAllocator
-from xtree.persistence.store cimport Store, drop_lock, hold_lock, lock_without_gil, resolve
+from xtree.persistence.pages.segment_allocator cimport SegmentAllocator
+from xtree.persistence.store.store cimport Store, drop_lock, hold_lock, lock_without_gil, resolve
 
 cdef extern from "atomics.h" nogil:
     void yield_processor "XT_YIELD"() noexcept

@@ -7,18 +7,18 @@ import errno
 import os
 
 from xtree.errors import CorruptionError, LockedError
-from xtree.persistence import filenames
-from xtree.persistence.checkpointer import OnError
-from xtree.persistence.clock import Clock
-from xtree.persistence.config import Config
+from xtree.persistence.base.clock import Clock
+from xtree.persistence.base.config import Config
+from xtree.persistence.base.lock_ranks import require_nothing_held
+from xtree.persistence.commit.checkpointer import OnError
 from xtree.persistence.creation import Creation
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.lock_file import Lock
-from xtree.persistence.lock_ranks import require_nothing_held
-from xtree.persistence.open_directory import OpenDirectory, path_in
-from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.recovery import Progress, holds_data, recover
-from xtree.persistence.superblock import SuperblockFile
+from xtree.persistence.files import filenames
+from xtree.persistence.files.lock_file import Lock
+from xtree.persistence.files.open_directory import OpenDirectory, path_in
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.files.superblock import SuperblockFile
+from xtree.persistence.recovery.recovery import Progress, holds_data, recover
 
 MODES = ("r", "r+", "a", "x")
 MOST_ATTEMPTS = 100  # at a directory that is removed between its making and its locking

@@ -14,7 +14,7 @@ A session of a store in memory has no SharedStore.
 
 cimport cython
 
-from xtree.persistence.store cimport Store
+from xtree.persistence.store.store cimport Store
 
 
 @cython.final

@@ -3,7 +3,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.store import Pin, Published, Store
+from xtree.persistence.store.store import Pin, Published, Store
 
 Locks = TypeVar("Locks")
 

@@ -7,11 +7,11 @@ from _thread import allocate_lock, get_ident
 cimport cython
 from cpython.weakref cimport PyWeakref_NewRef
 
-from xtree.persistence.store cimport CLOSED, FORKED, Pin, Published, Store
+from xtree.persistence.store.store cimport CLOSED, FORKED, Pin, Published, Store
 
 from xtree.errors import ClosedError, LockedError, ReadOnlyError, TransactionError
-from xtree.persistence.catalog import Catalog
-from xtree.persistence.open_directory import DirectoryLostError
+from xtree.persistence.store.catalog import Catalog
+from xtree.persistence.files.open_directory import DirectoryLostError
 
 cdef Store AWAY = Store.__new__(Store)      # of a session that arrives in a pickle
 AWAY.status = FORKED

@@ -19,15 +19,15 @@ from collections.abc import Callable
 from functools import partial
 
 from xtree.errors import ClosedError, LockedError, TransactionError
-from xtree.persistence.config import Config
+from xtree.persistence.base.config import Config
+from xtree.persistence.base.lock_ranks import require_nothing_held
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.lock_ranks import require_nothing_held
-from xtree.persistence.open_directory import DirectoryLostError
-from xtree.persistence.platform_fs import FileSystem
-from xtree.persistence.recovery import Progress
+from xtree.persistence.files.open_directory import DirectoryLostError
+from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.recovery.recovery import Progress
 from xtree.persistence.runtime import open_for_writing, open_store
 from xtree.persistence.session import Session, SharedStore, Turn, arriving_session, share_of
-from xtree.persistence.store import Store
+from xtree.persistence.store.store import Store
 
 POLL_S = 0.02
 

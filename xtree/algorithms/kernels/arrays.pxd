@@ -1,0 +1,54 @@
+"""Arrays: numpy arrays on their way in and out of code that runs without the GIL."""
+
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy
+
+from xtree.persistence.base.atomics cimport load_relaxed
+
+
+# Borrows the memory of a C-contiguous array until PyBuffer_Release; returns how many rows of `row_bytes` it holds.
+# Raises BufferError for one that isn't contiguous, ValueError for a size that is no number of rows.
+cdef Py_ssize_t borrow(object array, Py_buffer *view, Py_ssize_t row_bytes) except -1
+# The first byte of an array just made here, which its owner keeps alive.
+cdef char *data_of(object array) except NULL
+
+# A number that another thread may be changing, read once.
+cdef inline double read_once(const double *shared) noexcept nogil:
+    cdef uint64_t word = load_relaxed(<const uint64_t *>shared)
+    cdef double number
+    memcpy(&number, &word, sizeof(double))
+    return number
+
+
+# Copies a box that another thread may be changing. Whether the copy is one to be stored: finite, and no min above its
+# max. Whoever works on a copy works on what was judged.
+cdef bint read_box(const double *shared, int dims, double *box) noexcept nogil
+# Raises InvalidBoxError for a row that was a box when the call began.
+cdef int raise_changed(int64_t row) except -1 with gil
+
+# Raises MemoryError when so many bytes of results are more than the system has left.
+cdef int require_memory(double size) except -1
+# An arena that an earlier call has used, if there is one, and the way back. With the GIL.
+cdef Arena take_arena()
+cdef int keep_arena(Arena arena) except -1
+
+# Raises MemoryError, from code without the GIL.
+cdef int raise_no_memory() except -1 with gil
+
+
+@cython.final
+cdef class Arena:
+    """Results of unknown number: memory that grows without the GIL and becomes an array at the end."""
+
+    cdef char *data
+    cdef Py_ssize_t used, room      # bytes
+
+    # Makes room for so many bytes behind those used; `data` may move. Raises MemoryError, also when the system hasn't
+    # so much memory left: it would give it, and end the process once it is used.
+    cdef int grow(self, Py_ssize_t more) except -1 nogil
+    # What was used as a new array; the arena is not to be written to afterwards.
+    cdef object to_array(self, object dtype)
+
+    cdef inline int need(self, Py_ssize_t more) except -1 nogil:
+        return self.grow(more) if self.room - self.used < more else 0

@@ -1,0 +1,130 @@
+"""Breaths: how a long call is interrupted. docs: breath.pxd."""
+
+import os
+import threading
+
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
+from libc.string cimport memcpy
+
+from xtree.persistence.base.atomics cimport fetch_add, load_relaxed, store_relaxed
+
+cdef extern from "monotonic.h" nogil:
+    uint64_t xt_monotonic_ns() noexcept
+
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident() noexcept
+
+cdef enum:
+    A_BREATH = 1 << 17              # work
+    COPIED_AT_ONCE = 1 << 18        # bytes: with memory touched for the first time, some 100 microseconds
+    LOOK_EVERY_NS = 30000000        # of the 200 ms within which an interrupt ends a call
+
+cdef uint64_t main_thread = 0
+cdef uint64_t watched = 0
+cdef uint64_t countdown = 0         # breaths of the main thread until one is interrupted; 0: none is to be
+cdef uint64_t breaths = 0
+
+
+def _note_main_thread():
+    store_relaxed(&main_thread, <uint64_t>threading.main_thread().ident)
+
+
+_note_main_thread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_main_thread)
+
+
+class Stopped(Exception):
+    """Another thread of the team has failed, or was interrupted: what that raised is the error to tell."""
+
+
+cdef class Team:
+
+    def stop(self):
+        """Has every thread of the team raise Stopped at its next breath."""
+        store_relaxed(&self.stopped, 1)
+
+    @property
+    def is_stopped(self):
+        """Whether it was stopped."""
+        return load_relaxed(&self.stopped) != 0
+
+
+cdef void first_breath(Breath *breath, Team team) noexcept nogil:
+    breath.left = 0 if load_relaxed(&watched) else A_BREATH
+    breath.looked_at_ns = 0
+    breath.stopped = NULL if team is None else &team.stopped
+    breath.is_main = PyThread_get_thread_ident() == load_relaxed(&main_thread)
+
+
+cdef int look_up(Breath *breath) except -1 nogil:
+    cdef uint64_t now
+    breath.left = A_BREATH
+    if load_relaxed(&watched):
+        breath.left = 0
+        interrupt_if_due(breath)
+    if breath.stopped != NULL and load_relaxed(breath.stopped):
+        raise_stopped()
+    if not breath.is_main:
+        return 0
+    now = xt_monotonic_ns()
+    if breath.looked_at_ns == 0:
+        breath.looked_at_ns = now
+    elif now - breath.looked_at_ns >= LOOK_EVERY_NS:
+        breath.looked_at_ns = now
+        handle_signals()
+    return 0
+
+
+cdef int copy_block(char *target, const char *source, size_t n, Breath *breath) except -1 nogil:
+    cdef size_t done = 0, part
+    while done < n:
+        part = min(n - done, <size_t>COPIED_AT_ONCE)
+        memcpy(target + done, source + done, part)
+        done += part
+        spend(breath, COPIED_AT_ONCE)
+    return 0
+
+
+cdef int handle_signals() except -1 with gil:
+    return PyErr_CheckSignals()
+
+
+cdef int raise_stopped() except -1 with gil:
+    raise Stopped
+
+
+cdef int interrupt_if_due(Breath *breath) except -1 nogil:
+    """For tests: counts breaths of the main thread, and has SIGINT arrive at the one that was asked for."""
+    if not breath.is_main:
+        return 0
+    fetch_add(&breaths, 1)
+    if load_relaxed(&countdown) and fetch_add(&countdown, <uint64_t>-1) == 1:
+        with gil:
+            PyErr_SetInterrupt()
+        handle_signals()
+    return 0
+
+
+def watch_breaths(bint on):
+    """Begin to count the breaths of the main thread, one for each piece of work however small, or end it."""
+    store_relaxed(&countdown, 0)
+    store_relaxed(&breaths, 0)
+    store_relaxed(&watched, on)
+
+
+def interrupt_breath(uint64_t n):
+    """Have SIGINT arrive at the n-th breath of the main thread from now on; begins to watch. 0 cancels that.
+
+    Returns how many breaths the interrupt asked for before still had to wait for, 0 when it has come.
+    """
+    cdef uint64_t left = load_relaxed(&countdown)
+    if n:
+        store_relaxed(&watched, 1)
+    store_relaxed(&countdown, n)
+    return left
+
+
+def breath_count():
+    """Breaths of the main thread since they are watched."""
+    return load_relaxed(&breaths)

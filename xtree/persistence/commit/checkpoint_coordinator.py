@@ -1,0 +1,539 @@
+"""The coordinator: one thread, the leader, carries commits to disk, and whatever must happen between two groups.
+
+The method that matters reads top to bottom: `_write_group` (write, sync, publish, in each durability mode). Checkpoints
+are the checkpointer's. Python handles signals in the main thread only, so nothing interrupts the leader between two of
+these steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from xtree.errors import StoreFailedError
+from xtree.persistence.base.clock import Clock
+from xtree.persistence.base.crash_points import reach
+from xtree.persistence.base.lock_ranks import STARTING, TURN, RankedLock, Worker
+from xtree.persistence.base.threads import start_worker
+from xtree.persistence.commit.checkpointer import Checkpointer, OnError
+from xtree.persistence.commit.commit_queue import CommitQueue, Request, carry, outcome_of, uninterrupted
+from xtree.persistence.commit.journal import Journal
+from xtree.persistence.files.frame import frame_bytes
+from xtree.persistence.files.open_directory import OpenDirectory
+from xtree.persistence.files.platform_fs import SyncFailedError
+from xtree.persistence.files.wal import LogWriter, PlannedFrame
+from xtree.persistence.store.catalog import Catalog, encode_changes
+
+if TYPE_CHECKING:
+    from xtree.persistence.durable_store import DurableStore
+    from xtree.persistence.store.write_set import WriteSet
+
+log = logging.getLogger("xtree")
+
+T = TypeVar("T")
+
+NO_TURN = contextlib.nullcontext()
+
+
+class Group:
+    """Commits that share one frame, one append and one sync."""
+
+    __slots__ = (
+        "requests", "commits", "catalog", "changes", "change_count",
+        "deltas", "delta_count", "payloads", "payload_bytes",
+        "bytes", "frame", "started",
+    )  # fmt: skip
+
+    def __init__(self, requests: list[Request], catalog: Catalog, changes: bytes, change_count: int) -> None:
+        self.requests = requests
+        self.commits: list[tuple[WriteSet, int]] = []  # with their epochs
+        self.catalog = catalog
+        self.changes = changes
+        self.change_count = change_count
+        self.deltas: list[bytearray] = []
+        self.delta_count = 0
+        self.payloads: list[Any] = []
+        self.payload_bytes = 0
+        self.bytes = 0  # of the frame
+        self.frame: PlannedFrame | None = None
+        self.started = time.perf_counter()
+
+
+@dataclass
+class Counters:
+    """What the coordinator has done since the directory was opened; times in seconds."""
+
+    commits: int = 0
+    groups: int = 0
+    wal_syncs: int = 0
+    wal_bytes: int = 0
+    commit_seconds: float = 0.0
+
+
+class Coordinator:
+    """Owns the journal while the store is open for writing. submit_* may be called from any thread."""
+
+    def __init__(
+        self, store: DurableStore, journal: Journal, following_epoch: int, clock: Clock, on_error: OnError | None
+    ) -> None:
+        self.store = store
+        self.journal = journal
+        self.following_epoch = following_epoch
+        self.durable_epoch = store.published.epoch
+        self.counters = Counters()
+        self.failure: BaseException | None = None
+        self._clock = clock
+        self._queue = CommitQueue(clock)
+        self._next_group_at = clock.now()  # when the window of the group before has passed
+        self._sync_at: float | None = None  # when the frames that wait for a sync must get it; None: there are none
+        self._thread: Worker | None = None
+        self._start = RankedLock(STARTING)
+        self._turn = RankedLock(TURN)  # held by who writes to the journal: the leader, or a thread that commits alone
+        self._waits_for_turn = journal.config.durability == "eventual"
+        self._carries_alone = journal.config.durability != "strict" and not journal.config.group_window_ms
+        self.checkpointer = Checkpointer(self, clock, on_error)
+        journal.data_files.report_failed_sync = self.poison
+        if isinstance(journal.directory, OpenDirectory):
+            journal.directory.report_lost = self.poison
+
+    # Called by users' threads.
+
+    def submit_commit(
+        self, write_set: Any, changes: dict[str, Any], largest_payload: int, on_queued: Callable[[], None] | None
+    ) -> int:
+        """Commits a sealed write set and returns its epoch: in this thread when it is alone, else through the queue."""
+        request = Request("commit", write_set, changes, largest_payload, on_queued)
+        if self._thread is None:
+            self._ensure_leader()
+        if self._carries_alone and not self._queue.waiting and carry(self, self._queue, request):
+            return int(outcome_of(request))
+        return int(self._queue.submit(request))
+
+    def submit_checkpoint(self) -> None:
+        """Has a checkpoint taken of all that is committed, and waits for it; does nothing when there is one."""
+        if self.store.published.epoch != self.journal.checkpoint_epoch:
+            self._ensure_leader()
+            self.checkpointer.request()
+
+    def between_groups(self, function: Callable[[], T]) -> T:
+        """Has the leader call a function between two groups, and waits: returns its result, or raises its error.
+
+        The leader itself calls it at once. A failed sync in it poisons. Raises StoreFailedError for a store that is
+        poisoned.
+        """
+        if threading.current_thread() is self._thread:
+            return function()
+        self._ensure_leader()
+        result: T = self._queue.submit(Request("call", None, function))
+        return result
+
+    def submit_close(self) -> None:
+        """Ends the checkpointer, has the leader finish cleanly (final checkpoint, trimmed files), and ends it."""
+        uninterrupted(self._close)
+
+    def _close(self) -> None:
+        self.checkpointer.stop()
+        if self._thread is None and self._finished:
+            return
+        self._start_leader()
+        try:
+            self._queue.submit(Request("close"))
+        finally:
+            assert self._thread is not None
+            self._thread.join()
+
+    def poison(self, error: BaseException) -> None:
+        """Refuses every later write: something that must reach the disk may not have."""
+        first = self.failure is None
+        self.abandon(error)
+        if first:
+            log.error("xtree: %s failed and takes no more writes: %s", self.store.path, error)
+
+    def abandon(self, error: BaseException) -> None:
+        """The same without a word in the log."""
+        if self.failure is None:
+            self.failure = error
+        self.store._poison()
+        self.checkpointer.wake_waiting()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters, the log and the last failure, as a dict."""
+        writer = self.journal.log
+        return {
+            **vars(self.counters),
+            **self.checkpointer.stats(),
+            "waiting": self._queue.waiting + self._queue.carried,
+            "durable_epoch": self.durable_epoch,
+            "checkpoint_epoch": self.journal.checkpoint_epoch,
+            "log_bytes": 0 if writer is None else writer.bytes_since_start,
+            "logs": len(self.journal.manifest.logs),
+            "failure": None if self.failure is None else str(self.failure),
+        }
+
+    @property
+    def _finished(self) -> bool:
+        """Whether the directory is as a clean close leaves it: a checkpoint of the current epoch, and no log."""
+        return not self.journal.manifest.logs and self.store.published.epoch == self.journal.checkpoint_epoch
+
+    def _ensure_leader(self) -> None:
+        if self._thread is None:
+            uninterrupted(self._start_threads)
+
+    def _start_threads(self) -> None:
+        with self._start:
+            self.checkpointer.start()
+        self._start_leader()
+
+    def _start_leader(self) -> None:
+        with self._start:
+            if self._thread is None:
+                self._thread = start_worker(self._lead, "xtree-leader")
+
+    # The leader.
+
+    def _lead(self) -> None:
+        closing = False
+        while not closing:
+            requests: list[Request] = []
+            try:
+                self._carry_out(requests)
+            except BaseException as error:  # no memory between two steps: the leader must go on, others wait for it
+                self.poison(error)
+                self._leave(requests, error)
+            closing = any(request.what == "close" for request in requests)
+
+    def _carry_out(self, requests: list[Request]) -> None:
+        """Waits for something to do, and does it; `requests` is filled with what was asked for."""
+        self._gather(requests)
+        if self._sync_at is not None and self._clock.now() >= self._sync_at:
+            self._sync_in_background()
+        with self._turn:
+            requests += self._queue.take_now()
+            group = [request for request in requests if request.what == "commit"]
+            if group:
+                self._commit(group)
+            for request in requests:
+                if request.what == "call":
+                    self._answer(request, request.changes)
+                elif request.what == "close":
+                    self._answer(request, self._finish)
+
+    def _leave(self, requests: list[Request], error: BaseException) -> None:
+        """Ends requests that nobody will carry out; what was in the middle of it has failed."""
+        for request in requests:
+            if not request.finished:
+                if request.what == "commit" and request.write_set.status == "queued":
+                    request.write_set._end("failed")
+                request.finish(error=error)
+
+    def _gather(self, requests: list[Request]) -> None:
+        """Adds what is queued, as soon as there is something, but commits alone not before their window has begun.
+
+        Comes back with nothing when the sync of what was written before is due.
+        """
+        requests += self._queue.take(self._seconds_until(self._sync_at))
+        if self.journal.config.group_window_ms and self.journal.config.durability != "eventual":
+            while requests and all(request.what == "commit" for request in requests):
+                wait = self._seconds_until(self._next_group_at)
+                if not wait:
+                    self._next_group_at = self._clock.now() + self.journal.config.group_window_ms / 1000
+                    break
+                requests += self._queue.take(wait)
+
+    def _seconds_until(self, moment: float | None) -> float | None:
+        return None if moment is None else max(0.0, moment - self._clock.now())
+
+    def _answer(self, request: Request, action: Callable[[], Any]) -> None:
+        try:
+            if self.failure is not None:
+                raise StoreFailedError(f"{self.store.path} failed earlier: {self.failure}")
+            with self.poisoning_failed_syncs():
+                result = action()
+        except BaseException as error:  # handed to the thread that asked
+            request.finish(error=error)
+        else:
+            request.finish(result=result)
+
+    def _commit(self, requests: list[Request]) -> None:
+        """Carries commits in the order of the queue, together if that works, else one by one."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self.store.in_flight())  # as long as there are pointers to pages
+                group = self._prepare(requests)
+            except BaseException as error:  # nothing was appended: what can't go together may go alone
+                if len(requests) > 1 and self.failure is None:
+                    for request in requests:
+                        self._commit([request])
+                    return
+                for request in requests:
+                    request.write_set._end("aborted")
+                    request.finish(error=error if len(requests) == 1 else _copy_of(error))
+                return
+            try:
+                self._write_group(group)
+            except BaseException as error:  # past the point of no return: the outcome is on disk, and unknown
+                if not self.has_published(group):
+                    self._fail(group, error)
+                    return
+            self._finish_group(group)
+
+    def _plan(self, request: Request) -> Group | None:
+        """A group of one commit that a user's thread may write; None when there is something for the leader to do."""
+        writer = self.journal.log
+        if (
+            writer is None
+            or self.failure is not None
+            or self.journal.data_files.manifest_needed
+            or self.journal.rotation_due
+            or self.following_epoch >= self.journal.superblock.value.epoch_ceiling
+            or not request.write_set.founded
+        ):
+            return None
+        self.journal.require_own()
+        group = self._group_of([request], writer.number)
+        if not writer.has_room(group.bytes):
+            return None
+        reach("commit.prepared")
+        return group
+
+    def _prepare(self, requests: list[Request]) -> Group:
+        """Everything that may fail cleanly: epochs, files, room in the log, the frame's parts."""
+        if self.failure is not None:
+            raise StoreFailedError(f"{self.store.path} failed earlier: {self.failure}")
+        for request in requests:
+            request.write_set.require_foundation()
+        journal = self.journal
+        journal.require_own()
+        with self.poisoning_failed_syncs():
+            journal.raise_ceiling(self.following_epoch + len(requests) - 1)
+            if journal.data_files.manifest_needed:
+                journal.save_manifest()
+            try:
+                group = self._with_room(requests)
+            except SyncFailedError:
+                raise
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not journal.manifest.logs:
+                    raise
+                self._make_room()
+                group = self._with_room(requests)
+        reach("commit.prepared")
+        return group
+
+    def _with_room(self, requests: list[Request]) -> Group:
+        """A group, and room for it in the log; its deltas are made anew if that takes the next log."""
+        writer = self._log_for(0)
+        group = self._group_of(requests, writer.number)
+        chosen = self._log_for(group.bytes)
+        if chosen is not writer:
+            group = self._group_of(requests, chosen.number)
+        chosen.reserve(group.bytes)
+        return group
+
+    def _log_for(self, size: int) -> LogWriter:
+        """The log for a frame of so many bytes; what the one before holds is on the disk if that is another one."""
+        before = self.journal.log
+        writer = self.journal.log_for(size, self.durable_epoch)
+        if before is not None and writer is not before:
+            self.durable_epoch = max(self.durable_epoch, before.last_epoch)
+        return writer
+
+    def _make_room(self) -> None:
+        """On a full disk the room for the log comes from checkpoints, which let older logs go."""
+        self.checkpointer.give_back_spare()
+        for _ in range(self.journal.config.checkpoints_kept):
+            self.checkpointer.take_here("full disk")
+
+    def _group_of(self, requests: list[Request], log_number: int) -> Group:
+        """The parts of a frame for the log of a number; changes nothing."""
+        store = self.store
+        epoch = self.following_epoch
+        changes: dict[str, Any] = requests[0].changes
+        if len(requests) > 1:
+            changes = {name: entry for request in requests for name, entry in request.changes.items()}
+        group = Group(requests, store.published.catalog.with_changes(changes), encode_changes(changes), len(changes))
+        for request in requests:
+            write_set = request.write_set
+            deltas, count, payloads, size = store.deltas_of(
+                write_set, epoch, request.largest_payload, group.payload_bytes, log_number
+            )
+            group.commits.append((write_set, epoch))
+            group.deltas.append(deltas)
+            group.delta_count += count
+            group.payloads += payloads
+            group.payload_bytes += size
+            epoch += 1
+        group.bytes = frame_bytes(group.delta_count, len(group.changes), group.payload_bytes)
+        return group
+
+    def _write_group(self, group: Group) -> None:
+        """Write, sync, publish. From the first byte appended there is no way back.
+
+        What the frame carries no payload of has been flushed before: everything in strict, large pages in balanced. It
+        may be begun again after an interrupt: every step then does again what it did, or nothing.
+        """
+        mode = self.journal.config.durability
+        writer = self.journal.log
+        assert writer is not None
+        first_epoch, last_epoch = group.commits[0][1], group.commits[-1][1]
+        self.following_epoch = last_epoch + 1
+        reach("commit.before_append")
+        if group.frame is None:
+            group.frame = writer.frame_of(
+                first_epoch,
+                last_epoch,
+                self.durable_epoch,
+                group.deltas,
+                group.changes,
+                group.change_count,
+                group.payloads,
+                group.payload_bytes,
+                group.delta_count,
+            )
+        writer.write(group.frame)
+        reach("commit.appended")
+        if mode != "eventual":
+            writer.sync()
+            reach("commit.synced")
+        if mode == "strict":
+            self.journal.publish_superblock(sync=True, epoch=last_epoch, durable_epoch=last_epoch)
+            reach("commit.superblock_synced")
+        if mode != "eventual":
+            self.durable_epoch = last_epoch
+        elif self._sync_at is None:
+            self._sync_at = self._clock.now() + self.journal.config.sync_interval_ms / 1000
+        if group.commits[0][0].status == "queued":
+            self.store._publish(group.commits, group.catalog)
+        reach("commit.published")
+
+    def has_published(self, group: Group) -> bool:
+        """Whether a group is visible: whatever is raised behind that, it is committed."""
+        return bool(self.store.published.epoch >= group.commits[-1][1])
+
+    def _finish_group(self, group: Group) -> None:
+        """After the publication: the callers go on, and what the commit has left is tidied up."""
+        counters = self.counters
+        counters.commits += len(group.requests)
+        counters.groups += 1
+        counters.wal_bytes += group.bytes
+        counters.wal_syncs += self.journal.config.durability != "eventual"
+        counters.commit_seconds += time.perf_counter() - group.started
+        for request, (_, epoch) in zip(group.requests, group.commits):
+            request.finish(epoch)
+        self._tidy_up(group)
+
+    def _fail(self, group: Group, error: BaseException) -> None:
+        """After the point of no return: what is on the disk isn't known, and nothing more is written."""
+        self.poison(error)
+        for request in group.requests:
+            if request.write_set.status == "queued":
+                request.write_set._end("failed")
+                request.finish(error=error if len(group.requests) == 1 else _copy_of(error))
+
+    def _sync_in_background(self) -> None:
+        """Eventual: what commits have written gets to the disk, and then the superblock says so.
+
+        The sync doesn't take the turn: other threads go on committing. Only the leader changes the log they append to.
+        """
+        if self.failure is not None:
+            self._sync_at = None
+            return
+        try:
+            self._sync_log(self._turn)
+            self.journal.publish_superblock(sync=False, epoch=self.durable_epoch, durable_epoch=self.durable_epoch)
+            reach("sync.superblock_written")
+            self.checkpointer.reclaimer.run(self.durable_epoch)
+        except OSError as error:
+            if isinstance(error, SyncFailedError):  # nobody waits for it: the next commit says so
+                self.poison(error)
+            else:  # of the superblock, which only follows: it is written again behind the next sync
+                log.warning("xtree: writing the superblock of %s failed: %s", self.store.path, error)
+        except Exception as error:
+            self.poison(error)
+
+    def _sync_log(self, turn: contextlib.AbstractContextManager[Any] = NO_TURN) -> None:
+        """Every commit so far is on the disk when this returns. turn: to be taken, unless it is held."""
+        with turn:
+            self._sync_at = None
+            writer = self.journal.log
+            if writer is None or writer.synced:
+                return
+            last_epoch, end = writer.last_epoch, writer.begin_sync()
+        reach("sync.before_sync")
+        writer.finish_sync(end)
+        reach("sync.synced")
+        self.counters.wal_syncs += 1
+        self.durable_epoch = last_epoch
+
+    def _tidy_up(self, group: Group) -> None:
+        """After the callers have gone on: pages that nobody sees any more are freed, and the checkpointer is told."""
+        try:
+            self.checkpointer.reclaimer.committed(group.delta_count, self.durable_epoch)
+            self.checkpointer.committed(len(group.requests))  # it wakes the thread for what couldn't be freed
+        except Exception:  # no commit depends on it
+            log.exception("xtree: tidying up behind a commit of %s failed", self.store.path)
+
+    # The beginning and the end.
+
+    def end_recovery(self) -> None:
+        """Ends an unclean open: what was recovered is on the disk, and no log tail is trusted twice.
+
+        Log and superblock are synced first: a killed process has left in the cache only what made its last frames
+        commits, and a checkpoint and the manifest are about to say that they are, and where they end.
+
+        The epochs of the gap count as passed from here on, also if a clean close comes before the next commit. Before
+        the superblock says so the logs stay: without any, the next open would take this one's end for a clean close.
+        """
+        with self.poisoning_failed_syncs():
+            self.journal.sync_last_log()
+            reach("recovery.log_synced")
+            self.journal.superblock.sync()
+        self.checkpointer.take_here("recovery", collect=False)
+        with self.poisoning_failed_syncs():
+            self.journal.publish_superblock(sync=True, epoch=self.following_epoch - 1)
+
+    def _finish(self) -> None:
+        """A clean close: nothing is left to replay, and the files end where their last page ends."""
+        journal, store = self.journal, self.store
+        had_spare = journal.drop_spare()
+        if self._finished and not had_spare:
+            return
+        with self.poisoning_failed_syncs():
+            for _ in range(journal.config.checkpoints_kept):  # one epoch, until the oldest one kept covers every log
+                if not self._finished:
+                    self.checkpointer.take_here("close")
+            store._before_write()  # the allocator knows where each file's last page ends
+            trimmed = journal.data_files.trim(store.allocator.top_bytes)
+            reach("close.trimmed")
+            journal.save_manifest()
+            reach("close.manifest_saved")
+            if had_spare:
+                journal.remove_unlisted()
+            store.windows.unmap_all()
+            journal.data_files.cut(trimmed)
+
+    @contextlib.contextmanager
+    def poisoning_failed_syncs(self) -> Iterator[None]:
+        """A block in which a failed sync poisons the store; any other failure leaves it as it was."""
+        try:
+            yield
+        except SyncFailedError as error:
+            self.poison(error)
+            raise
+
+
+def _copy_of(error: BaseException) -> BaseException:
+    """An exception of its own for one of several threads that one error concerns."""
+    try:
+        twin = copy.copy(error)
+    except Exception:  # one that can't be copied
+        twin = StoreFailedError(str(error))
+    twin.__cause__ = error
+    return twin

@@ -1,0 +1,299 @@
+"""The hand-off from a committing thread to the leader: queue, then wait until the outcome is known.
+
+It is compiled so that no Python-level signal handler runs between its steps: a KeyboardInterrupt can only arrive
+inside the wait, where it is kept and raised once the outcome is known.
+"""
+
+import sys
+import threading
+from _thread import allocate_lock, start_new_thread
+from queue import SimpleQueue
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+
+from xtree.persistence.base.lock_ranks cimport IN_THREAD, hold, resume
+from xtree.persistence.pages.mvcc cimport Epochs
+
+from xtree.errors import XTreeError
+
+cdef enum:
+    MOST_INTERRUPTS = 100       # of one commit; what arrives more often is an error of the code
+    MOST_AT_TURN = 2            # threads that wait to carry their own commits: more are faster as a group
+
+
+cdef object wait_for(object lock, object on_interrupt=None):
+    """Waits for a lock; returns the exception of a signal that arrived meanwhile, having called on_interrupt().
+
+    A signal that came before the wait begins would be seen at its end only.
+    """
+    interrupt = None
+    while True:
+        try:
+            PyErr_CheckSignals()
+            lock.acquire()
+            return interrupt
+        except BaseException as arrived:
+            interrupt = arrived
+            if on_interrupt is not None:
+                on_interrupt()
+
+
+def uninterrupted(function, *arguments):
+    """function(*arguments), in a thread where no signal handler runs; an interrupt is raised once it has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        return function(*arguments)     # handlers run in the main thread only
+    return outcome_of(in_new_thread(function, *arguments))
+
+
+def in_new_thread(function, *arguments):
+    """Has a new thread call function(*arguments), or calls it here if none can be started: a request to wait for.
+
+    None can when the interpreter is at its end, where a new thread would never get to run.
+    """
+    request = Request("call")
+    request.expect()
+
+    def run():
+        before = hold(IN_THREAD)        # the caller waits for it
+        try:
+            result = function(*arguments)
+        except BaseException as error:  # handed to the thread that asked
+            request.finish(error=error)
+        else:
+            request.finish(result=result)
+        resume(before)
+
+    try:
+        if not sys.is_finalizing():
+            start_new_thread(run, ())
+            return request
+    except RuntimeError:                # there are too many
+        pass
+    run()
+    return request
+
+
+cpdef object outcome_of(Request request, object on_interrupt=None):
+    """Waits until a request is finished; returns its result or raises its error, or an interrupt.
+
+    on_interrupt: what makes the request end soon, called in the middle of the wait.
+    """
+    interrupt = None if request.done is None else wait_for(request.done, on_interrupt)
+    if interrupt is not None:
+        raise interrupt from request.error
+    if request.error is not None:
+        raise request.error
+    return request.result
+
+
+@cython.final
+cdef class Request:
+    """Something for the leader to do, and its outcome. The leader calls finish() exactly once.
+
+    what: "commit", "close" or "call"; changes: catalog entries of a commit, or what is to be called. on_queued: called
+    by the thread that submits it, once it has its place in the queue.
+    """
+
+    cdef readonly str what
+    cdef readonly object write_set
+    cdef readonly object changes
+    cdef readonly Py_ssize_t largest_payload    # of a commit: larger pages have been flushed
+    cdef readonly object on_queued
+    cdef object done                # a lock, held until the outcome is known; None when nobody waits for it
+    cdef object result
+    cdef object error
+
+    def __init__(self, str what, write_set=None, changes=None, Py_ssize_t largest_payload=0, on_queued=None):
+        self.what = what
+        self.write_set = write_set
+        self.changes = changes
+        self.largest_payload = largest_payload
+        self.on_queued = on_queued
+
+    cdef int expect(self) except -1:
+        """Another thread is going to finish it."""
+        done = allocate_lock()
+        done.acquire()
+        self.done = done
+        return 0
+
+    def finish(self, result=None, error=None):
+        """Sets the outcome, and wakes the waiting thread."""
+        self.result = result
+        self.error = error
+        if self.done is not None:
+            self.done.release()
+
+    @property
+    def finished(self):
+        """Whether the outcome is known, of one that another thread finishes."""
+        return self.done is not None and not self.done.locked()
+
+
+def carry(coordinator, CommitQueue queue, Request request):
+    """Carries a commit to disk in the calling thread, if nothing stands in the way; returns whether it did.
+
+    The coordinator's turn is held meanwhile; it is waited for only where no turn includes a sync. `_plan` makes
+    everything ready, has changed nothing when it raises, and returns None when the commit is for the leader. From there
+    an interrupt waits until the group is finished: `_write_group` may be begun again, since it writes the same bytes to
+    the same place.
+    """
+    cdef int arrivals = 0, flight = -1
+    cdef Epochs flights
+    turn = coordinator._turn
+    interrupt = None
+    handled = sys.exc_info()[1]     # the caller may be in an except block: whatever arrives has that as context
+    if not queue.take_turn(turn, coordinator._waits_for_turn):
+        return False
+    flights = coordinator.store.flights
+    try:
+        flight = flights.pin()      # as long as there are pointers to pages
+        group = coordinator._plan(request)
+        if group is None:
+            return False
+        queue.carried = 1
+        request.write_set._queue()
+        interrupt = tell_queued(request)
+        awaited = coordinator._sync_at is not None
+        while True:
+            try:
+                coordinator._write_group(group)
+                break
+            except BaseException as arrived:
+                arrivals += 1
+                if hides_failure(arrived, handled, arrivals > MOST_INTERRUPTS):
+                    if coordinator.has_published(group):    # no memory behind it, say: that changes nothing
+                        break
+                    fail(coordinator, group, arrived)
+                    return True
+                interrupt = arrived
+        if not awaited and coordinator._sync_at is not None:
+            queue.wake()
+        coordinator._finish_group(group)
+    finally:
+        if flight >= 0:
+            flights.unpin(flight)
+        queue.carried = 0
+        turn.release()
+    if interrupt is not None:
+        raise interrupt
+    return True
+
+
+cdef object tell_queued(Request request):
+    """Calls on_queued; returns what it raises, to be raised once the outcome is known: there is no way back."""
+    try:
+        if request.on_queued is not None:
+            request.on_queued()
+    except BaseException as arrived:
+        return arrived
+
+
+cdef bint hides_failure(object arrived, object handled, bint any_error):
+    """Whether it is an error of a write or sync, or an interrupt that arrived while one was on its way, its context.
+
+    handled: the exception that was being handled before, and says nothing. any_error: every Exception counts, those
+    too that a signal handler may have raised.
+    """
+    while arrived is not None and arrived is not handled:
+        if isinstance(arrived, OSError):
+            if any_error or arrived.errno is not None or arrived.filename is not None:
+                return True
+        elif isinstance(arrived, (MemoryError, XTreeError)) or (any_error and isinstance(arrived, Exception)):
+            return True
+        arrived = arrived.__context__
+    return False
+
+
+cdef int fail(object coordinator, object group, object error) except -1:
+    """Poisons, whatever arrives meanwhile."""
+    while True:
+        try:
+            coordinator._fail(group, error)
+            return 0
+        except BaseException as arrived:
+            if isinstance(arrived, Exception):
+                raise
+
+
+@cython.final
+cdef class CommitQueue:
+    """Requests on their way to the leader, first in, first out."""
+
+    cdef object queue
+    cdef object clock
+    cdef readonly Py_ssize_t waiting    # threads in submit
+    cdef readonly Py_ssize_t carried    # commits that their own thread carries to disk
+    cdef Py_ssize_t at_turn             # threads that wait to carry their own commits
+    cdef bint woken                     # by wake_once, and take has not ended since
+
+    def __init__(self, clock):
+        self.queue = SimpleQueue()
+        self.clock = clock
+
+    cdef bint take_turn(self, object turn, bint wait) except -1:
+        """Takes the coordinator's turn for a thread that carries its own commit; returns whether it has."""
+        if turn.acquire(False):
+            return True
+        if not wait or self.at_turn >= MOST_AT_TURN:
+            return False
+        self.at_turn += 1
+        try:
+            return turn.acquire()
+        finally:
+            self.at_turn -= 1
+
+    def submit(self, Request request):
+        """Queues a request, waits for its outcome, and returns its result or raises its error."""
+        request.expect()
+        self.waiting += 1
+        try:
+            self.enqueue(request)
+            interrupt = tell_queued(request)
+            result = outcome_of(request)
+        finally:
+            self.waiting -= 1
+        if interrupt is not None:
+            raise interrupt
+        return result
+
+    cdef int enqueue(self, Request request) except -1:
+        """Gives a request its place. Without memory for that a commit has been undone when MemoryError is raised."""
+        write_set = request.write_set
+        if write_set is not None:
+            write_set._queue()
+        try:
+            self.queue.put(request)
+        except BaseException:
+            if write_set is not None:
+                write_set._end("aborted")
+            raise
+        return 0
+
+    def wake(self):
+        """Ends a wait in `take`: there may be something to do that is no request."""
+        self.queue.put(None)
+
+    def wake_once(self):
+        """The same, once until the wait has ended: as cheap as it gets for who calls it after every commit."""
+        if not self.woken:
+            self.woken = True
+            self.queue.put(None)
+
+    def take_now(self):
+        """The requests that are queued now."""
+        ready = []
+        while not self.queue.empty():
+            ready.append(self.queue.get())
+        return [request for request in ready if request is not None]
+
+    def take(self, timeout=None):
+        """The requests that are queued now; when there are none, waits up to `timeout` seconds for one, or for wake().
+
+        None as timeout waits for ever. May return an empty list before the time has passed.
+        """
+        first = self.clock.get(self.queue, timeout)
+        self.woken = False
+        ready = self.take_now()
+        return ready if first is None else [first, *ready]

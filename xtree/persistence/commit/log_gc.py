@@ -1,0 +1,69 @@
+"""Log garbage: which closed logs may be deleted.
+
+A log may go once its last epoch isn't above that of the oldest checkpoint kept: recovery from any of them then begins
+behind it. While fewer checkpoints are there than are kept, the empty index counts as the oldest. The knobs of Config
+let logs stay longer than that, never shorter. What goes leaves the manifest first, and the directory once that manifest
+is durable (Journal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from xtree.persistence.base.config import Config
+from xtree.persistence.files.manifest import CheckpointEntry, LogEntry
+
+
+def oldest_epoch(config: Config, checkpoints: Sequence[CheckpointEntry]) -> int:
+    """The epoch from which recovery may have to begin."""
+    if len(checkpoints) < config.checkpoints_kept:
+        return 0
+    return min(entry.epoch for entry in checkpoints)
+
+
+class LogGarbage:
+    """Knows of each closed log how long it has been one and how many checkpoints cover it.
+
+    Both begin anew at an open, which lets logs stay longer at most. For the thread that collects.
+    """
+
+    def __init__(self, config: Config, checkpoints: Iterable[CheckpointEntry], logs: Iterable[LogEntry]) -> None:
+        self._config = config
+        self._seen_at: dict[int, float] = {}
+        self._covered: dict[int, int] = {}
+        for entry in checkpoints:
+            self.count_checkpoint(entry, logs)
+
+    def count_checkpoint(self, checkpoint: CheckpointEntry, logs: Iterable[LogEntry]) -> None:
+        """Note that there is one more checkpoint."""
+        for log in logs:
+            if log.closed is not None and log.closed.last_epoch <= checkpoint.epoch:
+                self._covered[log.number] = self._covered.get(log.number, 0) + 1
+
+    def going(
+        self, checkpoints: Sequence[CheckpointEntry], logs: Sequence[LogEntry], now: float, hold_back: bool = True
+    ) -> frozenset[int]:
+        """The numbers of the logs that may go at the time `now`. Without `hold_back` all that nothing needs."""
+        config = self._config
+        closed = [log for log in logs if log.closed is not None]
+        for log in closed:
+            self._seen_at.setdefault(log.number, now)
+        oldest = oldest_epoch(config, checkpoints)
+        covered = [log.number for log in closed if log.closed is not None and log.closed.last_epoch <= oldest]
+        if not hold_back:
+            return frozenset(covered)
+        kept = {log.number for log in closed[max(0, len(closed) - config.gc_keep_logs) :]}
+        lag = config.gc_lag_checkpoints
+        return frozenset(
+            number
+            for number in covered
+            if number not in kept
+            and now - self._seen_at[number] >= config.gc_min_age_s
+            and (lag is None or self._covered.get(number, 0) > lag)
+        )
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Drop what is known of logs that have gone."""
+        for number in numbers:
+            self._seen_at.pop(number, None)
+            self._covered.pop(number, None)

@@ -1,0 +1,359 @@
+"""Writing the write-ahead log: frames (frame.py) one behind the other in files filled with zeros ahead of need.
+
+A log file is a header page (file_header.py; the body is the log's number), a link frame at 4096 that names the end of
+the log before, then group frames. A frame starts on the next 4 KiB boundary after a sync, so that no write touches a
+sector that holds synced bytes, and right behind its predecessor otherwise.
+
+Order in the life of a log:
+
+1. `LogWriter.create`, and `fill_ahead` in the background: header and zeros, synced, directory synced. No frame yet.
+2. The manifest that lists the log is made durable.
+3. `follow`, once the log before is synced and ends; `write_link`: the link frame, synced. From now on any group frame
+   in this file proves that the link was on the disk.
+4. `reserve`, `frame_of`, `write`, `sync` for each group.
+5. The end (`LogWriter.end`) goes into the next log's link, the manifest and the next checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from crc32c import crc32c
+
+from xtree.persistence.base.crash_points import reach
+from xtree.persistence.files.disk_reserve import require_space
+from xtree.persistence.files.file_header import HEADER_BYTES, header_crc, pack_header
+from xtree.persistence.files.filenames import log_name
+from xtree.persistence.files.frame import (
+    ALIGNMENT,
+    CRC,
+    DELTA_BYTES,
+    FRAME_CRC_OFFSET,
+    FRAME_FORMAT,
+    FRAME_GROUP,
+    FRAME_HEADER,
+    FRAME_HEADER_BYTES,
+    FRAME_LINK,
+    FRAME_MAGIC,
+    LINK_BYTES,
+    LOG_BODY,
+    LOG_FORMAT,
+    LOG_MAGIC,
+    SECTOR_BYTES,
+    LogLink,
+    aligned,
+    frame_bytes,
+)
+from xtree.persistence.files.open_directory import path_in
+from xtree.persistence.files.platform_fs import Buffer, File, FileSystem, Path, SyncFailedError
+from xtree.persistence.files.superblock import MODES
+
+JOINED_BYTES = 32 << 10  # frames up to this length are copied into one buffer: cheaper than many small ones
+
+_PADDING = [bytes(n) for n in range(ALIGNMENT)]
+
+
+class Ground:
+    """The space of a log file that its next frames will take: given by the disk before, and reading as zeros.
+
+    With `filled` the zeros are on the disk.
+    """
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        directory: Path,
+        file: File,
+        fill_bytes: int,
+        fill_limit_bytes: int,
+        keep_free: int,
+        filled: bool,
+    ) -> None:
+        self.end = HEADER_BYTES
+        self._fs = fs
+        self._directory = directory
+        self._file = file
+        self._fill_bytes = fill_bytes
+        self._fill_limit_bytes = fill_limit_bytes
+        self._keep_free = keep_free
+        self._filled = filled
+
+    def cover(self, used: int, end: int) -> None:
+        """Give a file whose first `used` bytes hold something ground up to `end`, and more ahead. Raises OSError."""
+        if end <= self.end:
+            return
+        start = max(self.end, used)
+        if end - start > self._fill_limit_bytes:
+            require_space(self._fs, self._directory, end - start, self._keep_free)
+            self._file.reserve(end)
+            self.end = end
+            return
+        fill = self._fill_bytes
+        while fill < start and fill < self._fill_limit_bytes:
+            fill *= 2
+        ahead = aligned(max(end, start + min(fill, self._fill_limit_bytes)), SECTOR_BYTES)
+        try:
+            self._fill(start, ahead)
+        except SyncFailedError:
+            raise
+        except OSError:  # not that far, then
+            self._fill(start, aligned(end, SECTOR_BYTES))
+
+    def extend(self, end: int) -> None:
+        """Give the file ground up to `end`, or to the next boundary behind it. Raises OSError."""
+        end = aligned(end, SECTOR_BYTES)
+        while self.end < end:
+            self._fill(self.end, min(end, self.end + self._fill_limit_bytes))
+
+    def _fill(self, start: int, end: int) -> None:
+        require_space(self._fs, self._directory, end - start, self._keep_free)
+        if self._filled:
+            self._file.fill(start, end)
+            self._file.sync()
+        else:
+            self._file.reserve(end)
+        self.end = end
+
+
+@dataclass(slots=True)
+class PlannedFrame:
+    """A frame and its place in the log."""
+
+    parts: list[Buffer]
+    offset: int
+    end_offset: int
+    crc: int
+    last_epoch: int
+
+
+class LogWriter:
+    """Appends frames to one new log. For one thread at a time."""
+
+    def __init__(
+        self, file: File, uuid: bytes, number: int, link: LogLink, header: bytes, ground: Ground, mode: str
+    ) -> None:
+        self.number = number
+        self.path = file.path
+        self.last_epoch = link.last_epoch
+        self.last_crc = header_crc(header)
+        self.end_offset = HEADER_BYTES
+        self._link = link
+        self._file = file
+        self._uuid = uuid
+        self._synced_end = HEADER_BYTES
+        self._boundary = HEADER_BYTES  # the end when the last sync began: the next frame doesn't share its sector
+        self._ground = ground
+        self._mode = MODES[mode]
+
+    @classmethod
+    def create(
+        cls,
+        fs: FileSystem,
+        directory: Path,
+        uuid: bytes,
+        number: int,
+        link: LogLink,
+        fill_bytes: int,
+        fill_limit_bytes: int = 8 << 20,
+        keep_free: int = 0,
+        mode: str = "balanced",
+    ) -> LogWriter:
+        """Make a log file: header and zeros, synced, its name too. Raises OSError, leaving no file behind.
+
+        The first `fill_bytes` are filled with zeros now, then twice as many each time, up to `fill_limit_bytes`. The
+        log doesn't grow into the last `keep_free` bytes of the disk. `mode` is the durability mode of its frames; in
+        "eventual", where no commit waits for a sync, ground is given as disk space without zeros and without a sync.
+        """
+        path = path_in(directory, log_name(number))
+        header = pack_header(LOG_MAGIC, LOG_FORMAT, uuid, LOG_BODY.pack(number))
+        file = fs.open(path, "create")
+        try:
+            reach("wal.created")
+            file.pwrite(header, 0)
+            ground = Ground(fs, directory, file, fill_bytes, fill_limit_bytes, keep_free, mode != "eventual")
+            ground.cover(HEADER_BYTES, 2 * SECTOR_BYTES)
+            if mode == "eventual":
+                file.sync()
+            fs.sync_directory(directory)
+            reach("wal.filled")
+        except BaseException as error:
+            file.close()
+            if isinstance(error, OSError):
+                with contextlib.suppress(OSError):
+                    fs.unlink(path)
+            raise
+        return cls(file, uuid, number, link, header, ground, mode)
+
+    def fill_ahead(self, end: int) -> None:
+        """Give the log ground up to `end`, step by step, so that no sync takes long. Raises OSError."""
+        self._ground.extend(end)
+
+    def follow(self, link: LogLink) -> None:
+        """Name the log that this one follows, if it wasn't known when it was made; before `write_link`."""
+        self._link = link
+        self.last_epoch = link.last_epoch
+
+    def write_link(self, durable_through: int) -> None:
+        """Write and sync the first frame, once the manifest that lists this log is durable."""
+        epoch = self._link.last_epoch
+        link = [self._link.encode()]
+        self.write(self.frame_of(epoch, epoch, durable_through, [], b"", 0, link, LINK_BYTES, 0, FRAME_LINK))
+        self.sync()
+        reach("wal.linked")
+
+    def reserve(self, n: int) -> None:
+        """Make sure that appending a frame of `n` bytes can't fail for lack of space. Raises OSError.
+
+        Small frames get ground that is filled with zeros and synced, which makes their own sync cheap; one longer than
+        the most that is filled at a time gets disk space.
+        """
+        self._ground.cover(self.end_offset, self._next_offset() + n)
+
+    def has_room(self, n: int) -> bool:
+        """Whether a frame of `n` bytes fits the ground that is given."""
+        return self._next_offset() + n <= self._ground.end
+
+    def append(
+        self,
+        first_epoch: int,
+        last_epoch: int,
+        durable_through: int,
+        deltas: Sequence[Buffer],
+        catalog: bytes,
+        catalog_count: int,
+        payloads: Sequence[Buffer],
+        delta_count: int,
+    ) -> int:
+        """Write the frame of a group behind the last one and return its length; `sync` makes it durable.
+
+        `deltas` and `payloads` are buffers whose contents follow one another. After an OSError nothing more may be
+        appended: part of the frame may be there.
+        """
+        frame = self.frame_of(
+            first_epoch,
+            last_epoch,
+            durable_through,
+            deltas,
+            catalog,
+            catalog_count,
+            payloads,
+            _bytes_of(payloads),
+            delta_count,
+        )
+        self.write(frame)
+        return frame.end_offset - frame.offset
+
+    def frame_of(
+        self,
+        first_epoch: int,
+        last_epoch: int,
+        durable_through: int,
+        deltas: Sequence[Buffer],
+        catalog: bytes,
+        catalog_count: int,
+        payloads: Sequence[Buffer],
+        payload_bytes: int,
+        delta_count: int,
+        kind: int = FRAME_GROUP,
+    ) -> PlannedFrame:
+        """The frame that `append` would write, for `write`. Raises ValueError for parts that don't have their sizes."""
+        length = frame_bytes(delta_count, len(catalog), payload_bytes)
+        offset = self._next_offset()
+        header = bytearray(FRAME_HEADER_BYTES)
+        FRAME_HEADER.pack_into(
+            header,
+            0,
+            FRAME_MAGIC,
+            0,
+            length,
+            self._uuid,
+            offset,
+            self.last_crc,
+            kind,
+            self._mode,
+            FRAME_FORMAT,
+            first_epoch,
+            last_epoch,
+            durable_through,
+            delta_count,
+            catalog_count,
+            len(catalog),
+            payload_bytes,
+            self.number,
+            time.time_ns(),
+        )
+        parts = [header, *deltas, catalog, _PADDING[-len(catalog) % 8], *payloads, _PADDING[-payload_bytes % 8]]
+        if length <= JOINED_BYTES:
+            header = bytearray().join(parts)
+            parts = [header]
+        if _bytes_of(parts) != length:
+            raise ValueError(
+                f"{delta_count} deltas of {DELTA_BYTES} bytes have {_bytes_of(deltas)}, "
+                f"payloads of {payload_bytes} bytes {_bytes_of(payloads)}"
+            )
+        crc = 0
+        for part in parts:
+            crc = crc32c(part, crc)
+        CRC.pack_into(header, FRAME_CRC_OFFSET, crc)
+        return PlannedFrame(parts, offset, offset + length, crc, last_epoch)
+
+    def write(self, frame: PlannedFrame) -> None:
+        """Write a frame that was planned for this place. Doing it again, before the next one, does the same again."""
+        reach("wal.before_append")
+        self._file.pwritev(frame.parts, frame.offset)
+        self.end_offset = frame.end_offset
+        self.last_crc = frame.crc
+        self.last_epoch = frame.last_epoch
+        reach("wal.appended")
+
+    def sync(self) -> None:
+        """Return when every appended frame is on the disk. After an OSError, never call it again."""
+        self.finish_sync(self.begin_sync())
+
+    def begin_sync(self) -> int:
+        """Note how far a sync will reach: a frame appended from now on, even during it, begins in its own sector."""
+        self._boundary = self.end_offset
+        return self.end_offset
+
+    def finish_sync(self, end: int) -> None:
+        """Return when every frame before `end`, which begin_sync gave, is on the disk; see `sync`."""
+        self._file.sync()
+        self._synced_end = end
+        reach("wal.synced")
+
+    @property
+    def synced(self) -> bool:
+        """Whether every appended frame is on the disk."""
+        return self._synced_end == self.end_offset
+
+    def close(self) -> None:
+        """Close the descriptor; nothing is written."""
+        self._file.close()
+
+    @property
+    def ground_end(self) -> int:
+        """How far the ground reaches that frames may take at once."""
+        return self._ground.end
+
+    @property
+    def bytes_since_start(self) -> int:
+        """Bytes of frames in this log, the gaps before boundaries included."""
+        return self.end_offset - HEADER_BYTES
+
+    @property
+    def end(self) -> LogLink:
+        """How the log ends now, as the next one's link and the manifest record it."""
+        return LogLink(self.number, self.last_epoch, self.end_offset, self.last_crc)
+
+    def _next_offset(self) -> int:
+        return aligned(self.end_offset, SECTOR_BYTES) if self.end_offset == self._boundary else self.end_offset
+
+
+def _bytes_of(buffers: Sequence[Buffer]) -> int:
+    total = 0
+    for buffer in buffers:
+        total += len(buffer) if type(buffer) is bytearray else memoryview(buffer).nbytes
+    return total

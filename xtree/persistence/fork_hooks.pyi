@@ -1,3 +1,0 @@
-from xtree.persistence.store import Store
-
-def watch_forks(store: Store) -> None: ...

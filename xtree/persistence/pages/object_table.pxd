@@ -1,0 +1,101 @@
+"""The object table: NodeID -> where the page is, when it was born and retired.
+
+One row (row.pxd) a handle, in slabs whose addresses never move, in up to 64 shards that threads change side by side.
+States go free -> reserved -> live -> retired -> free; a handle's tag moves once a life, at the reservation.
+
+    field               written by                                 read by              order
+    slabs[shard]        reserve (the shard's lock), restore        any thread           release / acquire
+    slabs[shard][i]     the same, once, and before the mark that   any thread           release / acquire
+                        covers its rows; copied when a directory
+                        is outgrown
+    marks[shard]        reserve (the shard's lock), restore        any thread           release / acquire
+    high_water          reserve, restore                           any thread           acq_rel add / acquire
+    active              reserve (compare-exchange), restore        any thread           seq_cst / acquire
+    shards[i].lock      who changes the shard                      the same             acquire / release
+    shards[i], the rest under the shard's lock                     under it; a peek     relaxed; a peek may be wrong
+                                                                   at a list's head
+
+A shard's lock is held for moments: no other lock, no GIL is asked for, and nothing is raised while it is.
+"""
+
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+from xtree.persistence.base.atomics cimport load_acquire
+from xtree.persistence.pages.node_id cimport MAX_SHARDS, NodeID
+from xtree.persistence.pages.row cimport (
+    STATE_FREE, STATE_LIVE, STATE_RESERVED, STATE_RETIRED, WORD_TAG, WORD_VERIFIED, Row, class_of, kind_of, state_of,
+)
+
+cdef extern from *:                 # of Cython's own
+    bint likely(bint condition) noexcept nogil
+
+cdef enum:
+    BLOCK_BITS = 7                  # rows that one entry of a directory leads to
+    BLOCK_ROWS = 128
+    SLAB_BITS = 16                  # rows of the largest slab
+    SLAB_ROWS = 65536
+    MAX_SLABS = 16384               # of that size: 2**30 rows a shard, 2**36 in all: 256 TiB of the smallest pages
+
+
+cdef struct Shard:                  # two cache lines
+    uint64_t lock
+    uint64_t free_head, free_tail, free_count           # first in, first out
+    uint64_t retired_head, retired_tail, retired_count  # in the order of their retire epochs
+    uint64_t live_count, reserved_count
+    uint64_t spare[7]
+
+
+@cython.final
+cdef class ObjectTable:
+    # Of each shard in use its directory, a uint64_t *: for each block of rows a Row *, 0 until there is a slab. It is
+    # replaced by a larger copy when it is full, and stays until the end for whoever is still looking into it.
+    cdef uint64_t slabs[MAX_SHARDS]
+    cdef Shard *shards
+    cdef uint64_t marks[MAX_SHARDS]  # of each shard: every slot given out is below it
+    cdef uint64_t high_water        # one more than the handles given out: no walk meets as many pages
+    cdef uint64_t active            # shards in use, the first ones
+    cdef uint64_t max_shards, shard_slots, shard_rows    # limits: fixed
+
+    cdef inline Row *row(self, uint64_t handle) noexcept nogil:
+        """The row of a handle, NULL for one that was never given out (any 56-bit value may be asked for)."""
+        if likely(handle - 1 < load_acquire(&self.marks[0]) - 1):   # in the first shard; 0 is above every mark
+            return (<Row *>load_acquire(&(<uint64_t *>load_acquire(&self.slabs[0]))[handle >> BLOCK_BITS])
+                    + (handle & (BLOCK_ROWS - 1)))
+        return self.row_of_shard(handle)
+
+    # The same for a handle of any shard.
+    cdef Row *row_of_shard(self, uint64_t handle) noexcept nogil
+    # The handle given out behind this one, shard by shard; 0 behind the last, and the first of all behind 0.
+    cdef uint64_t next_handle(self, uint64_t handle) noexcept nogil
+    # How many handles were given out in the shards before each one, and in all: MAX_SHARDS + 1 numbers.
+    cdef void number_handles(self, uint64_t *before) noexcept nogil
+
+    # Any thread may call these, but for one row only one at a time. Those that are noexcept can't fail: they allocate
+    # nothing. Raises MemoryError, CapacityError.
+    cdef NodeID reserve(self, int kind, int size_class, uint64_t address) except 0 nogil
+    # Marks a reserved row's page as finished, with its CRC.
+    cdef void seal(self, NodeID node, uint32_t crc) noexcept nogil
+    cdef void publish(self, NodeID node, uint64_t epoch) noexcept nogil
+    # Epochs must not fall from one call to the next.
+    cdef void retire(self, NodeID node, uint64_t epoch) noexcept nogil
+    # reserved -> free: an aborted reservation. The tag stays used up.
+    cdef void abandon(self, NodeID node) noexcept nogil
+    # Takes a retired row whose retire epoch is <= horizon, a shard's first, off its list and frees its handle; fills
+    # the address and the class of the slot that the caller gives back. False when there is none.
+    cdef bint reclaim_one(self, uint64_t horizon, uint64_t *address, int *size_class) noexcept nogil
+    # Sets the verified bit if the row still carries the node's tag.
+    cdef void mark_verified(self, NodeID node) noexcept nogil
+
+    # For recovery, before anyone else sees the table. Makes all slots of a shard below `mark` handles that were given
+    # out; their rows are zero, and on no list before rebuild_lists. Raises MemoryError, CapacityError.
+    cdef int cover(self, uint64_t shard, uint64_t mark) except -1 nogil
+    # Frees a row that is on no list: its word keeps the tag only.
+    cdef void free_row(self, uint64_t handle, Row *row) noexcept nogil
+    # Lists and counts anew, from rows that are free or live.
+    cdef void rebuild_lists(self) noexcept nogil
+    # In a forked child, where nobody is writing: no page is claimed.
+    cdef void let_claims_go(self) noexcept nogil
+
+
+cdef int bad_row(uint64_t handle, const char *why) except -1 with gil

@@ -1,0 +1,95 @@
+"""The files of a store that is open, read once more: superblock, manifest, checkpoints, logs.
+
+What the store needs of them is in memory, so that damage there would show at the next open only. Writers go on
+meanwhile: a file is judged by what was true of it before it was read, and may be replaced or deleted since. Data files
+and pages are the store's own to verify.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from xtree.errors import CorruptionError, FormatVersionError
+from xtree.persistence.commit.journal import Journal, closed_log
+from xtree.persistence.files import checkpoint as checkpoints
+from xtree.persistence.files import filenames
+from xtree.persistence.files.manifest import LogEntry
+from xtree.persistence.files.open_directory import path_in
+from xtree.persistence.files.wal_reader import LogReader, read_log
+
+
+class Flaw(NamedTuple):
+    """What is wrong with a file. part: superblock, manifest, checkpoint or log; name: the bare one."""
+
+    part: str
+    name: str
+    error: CorruptionError | FormatVersionError
+
+
+def file_flaws(journal: Journal, after_crash: bool) -> Iterator[Flaw]:
+    """What is wrong with the files of a journal in use, one after the other.
+
+    after_crash: the open found the index as a crash leaves it, with one copy of the superblock torn maybe. Raises
+    OSError.
+    """
+    try:
+        journal.superblock.verify(after_crash)
+    except (CorruptionError, FormatVersionError) as error:
+        yield Flaw("superblock", filenames.SUPERBLOCK, error)
+    try:
+        journal.verify_manifest()
+    except (CorruptionError, FormatVersionError) as error:
+        yield Flaw("manifest", filenames.MANIFEST, error)
+    for kept in journal.manifest.checkpoints:
+        name = filenames.checkpoint_name(kept.number)
+        try:
+            checkpoints.read(journal.fs, journal.directory, kept, journal.manifest.uuid)
+        except FileNotFoundError:
+            if kept in journal.manifest.checkpoints:
+                yield Flaw("checkpoint", name, _missing(journal, name))
+        except (CorruptionError, FormatVersionError) as error:
+            yield Flaw("checkpoint", name, error)
+    writer = journal.log  # before the list: what is written to it since has no end there, and need not have one
+    written = (0, 0) if writer is None else (writer.number, writer.end_offset)
+    for entry in journal.manifest.logs:
+        name = filenames.log_name(entry.number)
+        try:
+            _verify_log(journal, entry, written[1] if entry.number == written[0] else 0)
+        except FileNotFoundError:
+            if any(log.number == entry.number for log in journal.manifest.logs):
+                yield Flaw("log", name, _missing(journal, name))
+        except (CorruptionError, FormatVersionError) as error:
+            yield Flaw("log", name, error)
+
+
+def _missing(journal: Journal, name: str) -> CorruptionError:
+    path = path_in(journal.directory, name)
+    return CorruptionError(f"{path}: expected a file that the manifest lists, found none")
+
+
+def _verify_log(journal: Journal, entry: LogEntry, written: int) -> None:
+    """One log up to its recorded end, or at least as far as it had been written to. Raises CorruptionError."""
+    path = path_in(journal.directory, filenames.log_name(entry.number))
+    end = None if entry.closed is None else entry.closed.end_offset
+    with contextlib.closing(read_log(journal.fs, path, journal.manifest.uuid, entry.number, recorded_end=end)) as log:
+        _require_zeros_between(log)
+        if entry.closed is not None and closed_log(log.end) != entry.closed:
+            raise CorruptionError(
+                f"{path}: expected it to end as {entry.closed}, found {log.end}, {log.stopped_because}"
+            )
+        if log.end_offset < written:
+            raise CorruptionError(
+                f"{path}: at offset {log.end_offset}: expected frames up to offset {written}, "
+                f"found {log.stopped_because}"
+            )
+
+
+def _require_zeros_between(log: LogReader) -> None:
+    end = log.end_offset
+    for run in log.runs():
+        stray = log.stray_byte(end, run)
+        if stray is not None:
+            raise CorruptionError(f"{log.path}: at offset {stray}: expected zeros between frames, found another byte")
+        end = run.end_offset

@@ -1,0 +1,3 @@
+from xtree.persistence.store.store import Store
+
+def watch_forks(store: Store) -> None: ...
