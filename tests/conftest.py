@@ -16,6 +16,7 @@ from walking import assert_no_page_left
 import xtree
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 pytest.register_assert_rewrite("attempts")
 
@@ -76,7 +77,7 @@ def in_flight(request):
 def ws():
     """The write set of a store in memory, aborted after the test, which then has no page."""
     store = MemoryStore()
-    write_set = store.begin()
+    write_set = begin(store)
     yield write_set
     write_set.abort()
     store.check()

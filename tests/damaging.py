@@ -25,6 +25,7 @@ from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.superblock import Superblock
 from xtree.persistence.pages.page_checksum import page_crc_of
 from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.write_set import begin
 
 FREE = 56  # offset in a page of bytes that mean nothing
 Records = dict[str, Counter]
@@ -214,7 +215,7 @@ def change_store(path: Path, change: Callable[[object], None]) -> None:
 
 def overlap(store) -> None:
     """A second live row for the slot of another."""
-    write_set = store.begin()  # which looks for overlaps
+    write_set = begin(store)  # which looks for overlaps
     row = store.table.visible(store.published.epoch)[3]
     node = store.table.reserve_node(200, int(row["size_class"]), int(row["address"]))
     store.table.seal_node(node, int(row["crc"]))
@@ -227,21 +228,21 @@ def miscount(store) -> None:
     entry = store.published.catalog.get("flat")
     state = bytearray(entry.state)
     state[8:16] = (int.from_bytes(state[8:16], "little") + 1).to_bytes(8, "little")
-    store.begin().commit({"flat": CatalogEntry("flat", entry.kind, entry.root, bytes(state))})
+    begin(store).commit({"flat": CatalogEntry("flat", entry.kind, entry.root, bytes(state))})
 
 
 def lose_the_root(store) -> None:
     """The catalog names a root that was never given out."""
     entry = store.published.catalog.get("flat")
     root = store.table.stats()["handles"] + 1000 << 8 | 1
-    store.begin().commit({"flat": CatalogEntry("flat", entry.kind, root, entry.state)})
+    begin(store).commit({"flat": CatalogEntry("flat", entry.kind, root, entry.state)})
 
 
 def lose_a_page(store) -> None:
     """A live leaf that no tree has."""
     leaf = next(row for row in store.table.visible(store.published.epoch) if row["kind"] == 1)
     content = store.read_page(int(leaf["node"]))
-    write_set = store.begin()
+    write_set = begin(store)
     write_set.add_page(1, int(leaf["size_class"]), content)
     write_set.commit({"new": CatalogEntry("new", "text", 0, b"")})
 

@@ -9,13 +9,14 @@ import numpy as np
 from xtree.algorithms.bucket import entry_limits
 from xtree.algorithms.tree_state import TreeState
 from xtree.algorithms.updates import bulk
+from xtree.persistence.store.write_set import begin
 
 
 def load(store, boxes: np.ndarray, ids: np.ndarray | None = None, **parameters: Any) -> tuple[np.ndarray, TreeState]:
     """A bulk-loaded, committed tree of boxes (n, 2 * dims), and its ids: 0 to n - 1 unless given."""
     state = TreeState.create(boxes.shape[1] // 2, **parameters)
     ids = np.arange(len(boxes), dtype=np.int64) if ids is None else ids
-    ws = store.begin()
+    ws = begin(store)
     with store.call():  # the load has pointers to pages, whose files grow meanwhile
         bulk.load(ws, state, ids, np.ascontiguousarray(boxes))
     ws.commit({})

@@ -15,6 +15,7 @@ from xtree.persistence.base.config import Config
 from xtree.persistence.files import filenames
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.write_set import begin
 
 KIND = 200
 SMALL = Config(
@@ -104,7 +105,7 @@ def by_request(mode: str = "balanced", **fields) -> Config:
 
 def put(store, texts: dict[str, str | None], size_class: int = 0) -> int:
     """One commit that sets texts, or removes names (None)."""
-    write_set = store.begin()
+    write_set = begin(store)
     changes: dict[str, CatalogEntry | None] = {}
     for name, text in texts.items():
         entry = write_set.base.catalog.get(name)

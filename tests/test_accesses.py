@@ -14,6 +14,7 @@ from xtree.algorithms.bucket import describe
 from xtree.algorithms.queries import accesses
 from xtree.algorithms.tree_state import TreeState
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 
 def totals(found: dict) -> None:
@@ -49,7 +50,7 @@ def walked(store, state: TreeState, window: np.ndarray, predicate: str) -> list[
 @pytest.mark.parametrize("dims", [1, 2, 16])
 def test_windows_read_the_pages_that_a_walk_in_python_reads(dims, predicate, random):
     store = MemoryStore()
-    write_set = store.begin()
+    write_set = begin(store)
     boxes = brute.random_boxes(random, 3000, dims, 0.3)
     state = grown(write_set, boxes)
     commit(write_set, state)
@@ -69,7 +70,7 @@ def test_windows_read_the_pages_that_a_walk_in_python_reads(dims, predicate, ran
 
 def test_neighbours_are_searched_for_on_no_page_that_is_too_far(random):
     store = MemoryStore()
-    write_set = store.begin()
+    write_set = begin(store)
     boxes = brute.random_boxes(random, 4000, 3, 0.02)
     state = grown(write_set, boxes)
     commit(write_set, state)

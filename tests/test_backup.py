@@ -29,6 +29,7 @@ from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.runtime import exists, open_store
 from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.write_set import begin
 
 CONFIG = xtree.Config(window_bytes=1 << 20, data_file_first_bytes=64 << 10, checkpoint_log_bytes=1 << 20)
 
@@ -58,7 +59,7 @@ def test_a_backup_is_an_index_of_its_own_with_all_size_classes_in_several_files(
     texts = {f"{size_class}-{i}": f"text {i}" for size_class in range(7) for i in range(9)}
     for size_class in range(7):
         put(store, {name: text for name, text in texts.items() if name[0] == str(size_class)}, size_class=size_class)
-    store.backup(tmp_path / "copy")
+    write_backup(store, tmp_path / "copy")
     epoch, uuid, pages = store.published.epoch, store.uuid, pages_of(store)
     assert texts_of(store) == texts
     store.close()
@@ -96,7 +97,7 @@ def test_a_backup_holds_the_epoch_at_which_it_began_whatever_is_committed_meanwh
         store.checkpoint()
         steps.append((done, total))
 
-    store.backup(tmp_path / "copy", change_everything)
+    write_backup(store, tmp_path / "copy", change_everything)
     assert len(steps) > 1 and steps == sorted(steps)
     assert steps[-1] == (4096 * len(before), 4096 * len(before))
     assert texts_of(store) != before
@@ -111,7 +112,7 @@ def test_a_backup_reaches_pages_in_files_that_have_grown_since_the_open(tmp_path
     store = open_store(tmp_path / "index", config=SMALL)
     put(store, {f"name {i}": f"text {i}" for i in range(100)})
     before, epoch = texts_of(store), store.published.epoch
-    store.backup(tmp_path / "copy")
+    write_backup(store, tmp_path / "copy")
     store.close()
     assert opened(tmp_path / "copy") == (before, epoch)
 
@@ -287,7 +288,7 @@ def test_an_error_at_any_call_leaves_nothing_and_the_index_as_it_was(tmp_path, n
         target = tmp_path / f"copy {nth}"
         fs.fail_nth(nth, number)
         try:
-            store.backup(target)
+            write_backup(store, target)
             failed = False
         except OSError as error:
             assert error.errno == number
@@ -319,7 +320,7 @@ def test_a_failed_store_can_still_be_backed_up(tmp_path):
         put(store, {"a": "2"})
     fs.heal()
     assert store.state == "poisoned"
-    store.backup(tmp_path / "copy")
+    write_backup(store, tmp_path / "copy")
     store.close()
     assert opened(tmp_path / "copy")[0] == {"a": "1"}
 
@@ -365,7 +366,7 @@ def backup_and_die(source: Path, target: Path, nth: int) -> bool:
                     os._exit(42)
 
             set_hook(hook)
-            store.backup(target)
+            write_backup(store, target)
             status = 0
         finally:
             os._exit(status)
@@ -436,7 +437,7 @@ def test_a_power_loss_at_any_step_leaves_a_whole_backup_or_none(tmp_path, fails)
 
     set_hook(hook)
     try:
-        write_backup(store, losses, tmp_path / "copy")
+        write_backup(store, tmp_path / "copy", fs=losses)
     except OSError:
         assert fails
     finally:
@@ -501,7 +502,7 @@ def broken_by_power_loss(tmp_path: Path, pattern: str) -> tuple[int, int]:
     texts, epoch = texts_of(store), store.published.epoch
     (tmp_path / "disk").mkdir()
     fs = WithoutSome(tmp_path / "disk", pattern)
-    write_backup(store, fs, tmp_path / "disk" / "copy")
+    write_backup(store, tmp_path / "disk" / "copy", fs=fs)
     store.close()
     state = fs.state()
     images = {digest(image): image for seed in range(40) for sector in SECTORS
@@ -625,9 +626,9 @@ def test_a_backup_after_pages_were_dropped_has_no_holes(tmp_path):
     for i in range(60):
         put(store, {f"name {i}": "x"})
     put(store, {f"name {i}": None for i in range(60) if i % 6})
-    write_set = store.begin()  # pages that were never committed don't go along
+    write_set = begin(store)  # pages that were never committed don't go along
     node = write_set.add_page(KIND, 0, b"unseen")
-    store.backup(tmp_path / "copy")
+    write_backup(store, tmp_path / "copy")
     write_set.commit({"late": CatalogEntry("late", "text", node, b"")})
     store.close()
     (entry,) = Manifest.load(FileSystem(), tmp_path / "copy").data_files

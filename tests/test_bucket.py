@@ -17,6 +17,7 @@ from xtree.algorithms.updates.removal import delete
 from xtree.errors import CorruptionError
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 PREFIX_BYTES = 24
 HEADER = struct.Struct("<HHIH30x")  # level, dims, count, blocks, behind the page's prefix
@@ -62,7 +63,7 @@ def test_a_page_too_small_for_its_entries_is_refused():
 
 def test_columns_are_where_the_layout_says(store, random):
     boxes = uniform(random, 5, 3)
-    ws = store.begin()
+    ws = begin(store)
     state = TreeState.create(3)
     insert(ws, state, np.arange(10, 15), boxes)
     content = store.read_page(state.root)
@@ -77,7 +78,7 @@ def test_columns_are_where_the_layout_says(store, random):
 
 
 def test_a_directory_keeps_a_history_behind_its_refs(store, random):
-    ws = store.begin()
+    ws = begin(store)
     state = TreeState.create(2)
     insert(ws, state, np.arange(1000), uniform(random, 1000, 2))
     page = describe(store, state.root)
@@ -91,7 +92,7 @@ def test_a_directory_keeps_a_history_behind_its_refs(store, random):
 
 
 def test_a_page_behind_its_count_is_zero(store, random):
-    ws = store.begin()
+    ws = begin(store)
     state = TreeState.create(2)
     insert(ws, state, np.arange(2000), uniform(random, 2000, 2))
     leaf_limit, _ = entry_limits(2)
@@ -105,7 +106,7 @@ def test_a_page_behind_its_count_is_zero(store, random):
 
 
 def test_describe_refuses_a_page_that_is_no_bucket(store):
-    ws = store.begin()
+    ws = begin(store)
     node = ws.add_page(200, 0, b"something else")
     with pytest.raises(ValueError, match="of kind 200"):
         describe(store, node)
@@ -119,7 +120,7 @@ def test_describe_refuses_a_node_that_is_not_there(store, node):
 
 
 def test_a_page_of_another_level_or_tree_is_corruption(store, random):
-    ws = store.begin()
+    ws = begin(store)
     state = TreeState.create(2)
     insert(ws, state, np.arange(1000), uniform(random, 1000, 2))
     leaf = describe(store, state.root)["refs"].tolist()[0]
@@ -149,7 +150,7 @@ FORGERIES = {
 def test_a_forged_header_is_found_at_the_first_touch(tmp_path, random, forgery):
     message, *header = FORGERIES[forgery]
     store = open_store(tmp_path / "index", mode="x")
-    ws = store.begin()
+    ws = begin(store)
     state = TreeState.create(2)
     insert(ws, state, np.arange(4), uniform(random, 4, 2))
     root = ws.replace_page(state.root, HEADER.pack(*header))
@@ -169,7 +170,7 @@ def test_a_forged_header_is_found_at_the_first_touch(tmp_path, random, forgery):
     ],
 )  # fmt: skip
 def test_a_page_of_the_wrong_size_is_not_written_to(store, random, kind, size_class, header):
-    ws = store.begin()
+    ws = begin(store)
     state = TreeState.create(2)
     insert(ws, state, np.arange(100 if kind == 2 else 4), uniform(random, 100 if kind == 2 else 4, 2))
     forged = TreeState.decode(state.encode(), ws.add_page(kind, size_class, HEADER.pack(*header)))
@@ -194,7 +195,7 @@ def test_writing_to_a_tree_of_forged_pages_ends_cleanly(tmp_path, random, dims):
     boxes = uniform(random, 600, dims)
     for attempt in range(12):
         store = open_store(tmp_path / f"index-{attempt}", mode="x")
-        ws = store.begin()
+        ws = begin(store)
         state = TreeState.create(dims)
         insert(ws, state, np.arange(600), boxes)
         for page in pages(store, state)[1:4]:
@@ -203,7 +204,7 @@ def test_writing_to_a_tree_of_forged_pages_ends_cleanly(tmp_path, random, dims):
         store.close()
         store = open_store(tmp_path / f"index-{attempt}")
         for write in (insert, delete):
-            ws = store.begin()
+            ws = begin(store)
             try:
                 write(ws, state.copy(), np.arange(600), boxes)
             except CorruptionError:
@@ -215,7 +216,7 @@ def test_writing_to_a_tree_of_forged_pages_ends_cleanly(tmp_path, random, dims):
 def test_the_bytes_of_a_page_say_what_its_store_says_of_it(tmp_path, random):
     state = TreeState.create(3)
     with contextlib.closing(open_store(tmp_path / "index")) as durable:
-        write_set = durable.begin()
+        write_set = begin(durable)
         insert(write_set, state, np.arange(2000), uniform(random, 2000, 3))
         commit(write_set, state)
         expected = {page["node"]: page for page in pages(durable, state)}

@@ -17,6 +17,7 @@ from xtree.algorithms.tree_state import TreeState
 from xtree.algorithms.updates import bulk, insertion, removal
 from xtree.persistence.base import memory
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 from xtree.writing import _rebuild
 
 pytestmark = pytest.mark.usefixtures("in_flight")
@@ -141,7 +142,7 @@ def test_two_loads_of_the_same_records_make_the_same_tree(random):
 def test_a_packed_tree_takes_inserts_and_deletes_at_once(store, random, dims):
     boxes = brute.random_boxes(random, 6000, dims)
     _, state = load(store, boxes[:4000], np.arange(4000))
-    write_set = store.begin()
+    write_set = begin(store)
     insertion.insert(write_set, state, np.arange(4000, 6000), np.ascontiguousarray(boxes[4000:]))
     gone = random.permutation(6000)[:3000]
     assert removal.delete(write_set, state, gone, np.ascontiguousarray(boxes[gone])) == 3000
@@ -154,7 +155,7 @@ def test_a_packed_tree_takes_inserts_and_deletes_at_once(store, random, dims):
 def test_a_load_within_a_transaction_can_be_changed_in_it_and_aborted(store, random):
     boxes = brute.random_boxes(random, 3000, 2)
     state = TreeState.create(2)
-    write_set = store.begin()
+    write_set = begin(store)
     bulk.load(write_set, state, np.arange(3000), boxes)
     insertion.insert(write_set, state, np.arange(3000, 3100), boxes[:100])
     inspection.check(store, state)
@@ -167,7 +168,7 @@ def test_clear_retires_every_page(store, random):
     boxes = brute.random_boxes(random, 20_000, 2)
     ids, state = load(store, boxes)
     before = state.copy()
-    write_set = store.begin()
+    write_set = begin(store)
     bulk.clear(write_set, state)
     assert (state.height, state.count, state.root, state.bounds) == (0, 0, 0, None)
     inspection.check(store, before)
@@ -177,7 +178,7 @@ def test_clear_retires_every_page(store, random):
     insertion.insert(write_set, state, ids[:10], boxes[:10])
     walking.commit(write_set, state)
     assert walking.records(store, state) == brute.records(ids[:10], boxes[:10])
-    write_set = store.begin()
+    write_set = begin(store)
     bulk.clear(write_set, state)
     walking.commit(write_set, state)
     assert store.stats()["object_table"]["live"] == 0
@@ -187,7 +188,7 @@ def test_only_an_empty_tree_can_be_loaded(random):
     store = MemoryStore()
     boxes = brute.random_boxes(random, 10, 2)
     ids, state = load(store, boxes)
-    write_set = store.begin()
+    write_set = begin(store)
     with pytest.raises(ValueError, match="tree of 10 records, expected an empty one"):
         bulk.load(write_set, state, ids, boxes)
     with pytest.raises(ValueError, match="9 ids for another number of boxes"):
@@ -197,7 +198,7 @@ def test_only_an_empty_tree_can_be_loaded(random):
 
 def test_nothing_loads_into_an_empty_tree(store):
     state = TreeState.create(2)
-    write_set = store.begin()
+    write_set = begin(store)
     bulk.load(write_set, state, np.empty(0, np.int64), np.empty((0, 4)))
     assert (state.height, state.count, state.root) == (0, 0, 0)
     write_set.commit({})
@@ -206,7 +207,7 @@ def test_nothing_loads_into_an_empty_tree(store):
 def test_progress_is_told_up_to_the_end(random):
     store = MemoryStore()
     calls: list[tuple[int, int]] = []
-    write_set = store.begin()
+    write_set = begin(store)
     boxes = brute.random_boxes(random, 50_000, 2)
     bulk.load(write_set, TreeState.create(2), np.arange(50_000), boxes, lambda done, total: calls.append((done, total)))
     write_set.abort()
@@ -224,7 +225,7 @@ def test_what_progress_raises_ends_the_load_and_leaves_the_state(store, random):
 
     state = TreeState.create(2)
     boxes = brute.random_boxes(random, 20_000, 2)
-    write_set = store.begin()
+    write_set = begin(store)
     with pytest.raises(KeyboardInterrupt):
         bulk.load(write_set, state, np.arange(20_000), boxes, stop)
     write_set.abort()
@@ -238,7 +239,7 @@ def test_a_failed_allocation_is_a_memory_error_and_leaves_the_state(random):
     state = TreeState.create(2)
     failures = 0
     for n in range(1, 40):
-        write_set = store.begin()
+        write_set = begin(store)
         memory.fail_allocation(n)
         try:
             bulk.load(write_set, state, np.arange(3000), boxes)
@@ -268,7 +269,7 @@ def test_a_load_that_is_small_against_the_tree_copies_paths_and_not_the_tree(sto
     ids = np.arange(len(boxes))
     _, state = load(store, boxes[:20_000])
     before = {page["node"] for page in walking.pages(store, state)}
-    write_set = store.begin()
+    write_set = begin(store)
     _rebuild(write_set, state, ids[20_000:], boxes[20_000:], None, 1)
     inspection.check(store, state)
     assert walking.records(store, state, least_fill=0.4) == brute.records(ids, boxes)

@@ -20,6 +20,7 @@ from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.superblock import Superblock, SuperblockFile
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.write_set import begin
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def put_nine(store, acknowledge) -> None:
 
 def put_many(store, count: int, text: str) -> int:
     """One transaction of so many pages, more than the log takes."""
-    write_set = store.begin()
+    write_set = begin(store)
     changes = {}
     for i in range(count):
         name = f"{text} {i}"
@@ -257,7 +258,7 @@ def threads_until_a_crash(path: str, points: int) -> list[int]:
             for i in range(1 << 16):
                 put(store, {f"{thread} a": str(i), f"{thread} b": str(i)}, size_class=(0, 1, 0, 3)[i % 4])
                 os.write(writer, bytes((thread,)) + i.to_bytes(4, "little"))
-                store.begin().abort()
+                begin(store).abort()
                 if i % 37 == thread:
                     store.checkpoint()
 

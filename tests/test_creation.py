@@ -19,6 +19,7 @@ from pages import by_request, put, texts_of
 
 import xtree
 from xtree.errors import CorruptionError, LockedError
+from xtree.persistence.backup import write_backup
 from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.files import open_directory, platform_fs
 from xtree.persistence.files.platform_fs import FileSystem
@@ -278,7 +279,7 @@ def test_a_backup_that_fails_leaves_nothing(place):
     with contextlib.closing(open_store(path.with_name("source"), config=CONFIG)) as store:
         put(store, {"a": "1"})
         with pytest.raises(KeyboardInterrupt):
-            store.backup(path, interrupt)
+            write_backup(store, path, interrupt)
     require_nothing(path, existed)
 
 

@@ -13,9 +13,10 @@ from pages import small
 import xtree
 import xtree.runtime
 from xtree.errors import StoreFailedError, TransactionError
+from xtree.persistence.commit import checkpoint_coordinator
 from xtree.persistence.commit.journal import Journal
-from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.write_set import begin
 
 LOG_BYTES = 64 << 10
 MANY = 30_000  # their deltas alone are more than the log has room for
@@ -156,14 +157,14 @@ def test_if_one_fails_those_that_build_on_it_fail_and_everything_comes_back(runt
 
 
 def test_a_commit_that_fails_alone_takes_no_other_trees_commit_with_it(runtime, fs, monkeypatch):
-    original = DurableStore.deltas_of
+    original = checkpoint_coordinator.deltas_of
 
-    def deltas_of(store, write_set, *arguments):
+    def deltas_of(write_set, *arguments):
         if write_set.bytes_made > 100_000:
             raise MemoryError("no memory for so many")
-        return original(store, write_set, *arguments)
+        return original(write_set, *arguments)
 
-    monkeypatch.setattr(DurableStore, "deltas_of", deltas_of)
+    monkeypatch.setattr(checkpoint_coordinator, "deltas_of", deltas_of)
     held = hold_a_commit(runtime, fs)
     fails = Doing(runtime.tree("a").insert_many, np.arange(MANY), np.random.default_rng(1).random((MANY, 2)))
     queued(runtime._store, 2)
@@ -203,19 +204,19 @@ def test_dropping_a_tree_waits_for_what_is_queued_on_it(runtime, fs):
 
 def test_what_an_aborted_write_set_would_have_retired_is_free_while_others_still_build_on_it(tmp_path):
     with_page = open_store(tmp_path / "index", config=small("balanced"))
-    first = with_page.begin()
+    first = begin(with_page)
     node = first.add_page(200, 0, b"base")
     first.commit({})
-    failing = with_page.begin()
+    failing = begin(with_page)
     failing.replace_page(node, b"lost")
     failing._queue()
-    dependent = with_page.begin()
+    dependent = begin(with_page)
     dependent.depend_on(failing)
     failing._end("aborted")
-    another = with_page.begin()
+    another = begin(with_page)
     another.replace_page(node, b"kept")
     dependent.abort()  # gives back the pages of the failed one, and must leave the other's claim alone
-    third = with_page.begin()
+    third = begin(with_page)
     with pytest.raises(xtree.errors.CorruptionError, match="reached twice"):
         third.replace_page(node, b"twice")
     third.abort()
@@ -225,14 +226,14 @@ def test_what_an_aborted_write_set_would_have_retired_is_free_while_others_still
 
 
 def test_nothing_builds_on_a_write_set_that_is_going_to_fail(store):
-    first, second, third = store.begin(), store.begin(), store.begin()
+    first, second, third = begin(store), begin(store), begin(store)
     first._queue()
     second.depend_on(first)
     second._queue()
     third.depend_on(second)
     first._end("aborted")
     with pytest.raises(TransactionError, match="builds on one that failed"):
-        store.begin().depend_on(second)
+        begin(store).depend_on(second)
     with pytest.raises(TransactionError, match="builds on one that failed"):
         third.commit({})
     second._end("aborted")

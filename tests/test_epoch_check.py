@@ -11,6 +11,7 @@ from stack_writer import PageStack, StackState, item
 
 import xtree
 from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.write_set import begin
 from xtree.roots import entry_of, state_of
 from xtree.tools.fsck import fsck
 
@@ -28,7 +29,7 @@ def replace_and_forget(store, name: str) -> None:
     """A commit that puts a copy of the root in its place, and doesn't retire the old one."""
     state = state_of(store.published.catalog.get(name)).copy()
     row = next(row for row in store.table.visible(store.published.epoch) if row["node"] == state.root)
-    write_set = store.begin()
+    write_set = begin(store)
     root = write_set.add_page(int(row["kind"]), int(row["size_class"]), store.read_page(state.root))
     write_set.commit({name: CatalogEntry(name, "xtree", root, state.encode())})
 
@@ -62,12 +63,12 @@ def test_a_page_that_two_trees_have_is_found(tmp_path):
         tree = filled(runtime.tree("one", dims=2))
         store = runtime._store
         state = state_of(store.published.catalog.get("one"))
-        store.begin().commit({"two": entry_of("two", state.copy())})
+        begin(store).commit({"two": entry_of("two", state.copy())})
         with pytest.raises(xtree.CorruptionError, match=TWICE):
             runtime.check()
         tree.check()  # which by itself is right
         runtime.tree("two").check()
-        store.begin().commit({"two": None})
+        begin(store).commit({"two": None})
         runtime.check()
 
 
@@ -79,13 +80,13 @@ def test_pages_of_structures_are_looked_for_too_where_all_kinds_are_known(tmp_pa
             stack.push(item(i))
         runtime.check()
         store = runtime._store
-        write_set = store.begin()
+        write_set = begin(store)
         lost = write_set.add_page(130, 0, b"mine")
         write_set.commit({})
         with pytest.raises(xtree.CorruptionError, match=f"{LOST}.*node {lost:#x}"):
             runtime.check()
         assert [finding.node for finding in fsck(runtime).of("damage")] == [lost]
-        store.begin().commit({"odd": CatalogEntry("odd", "of a kind that nothing defines", 0, b"")})
+        begin(store).commit({"odd": CatalogEntry("odd", "of a kind that nothing defines", 0, b"")})
         runtime.check()  # whose page it may be
         report = fsck(runtime)
         assert report.ok and report.figures["unknown_kinds"] == ["of a kind that nothing defines"]

@@ -22,6 +22,7 @@ from xtree.persistence.files import filenames
 from xtree.persistence.files.data_files import DataFiles
 from xtree.persistence.files.superblock import SuperblockFile
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.write_set import begin
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_a_failed_sync_of_the_log_poisons(store, fs, tmp_path):
     assert raised.value.errno == errno.EIO
     assert store.state == "poisoned"
     with pytest.raises(StoreFailedError, match="reopen"):
-        store.begin()
+        begin(store)
     assert texts_of(store) == {"a": "1"}
     before = directory_bytes(tmp_path / "index")
     store.close()
@@ -116,7 +117,7 @@ def test_no_room_in_the_log_fails_the_commit_cleanly(store, fs):
 
 def test_no_room_for_pages_fails_the_write_and_leaves_the_index_usable(store, fs):
     fs.judge = lambda call, path: errno.ENOSPC if call == "reserve" and path.endswith(".xd") else None
-    write_set = store.begin()
+    write_set = begin(store)
     with pytest.raises(OSError) as raised:
         for _ in range(1000):
             write_set.add_page(200, 0, b"x")
@@ -195,7 +196,7 @@ def put_until_it_fails(path, fs: FaultyFileSystem, n: int, mode: str) -> list[di
 
 @pytest.mark.parametrize("ending", [".xd", "index"])
 def test_a_failed_sync_of_a_new_data_file_or_its_name_poisons(store, fs, tmp_path, ending):
-    write_set = store.begin()
+    write_set = begin(store)
     fs.fail("sync", ending)
     with pytest.raises(OSError):
         write_set.add_page(200, 5, b"x")
@@ -216,7 +217,7 @@ def test_no_memory_for_a_new_windows_slots_leaves_an_index_that_closes_cleanly(s
         raise MemoryError("none for the slots")
 
     monkeypatch.setattr(DataFiles, "new_window", fail_once)
-    write_set = store.begin()
+    write_set = begin(store)
     with pytest.raises(MemoryError):
         write_set.add_page(200, 5, b"x")
     write_set.abort()

@@ -20,6 +20,7 @@ from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.superblock import SuperblockFile
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.write_set import begin
 
 
 class OrderWatchingFileSystem(ForgetfulFileSystem):
@@ -138,7 +139,7 @@ def test_a_data_file_is_never_shorter_than_what_is_mapped_of_it(tmp_path):
         pytest.skip("needs /proc")
     store = open_store(path, config=SMALL, fs=CutWatchingFileSystem())
     for _ in range(3):
-        write_set = store.begin()
+        write_set = begin(store)
         for _ in range(100):
             write_set.add_page(200, 0, b"x")
         write_set.abort()
@@ -187,7 +188,7 @@ def test_a_page_is_finished_before_its_epoch_is_known(tmp_path):
         boxes = np.random.default_rng(1).random((50, 2))
         tree.insert_many(np.arange(50), boxes)
         store = tree._store
-        write_set = store.begin()
+        write_set = begin(store)
         entry = write_set.base.catalog.get("default")
         node = write_set.replace_page(entry.root, store.read_page(entry.root))
         write_set._seal()

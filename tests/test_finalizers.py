@@ -11,6 +11,7 @@ from pages import KIND, SMALL, put, texts_of
 
 from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.write_set import begin
 
 
 @pytest.fixture
@@ -45,14 +46,14 @@ class Cycle:
     ("point", "size_class"), [("data.created", 2), ("data.header_synced", 2), ("data.extended", 0)]
 )
 def test_a_write_set_collected_while_its_thread_allocates_gives_its_pages_back(store, point, size_class):
-    forgotten = store.begin()
+    forgotten = begin(store)
     forgotten.add_page(KIND, 0, b"x")
     forgotten.replace_page(store.published.catalog.get("a").root, b"never")
     Cycle(forgotten)
     del forgotten
     collected = []
     once_at(point, lambda: collected.append(gc.collect()))
-    write_set = store.begin()
+    write_set = begin(store)
     while not collected:
         write_set.add_page(KIND, size_class, b"x")
     write_set.abort()
@@ -63,7 +64,7 @@ def test_a_write_set_collected_while_its_thread_allocates_gives_its_pages_back(s
 
 
 def test_a_write_set_collected_while_a_checkpoint_copies_the_rows_is_no_part_of_it(store):
-    forgotten = store.begin()
+    forgotten = begin(store)
     forgotten.add_page(KIND, 0, b"x")
     Cycle(forgotten)
     del forgotten
@@ -92,7 +93,7 @@ gc.disable()
 for i in range(20):
     tree = xtree.XTree(2) if sys.argv[2] == "memory" else xtree.open(sys.argv[1] + str(i), dims=2)
     tree.insert(1, (0, 0))
-    cycle = [tree.snapshot(), tree._store.pin(), tree._store.begin() if i % 2 else None]
+    cycle = [tree.snapshot(), tree._store.pin(), begin(tree._store) if i % 2 else None]
     cycle.append(cycle)
     del tree, cycle
     gc.collect()

@@ -14,6 +14,7 @@ from xtree.algorithms.tree_state import TreeState
 from xtree.algorithms.updates.insertion import insert
 from xtree.persistence.base.memory import allocation_count, fail_allocation
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 DIMS = [1, 2, 3, 8, 17]
 
@@ -135,11 +136,11 @@ def test_directory_entries_know_the_axes_they_were_split_on(ws, random):
 def test_a_published_tree_stays_as_it_was(random):
     store = MemoryStore()
     boxes = uniform(random, 3000, 2)
-    first = store.begin()
+    first = begin(store)
     old = grown(first, boxes[:1500])
     commit(first, old)
     pin = store.pin()
-    second = store.begin()
+    second = begin(store)
     new = old.copy()
     insert(second, new, np.arange(1500, 3000), boxes[1500:])
     assert records(store, old) == brute.records(np.arange(1500), boxes[:1500])
@@ -154,11 +155,11 @@ def test_a_published_tree_stays_as_it_was(random):
 def test_a_page_is_copied_once_in_a_transaction(random):
     store = MemoryStore()
     boxes = uniform(random, 4000, 2)
-    first = store.begin()
+    first = begin(store)
     state = grown(first, boxes)
     commit(first, state)
     before = len(pages(store, state))
-    second = store.begin()
+    second = begin(store)
     for _ in range(50):
         insert(second, state, np.array([1]), boxes[:1])
     assert len(second) <= state.height + 2
@@ -174,11 +175,11 @@ def test_a_page_is_copied_once_in_a_transaction(random):
 def test_an_aborted_insertion_gives_every_page_back(random):
     store = MemoryStore()
     boxes = uniform(random, 2000, 2)
-    first = store.begin()
+    first = begin(store)
     state = grown(first, boxes)
     commit(first, state)
     copy = state.copy()
-    second = store.begin()
+    second = begin(store)
     insert(second, copy, np.arange(2000), boxes)
     second.abort()
     assert records(store, state) == brute.records(np.arange(2000), boxes)
@@ -190,10 +191,10 @@ def test_any_failed_allocation_is_a_memory_error_that_undoes_cleanly(random):
     boxes = uniform(random, 400, 40)
     for n in range(1, 60):
         store = MemoryStore()
-        first = store.begin()
+        first = begin(store)
         state = grown(first, boxes[:100])
         commit(first, state)
-        second = store.begin()
+        second = begin(store)
         copy = state.copy()
         before = allocation_count()
         fail_allocation(n)

@@ -17,6 +17,7 @@ from xtree.algorithms.tree_state import TreeState
 from xtree.algorithms.updates import bulk, insertion, removal
 from xtree.errors import CorruptionError
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 PREFIX_BYTES, HEADER_BYTES = 24, 64
 LEVEL, DIMS, COUNT, BLOCKS = slice(24, 26), slice(26, 28), slice(28, 32), slice(32, 34)
@@ -57,7 +58,7 @@ class Page:
 
 def forge(store, state: TreeState, level: int, change: Callable[[Page], None]) -> TreeState:
     """The tree with a change to its first page on a level, in new pages on the path to it."""
-    write_set = store.begin()
+    write_set = begin(store)
 
     def rewrite(node: int, page_level: int) -> int:
         page = Page(store, node)
@@ -171,7 +172,7 @@ def test_a_tree_whose_pages_are_all_the_same_ends_in_an_error_not_in_a_long_walk
 
     def chain() -> TreeState:
         """Directories of which each holds one child, as often as it has room; the lowest a real leaf."""
-        write_set = store.begin()
+        write_set = begin(store)
         directory = Page(store, state.root)
         child = int(describe(store, int(directory.refs()[0]))["refs"][0])
         for level in range(1, levels):
@@ -208,7 +209,7 @@ def test_a_tree_whose_pages_are_all_the_same_ends_in_an_error_not_in_a_long_walk
         inspection.check(store, forged)
     with pytest.raises(CorruptionError, match="a page is reached twice"):
         inspection.stats(store, forged)
-    write_set = store.begin()
+    write_set = begin(store)
     with pytest.raises(CorruptionError):
         bulk.clear(write_set, forged)
     write_set.abort()
@@ -230,12 +231,12 @@ def test_a_tree_stays_right_through_inserts_and_deletes(store, random, shape, di
     boxes = tree_data.ALL[shape](random, 3000, dims)
     ids = np.arange(3000)
     state = TreeState.create(dims)
-    write_set = store.begin()
+    write_set = begin(store)
     insertion.insert(write_set, state, ids, boxes)
     inspection.check(store, state)
     walking.commit(write_set, state)
     inspection.check(store, state)
-    write_set = store.begin()
+    write_set = begin(store)
     gone = random.permutation(3000)[:2500]
     assert removal.delete(write_set, state, ids[gone], np.ascontiguousarray(boxes[gone])) == 2500
     inspection.check(store, state)
@@ -283,7 +284,7 @@ def test_overlap_is_the_shared_volume_of_siblings():
 def test_supernodes_are_counted(random):
     store = MemoryStore()
     state = TreeState.create(16)
-    write_set = store.begin()
+    write_set = begin(store)
     lower = random.random((6000, 16))
     insertion.insert(write_set, state, np.arange(6000), np.hstack([lower, lower + 0.5]))
     walking.commit(write_set, state)

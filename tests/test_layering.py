@@ -123,6 +123,15 @@ def test_persistence_never_imports_the_tree():
             assert not tree, f"{module} imports {tree}"
 
 
+def test_no_modules_of_persistence_import_each_other_in_a_circle():
+    remaining = {module: names & MODULES for module, names in IMPORTS.items() if module.startswith(PERSISTENCE)}
+    while remaining:
+        outside = {module for module, names in remaining.items() if not names & remaining.keys()}
+        assert outside, f"in a circle, or importing from one: {sorted(remaining)}"
+        for module in outside:
+            del remaining[module]
+
+
 def test_a_listing_of_a_folder_is_short():
     for package in PACKAGES:
         folder = ROOT / package.replace("xtree.tools", "tools").replace(".", "/")

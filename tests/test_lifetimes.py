@@ -20,7 +20,7 @@ from xtree.persistence.session import Session
 from xtree.persistence.store.catalog import Catalog
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.store import Pin, Published
-from xtree.persistence.store.write_set import WriteSet
+from xtree.persistence.store.write_set import WriteSet, begin
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from page_stack import StackState
@@ -181,7 +181,7 @@ def test_a_closed_handle_keeps_neither_catalog_nor_rows(tmp_path):
 def test_a_write_set_that_has_ended_has_no_pages(store):
     outcomes = {}
     for end in ("commit", "abort"):
-        write_set = store.begin()
+        write_set = begin(store)
         assert write_set.base is store.published
         write_set.add_page(200, 0, b"content")
         write_set.commit({}) if end == "commit" else write_set.abort()

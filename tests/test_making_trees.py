@@ -14,7 +14,7 @@ from pages import small
 import xtree
 import xtree.runtime
 from xtree.errors import ClosedError, DimensionError, TransactionError
-from xtree.persistence.durable_store import DurableStore
+from xtree.persistence.commit import checkpoint_coordinator
 from xtree.persistence.runtime import open_store
 
 BOX = (0.0, 0.0, 1.0, 1.0)
@@ -240,14 +240,14 @@ def test_a_tree_is_dropped_and_made_anew_at_once_by_many_threads(runtime):
 
 
 def fail_commits_of(monkeypatch, pages: int) -> None:
-    original = DurableStore.deltas_of
+    original = checkpoint_coordinator.deltas_of
 
-    def deltas_of(store, write_set, *arguments):
+    def deltas_of(write_set, *arguments):
         if write_set.bytes_made >= pages * 4096:
             raise MemoryError("no memory for so many")
-        return original(store, write_set, *arguments)
+        return original(write_set, *arguments)
 
-    monkeypatch.setattr(DurableStore, "deltas_of", deltas_of)
+    monkeypatch.setattr(checkpoint_coordinator, "deltas_of", deltas_of)
 
 
 def test_what_builds_on_a_transaction_that_makes_a_tree_and_fails_fails_with_it(runtime, fs, monkeypatch):

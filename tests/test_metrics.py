@@ -18,6 +18,7 @@ from xtree.persistence.base.memory import fail_allocation
 from xtree.persistence.base.metrics import BOUNDS_S, Latency
 from xtree.persistence.files.platform_fs import File, SyncFailedError
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
@@ -135,7 +136,7 @@ def test_pages_without_a_handle_are_counted_apart_from_those_without_a_slot():
     found = set()
     for nth in range(1, 30):
         store = MemoryStore()
-        write_set = store.begin()
+        write_set = begin(store)
         fail_allocation(nth)
         try:
             write_set.add_page(200, 0, b"")

@@ -29,6 +29,7 @@ from pages import MODES, by_request, put, settle, small, texts_of
 
 import xtree
 from xtree.errors import CorruptionError, LockedError, StoreFailedError
+from xtree.persistence.backup import write_backup
 from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.files import open_directory
 from xtree.persistence.files.filenames import LOCK
@@ -591,7 +592,7 @@ def test_a_backup_whose_directory_is_moved_or_replaced_fails_and_leaves_both_alo
                 new.append(make_new(target))
 
         with pytest.raises(StoreFailedError, match="copy: "):
-            store.backup(target, replace)
+            write_backup(store, target, replace)
         assert texts_of(new[0]) == NEW
         new[0].close()
         require_whole(target, NEW)

@@ -19,6 +19,7 @@ from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.wal_reader import read_log
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.write_set import begin
 
 CONTENT_BYTES = 4096 - 24
 
@@ -63,7 +64,7 @@ def test_every_difference_has_its_base_in_the_same_log_and_the_first_version_the
     seen = set()
     for turn in range(3):
         for _ in range(5):
-            write_set = store.begin()
+            write_set = begin(store)
             entry = write_set.base.catalog.get("page")
             content = bytes([turn]) * 100
             root = write_set.replace_page(entry.root, content) if entry else write_set.add_page(KIND, 0, content)
@@ -93,7 +94,7 @@ def test_pages_come_back_from_their_differences_with_their_data_files_zeroed(tmp
     def work(store, acknowledge):
         rng = random.Random(seed)
         for step in range(120):
-            write_set = store.begin()
+            write_set = begin(store)
             changes: dict[str, CatalogEntry | None] = {}
             for name in {f"page {rng.randrange(6)}" for _ in range(rng.randint(1, 3))}:
                 entry = write_set.base.catalog.get(name)

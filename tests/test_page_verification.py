@@ -21,6 +21,7 @@ from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence.pages.page_checksum import page_crc_of
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 from xtree.roots import state_of
 
 RECORDS = 400  # of a root and some leaves of 4 KiB
@@ -132,7 +133,7 @@ def test_every_page_is_compared_with_its_row_by_check_though_it_was_touched_befo
 
 def tall_tree(store) -> TreeState:
     """A tree of three levels, committed."""
-    write_set = store.begin()
+    write_set = begin(store)
     state = TreeState.create(2)
     boxes = uniform(np.random.default_rng(1), 12_000, 2)
     insert(write_set, state, np.arange(len(boxes)), boxes)
@@ -154,7 +155,7 @@ def test_a_descent_goes_down_one_level_at_a_time(read, leads):
         "to a grandchild": int(describe(store, child)["refs"][0]),
         "to the root of another tree": other.root,
     }[leads]
-    write_set = store.begin()
+    write_set = begin(store)
     content = store.read_page(state.root)
     assert content.count(child.to_bytes(8, "little")) == 1
     root = write_set.replace_page(state.root, content.replace(child.to_bytes(8, "little"), wrong.to_bytes(8, "little")))

@@ -16,6 +16,7 @@ from xtree.algorithms.updates import bulk
 from xtree.persistence.base import memory
 from xtree.persistence.commit import commit_queue
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 N = 70_000  # of which even a third is enough to share out
 
@@ -38,7 +39,7 @@ def starts(monkeypatch):
 
 def load(store, boxes, threads, progress=None):
     state = TreeState.create(boxes.shape[1] // 2)
-    write_set = store.begin()
+    write_set = begin(store)
     try:
         bulk.load(write_set, state, np.arange(len(boxes)), boxes, progress, threads)
         write_set.commit({})
@@ -151,7 +152,7 @@ def test_what_progress_raises_ends_the_load_when_all_threads_have_ended(store, r
     monkeypatch.setattr(parallel, "in_new_thread", start)
     boxes = brute.random_boxes(random, 10 * N, 2)
     state = TreeState.create(2)
-    write_set = store.begin()
+    write_set = begin(store)
     with pytest.raises(error, match="stop"):
         bulk.load(write_set, state, np.arange(len(boxes)), boxes, stop, 2)
     assert not running
@@ -166,7 +167,7 @@ def test_a_failed_allocation_in_any_thread_is_a_memory_error(random):
     outcomes = []
     for n in range(1, 60):
         state = TreeState.create(2)
-        write_set = store.begin()
+        write_set = begin(store)
         memory.fail_allocation(n)
         try:
             bulk.load(write_set, state, np.arange(N), boxes, None, 3)

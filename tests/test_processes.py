@@ -13,6 +13,7 @@ from pages import SMALL, put, texts_of
 from xtree.errors import ClosedError, LockedError, ReadOnlyError
 from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.runtime import open_store
+from xtree.persistence.store.write_set import begin
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -60,7 +61,7 @@ def test_readers_share_and_exclude_a_writer(path):
         open_store(path, config=SMALL)
     assert texts_of(one) == texts_of(two) == {"a": "1"}
     with pytest.raises(ReadOnlyError):
-        one.begin()
+        begin(one)
     one.close()
     two.close()
     writer = open_store(path, config=SMALL)
@@ -73,7 +74,7 @@ def test_a_forked_childs_handles_raise_and_its_exit_changes_nothing(path):
     store = open_store(path, config=SMALL)
     put(store, {"b": "2"})
     pin = store.pin()
-    write_set = store.begin()
+    write_set = begin(store)
     write_set.add_page(200, 0, b"x")
 
     def child():
@@ -170,7 +171,7 @@ def test_unclosed_stores_end_without_noise(path):
     code = (
         "import sys\nsys.path.insert(0, sys.argv[2])\nfrom pages import SMALL, put\n"
         "from xtree.persistence.runtime import open_store\n"
-        "store = open_store(sys.argv[1], config=SMALL)\nput(store, {'b': '2'})\npin = store.pin()\nws = store.begin()\n"
+        "store = open_store(sys.argv[1], config=SMALL)\nput(store, {'b': '2'})\npin = store.pin()\nws = begin(store)\n"
         "ws.add_page(200, 0, b'x')\n"
     )
     tests = os.path.dirname(__file__)

@@ -14,6 +14,7 @@ from xtree.persistence.commit.reclaimer import FRESH_PAGES, LEAST_PAGES, STEP_PA
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 
 class Garbage:
@@ -63,11 +64,11 @@ def test_commits_look_for_garbage_when_the_durable_epoch_moves_and_else_once_in_
 def test_nothing_goes_that_a_pin_sees_or_that_is_not_durable():
     store = MemoryStore()
     reclaimer = Reclaimer(store)
-    write_set = store.begin()
+    write_set = begin(store)
     node = write_set.add_page(KIND, 0, b"x")
     write_set.commit({"a": CatalogEntry("a", "text", node, b"")})
     pin = store.pin()
-    write_set = store.begin()
+    write_set = begin(store)
     write_set.remove_page(node)
     epoch = write_set.commit({"a": None})
     held = reclaimer.backlog

@@ -37,6 +37,7 @@ from xtree.persistence.pages.page_checksum import page_crc
 from xtree.persistence.recovery.recovery import recover
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry, encode_changes
+from xtree.persistence.store.write_set import begin
 
 STEPS = 40
 ONE_LOG = dataclasses.replace(SMALL, **ONE_LONG_LOG)
@@ -55,7 +56,7 @@ def reopened(path, damaged: str | None = None) -> tuple[dict[str, str], int]:
     texts, epoch = texts_of(store), store.published.epoch
     with contextlib.nullcontext() if damaged is None else pytest.raises(CorruptionError, match=damaged):
         store.check()
-    store.begin().abort()
+    begin(store).abort()
     assert set(files(path, filenames.parse_data)) == {f.path for f in listed_files(store)}
     store.close()
     store = open_store(path, mode="r+", config=SMALL)
@@ -156,7 +157,7 @@ def test_payload_split(tmp_path):
     path = tmp_path / "index"
 
     def two_pages(store, acknowledge):
-        write_set = store.begin()
+        write_set = begin(store)
         small = write_set.add_page(KIND, 0, b"in the log")
         large = write_set.add_page(KIND, 3, b"flushed first")
         write_set.commit({"small": CatalogEntry("small", "text", small, b""),
@@ -387,7 +388,7 @@ def test_pages_made_and_removed_until_their_tags_wrap_are_logged_once(tmp_path):
     path = tmp_path / "index"
 
     def churn(store, acknowledge):
-        write_set = store.begin()
+        write_set = begin(store)
         for _ in range(600):
             write_set.remove_page(write_set.add_page(KIND, 0, b"gone"))
         node = write_set.add_page(KIND, 0, b"kept")

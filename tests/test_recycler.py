@@ -23,6 +23,7 @@ from xtree.persistence.pages.recycler import Recycler
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 PAGE = 4096
 TINY = {"data_file_first_bytes": 64 << 10, "data_file_bytes": 64 << 10, "checkpoint_log_bytes": 1 << 20}
@@ -254,7 +255,7 @@ def fill(name: str, version: int) -> bytes:
 
 def write(store, names, version: int) -> None:
     """One commit that gives each name's page a new content."""
-    write_set = store.begin()
+    write_set = begin(store)
     changes = {}
     for name in names:
         entry = write_set.base.catalog.get(name)
@@ -472,7 +473,7 @@ def test_pages_rebuilt_for_a_reader_stay_in_memory(tmp_path):
 def test_a_file_is_kept_open_from_the_first_page_given_out_in_it(tmp_path):
     store, names = make_files(tmp_path / "index", 150, descriptor_budget=1)
     descriptors = lambda: store.stats()["data_files"]["descriptors"]  # noqa: E731
-    write_set = store.begin()
+    write_set = begin(store)
     assert (descriptors()["open"], descriptors()["kept"]) == (0, 0)
     write_set.add_page(KIND, 0, b"x")
     assert (descriptors()["open"], descriptors()["kept"]) == (1, 1)

@@ -16,6 +16,7 @@ from xtree.algorithms.updates.insertion import insert
 from xtree.algorithms.updates.removal import delete
 from xtree.persistence.base.memory import allocation_count, fail_allocation
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 DIMS = [1, 2, 3, 8, 17]
 
@@ -76,10 +77,10 @@ def test_deleting_from_an_empty_tree_finds_nothing(ws, random):
 def test_a_search_for_an_absent_record_copies_nothing(random):
     store = MemoryStore()
     boxes = uniform(random, 3000, 2)
-    first = store.begin()
+    first = begin(store)
     state = grown(first, boxes)
     commit(first, state)
-    second = store.begin()
+    second = begin(store)
     assert delete(second, state, np.arange(3000), boxes + 1e-9) == 0
     assert len(second) == 0
     second.abort()
@@ -177,10 +178,10 @@ def test_supernodes_shrink_as_entries_go(ws, random):
 def test_a_published_tree_stays_as_it_was(random):
     store = MemoryStore()
     boxes = uniform(random, 2000, 3)
-    first = store.begin()
+    first = begin(store)
     old = grown(first, boxes)
     commit(first, old)
-    second = store.begin()
+    second = begin(store)
     new = old.copy()
     delete_rows(second, new, np.arange(0, 2000, 2), boxes)
     assert records(store, old) == brute.records(np.arange(2000), boxes)
@@ -194,10 +195,10 @@ def test_a_published_tree_stays_as_it_was(random):
 def test_a_deletion_copies_one_path(random):
     store = MemoryStore()
     boxes = uniform(random, 5000, 2)
-    first = store.begin()
+    first = begin(store)
     state = grown(first, boxes)
     commit(first, state)
-    second = store.begin()
+    second = begin(store)
     assert delete(second, state, np.array([17]), boxes[17:18]) == 1
     assert len(second) <= state.height + 45
     second.abort()
@@ -208,10 +209,10 @@ def test_any_failed_allocation_is_a_memory_error_that_undoes_cleanly(random):
     boxes = uniform(random, 400, 40)
     for n in range(1, 60):
         store = MemoryStore()
-        first = store.begin()
+        first = begin(store)
         state = grown(first, boxes)
         commit(first, state)
-        second = store.begin()
+        second = begin(store)
         copy = state.copy()
         before = allocation_count()
         fail_allocation(n)

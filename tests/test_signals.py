@@ -17,6 +17,7 @@ from xtree.persistence.files.data_files import DataFiles
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 
@@ -47,7 +48,7 @@ def commit_under_fire(store, texts: dict[str, str], name: str, text: str, delay_
     try:
         under_fire = True
         signal.setitimer(signal.ITIMER_REAL, delay_s)
-        write_set = store.begin()
+        write_set = begin(store)
         entry = write_set.base.catalog.get(name)
         content = text.encode().ljust(64, b"\0")
         root = write_set.add_page(KIND, 0, content) if entry is None else write_set.replace_page(entry.root, content)
@@ -107,7 +108,7 @@ def test_the_leader_thread_is_gone_after_close(tmp_path):
 
     before = threading.enumerate()  # another test's store may be waiting for the garbage collector
     store = open_store(tmp_path / "index", config=SMALL)
-    store.begin().abort()
+    begin(store).abort()
     store.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "xtree-leader" and thread not in before]
 
@@ -147,7 +148,7 @@ def test_an_interrupt_while_the_allocator_is_rebuilt_leaves_the_index_writable(t
     monkeypatch.setattr(DurableStore, "_occupy_live_slots", interrupted)
     store = open_store(tmp_path / "index", config=SMALL)
     with pytest.raises(KeyboardInterrupt):
-        store.begin()
+        begin(store)
     put(store, {"a": "2"})
     store.check()
     store.close()

@@ -22,6 +22,7 @@ from xtree.algorithms.updates.insertion import insert
 from xtree.algorithms.updates.removal import delete
 from xtree.algorithms.updates.split import plan_split
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 Directory = dict[int, dict[str, Any]]
 HEADER_BYTES, LARGEST_PAGE = 64, 256 << 10
@@ -56,7 +57,7 @@ class Watched:
 
     def __init__(self, state: TreeState) -> None:
         self.store = MemoryStore()
-        self.ws = self.store.begin()
+        self.ws = begin(self.store)
         self.state = state
         self.splits: Counter[str] = Counter()
         self.leaf_of: dict[int, int] = {}  # of each record that has been seen
@@ -169,7 +170,7 @@ def test_both_halves_inherit_the_history_and_add_the_axis(dims, page_bytes, max_
 
 def test_a_split_by_position_adds_no_axis():
     store = MemoryStore()
-    ws = store.begin()
+    ws = begin(store)
     state = TreeState.create(2)
     boxes = all_equal(np.random.default_rng(7), 12_000, 2)
     insert(ws, state, np.arange(len(boxes)), boxes)
@@ -213,7 +214,7 @@ def test_entries_that_are_moved_keep_their_history(dims):
     n, page_bytes = (12_000, 4096) if dims < 8 else (1500, 16384 if dims == 64 else 4096)
     boxes = uniform(random, n, dims)
     store = MemoryStore()
-    ws = store.begin()
+    ws = begin(store)
     state = TreeState.create(dims, page_bytes=page_bytes)
     insert(ws, state, np.arange(n), boxes)
     before, moved = directory_of(store, state), 0
@@ -239,7 +240,7 @@ def test_entries_that_are_moved_keep_their_history(dims):
 def test_pages_that_are_copied_for_a_change_keep_the_histories_of_their_entries(dims):
     random = np.random.default_rng(7)
     store = MemoryStore()
-    ws = store.begin()
+    ws = begin(store)
     state = TreeState.create(dims, page_bytes=4096)
     insert(ws, state, np.arange(9000), uniform(random, 9000, dims))
     ws.commit({})
@@ -253,7 +254,7 @@ def test_pages_that_are_copied_for_a_change_keep_the_histories_of_their_entries(
         return [page["history"].tolist(), *(in_order(ref) for ref in page["refs"].tolist())]
 
     before, root = in_order(state.root), state.root
-    ws = store.begin()
+    ws = begin(store)
     box = describe(store, state.root)["boxes"][0]
     insert(ws, state, np.array([9000]), np.concatenate([box[:dims], box[:dims]])[None])
     assert state.root != root and in_order(state.root) == before

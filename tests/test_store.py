@@ -12,6 +12,7 @@ from xtree.persistence.probes import HeldLock
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 
 @pytest.fixture(params=["memory", "durable"])
@@ -30,7 +31,7 @@ def held(store) -> dict[str, int]:
 
 
 def test_a_commit_is_visible_after_it_and_not_before(store):
-    write_set = store.begin()
+    write_set = begin(store)
     node = write_set.add_page(KIND, 0, b"hello")
     assert store.published.catalog.get("a") is None
     epoch = write_set.commit({"a": CatalogEntry("a", "text", node, b"")})
@@ -45,7 +46,7 @@ def test_epochs_grow_with_each_commit(store):
 
 def test_a_page_is_copied_once_per_write_set(store):
     put(store, {"a": "0"})
-    write_set = store.begin()
+    write_set = begin(store)
     node = store.published.catalog.get("a").root
     first = write_set.replace_page(node, b"1")
     assert first != node
@@ -56,7 +57,7 @@ def test_a_page_is_copied_once_per_write_set(store):
 def test_abort_gives_every_slot_and_handle_back(store):
     put(store, {"a": "kept"})
     before = held(store)
-    write_set = store.begin()
+    write_set = begin(store)
     for size_class in range(5):
         write_set.add_page(KIND, size_class, b"x")
     write_set.replace_page(store.published.catalog.get("a").root, b"lost")
@@ -66,7 +67,7 @@ def test_abort_gives_every_slot_and_handle_back(store):
 
 
 def test_a_forgotten_write_set_is_aborted(store):
-    write_set = store.begin()
+    write_set = begin(store)
     write_set.add_page(KIND, 0, b"x")
     del write_set
     assert held(store)["reserved"] == 0
@@ -105,7 +106,7 @@ def test_a_retired_node_no_longer_resolves_once_it_is_reclaimed(store):
 
 
 def test_a_write_set_that_has_ended_refuses_everything(store):
-    write_set = store.begin()
+    write_set = begin(store)
     node = write_set.add_page(KIND, 0, b"x")
     write_set.commit({"a": CatalogEntry("a", "text", node, b"")})
     assert write_set.status == "committed"
@@ -131,7 +132,7 @@ def test_close_refuses_new_calls_and_is_idempotent(store):
     store.close()
     store.close()
     with pytest.raises(ClosedError):
-        store.begin()
+        begin(store)
     with pytest.raises(ClosedError):
         store.read_page(pin.published.catalog.get("a").root)
     pin.release()
@@ -164,7 +165,7 @@ def test_close_from_inside_a_call_lets_that_call_end_first(store):
         closing = threading.Thread(target=store.close)
         closing.start()
         with pytest.raises(ClosedError):
-            store.begin()
+            begin(store)
         assert closing.is_alive()
         assert published.catalog.get("a") is not None
     closing.join()
@@ -174,7 +175,7 @@ def test_close_from_inside_a_call_lets_that_call_end_first(store):
 
 
 def test_close_aborts_open_write_sets(store):
-    write_set = store.begin()
+    write_set = begin(store)
     write_set.add_page(KIND, 0, b"x")
     store.close()
     assert write_set.status == "aborted"
@@ -184,7 +185,7 @@ def test_close_aborts_open_write_sets(store):
 
 @pytest.mark.parametrize("store", ["memory"], indirect=True)
 def test_close_in_the_middle_of_an_abort(store):
-    write_set = store.begin()
+    write_set = begin(store)
     write_set.add_page(KIND, 0, b"x")
     aborting, closing = threading.Thread(target=write_set.abort), threading.Thread(target=store.close)
     with HeldLock(store):
@@ -212,7 +213,7 @@ def test_writers_of_different_names_commit_side_by_side(store):
 
 
 def test_content_that_does_not_fit_is_refused(store):
-    write_set = store.begin()
+    write_set = begin(store)
     with pytest.raises(ValueError, match="don't fit"):
         write_set.add_page(KIND, 0, bytes(5000))
     with pytest.raises(ValueError, match="no such page"):
@@ -221,10 +222,10 @@ def test_content_that_does_not_fit_is_refused(store):
 
 
 def test_a_handle_reused_until_its_tag_comes_again_is_its_new_owners(store):
-    earlier = store.begin()
+    earlier = begin(store)
     node = earlier.add_page(KIND, 0, b"earlier")
     earlier.remove_page(node)
-    later = store.begin()
+    later = begin(store)
     while (again := later.add_page(KIND, 0, b"later")) != node:
         later.remove_page(again)
     assert len(earlier) == 0
@@ -238,7 +239,7 @@ def test_check_finds_nothing_wrong_beside_writers(store):
 
     def write(name):
         for i in range(300):
-            write_set = store.begin()
+            write_set = begin(store)
             for _ in range(20):
                 write_set.add_page(KIND, 0, b"x")
             write_set.abort()

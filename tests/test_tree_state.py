@@ -12,6 +12,7 @@ from xtree.algorithms.tree_state import TreeState
 from xtree.algorithms.updates.insertion import insert
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.persistence.store.write_set import begin
 
 HEADER = struct.Struct("<HHHBBQ4d")
 
@@ -19,7 +20,7 @@ HEADER = struct.Struct("<HHHBBQ4d")
 @pytest.fixture
 def state(random):
     store = MemoryStore()
-    ws = store.begin()
+    ws = begin(store)
     made = TreeState.create(3, max_overlap=0.25, min_fanout=0.3, min_fill=0.35, leaf_fill=0.9)
     insert(ws, made, np.arange(500), uniform(random, 500, 3))
     yield made

@@ -17,6 +17,7 @@ from xtree.errors import ReadOnlyError, TransactionError
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.write_set import begin
 
 MOST_AT_TURN = 2  # of commit_queue.pyx
 
@@ -86,7 +87,7 @@ def test_a_queued_write_set_refuses_everything_and_ends_committed(tmp_path):
     fs = HoldingFileSystem("sync", ".log")
     store = open_store(tmp_path / "index", config=SMALL, fs=fs)
     put(store, {"a": "1"})
-    write_set = store.begin()
+    write_set = begin(store)
     node = write_set.add_page(KIND, 0, b"queued")
     fs.hold = True
     committing = started(write_set.commit, {"b": CatalogEntry("b", "text", node, b"")})
@@ -139,7 +140,7 @@ def test_nobody_waits_for_the_flush_of_a_large_transaction(tmp_path, mode):
     fs = HoldingFileSystem("sync", ".xd")
     store = open_store(tmp_path / "index", config=small(mode), fs=fs)
     put(store, {"a": "1"})
-    large = store.begin()
+    large = begin(store)
     changes = {f"n{i}": CatalogEntry(f"n{i}", "text", large.add_page(KIND, 0, b"x"), b"") for i in range(40)}
     fs.hold = True
     flushing = started(large.commit, changes)
@@ -261,7 +262,7 @@ def test_all_names_of_a_commit_change_together_for_every_reader(tmp_path):
 def test_an_open_write_set_pins_what_it_builds_on(tmp_path):
     store = open_store(tmp_path / "index", config=SMALL)
     put(store, {"a": "1"})
-    write_set = store.begin()
+    write_set = begin(store)
     root = write_set.base.catalog.get("a").root
     for i in range(5):
         put(store, {"a": f"later {i}"})
@@ -302,7 +303,7 @@ def test_an_index_on_read_only_media_is_read(tmp_path, killed):
     assert texts_of(store) == {"a": "1", "b": "2"}
     store.check()
     with pytest.raises(ReadOnlyError):
-        store.begin()
+        begin(store)
     store.close()
     assert before == {name: (path / name).read_bytes() for name in os.listdir(path)}
     with pytest.raises(OSError):

@@ -13,6 +13,7 @@ from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files.platform_fs import File, FileSystem
 from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry
+from xtree.persistence.store.write_set import begin
 from xtree.tools.bench_report import Report, require
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _counted(store: DurableStore, name: str) -> int:
 
 
 def _count_up(store: DurableStore, name: str, number: int) -> None:
-    write_set = store.begin()
+    write_set = begin(store)
     entry = write_set.base.catalog.get(name)
     content = f"{number:20}".encode()
     root = write_set.add_page(KIND, 0, content) if entry is None else write_set.replace_page(entry.root, content)

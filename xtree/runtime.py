@@ -14,6 +14,7 @@ from xtree.display import as_html
 from xtree.epoch_check import check_all
 from xtree.errors import ClosedError
 from xtree.forest import Forest
+from xtree.persistence.backup import write_backup
 from xtree.persistence.base.config import Config
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.runtime import exists
@@ -181,7 +182,7 @@ class Runtime:
         target = as_path(path)
         pin = self._session.pin()  # the store stays while it is held
         try:
-            cast(DurableStore, pin.store).backup(target, progress)
+            write_backup(cast(DurableStore, pin.store), target, progress)
         finally:
             pin.release()
 

@@ -16,14 +16,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xtree.persistence.base.config import PAGE_BYTES
 from xtree.persistence.base.crash_points import reach
+from xtree.persistence.base.lock_ranks import require_nothing_held
 from xtree.persistence.creation import Creation
+from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files import checkpoint, filenames
 from xtree.persistence.files.checkpoint import OFFSET_UNIT, ROW
 from xtree.persistence.files.data_files import BODY, FIRST_SLOT, FORMAT, MAGIC
@@ -35,9 +36,6 @@ from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.superblock import Superblock, SuperblockFile
 from xtree.persistence.store.page_copy import copy_pages
 from xtree.persistence.store.store import Pin
-
-if TYPE_CHECKING:
-    from xtree.persistence.durable_store import DurableStore
 
 CHUNK_BYTES = 1 << 20
 
@@ -67,14 +65,16 @@ class NewFile:
 
 
 def write_backup(
-    store: DurableStore, fs: FileSystem, path: str | os.PathLike[str], progress: Progress | None = None
+    store: DurableStore, path: str | os.PathLike[str], progress: Progress | None = None, fs: FileSystem | None = None
 ) -> None:
     """Copies the store's current epoch into the directory `path`, which must be missing or empty.
 
-    progress: called with (bytes copied, bytes in all) now and then; what it raises ends the backup. Raises
-    FileExistsError, ValueError for a path inside the store's own, CorruptionError, ClosedError, OSError; whatever was
-    written is removed then.
+    progress: called with (bytes copied, bytes in all) now and then; what it raises ends the backup. fs: to write with;
+    None for the store's. Raises FileExistsError, ValueError for a path inside the store's own, CorruptionError,
+    ClosedError, OSError; whatever was written is removed then.
     """
+    require_nothing_held("a backup")
+    fs = fs or store.fs
     target = os.path.abspath(os.fspath(path))
     pin = store.pin()
     try:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xtree.errors import StoreFailedError
-from xtree.persistence.backup import Progress, write_backup
 from xtree.persistence.base.clock import Clock
 from xtree.persistence.base.config import PAGE_BYTES
 from xtree.persistence.base.lock_ranks import REBUILDING, RankedLock, require_nothing_held
@@ -16,10 +14,11 @@ from xtree.persistence.base.metrics import Latency
 from xtree.persistence.commit.checkpoint_coordinator import Coordinator
 from xtree.persistence.commit.checkpointer import OnError
 from xtree.persistence.commit.commit_queue import uninterrupted
-from xtree.persistence.commit.delta import deltas_of, touched_windows
+from xtree.persistence.commit.delta import touched_windows
 from xtree.persistence.creation import Creation
 from xtree.persistence.files.file_header import HEADER_BYTES
 from xtree.persistence.files.lock_file import Lock
+from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.pages.mvcc import Epochs
 from xtree.persistence.pages.recycler import Recycler
 from xtree.persistence.pages.segment_allocator import SegmentAllocator
@@ -29,9 +28,6 @@ from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.fork_hooks import watch_forks
 from xtree.persistence.store.store import Store
 from xtree.persistence.store.write_set import WriteSet
-
-if TYPE_CHECKING:
-    from xtree.persistence.session import SharedStore
 
 
 class DurableStore(Store):
@@ -43,7 +39,7 @@ class DurableStore(Store):
         journal = recovered.journal
         self.recovery = recovered.report
         self.creation: Creation | None = None  # what the open has made
-        self.shared: SharedStore | None = None  # by which other handles of the process find it
+        self.when_closed: Callable[[], None] | None = None  # until it is called others find the store
         self._discarded = False
         self._journal = journal
         self._lock: Lock | None = lock
@@ -90,6 +86,11 @@ class DurableStore(Store):
         self._journal.fs.require_own(self._journal.directory)
 
     @property
+    def fs(self) -> FileSystem:
+        """The file system that its files are in."""
+        return self._journal.fs
+
+    @property
     def config(self) -> Any:
         """The Config in force: the one given at the open, with the fields that were fixed at creation."""
         return self._journal.config
@@ -103,11 +104,6 @@ class DurableStore(Store):
         with self.call():
             self.require_writable()
             self._coordinator.submit_checkpoint()
-
-    def backup(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
-        """Copies the current epoch into a directory of its own (persistence.backup)."""
-        require_nothing_held("a backup")
-        write_backup(self, self._journal.fs, path, progress)
 
     def discard(self) -> None:
         """Closes the store and, if this open has made the index, removes it again: what was to fill it has failed."""
@@ -155,16 +151,9 @@ class DurableStore(Store):
             "data_files": self._journal.data_files.stats(),
         }
 
-    def deltas_of(
-        self, write_set: WriteSet, epoch: int, largest_payload: int, payload_base: int, log_number: int
-    ) -> tuple[bytearray, int, list[Any], int]:
-        """What the log records of a write set (persistence.commit.delta)."""
-        files = self._journal.data_files.file_of_window
-        return deltas_of(write_set, epoch, largest_payload, payload_base, files, log_number)
-
     # What Store asks for.
 
-    def _before_write(self) -> None:
+    def make_ready(self) -> None:
         if not self._allocator_ready:
             with self._rebuilding:
                 if not self._allocator_ready:
@@ -237,9 +226,9 @@ class DurableStore(Store):
                 if self._lock is not None:
                     self._lock.release()
             finally:
-                if self.shared is not None:  # until then others find it, and wait for the end of this close
-                    self.shared.forget()
-                    self.shared = None
+                if self.when_closed is not None:  # others wait for the end of this close until then
+                    self.when_closed()
+                    self.when_closed = None
 
     def _abandon_leader(self) -> None:
         """Ends the leader of a poisoned store, which writes nothing any more."""

@@ -253,7 +253,7 @@ cdef class SharedStore:
         if self.identity is not None:
             shares[self.identity] = self
             self.locks = inherited_locks.get(self.identity)
-        store.shared = self
+        store.when_closed = self.forget
         try:
             self.join(session)
         except BaseException:
@@ -296,7 +296,7 @@ cdef class SharedStore:
         self.store = store
         for session in self.sessions:
             session.store = store
-        store.shared, former.shared = self, None
+        store.when_closed, former.when_closed = self.forget, None
         self.former.append(PyWeakref_NewRef(former, None))
 
         def end():

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from xtree.errors import StoreFailedError
 from xtree.persistence.base.clock import Clock
@@ -24,16 +24,15 @@ from xtree.persistence.base.lock_ranks import STARTING, TURN, RankedLock, Worker
 from xtree.persistence.base.threads import start_worker
 from xtree.persistence.commit.checkpointer import Checkpointer, OnError
 from xtree.persistence.commit.commit_queue import CommitQueue, Request, carry, outcome_of, uninterrupted
+from xtree.persistence.commit.delta import deltas_of
 from xtree.persistence.commit.journal import Journal
 from xtree.persistence.files.frame import frame_bytes
 from xtree.persistence.files.open_directory import OpenDirectory
 from xtree.persistence.files.platform_fs import SyncFailedError
 from xtree.persistence.files.wal import LogWriter, PlannedFrame
 from xtree.persistence.store.catalog import Catalog, encode_changes
-
-if TYPE_CHECKING:
-    from xtree.persistence.durable_store import DurableStore
-    from xtree.persistence.store.write_set import WriteSet
+from xtree.persistence.store.store import Store
+from xtree.persistence.store.write_set import WriteSet
 
 log = logging.getLogger("xtree")
 
@@ -81,7 +80,7 @@ class Coordinator:
     """Owns the journal while the store is open for writing. submit_* may be called from any thread."""
 
     def __init__(
-        self, store: DurableStore, journal: Journal, following_epoch: int, clock: Clock, on_error: OnError | None
+        self, store: Store, journal: Journal, following_epoch: int, clock: Clock, on_error: OnError | None
     ) -> None:
         self.store = store
         self.journal = journal
@@ -353,7 +352,7 @@ class Coordinator:
 
     def _group_of(self, requests: list[Request], log_number: int) -> Group:
         """The parts of a frame for the log of a number; changes nothing."""
-        store = self.store
+        store, files = self.store, self.journal.data_files.file_of_window
         epoch = self.following_epoch
         changes: dict[str, Any] = requests[0].changes
         if len(requests) > 1:
@@ -361,8 +360,8 @@ class Coordinator:
         group = Group(requests, store.published.catalog.with_changes(changes), encode_changes(changes), len(changes))
         for request in requests:
             write_set = request.write_set
-            deltas, count, payloads, size = store.deltas_of(
-                write_set, epoch, request.largest_payload, group.payload_bytes, log_number
+            deltas, count, payloads, size = deltas_of(
+                write_set, epoch, request.largest_payload, group.payload_bytes, files, log_number
             )
             group.commits.append((write_set, epoch))
             group.deltas.append(deltas)
@@ -446,7 +445,7 @@ class Coordinator:
             self._sync_at = None
             return
         try:
-            self._sync_log(self._turn)
+            self.sync_log(self._turn)
             self.journal.publish_superblock(sync=False, epoch=self.durable_epoch, durable_epoch=self.durable_epoch)
             reach("sync.superblock_written")
             self.checkpointer.reclaimer.run(self.durable_epoch)
@@ -458,7 +457,7 @@ class Coordinator:
         except Exception as error:
             self.poison(error)
 
-    def _sync_log(self, turn: contextlib.AbstractContextManager[Any] = NO_TURN) -> None:
+    def sync_log(self, turn: contextlib.AbstractContextManager[Any] = NO_TURN) -> None:
         """Every commit so far is on the disk when this returns. turn: to be taken, unless it is held."""
         with turn:
             self._sync_at = None
@@ -509,7 +508,7 @@ class Coordinator:
             for _ in range(journal.config.checkpoints_kept):  # one epoch, until the oldest one kept covers every log
                 if not self._finished:
                     self.checkpointer.take_here("close")
-            store._before_write()  # the allocator knows where each file's last page ends
+            store.make_ready()  # the allocator knows where each file's last page ends
             trimmed = journal.data_files.trim(store.allocator.top_bytes)
             reach("close.trimmed")
             journal.save_manifest()

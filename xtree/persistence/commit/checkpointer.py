@@ -14,6 +14,7 @@ what was due is tried again after a pause.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import logging
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from xtree.errors import StoreFailedError
 from xtree.persistence.base.clock import Clock
@@ -31,14 +32,13 @@ from xtree.persistence.base.threads import start_worker
 from xtree.persistence.commit.backpressure import Backpressure
 from xtree.persistence.commit.checkpoint_policy import CheckpointPolicy, Pause
 from xtree.persistence.commit.commit_queue import CommitQueue, Request
+from xtree.persistence.commit.journal import Journal
 from xtree.persistence.commit.reclaimer import Reclaimer
 from xtree.persistence.files import checkpoint as checkpoints
 from xtree.persistence.files.filenames import checkpoint_name
 from xtree.persistence.files.frame import LogLink
 from xtree.persistence.files.platform_fs import SyncFailedError
-
-if TYPE_CHECKING:
-    from xtree.persistence.commit.checkpoint_coordinator import Coordinator
+from xtree.persistence.store.store import Store
 
 log = logging.getLogger("xtree")
 
@@ -73,10 +73,33 @@ class Counters:
     spare_failures: int = 0
 
 
+class Leader(Protocol):
+    """What a checkpointer asks of the coordinator, which carries the commits.
+
+    failure: what poisoned the store. following_epoch: of the next commit. durable_epoch: no later one is on the disk
+    for certain.
+    """
+
+    store: Store
+    journal: Journal
+    failure: BaseException | None
+    following_epoch: int
+    durable_epoch: int
+
+    def sync_log(self) -> None:
+        """Syncs the log: every commit so far is on the disk when this returns. Between two groups."""
+
+    def between_groups(self, function: Callable[[], T]) -> T:
+        """Has the leader call a function between two groups, and waits: returns its result, or raises its error."""
+
+    def poisoning_failed_syncs(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which a failed sync poisons the store."""
+
+
 class Checkpointer:
     """Checkpoints, logs made ahead, log garbage, and reclaim while nobody commits, of one store."""
 
-    def __init__(self, coordinator: Coordinator, clock: Clock, on_error: OnError | None) -> None:
+    def __init__(self, coordinator: Leader, clock: Clock, on_error: OnError | None) -> None:
         self.counters = Counters()
         self.last_error: BaseException | None = None
         self.reclaimer = Reclaimer(coordinator.store)
@@ -184,7 +207,7 @@ class Checkpointer:
             return None
         self._place.acquire()
         try:
-            coordinator._sync_log()
+            coordinator.sync_log()
             journal.close_log()
             self._policy.began()
             epoch = store.published.epoch

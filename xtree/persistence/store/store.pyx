@@ -36,7 +36,6 @@ cdef PageVerifier verifiers[256]
 memset(verifiers, 0, sizeof(verifiers))
 
 _closing = set()                    # stores that a thread of their own closes
-cdef object _write_set = None       # the class, once it is needed
 
 
 @atexit.register
@@ -276,26 +275,6 @@ cdef class Store:
             raise ClosedError(self._why_closed())
         return Pin(self)
 
-    def begin(self):
-        """A new WriteSet on the current epoch.
-
-        Raises ClosedError, ReadOnlyError, StoreFailedError; TransactionError where a write would wait for itself.
-        """
-        global _write_set
-        cdef int flight
-        require_free("a write")
-        if _write_set is None:
-            from xtree.persistence.store.write_set import WriteSet as _write_set  # which is built on this module
-        flight = self.enter()
-        try:
-            self.require_writable()
-            self._before_write()
-            if self.abandoned:
-                self._give_back_abandoned()
-            return _write_set(self)
-        finally:
-            self.leave(flight)
-
     def require_writable(self):
         """Raises ClosedError, ReadOnlyError or StoreFailedError unless the store takes writes."""
         if self.status >= CLOSED:
@@ -358,7 +337,7 @@ cdef class Store:
                 write_set = reference()
                 if write_set is not None:
                     write_set.abort()
-            self._give_back_abandoned()
+            self.give_back_abandoned()
             self._shut_down(failed)
         finally:
             try:
@@ -428,8 +407,8 @@ cdef class Store:
     def wait_for_room(self, timeout):
         """Waits, up to `timeout` seconds, as long as too much that was written waits to be tidied up."""
 
-    def _before_write(self):
-        """Makes the allocator ready."""
+    def make_ready(self):
+        """Before a write: makes the allocator ready."""
 
     def _failure(self):
         """Why the store is poisoned."""
@@ -518,7 +497,7 @@ cdef class Store:
         """Begins to allocate from another allocator, while nobody is writing."""
         self.allocator = allocator
 
-    def _give_back_abandoned(self):
+    cdef int give_back_abandoned(self) except -1:
         """Gives back the pages of write sets that were aborted where nothing could wait for the lock."""
         while self.abandoned:
             self.abandoned.pop()._give_back()

@@ -67,3 +67,6 @@ cdef class WriteSet:
     cdef void drop_lists(self) noexcept nogil
     cdef void publish_all(self, uint64_t epoch) noexcept nogil
     cdef void release_pin(self) noexcept
+
+
+cpdef WriteSet begin(Store store)

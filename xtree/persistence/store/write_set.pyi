@@ -3,6 +3,8 @@ from collections.abc import Callable
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.store import Published, Store
 
+def begin(store: Store) -> WriteSet: ...
+
 class WriteSet:
     @property
     def store(self) -> Store: ...

@@ -29,6 +29,24 @@ cdef inline bint fits(int size_class, Py_ssize_t content_bytes) noexcept nogil:
     return <uint64_t>content_bytes <= class_bytes(size_class) - sizeof(PagePrefix)
 
 
+cpdef WriteSet begin(Store store):
+    """A new WriteSet on a store's current epoch.
+
+    Raises ClosedError, ReadOnlyError, StoreFailedError; TransactionError where a write would wait for itself.
+    """
+    cdef int flight
+    require_free("a write")
+    flight = store.enter()
+    try:
+        store.require_writable()
+        store.make_ready()
+        if store.abandoned:
+            store.give_back_abandoned()
+        return WriteSet(store)
+    finally:
+        store.leave(flight)
+
+
 @cython.final
 cdef class WriteSet:
     def __cinit__(self, Store store):
