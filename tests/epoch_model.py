@@ -5,8 +5,8 @@ Each step is one atomic access of the code, and is labelled with it:
     reader     ReadCall, Epochs.pin, .unpin      store.pyx, mvcc.pyx
     old        Epochs.pin_at                     mvcc.pyx
     RECLAIMER  Store.reclaim, Epochs.reclaim_horizon, ObjectTable.reclaim_one
-    writer     WriteSet.take, Coordinator._write_group, WriteSet._publish_rows, Store._publish
-    SYNCER     Coordinator._sync_log, of "eventual"
+    writer     WriteSet.take, Coordinator.write_group, WriteSet.publish_rows, Store.publish
+    SYNCER     Coordinator.sync_log, of "eventual"
     CRASH      a kill or a power loss, then recovery
 
 A page's content is the epoch that wrote it. Each page goes flush-first, which is where a crash needs the slot

@@ -123,7 +123,7 @@ def commit(me: int, mutant: str, tree: int, leader: int) -> Program:
             ("writer.write", lambda s: write(s, me, (me,))),
             ("writer.sync", sync),
             ("_publish", lambda s: publish(s, (me,))),
-            ("_finish_group, turn.release", finish),
+            ("finish_group, turn.release", finish),
             ("waiting += 1", wait_in_line),
             *handing_over,
             *([("listen", listen)] if mutant == "a notification instead of a lock" else []),

@@ -74,7 +74,7 @@ def test_a_backup_is_an_index_of_its_own_with_all_size_classes_in_several_files(
 
 def pages_of(store) -> list[tuple]:
     """NodeID, birth, kind, class and content of every page."""
-    rows = np.frombuffer(store._snapshot_rows(store.published.epoch, list(range(len(store.windows))))[2], ROW)
+    rows = np.frombuffer(store.snapshot_rows(store.published.epoch, list(range(len(store.windows))))[2], ROW)
     found = []
     for entry in store.published.catalog:
         row = rows[rows["node_id"] == entry.root][0]

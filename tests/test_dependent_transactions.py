@@ -209,10 +209,10 @@ def test_what_an_aborted_write_set_would_have_retired_is_free_while_others_still
     first.commit({})
     failing = begin(with_page)
     failing.replace_page(node, b"lost")
-    failing._queue()
+    failing.queue()
     dependent = begin(with_page)
     dependent.depend_on(failing)
-    failing._end("aborted")
+    failing.end("aborted")
     another = begin(with_page)
     another.replace_page(node, b"kept")
     dependent.abort()  # gives back the pages of the failed one, and must leave the other's claim alone
@@ -227,14 +227,14 @@ def test_what_an_aborted_write_set_would_have_retired_is_free_while_others_still
 
 def test_nothing_builds_on_a_write_set_that_is_going_to_fail(store):
     first, second, third = begin(store), begin(store), begin(store)
-    first._queue()
+    first.queue()
     second.depend_on(first)
-    second._queue()
+    second.queue()
     third.depend_on(second)
-    first._end("aborted")
+    first.end("aborted")
     with pytest.raises(TransactionError, match="builds on one that failed"):
         begin(store).depend_on(second)
     with pytest.raises(TransactionError, match="builds on one that failed"):
         third.commit({})
-    second._end("aborted")
+    second.end("aborted")
     assert (second.status, third.status) == ("aborted", "aborted")

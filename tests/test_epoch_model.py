@@ -190,7 +190,7 @@ CODE = {
             "epochs.pin()",
             "store.published",
         ],
-        "def _publish(self": ["_publish_rows(epoch)", "self.published = published", "self.epochs.advance("],
+        "def publish(self": ["publish_rows(epoch)", "self.published = published", "self.epochs.advance("],
         "def reclaim(self": ["hold_lock(", "reclaim_horizon()", "durable < horizon", "reclaim_one(horizon"],
     },
     "object_table.pyx": {
@@ -199,7 +199,7 @@ CODE = {
         "cdef bint reclaim_one(self": ["spin_lock(", ".retire <= horizon", "_free_row(", "spin_unlock("],
     },
     "write_set.pyx": {
-        "def _publish_rows(self": ["lock_with_gil(", "self.publish_all(epoch)", "PyThread_release_lock("],
+        "def publish_rows(self": ["lock_with_gil(", "self.publish_all(epoch)", "PyThread_release_lock("],
         "cdef void publish_all(self": ["table.publish(", "table.retire("],
     },
     "mmap_windows.pyx": {
@@ -230,24 +230,24 @@ CODE = {
         ]
     },
     "checkpoint_coordinator.py": {
-        "def _write_group(self": [
+        "def write_group(self": [
             "writer.write(",
             "writer.sync()",
             "self.durable_epoch = last_epoch",
-            "store._publish(",
+            "store.publish(",
         ],
-        "def _sync_log(self": ["begin_sync()", "finish_sync(end)", "self.durable_epoch = last_epoch"],
-        "def _finish_group(self": ["request.finish("],
+        "def sync_log(self": ["begin_sync()", "finish_sync(end)", "self.durable_epoch = last_epoch"],
+        "def finish_group(self": ["request.finish("],
         "def submit_commit(": ["self._queue.waiting", "carry(", "self._queue.submit("],
     },
     "commit_queue.pyx": {
         "def carry(": [
-            "take_turn(turn",
-            "_plan(request)",
+            "take_turn(carrier.turn_lock",
+            "plan(request)",
             "tell_queued(request)",
-            "_write_group(group)",
-            "_finish_group(group)",
-            "turn.release()",
+            "write_group(group)",
+            "finish_group(group)",
+            "carrier.turn_lock.release()",
         ],
         "def submit(self": [
             "self.waiting += 1",
@@ -256,7 +256,7 @@ CODE = {
             "outcome_of(request)",
             "self.waiting -= 1",
         ],
-        "cdef int enqueue(self": ["write_set._queue()", "self.queue.put(request)"],
+        "cdef int enqueue(self": ["write_set.queue()", "self.queue.put(request)"],
         "def take_now(self": ["self.queue.empty()", "self.queue.get()"],
     },
 }

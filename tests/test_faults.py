@@ -263,7 +263,7 @@ def test_a_leader_without_memory_for_its_flight_fails_the_commit_cleanly(tmp_pat
 
     thread = threading.Thread(target=commit)
     with contextlib.ExitStack() as stack:
-        with store._coordinator._turn:
+        with store._coordinator.turn_lock:
             thread.start()
             queued(store, 1)
             for _ in range(store.flights.stats()["slots"]):  # the places that are there

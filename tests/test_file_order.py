@@ -111,7 +111,7 @@ def test_numbers_of_files_are_never_used_again(tmp_path, mode):
         texts = churn(store, 30)
         store.checkpoint()
         if round_ == 2:
-            store._poison()
+            store.poison()
         store.close()
         assert texts
     numbers = [filenames.parse_log(name) or filenames.parse_checkpoint(name) or data_number(name) for name in made]
@@ -191,7 +191,7 @@ def test_a_page_is_finished_before_its_epoch_is_known(tmp_path):
         write_set = begin(store)
         entry = write_set.base.catalog.get("default")
         node = write_set.replace_page(entry.root, store.read_page(entry.root))
-        write_set._seal()
+        write_set.seal()
         row = store.table.describe(node)
         place = (store._file_name(row["window"]), row["offset"])
         assert row["birth"] == 2**64 - 1

@@ -69,7 +69,7 @@ FORGERIES = {
 @pytest.fixture(params=FORGERIES, ids=lambda forgery: forgery.__name__)
 def forged(request, tmp_path, monkeypatch):
     """(path of an index whose rows were changed in its checkpoints, CRCs and all; what an error says of it)."""
-    original = DurableStore._snapshot_rows
+    original = DurableStore.snapshot_rows
 
     def forge(self, epoch, file_of_window):
         handles, tags, rows = original(self, epoch, file_of_window)
@@ -79,7 +79,7 @@ def forged(request, tmp_path, monkeypatch):
     path = tmp_path / "index"
     store = open_store(path, config=SMALL)
     put(store, {f"n{i}": str(i) for i in range(4)}, size_class=1)
-    monkeypatch.setattr(DurableStore, "_snapshot_rows", forge)
+    monkeypatch.setattr(DurableStore, "snapshot_rows", forge)
     store.close()
     monkeypatch.undo()
     return path, FORGERIES[request.param]

@@ -190,7 +190,7 @@ def test_a_handler_in_the_middle_of_a_commit_reads_and_is_refused_to_write(tmp_p
         tree = runtime.tree("a", dims=2)
         runtime.tree("b", dims=2).insert(1, (0, 0))
         settle(runtime._store)
-        with runtime._store._coordinator._turn:  # it is free: this thread will carry its next commit itself
+        with runtime._store._coordinator.turn_lock:  # it is free: this thread will carry its next commit itself
             pass
         done = []
 

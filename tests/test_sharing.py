@@ -384,7 +384,7 @@ def test_a_store_that_failed_is_opened_anew_by_opening_it_once_more(path):
             raise OSError(5, "gone")
 
     store = failed._store
-    store._poison()
+    store.poison()
     with pytest.raises(xtree.StoreFailedError):
         failed.insert(2, BOX)
     assert len(reader) == 1
@@ -481,7 +481,7 @@ def test_a_copy_with_linked_files_is_not_taken_for_the_original(path, tmp_path):
 
 def test_a_failed_store_is_still_read_by_who_opens_it_to_read(path):
     failed = xtree.open(path)
-    failed._store._poison()
+    failed._store.poison()
     with copy.copy(failed) as other:
         assert len(other) == 1 and not failed.closed
         with pytest.raises(FileExistsError):

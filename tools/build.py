@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import xtree
+from xtree.runtime import discard
 from xtree.tools.csv_columns import Wanted
 from xtree.tools.table_error import TableError
 from xtree.tools.tables import BY_RULES, read_table
@@ -47,7 +48,7 @@ def build_index(
         total = len(target)
         runtime.checkpoint()  # which may find the disk full
     except BaseException:
-        runtime._discard()
+        discard(runtime)
         raise
     runtime.close()
     return {

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 import xtree
 from xtree.algorithms.bucket import header_of, parse
 from xtree.errors import CorruptionError
-from xtree.forest import Forest
 from xtree.persistence.base.config import PAGE_BYTES
 from xtree.persistence.files import filenames
 from xtree.persistence.files.file_header import HEADER_BYTES
@@ -34,6 +33,7 @@ from xtree.persistence.pages.node_id import unpack
 from xtree.persistence.pages.object_table import ObjectTable
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.roots import KIND, tree_state_of
+from xtree.runtime import discard, make_tree
 from xtree.tools.fsck import require_index
 from xtree.tools.fsck.files import READ_ERRORS, Directory
 from xtree.tools.fsck.open import Remains, open_remains
@@ -403,12 +403,12 @@ def _write(harvest: Harvest, target: str) -> None:
     runtime = xtree.Runtime(target, mode="x")
     try:
         for name, saved in harvest.trees.items():
-            Forest(runtime._session, xtree.Config(**saved.parameters)).find_or_make(name, saved.dims)
+            make_tree(runtime, name, saved.dims, xtree.Config(**saved.parameters))
             ids, boxes = saved.records()
             if len(ids):
                 runtime.tree(name).bulk_load(ids, boxes)
         runtime.checkpoint()  # which may find the disk full
     except BaseException:
-        runtime._discard()
+        discard(runtime)
         raise
     runtime.close()

@@ -209,14 +209,6 @@ class Runtime:
             if self.closed:  # also when it failed: the finalizer would keep the store for ever
                 self._finalizer.detach()
 
-    def _discard(self) -> None:
-        """Closes the directory, and removes the index if this open has made it: filling it has failed."""
-        try:
-            self._session.discard()
-        finally:
-            if self.closed:
-                self._finalizer.detach()
-
     def __enter__(self) -> Runtime:
         with self._session.call():
             return self
@@ -316,8 +308,22 @@ def open(
     try:
         return runtime._handle(runtime._forest.find_or_make(DEFAULT_NAME, wanted), True)
     except BaseException:
-        runtime._discard()
+        discard(runtime)
         raise
+
+
+def discard(runtime: Runtime) -> None:
+    """Closes the directory, and removes the index if this open has made it: filling it has failed."""
+    try:
+        runtime._session.discard()
+    finally:
+        if runtime.closed:
+            runtime._finalizer.detach()
+
+
+def make_tree(runtime: Runtime, name: str, dims: int, config: Config) -> None:
+    """Makes a tree with the tree parameters of a Config, where there is nothing of the name."""
+    Forest(runtime._session, config).find_or_make(name, dims)
 
 
 def _mode(mode: str) -> str:

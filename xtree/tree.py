@@ -135,13 +135,14 @@ class XTree(Writer):
         if path is None:
             tree = cls(dims, config)
         else:
-            from xtree.runtime import open as open_tree  # which itself is made of trees
+            from xtree.runtime import discard  # which itself is made of trees
+            from xtree.runtime import open as open_tree
 
             tree = open_tree(path, dims, mode="x", config=config)
         try:
             tree.bulk_load(ids, rows, progress, threads)
         except BaseException:
-            tree.close() if tree.runtime is None else tree.runtime._discard()
+            tree.close() if tree.runtime is None else discard(tree.runtime)
             raise
         return tree
 

@@ -155,7 +155,7 @@ def _write(store: DurableStore, pin: Pin, fs: FileSystem, target: OpenDirectory,
 
 def _pages_at(store: DurableStore, epoch: int) -> Pages:
     """The rows visible at an epoch that is pinned; their file numbers are those of windows."""
-    table = store._snapshot_rows(epoch, list(range(len(store.windows))))
+    table = store.snapshot_rows(epoch, list(range(len(store.windows))))
     return Pages(table, np.frombuffer(table[2], ROW))
 
 

@@ -175,13 +175,13 @@ class DurableStore(Store):
         self._occupy_live_slots(allocator)
         return allocator
 
-    def _commit(
+    def commit(
         self, write_set: WriteSet, changes: dict[str, CatalogEntry | None], on_queued: Callable[[], None] | None
     ) -> int:
         """Flushes what the log won't carry, in the caller's thread, and queues the rest."""
         started = time.perf_counter()
         data_files = self._journal.data_files
-        write_set._seal()
+        write_set.seal()
         largest_payload = self._largest_payload(write_set.bytes_made)
         touched, flushed = touched_windows(write_set, largest_payload)
         for window in touched:

@@ -111,7 +111,7 @@ cdef class Session:
                 return pin
             pin.release()
             if self.store is store:             # else another one took its place meanwhile
-                raise ClosedError(store._why_closed())
+                raise ClosedError(store.why_closed())
 
     def require_writable(self):
         """Raises ClosedError, ReadOnlyError or StoreFailedError unless it may write."""

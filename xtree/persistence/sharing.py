@@ -110,7 +110,7 @@ def _share_at(path: str, mode: str) -> SharedStore | None:
             return share
         if share.store.state == "open" and _is_own(share):
             return share
-    if share.store._waits_for_itself():
+    if share.store.waits_for_itself():
         raise TransactionError("opening the index can't wait for its end here, in the middle of one of its own calls")
     with contextlib.suppress(DirectoryLostError):
         share.close()

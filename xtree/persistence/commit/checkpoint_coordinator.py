@@ -1,6 +1,6 @@
 """The coordinator: one thread, the leader, carries commits to disk, and whatever must happen between two groups.
 
-The method that matters reads top to bottom: `_write_group` (write, sync, publish, in each durability mode). Checkpoints
+The method that matters reads top to bottom: `write_group` (write, sync, publish, in each durability mode). Checkpoints
 are the checkpointer's. Python handles signals in the main thread only, so nothing interrupts the leader between two of
 these steps.
 """
@@ -91,11 +91,11 @@ class Coordinator:
         self._clock = clock
         self._queue = CommitQueue(clock)
         self._next_group_at = clock.now()  # when the window of the group before has passed
-        self._sync_at: float | None = None  # when the frames that wait for a sync must get it; None: there are none
+        self.sync_at: float | None = None  # when the frames that wait for a sync must get it; None: there are none
         self._thread: Worker | None = None
         self._start = RankedLock(STARTING)
-        self._turn = RankedLock(TURN)  # held by who writes to the journal: the leader, or a thread that commits alone
-        self._waits_for_turn = journal.config.durability == "eventual"
+        self.turn_lock = RankedLock(TURN)  # held by who writes to the journal: the leader, or a thread that commits alone
+        self.waits_for_turn = journal.config.durability == "eventual"
         self._carries_alone = journal.config.durability != "strict" and not journal.config.group_window_ms
         self.checkpointer = Checkpointer(self, clock, on_error)
         journal.data_files.report_failed_sync = self.poison
@@ -159,7 +159,7 @@ class Coordinator:
         """The same without a word in the log."""
         if self.failure is None:
             self.failure = error
-        self.store._poison()
+        self.store.poison()
         self.checkpointer.wake_waiting()
 
     def stats(self) -> dict[str, Any]:
@@ -211,9 +211,9 @@ class Coordinator:
     def _carry_out(self, requests: list[Request]) -> None:
         """Waits for something to do, and does it; `requests` is filled with what was asked for."""
         self._gather(requests)
-        if self._sync_at is not None and self._clock.now() >= self._sync_at:
+        if self.sync_at is not None and self._clock.now() >= self.sync_at:
             self._sync_in_background()
-        with self._turn:
+        with self.turn_lock:
             requests += self._queue.take_now()
             group = [request for request in requests if request.what == "commit"]
             if group:
@@ -229,7 +229,7 @@ class Coordinator:
         for request in requests:
             if not request.finished:
                 if request.what == "commit" and request.write_set.status == "queued":
-                    request.write_set._end("failed")
+                    request.write_set.end("failed")
                 request.finish(error=error)
 
     def _gather(self, requests: list[Request]) -> None:
@@ -237,7 +237,7 @@ class Coordinator:
 
         Comes back with nothing when the sync of what was written before is due.
         """
-        requests += self._queue.take(self._seconds_until(self._sync_at))
+        requests += self._queue.take(self._seconds_until(self.sync_at))
         if self.journal.config.group_window_ms and self.journal.config.durability != "eventual":
             while requests and all(request.what == "commit" for request in requests):
                 wait = self._seconds_until(self._next_group_at)
@@ -272,18 +272,18 @@ class Coordinator:
                         self._commit([request])
                     return
                 for request in requests:
-                    request.write_set._end("aborted")
+                    request.write_set.end("aborted")
                     request.finish(error=error if len(requests) == 1 else _copy_of(error))
                 return
             try:
-                self._write_group(group)
+                self.write_group(group)
             except BaseException as error:  # past the point of no return: the outcome is on disk, and unknown
                 if not self.has_published(group):
-                    self._fail(group, error)
+                    self.fail(group, error)
                     return
-            self._finish_group(group)
+            self.finish_group(group)
 
-    def _plan(self, request: Request) -> Group | None:
+    def plan(self, request: Request) -> Group | None:
         """A group of one commit that a user's thread may write; None when there is something for the leader to do."""
         writer = self.journal.log
         if (
@@ -372,7 +372,7 @@ class Coordinator:
         group.bytes = frame_bytes(group.delta_count, len(group.changes), group.payload_bytes)
         return group
 
-    def _write_group(self, group: Group) -> None:
+    def write_group(self, group: Group) -> None:
         """Write, sync, publish. From the first byte appended there is no way back.
 
         What the frame carries no payload of has been flushed before: everything in strict, large pages in balanced. It
@@ -406,17 +406,17 @@ class Coordinator:
             reach("commit.superblock_synced")
         if mode != "eventual":
             self.durable_epoch = last_epoch
-        elif self._sync_at is None:
-            self._sync_at = self._clock.now() + self.journal.config.sync_interval_ms / 1000
+        elif self.sync_at is None:
+            self.sync_at = self._clock.now() + self.journal.config.sync_interval_ms / 1000
         if group.commits[0][0].status == "queued":
-            self.store._publish(group.commits, group.catalog)
+            self.store.publish(group.commits, group.catalog)
         reach("commit.published")
 
     def has_published(self, group: Group) -> bool:
         """Whether a group is visible: whatever is raised behind that, it is committed."""
         return bool(self.store.published.epoch >= group.commits[-1][1])
 
-    def _finish_group(self, group: Group) -> None:
+    def finish_group(self, group: Group) -> None:
         """After the publication: the callers go on, and what the commit has left is tidied up."""
         counters = self.counters
         counters.commits += len(group.requests)
@@ -428,12 +428,12 @@ class Coordinator:
             request.finish(epoch)
         self._tidy_up(group)
 
-    def _fail(self, group: Group, error: BaseException) -> None:
+    def fail(self, group: Group, error: BaseException) -> None:
         """After the point of no return: what is on the disk isn't known, and nothing more is written."""
         self.poison(error)
         for request in group.requests:
             if request.write_set.status == "queued":
-                request.write_set._end("failed")
+                request.write_set.end("failed")
                 request.finish(error=error if len(group.requests) == 1 else _copy_of(error))
 
     def _sync_in_background(self) -> None:
@@ -442,10 +442,10 @@ class Coordinator:
         The sync doesn't take the turn: other threads go on committing. Only the leader changes the log they append to.
         """
         if self.failure is not None:
-            self._sync_at = None
+            self.sync_at = None
             return
         try:
-            self.sync_log(self._turn)
+            self.sync_log(self.turn_lock)
             self.journal.publish_superblock(sync=False, epoch=self.durable_epoch, durable_epoch=self.durable_epoch)
             reach("sync.superblock_written")
             self.checkpointer.reclaimer.run(self.durable_epoch)
@@ -460,7 +460,7 @@ class Coordinator:
     def sync_log(self, turn: contextlib.AbstractContextManager[Any] = NO_TURN) -> None:
         """Every commit so far is on the disk when this returns. turn: to be taken, unless it is held."""
         with turn:
-            self._sync_at = None
+            self.sync_at = None
             writer = self.journal.log
             if writer is None or writer.synced:
                 return

@@ -211,7 +211,7 @@ class Checkpointer:
             journal.close_log()
             self._policy.began()
             epoch = store.published.epoch
-            table = store._snapshot_rows(epoch, journal.data_files.file_of_window)
+            table = store.snapshot_rows(epoch, journal.data_files.file_of_window)
             catalog = store.published.catalog.encode()
             reach("checkpoint.copied")
         except BaseException:

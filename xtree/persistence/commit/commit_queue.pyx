@@ -131,51 +131,50 @@ cdef class Request:
         return self.done is not None and not self.done.locked()
 
 
-def carry(coordinator, CommitQueue queue, Request request):
+def carry(carrier, CommitQueue queue, Request request):
     """Carries a commit to disk in the calling thread, if nothing stands in the way; returns whether it did.
 
-    The coordinator's turn is held meanwhile; it is waited for only where no turn includes a sync. `_plan` makes
-    everything ready, has changed nothing when it raises, and returns None when the commit is for the leader. From there
-    an interrupt waits until the group is finished: `_write_group` may be begun again, since it writes the same bytes to
-    the same place.
+    carrier: the coordinator, as the stub's protocol Carrier describes it. Its turn is held meanwhile; it is waited for
+    only where no turn includes a sync. `plan` makes everything ready, has changed nothing when it raises, and returns
+    None when the commit is for the leader. From there an interrupt waits until the group is finished: `write_group` may
+    be begun again, since it writes the same bytes to the same place.
     """
     cdef int arrivals = 0, flight = -1
     cdef Epochs flights
-    turn = coordinator._turn
     interrupt = None
     handled = sys.exc_info()[1]     # the caller may be in an except block: whatever arrives has that as context
-    if not queue.take_turn(turn, coordinator._waits_for_turn):
+    if not queue.take_turn(carrier.turn_lock, carrier.waits_for_turn):
         return False
-    flights = coordinator.store.flights
+    flights = carrier.store.flights
     try:
         flight = flights.pin()      # as long as there are pointers to pages
-        group = coordinator._plan(request)
+        group = carrier.plan(request)
         if group is None:
             return False
         queue.carried = 1
-        request.write_set._queue()
+        request.write_set.queue()
         interrupt = tell_queued(request)
-        awaited = coordinator._sync_at is not None
+        awaited = carrier.sync_at is not None
         while True:
             try:
-                coordinator._write_group(group)
+                carrier.write_group(group)
                 break
             except BaseException as arrived:
                 arrivals += 1
                 if hides_failure(arrived, handled, arrivals > MOST_INTERRUPTS):
-                    if coordinator.has_published(group):    # no memory behind it, say: that changes nothing
+                    if carrier.has_published(group):    # no memory behind it, say: that changes nothing
                         break
-                    fail(coordinator, group, arrived)
+                    fail(carrier, group, arrived)
                     return True
                 interrupt = arrived
-        if not awaited and coordinator._sync_at is not None:
+        if not awaited and carrier.sync_at is not None:
             queue.wake()
-        coordinator._finish_group(group)
+        carrier.finish_group(group)
     finally:
         if flight >= 0:
             flights.unpin(flight)
         queue.carried = 0
-        turn.release()
+        carrier.turn_lock.release()
     if interrupt is not None:
         raise interrupt
     return True
@@ -206,11 +205,11 @@ cdef bint hides_failure(object arrived, object handled, bint any_error):
     return False
 
 
-cdef int fail(object coordinator, object group, object error) except -1:
+cdef int fail(object carrier, object group, object error) except -1:
     """Poisons, whatever arrives meanwhile."""
     while True:
         try:
-            coordinator._fail(group, error)
+            carrier.fail(group, error)
             return 0
         except BaseException as arrived:
             if isinstance(arrived, Exception):
@@ -262,12 +261,12 @@ cdef class CommitQueue:
         """Gives a request its place. Without memory for that a commit has been undone when MemoryError is raised."""
         write_set = request.write_set
         if write_set is not None:
-            write_set._queue()
+            write_set.queue()
         try:
             self.queue.put(request)
         except BaseException:
             if write_set is not None:
-                write_set._end("aborted")
+                write_set.end("aborted")
             raise
         return 0
 

@@ -90,7 +90,7 @@ def _stop_commits(uint64_t until_ns):
     """Takes the lock of commits of each of them; returns whether it could take one."""
     taken = False
     for store in _moving():
-        if store._stop_commits(until_ns):
+        if store.stop_commits(until_ns):
             _still[store] = None
             taken = True
     return taken
@@ -113,7 +113,7 @@ def _go_on():
             return
         _unlock_all()
         while _still:
-            _still.popitem()[0]._let_commit()   # the last one first
+            _still.popitem()[0].let_commit()   # the last one first
         _forker = 0
         PyThread_release_lock(_forking)
 

@@ -25,7 +25,7 @@ class MemoryStore(Store):
         self._commit_lock = RankedLock(TURN)
         watch_forks(self)
 
-    def _commit(self, WriteSet write_set, dict changes, on_queued):
+    def commit(self, WriteSet write_set, dict changes, on_queued):
         cdef RankedLock lock = self._commit_lock
         lock.take(True, -1.0)
         try:
@@ -33,11 +33,11 @@ class MemoryStore(Store):
         finally:
             lock.give_back()
 
-    def _stop_commits(self, uint64_t until_ns):
+    def stop_commits(self, uint64_t until_ns):
         cdef RankedLock lock = self._commit_lock
         return lock.take_silently(until_ns)
 
-    def _let_commit(self):
+    def let_commit(self):
         cdef RankedLock lock = self._commit_lock
         lock.give_back()
 
@@ -47,7 +47,7 @@ cdef uint64_t publish_in_memory(Store store, WriteSet write_set, dict changes) e
     cdef uint64_t epoch = store.published.epoch + 1
     cdef Py_ssize_t pages = write_set.made_count + write_set.retired_count
     catalog = store.published.catalog.with_changes(changes)
-    write_set._queue()
-    store._publish([(write_set, epoch)], catalog)
+    write_set.queue()
+    store.publish([(write_set, epoch)], catalog)
     store.reclaim(limit=2 * pages + 64)
     return epoch

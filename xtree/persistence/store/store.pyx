@@ -196,7 +196,7 @@ cdef class Store:
         cdef unsigned long *larger
         cdef int flight
         if self.status >= CLOSED:
-            raise ClosedError(self._why_closed())
+            raise ClosedError(self.why_closed())
         if self.calls == self.callers_room:
             larger = <unsigned long *>reallocate(self.callers, (2 * self.calls + 8) * sizeof(unsigned long))
             if larger == NULL:
@@ -238,7 +238,7 @@ cdef class Store:
             self.flights.unpin(flight)
         return -1
 
-    def _waits_for_itself(self):
+    def waits_for_itself(self):
         """Whether the calling thread is inside a call, which close() would wait for, or others may wait for it."""
         cdef Py_ssize_t i
         cdef unsigned long me = PyThread_get_thread_ident()
@@ -249,7 +249,7 @@ cdef class Store:
                 return True
         return False
 
-    def _why_closed(self):
+    def why_closed(self):
         where = "" if self.path is None else f" {self.path}"
         if self.status == FORKED and self.path is None:
             return "the index was being changed or closed when the process was forked"
@@ -272,13 +272,13 @@ cdef class Store:
     def pin(self):
         """Pins the current epoch until the Pin is released. Raises ClosedError, MemoryError."""
         if self.status >= CLOSED:
-            raise ClosedError(self._why_closed())
+            raise ClosedError(self.why_closed())
         return Pin(self)
 
     def require_writable(self):
         """Raises ClosedError, ReadOnlyError or StoreFailedError unless the store takes writes."""
         if self.status >= CLOSED:
-            raise ClosedError(self._why_closed())
+            raise ClosedError(self.why_closed())
         if self.read_only:
             raise ReadOnlyError(f"the index {self.path} was opened with mode='r'")
         if self.status == POISONED:
@@ -299,7 +299,7 @@ cdef class Store:
         closing = allocate_lock()
         closing.acquire()
         while self.status >= CLOSED:
-            if self.status == FORKED or self.closer == get_ident() or self._waits_for_itself():
+            if self.status == FORKED or self.closer == get_ident() or self.waits_for_itself():
                 return
             other = self.closing
             other.acquire()
@@ -311,7 +311,7 @@ cdef class Store:
         self.closing = closing
         self.closer = None                  # _finish_closing says who it is
         self.idle.acquire(False)
-        if not self._waits_for_itself():
+        if not self.waits_for_itself():
             self._finish_closing(failed)
             return
         _closing.add(self)
@@ -371,11 +371,11 @@ cdef class Store:
 
     # In memory: what a fork does to it.
 
-    def _stop_commits(self, uint64_t until_ns):
+    def stop_commits(self, uint64_t until_ns):
         """Takes the lock of commits, waiting up to a moment. False when it has not, or had it before."""
         return False
 
-    def _let_commit(self):
+    def let_commit(self):
         """Gives it back."""
 
     cdef int go_on_in_child(self) except -1:
@@ -395,7 +395,7 @@ cdef class Store:
         begun = [reference() for reference in self.write_sets.values()]
         for write_set in begun:
             if write_set is not None:
-                write_set._orphan()
+                write_set.orphan()
         self.write_sets = {}
         if begun:
             self.table.let_claims_go()
@@ -418,26 +418,26 @@ cdef class Store:
         """The end of close."""
         self.windows.unmap_all()
 
-    def _commit(self, write_set, dict changes, on_queued):
+    def commit(self, write_set, dict changes, on_queued):
         """Makes a write set and its catalog changes the next epoch; returns the epoch. on_queued: WriteSet.commit."""
         raise TypeError(f"{type(self).__name__} has no way to commit")
 
-    def _poison(self):
+    def poison(self):
         """Refuses writes from now on."""
         if self.status == OPEN:
             self.status = POISONED
 
     # Publication and reclaim.
 
-    def _publish(self, list committed, catalog):
+    def publish(self, list committed, catalog):
         """Makes [(queued write set, epoch), ...] and the catalog visible, all at once. Can't fail once it has begun."""
         cdef Published published = Published(committed[len(committed) - 1][1], catalog)
         for write_set, epoch in committed:
-            write_set._publish_rows(epoch)
+            write_set.publish_rows(epoch)
         self.published = published
         self.epochs.advance(published.epoch)
         for write_set, _ in committed:
-            write_set._end("committed")
+            write_set.end("committed")
 
     def reclaim(self, durable_epoch=None, Py_ssize_t limit=1 << 62):
         """Frees slots and handles under the reuse rule: retired at or before every pin and the durable epoch.
@@ -461,7 +461,7 @@ cdef class Store:
                 drop_lock(self)
         return done
 
-    def _snapshot_rows(self, uint64_t epoch, list file_of_window):
+    def snapshot_rows(self, uint64_t epoch, list file_of_window):
         """The handles, their tags and the rows visible at an epoch, as a checkpoint stores them."""
         with nogil:
             hold_lock(self)
@@ -491,7 +491,7 @@ cdef class Store:
                 finally:
                     drop_lock(self)
         except CorruptionError as error:
-            raise CorruptionError(f"{self._where(address)}: {error}") from None
+            raise CorruptionError(f"{self.where(address)}: {error}") from None
 
     def _use_allocator(self, SegmentAllocator allocator):
         """Begins to allocate from another allocator, while nobody is writing."""
@@ -500,7 +500,7 @@ cdef class Store:
     cdef int give_back_abandoned(self) except -1:
         """Gives back the pages of write sets that were aborted where nothing could wait for the lock."""
         while self.abandoned:
-            self.abandoned.pop()._give_back()
+            self.abandoned.pop().give_back()
 
     cdef int give_back(self, NodeID node) except -1 nogil:
         cdef uint64_t address = self.table.row(handle_of(node)).address
@@ -515,11 +515,11 @@ cdef class Store:
         cdef char *page
         if row == NULL:
             with gil:
-                raise CorruptionError(f"{self._where()}: node {node:#x} names a handle that was never given out")
+                raise CorruptionError(f"{self.where()}: node {node:#x} names a handle that was never given out")
         word = load_acquire(&row.word)
         if (word & WORD_TAG) != tag_of(node) or state_of(word) == STATE_FREE:
             with gil:
-                raise CorruptionError(f"{self._where()}: node {node:#x} isn't there: its handle has tag "
+                raise CorruptionError(f"{self.where()}: node {node:#x} isn't there: its handle has tag "
                                       f"{word & WORD_TAG} and state {state_of(word)}")
         address = load_relaxed(&row.address)
         page = self.place(address)
@@ -554,32 +554,32 @@ cdef class Store:
         size = class_bytes(size_class)
         if offset_of(address) + size > self.windows.end_of(window_of(address)):
             with gil:
-                raise CorruptionError(f"{self._where(address)}: node {node:#x} lies outside its file")
+                raise CorruptionError(f"{self.where(address)}: node {node:#x} lies outside its file")
         crc = page_crc(page, size)
         if crc != row.crc or crc != prefix.crc:
             with gil:
-                raise CorruptionError(f"{self._where(address)}: page of node {node:#x} has CRC {crc:#010x}; expected "
+                raise CorruptionError(f"{self.where(address)}: page of node {node:#x} has CRC {crc:#010x}; expected "
                                       f"{row.crc:#010x} by its row, {prefix.crc:#010x} by its header")
         if prefix.magic != PAGE_MAGIC or prefix.node_id != node:
             with gil:
-                raise CorruptionError(f"{self._where(address)}: expected the page of node {node:#x}, found node "
+                raise CorruptionError(f"{self.where(address)}: expected the page of node {node:#x}, found node "
                                       f"{prefix.node_id:#x} with magic {prefix.magic:#010x}")
         if prefix.format != PAGE_FORMAT:
             with gil:
-                raise FormatVersionError(f"{self._where(address)}: page format {prefix.format}; "
+                raise FormatVersionError(f"{self.where(address)}: page format {prefix.format}; "
                                          f"this xtree reads {PAGE_FORMAT}")
         if prefix.kind != kind_of(word) or prefix.size_class != size_class:
             with gil:
-                raise CorruptionError(f"{self._where(address)}: page of node {node:#x} has kind {prefix.kind} and size "
+                raise CorruptionError(f"{self.where(address)}: page of node {node:#x} has kind {prefix.kind} and size "
                                       f"class {prefix.size_class}; its row says {kind_of(word)} and {size_class}")
         if verifiers[prefix.kind] != NULL:
             wrong = verifiers[prefix.kind](page, size_class)
         if wrong != NULL:
             with gil:
-                raise CorruptionError(f"{self._where(address)}: page of node {node:#x}: {wrong.decode()}")
+                raise CorruptionError(f"{self.where(address)}: page of node {node:#x}: {wrong.decode()}")
         return 0
 
-    def _where(self, address=None):
+    def where(self, address=None):
         """Names the place of an address for an error message."""
         if self.path is None:
             return "in memory"
@@ -684,5 +684,5 @@ cdef class Store:
         rows = self.table.stats()
         expected = rows["live"] + rows["reserved"] + rows["retired"]
         if self.allocator.slots_used != expected:
-            raise CorruptionError(f"{self._where()}: {self.allocator.slots_used} slots are in use, "
+            raise CorruptionError(f"{self.where()}: {self.allocator.slots_used} slots are in use, "
                                   f"expected {expected} by the rows")

@@ -181,7 +181,7 @@ cdef class WriteSet:
         """Says that this write set retires a page, which only one can: a page has one parent."""
         if not compare_exchange(&self.store.table.row(handle_of(node)).claimed, 0, 1):
             with gil:
-                raise CorruptionError(f"{self.store._where()}: node {node:#x} is reached twice")
+                raise CorruptionError(f"{self.store.where()}: node {node:#x} is reached twice")
         return 0
 
     cdef int seal_all(self) except -1 nogil:
@@ -318,7 +318,7 @@ cdef class WriteSet:
         try:
             self.store.require_writable()
             self.require_foundation()
-            return self.store._commit(self, changes, on_queued)
+            return self.store.commit(self, changes, on_queued)
         finally:
             if self.status == "open":
                 self._undo()
@@ -378,7 +378,7 @@ cdef class WriteSet:
         self._let_foundation_go()
         return 0
 
-    def _give_back(self):
+    def give_back(self):
         """Gives back what a write set has that was aborted where it couldn't."""
         with nogil:
             self.give_all_back()
@@ -407,7 +407,7 @@ cdef class WriteSet:
         self.drop_lists()
         return 0
 
-    def _orphan(self):
+    def orphan(self):
         """In a forked child: it was begun in the parent. A call in its middle may not be over, so the lists stay."""
         self.status = "aborted"
         self.release_pin()
@@ -415,7 +415,7 @@ cdef class WriteSet:
 
     # For those who carry it out.
 
-    def _seal(self):
+    def seal(self):
         """Finishes the pages: CRCs. Nothing changes them any more."""
         cdef int flight = self.store.flights.pin()
         try:
@@ -427,12 +427,12 @@ cdef class WriteSet:
         finally:
             self.store.flights.unpin(flight)
 
-    def _queue(self):
+    def queue(self):
         """The point of no return: from here on there is no abort."""
         self.require_open()
         self.status = "queued"
 
-    def _publish_rows(self, uint64_t epoch):
+    def publish_rows(self, uint64_t epoch):
         """The rows become live and retired; nobody can see it before the catalog that names them. Can't fail."""
         lock_with_gil(self.store.lock)
         if self.made_count + self.retired_count <= PUBLISHED_WITH_GIL:
@@ -452,7 +452,7 @@ cdef class WriteSet:
         for i in range(self.retired_count):
             self.store.table.retire(self.retired[i], epoch)
 
-    def _end(self, str status):
+    def end(self, str status):
         """Ends a queued write set: "committed", "aborted", or "failed" when its outcome is unknown."""
         if status == "aborted":
             self._undo()
