@@ -22,7 +22,7 @@ from scripts import Contents, Model, Script, Step, after, change, take
 import xtree
 from xtree.errors import StoreFailedError
 from xtree.persistence.base.crash_points import set_hook
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 
 KINDS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EINTR": errno.EINTR, "short": SHORT}
 NO_MEMORY = "no memory"

@@ -14,7 +14,7 @@ from damaging import Records, build
 from walking import assert_no_page_left
 
 import xtree
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin
 

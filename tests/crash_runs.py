@@ -19,7 +19,7 @@ from workloads import COPY, INDEX, WORKLOADS, Model, Stage, canonical, models, o
 
 import xtree
 from xtree.persistence.base.crash_points import set_hook
-from xtree.persistence.runtime import exists
+from xtree.persistence.opening import exists
 from xtree.tools.fsck import fsck
 from xtree.tools.fsck.report import DAMAGE, Finding
 

@@ -13,7 +13,7 @@ from xtree.persistence.base import crash_points
 from xtree.persistence.base.clock import Clock
 from xtree.persistence.base.config import Config
 from xtree.persistence.files import filenames
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import begin
 
@@ -227,7 +227,7 @@ def run_and_die(
 
 def check_after_a_power_loss(checked, store) -> None:
     """check() of a store, or of what holds it: nothing tells a superblock copy that the loss has torn from damage."""
-    superblock = store._journal.superblock
+    superblock = store.index_files.superblock
     try:
         checked.check()
     except CorruptionError as error:

@@ -11,7 +11,7 @@ from walking import commit, grown
 
 import xtree
 from xtree.algorithms.bucket import describe
-from xtree.algorithms.queries import accesses
+from xtree.algorithms.queries import explain
 from xtree.algorithms.tree_state import TreeState
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin
@@ -57,12 +57,12 @@ def test_windows_read_the_pages_that_a_walk_in_python_reads(dims, predicate, ran
     number = ("intersects", "contains", "within").index(predicate)
     windows = np.vstack([boxes[:20] + 0.0, brute.random_boxes(random, 20, dims, 1.0)])
     for window in windows:
-        found = accesses.of_windows(store, state, window[None], number)
+        found = explain.of_windows(store, state, window[None], number)
         totals(found)
         assert [tuple(level.values()) for level in found["levels"]] == walked(store, state, window, predicate)
         assert found["results"] == brute.matches(boxes, window, predicate).sum()
-    together = accesses.of_windows(store, state, windows, number)
-    alone = [accesses.of_windows(store, state, window[None], number) for window in windows]
+    together = explain.of_windows(store, state, windows, number)
+    alone = [explain.of_windows(store, state, window[None], number) for window in windows]
     assert together["pages"] == sum(found["pages"] for found in alone)
     assert together["entries"] == sum(found["entries"] for found in alone)
     store.close()
@@ -75,7 +75,7 @@ def test_neighbours_are_searched_for_on_no_page_that_is_too_far(random):
     state = grown(write_set, boxes)
     commit(write_set, state)
     for point in random.random((20, 3)):
-        found = accesses.of_nearest(store, state, point[None], 5, np.inf)
+        found = explain.of_nearest(store, state, point[None], 5, np.inf)
         totals(found)
         assert found["results"] == 5
         limit = np.sort(brute.distances(boxes, point))[4]

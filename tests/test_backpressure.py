@@ -15,7 +15,7 @@ from xtree.persistence.base.config import Config
 from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.commit.backpressure import LONGEST_PAUSE_S, Backpressure
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.memory_store import MemoryStore
 
 LIMIT = 100_000

@@ -27,7 +27,7 @@ from xtree.persistence.files import filenames
 from xtree.persistence.files.checkpoint import ROW
 from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.platform_fs import FileSystem
-from xtree.persistence.runtime import exists, open_store
+from xtree.persistence.opening import exists, open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import begin
 

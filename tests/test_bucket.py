@@ -15,7 +15,7 @@ from xtree.algorithms.tree_state import TreeState
 from xtree.algorithms.updates.insertion import insert
 from xtree.algorithms.updates.removal import delete
 from xtree.errors import CorruptionError
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin
 

@@ -88,7 +88,7 @@ def test_dropping_what_is_not_there_changes_nothing():
 def test_an_entry_that_follows_another_is_as_if_made_anew(before, root, state):
     view = object()
     after = before.followed_by(root, state, view)
-    assert after == CatalogEntry(before.name, before.kind, root, state) and after.view is view
+    assert after == CatalogEntry(before.name, before.kind, root, state) and after.decoded is view
     assert encode_changes({after.name: after}) == encode_changes({after.name: CatalogEntry(*parts_of(after))})
     assert decode_changes(after.encode()) == {before.name: after}
     with pytest.raises(ValueError, match="root"):
@@ -104,9 +104,9 @@ def test_an_entry_is_set_under_its_own_name_only():
 
 def test_the_view_is_neither_compared_nor_stored():
     one, other = entry("a"), entry("a")
-    one.view = object()
+    one.decoded = object()
     assert one == other and hash(one) == hash(other)
-    assert Catalog.decode(Catalog({"a": one}).encode()).get("a").view is None
+    assert Catalog.decode(Catalog({"a": one}).encode()).get("a").decoded is None
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def used(path: Path) -> dict[str, np.ndarray]:
     found[filenames.LOCK][:] = False
     with xtree.Runtime(path, mode="r") as runtime:
         store = runtime._store
-        data_files = store._journal.data_files
+        data_files = store.index_files.data_files
         for file in files(path, "data"):
             found[file.name][HEADER_BYTES:] = False
         for row in store.table.visible(store.published.epoch):
@@ -176,10 +176,10 @@ def test_an_open_runtime_finds_a_changed_byte_in_the_files_under_it(tmp_path, ra
     with write(path, durability) as runtime:
         runtime.check()
         assert not fsck(runtime).findings
-        journal = runtime._store._journal
-        closed = [entry for entry in journal.manifest.logs if entry.closed]
+        index_files = runtime._store.index_files
+        closed = [entry for entry in index_files.manifest.logs if entry.closed]
         ends = {filenames.log_name(entry.number): entry.closed.end_offset for entry in closed}
-        ends[filenames.log_name(journal.log.number)] = journal.log.end_offset
+        ends[filenames.log_name(index_files.log.number)] = index_files.log.end_offset
         assert len(ends) >= 2
         sound = [filenames.SUPERBLOCK, filenames.MANIFEST, *(file.name for file in files(path, "checkpoint")), *ends]
         for name in sound:

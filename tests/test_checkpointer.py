@@ -35,7 +35,7 @@ from xtree.persistence.files import filenames
 from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.platform_fs import FileSystem, SyncFailedError
 from xtree.persistence.files.superblock import SuperblockFile
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 
 every_mode = pytest.mark.parametrize("mode", MODES)
 
@@ -154,7 +154,7 @@ def test_requests_that_wait_share_a_checkpoint_that_begins_after_them(tmp_path):
         assert outcome == [None]
     first.join()
     assert coordinator(store)["checkpoints"] == 2
-    assert store._journal.checkpoint_epoch == epoch
+    assert store.index_files.checkpoint_epoch == epoch
     store.close()
 
 

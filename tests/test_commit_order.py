@@ -18,7 +18,7 @@ from xtree.persistence.files import filenames
 from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.superblock import Superblock, SuperblockFile
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import begin
 

@@ -23,7 +23,7 @@ from xtree.persistence.backup import write_backup
 from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.files import open_directory, platform_fs
 from xtree.persistence.files.platform_fs import FileSystem
-from xtree.persistence.runtime import exists, open_store
+from xtree.persistence.opening import exists, open_store
 from xtree.tools.build import build_index
 from xtree.tools.fsck import fsck
 from xtree.tools.salvage import salvage_index

@@ -16,9 +16,9 @@ from xtree.persistence.files.file_header import HEADER_BYTES, pack_header
 from xtree.persistence.files.filenames import data_name
 from xtree.persistence.files.manifest import DataFileEntry
 from xtree.persistence.files.platform_fs import File, FileSystem, SyncFailedError
+from xtree.persistence.opening import open_store
 from xtree.persistence.pages.mmap_windows import Windows
 from xtree.persistence.pages.segment_allocator import SegmentAllocator
-from xtree.persistence.runtime import open_store
 
 UUID = bytes(range(16))
 CONFIG = Config(window_bytes=4 * MIB, reserve_bytes=0)

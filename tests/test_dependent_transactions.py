@@ -14,8 +14,8 @@ import xtree
 import xtree.runtime
 from xtree.errors import StoreFailedError, TransactionError
 from xtree.persistence.commit import checkpoint_coordinator
-from xtree.persistence.commit.journal import Journal
-from xtree.persistence.runtime import open_store
+from xtree.persistence.commit.index_files import IndexFiles
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.write_set import begin
 
 LOG_BYTES = 64 << 10
@@ -35,7 +35,7 @@ def runtime(request, tmp_path, fs, monkeypatch):
         "xtree.persistence.sharing.open_store", lambda *args, **kw: open_store(*args, **kw, fs=fs)
     )
     one_log = {"wal_fill_bytes": LOG_BYTES, "wal_fill_limit_bytes": LOG_BYTES, "checkpoint_log_bytes": 16 << 20}
-    monkeypatch.setattr(Journal, "spare_wanted", False)
+    monkeypatch.setattr(IndexFiles, "spare_wanted", False)
     config = small(request.param, **one_log)
     with xtree.Runtime(tmp_path / "index", config=config) as runtime:
         for name in ("a", "b"):
@@ -80,7 +80,7 @@ def fail_the_log(fs):
 
 def fill_the_log(runtime) -> None:
     """Leaves room for a few small frames in the log."""
-    writer = runtime._store._coordinator.journal.log
+    writer = runtime._store._coordinator.index_files.log
     tree = runtime.tree("b")
     while writer._ground.end - writer.end_offset > 3 * 4096:
         tree.insert(9, BOX)

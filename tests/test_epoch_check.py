@@ -12,7 +12,7 @@ from stack_writer import PageStack, StackState, item
 import xtree
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import begin
-from xtree.roots import entry_of, state_of
+from xtree.roots import decode_state, entry_of
 from xtree.tools.fsck import fsck
 
 LOST, TWICE = "in a tree or structure, found 1 live ones", "number of times reached: expected 1, found 2"
@@ -27,7 +27,7 @@ def filled(tree: xtree.XTree) -> xtree.XTree:
 
 def replace_and_forget(store, name: str) -> None:
     """A commit that puts a copy of the root in its place, and doesn't retire the old one."""
-    state = state_of(store.published.catalog.get(name)).copy()
+    state = decode_state(store.published.catalog.get(name)).copy()
     row = next(row for row in store.table.visible(store.published.epoch) if row["node"] == state.root)
     write_set = begin(store)
     root = write_set.add_page(int(row["kind"]), int(row["size_class"]), store.read_page(state.root))
@@ -62,7 +62,7 @@ def test_a_page_that_two_trees_have_is_found(tmp_path):
     with xtree.Runtime(tmp_path / "index") as runtime:
         tree = filled(runtime.tree("one", dims=2))
         store = runtime._store
-        state = state_of(store.published.catalog.get("one"))
+        state = decode_state(store.published.catalog.get("one"))
         begin(store).commit({"two": entry_of("two", state.copy())})
         with pytest.raises(xtree.CorruptionError, match=TWICE):
             runtime.check()

@@ -21,7 +21,7 @@ from xtree.persistence.base.memory import fail_allocation
 from xtree.persistence.files import filenames
 from xtree.persistence.files.data_files import DataFiles
 from xtree.persistence.files.superblock import SuperblockFile
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.write_set import begin
 
 
@@ -324,10 +324,10 @@ def test_a_checkpointer_that_finds_no_memory_goes_on(tmp_path):
 
 def test_a_log_made_ahead_is_used_though_an_error_follows_its_listing(tmp_path):
     store = open_store(tmp_path / "index", config=by_request(wal_fill_bytes=4096, wal_fill_limit_bytes=16384))
-    with raising("journal.spare_listed", MemoryError):
+    with raising("log.spare_listed", MemoryError):
         put(store, {"a": "0"})
         settle(store)
-    assert store._journal.spare is not None
+    assert store.index_files.spare is not None
     for i in range(20):
         put(store, {"a": f"{i}"})
     settle(store)

@@ -18,7 +18,7 @@ from xtree.persistence.files.frame import FRAME_MAGIC
 from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.superblock import SuperblockFile
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import begin
 
@@ -174,7 +174,7 @@ def test_every_file_of_an_index_carries_its_uuid(tmp_path):
     store.checkpoint()
     churn(store, 3)
     uuid = store.uuid
-    with store._journal._changing:  # meanwhile nothing goes that the manifest lists, and nothing is listed half made
+    with store.index_files._manifest_lock:  # nothing the manifest lists goes, and nothing is listed half made
         names = set(os.listdir(path)) - unlisted(path) - {filenames.LOCK}
         assert len(names) > 4
         for name in names:

@@ -10,7 +10,7 @@ import pytest
 from pages import KIND, SMALL, put, texts_of
 
 from xtree.persistence.base.crash_points import set_hook
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.write_set import begin
 
 

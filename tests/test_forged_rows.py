@@ -11,7 +11,7 @@ from pages import SMALL, put
 from xtree.errors import CorruptionError
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files.checkpoint import ROW
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 
 
 def overlapping(rows) -> None:

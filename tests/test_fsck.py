@@ -48,7 +48,7 @@ from xtree.persistence.files import filenames
 from xtree.persistence.files.file_header import pack_header
 from xtree.persistence.files.frame import FRAME_HEADER, FRAME_MAGIC, LOG_BODY, LOG_FORMAT, LOG_MAGIC
 from xtree.persistence.files.manifest import LogEntry
-from xtree.persistence.runtime import exists
+from xtree.persistence.opening import exists
 from xtree.tools.cli import main
 from xtree.tools.fsck import fsck
 from xtree.tools.fsck.repair import repair

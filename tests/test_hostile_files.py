@@ -42,7 +42,7 @@ from xtree.persistence.files import filenames
 from xtree.persistence.files.checkpoint import COUNTS_OFFSET
 from xtree.persistence.files.frame import FRAME_CRC_OFFSET, FRAME_HEADER, FRAME_MAGIC, LINK_BYTES
 from xtree.persistence.files.superblock import Superblock
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 
 SAMPLE = 30  # mutants of each sort and kind of index that every run tries
 FOREIGN = ("closed", "killed")  # kinds of index whose files are put into others

@@ -12,7 +12,7 @@ import walking
 from loading import load, sizes_at_the_limits
 
 from xtree.algorithms.bucket import describe, entry_limits
-from xtree.algorithms.queries import accesses, inspection, nearest, search
+from xtree.algorithms.queries import explain, inspection, nearest, search
 from xtree.algorithms.tree_state import TreeState
 from xtree.algorithms.updates import bulk, insertion, removal
 from xtree.errors import CorruptionError
@@ -194,7 +194,7 @@ def test_a_tree_whose_pages_are_all_the_same_ends_in_an_error_not_in_a_long_walk
         with pytest.raises(CorruptionError, match="a page is reached twice"):
             search.query_one(store, forged, everything, predicate)
         with pytest.raises(CorruptionError, match="a page is reached twice"):
-            accesses.of_windows(store, forged, everything[None], predicate)
+            explain.of_windows(store, forged, everything[None], predicate)
     with pytest.raises(CorruptionError, match="a page is reached twice"):
         search.count(store, forged, middle[None, :], 2)
     with pytest.raises(CorruptionError, match="a page is reached twice"):
@@ -204,7 +204,7 @@ def test_a_tree_whose_pages_are_all_the_same_ends_in_an_error_not_in_a_long_walk
     with pytest.raises(CorruptionError, match="a page is reached twice"):
         nearest.nearest(store, forged, place, 20_000)
     with pytest.raises(CorruptionError, match="a page is reached twice"):
-        accesses.of_nearest(store, forged, place, 20_000, np.inf)
+        explain.of_nearest(store, forged, place, 20_000, np.inf)
     with pytest.raises(CorruptionError):
         inspection.check(store, forged)
     with pytest.raises(CorruptionError, match="a page is reached twice"):

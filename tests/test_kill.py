@@ -28,7 +28,7 @@ from kill_writer import (
 from pages import MODES
 
 import xtree
-from xtree.persistence.runtime import exists
+from xtree.persistence.opening import exists
 
 WRITER = Path(__file__).with_name("kill_writer.py")
 

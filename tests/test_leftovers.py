@@ -19,7 +19,7 @@ import xtree
 from xtree.persistence.files import filenames
 from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.platform_fs import File, FileSystem
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 
 
 def unlisted(path) -> set[str]:

@@ -15,7 +15,7 @@ import pytest
 
 import xtree
 from xtree.forest import Forest
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.session import Session
 from xtree.persistence.store.catalog import Catalog
 from xtree.persistence.store.memory_store import MemoryStore

@@ -16,7 +16,7 @@ from xtree.persistence.commit.log_gc import LogGarbage, oldest_epoch
 from xtree.persistence.files import filenames
 from xtree.persistence.files.manifest import CheckpointEntry, ClosedLog, LogEntry, Manifest
 from xtree.persistence.files.platform_fs import FileSystem
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 
 
 @pytest.fixture(autouse=True)

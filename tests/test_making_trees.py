@@ -15,7 +15,7 @@ import xtree
 import xtree.runtime
 from xtree.errors import ClosedError, DimensionError, TransactionError
 from xtree.persistence.commit import checkpoint_coordinator
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 
 BOX = (0.0, 0.0, 1.0, 1.0)
 

@@ -38,7 +38,7 @@ from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.superblock import MODE_NAMES, SuperblockFile
 from xtree.persistence.files.wal_reader import read_log
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 
 STEPS = 32
 every_mode = pytest.mark.parametrize("mode", MODES)

@@ -35,7 +35,7 @@ from xtree.persistence.files import open_directory
 from xtree.persistence.files.filenames import LOCK
 from xtree.persistence.files.open_directory import path_in
 from xtree.persistence.files.platform_fs import FileSystem
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.tools.fsck import fsck
 
 CONFIG = by_request()
@@ -134,7 +134,7 @@ def checkpoint_in_background(store) -> None:
 
 def make_log_ahead(store) -> None:
     with pytest.raises(StoreFailedError, match="while the index was open"):
-        store._coordinator.between_groups(store._journal.make_spare)
+        store._coordinator.between_groups(store.index_files.make_spare)
     assert store.state == "poisoned"
     store.close()
 

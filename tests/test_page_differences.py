@@ -17,7 +17,7 @@ from xtree.persistence.files.frame import OP_BIRTH, PAYLOAD_RANGES, PAYLOAD_WHOL
 from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.wal_reader import read_log
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import begin
 

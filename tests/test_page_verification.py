@@ -18,11 +18,11 @@ from xtree.algorithms.bucket import describe
 from xtree.algorithms.tree_state import TreeState
 from xtree.algorithms.updates.insertion import insert
 from xtree.errors import CorruptionError, FormatVersionError
+from xtree.persistence.opening import open_store
 from xtree.persistence.pages.page_checksum import page_crc_of
-from xtree.persistence.runtime import open_store
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin
-from xtree.roots import state_of
+from xtree.roots import decode_state
 
 RECORDS = 400  # of a root and some leaves of 4 KiB
 PAGE = 4096
@@ -65,7 +65,7 @@ def index(tmp_path) -> Path:
 def leaf_of(path: Path) -> tuple[str, int, int]:
     """Data file and offset of a leaf, and its NodeID."""
     store = open_store(path, mode="r")
-    state = state_of(store.published.catalog.get("default"))
+    state = decode_state(store.published.catalog.get("default"))
     node = next(page["node"] for page in pages(store, state) if page["kind"] == "leaf")
     row = store.table.describe(node)
     file = store._file_name(row["window"])

@@ -10,7 +10,7 @@ from faults import ForgetfulFileSystem, PowerLoss, write_image
 from pages import SMALL, after, check_after_a_power_loss, history, put, random_changes, texts_of
 
 from xtree.persistence.base.crash_points import set_hook
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 
 STEPS = 45
 

@@ -12,7 +12,7 @@ from pages import SMALL, put, texts_of
 
 from xtree.errors import ClosedError, LockedError, ReadOnlyError
 from xtree.persistence.base.crash_points import set_hook
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.write_set import begin
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -45,7 +45,7 @@ def test_a_second_writer_is_refused_with_the_owners_pid(path):
     with pytest.raises(LockedError, match=str(os.getpid())):
         open_store(path, config=SMALL)
     code = (
-        "import sys\nfrom xtree.errors import LockedError\nfrom xtree.persistence.runtime import open_store\n"
+        "import sys\nfrom xtree.errors import LockedError\nfrom xtree.persistence.opening import open_store\n"
         "try:\n    open_store(sys.argv[1])\nexcept LockedError as error:\n    print(error)\n"
     )
     said = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
@@ -170,7 +170,7 @@ def test_an_index_opened_in_a_child_is_the_childs_own(path):
 def test_unclosed_stores_end_without_noise(path):
     code = (
         "import sys\nsys.path.insert(0, sys.argv[2])\nfrom pages import SMALL, put\n"
-        "from xtree.persistence.runtime import open_store\n"
+        "from xtree.persistence.opening import open_store\n"
         "store = open_store(sys.argv[1], config=SMALL)\nput(store, {'b': '2'})\npin = store.pin()\nws = begin(store)\n"
         "ws.add_page(200, 0, b'x')\n"
     )

@@ -11,7 +11,7 @@ from pages import KIND, ONE_LONG_LOG, ManualClock, by_request, put, settle, smal
 from xtree.persistence.base.clock import Clock
 from xtree.persistence.commit.checkpointer import RECLAIM_INTERVAL_S
 from xtree.persistence.commit.reclaimer import FRESH_PAGES, LEAST_PAGES, STEP_PAGES, Reclaimer
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin

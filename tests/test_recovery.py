@@ -33,9 +33,9 @@ from xtree.persistence.files import filenames, frame, wal_reader
 from xtree.persistence.files.frame import LOG_MAGIC
 from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.platform_fs import FileSystem
+from xtree.persistence.opening import open_store
 from xtree.persistence.pages.page_checksum import page_crc
 from xtree.persistence.recovery.recovery import recover
-from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry, encode_changes
 from xtree.persistence.store.write_set import begin
 
@@ -68,7 +68,7 @@ def reopened(path, damaged: str | None = None) -> tuple[dict[str, str], int]:
 
 def listed_files(store):
     """The data files that the store knows."""
-    return [data_file.file for data_file in store._journal.data_files._files.values()]
+    return [data_file.file for data_file in store.index_files.data_files._files.values()]
 
 
 def files(path, parse) -> list[str]:
@@ -401,7 +401,7 @@ def test_pages_made_and_removed_until_their_tags_wrap_are_logged_once(tmp_path):
 
 def log_changed_words(store, name: str, texts: list[str], damage: bool = False) -> None:
     """Appends a frame for each text, which says by changed words what becomes of a page, in turns under two handles."""
-    journal, entry = store._journal, store.published.catalog.get(name)
+    index_files, entry = store.index_files, store.published.catalog.get(name)
     row, node, epoch = store.table.describe(entry.root), entry.root, store.published.epoch
     page = bytearray(struct.pack("<IIQBBHI", 0x47505458, row["crc"], node, KIND, 0, 1, 0) + store.read_page(node))
     names = [node + (100 << 8), node]
@@ -419,7 +419,7 @@ def log_changed_words(store, name: str, texts: list[str], damage: bool = False) 
             "op": frame.OP_BIRTH,
             "kind": KIND,
             "payload_form": frame.PAYLOAD_RANGES,
-            "file_number": journal.data_files.file_of_window[row["window"]],
+            "file_number": index_files.data_files.file_of_window[row["window"]],
             "offset": row["offset"] + 4096 * (8 + i),
             "page_crc": struct.unpack_from("<I", page, 4)[0] ^ damage,
             "page_bytes": 4096,
@@ -429,9 +429,9 @@ def log_changed_words(store, name: str, texts: list[str], damage: bool = False) 
         }.items():
             delta[field] = value
         catalog = encode_changes({name: CatalogEntry(name, "text", new, b"")})
-        journal.log.reserve(frame.frame_bytes(1, len(catalog), len(payload)))
-        journal.log.append(epoch, epoch, epoch - 1, [delta.tobytes()], catalog, 1, [payload], 1)
-        journal.log.sync()
+        index_files.log.reserve(frame.frame_bytes(1, len(catalog), len(payload)))
+        index_files.log.append(epoch, epoch, epoch - 1, [delta.tobytes()], catalog, 1, [payload], 1)
+        index_files.log.sync()
         node = new
 
 

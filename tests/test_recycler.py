@@ -16,11 +16,11 @@ import pytest
 from pages import KIND, eventually, small
 
 import xtree
+from xtree.persistence.opening import open_store
 from xtree.persistence.pages import mmap_windows, recycler
 from xtree.persistence.pages.mmap_windows import Windows
 from xtree.persistence.pages.mvcc import Epochs
 from xtree.persistence.pages.recycler import Recycler
-from xtree.persistence.runtime import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin

@@ -35,7 +35,7 @@ from xtree.persistence.base.lock_ranks import (
 from xtree.persistence.commit.commit_queue import in_new_thread, outcome_of
 from xtree.persistence.files.open_files import LazyFile, OpenFiles
 from xtree.persistence.files.platform_fs import FileSystem
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.reading import Reader
 from xtree.structure import StructureHandle
 from xtree.transaction import RuntimeTransaction
@@ -60,7 +60,7 @@ def run(scenario: str, mode: str, path: Path, **settings: object) -> str:
 @pytest.mark.parametrize("mode", MODES)
 def test_every_call_at_every_named_point_answers_or_is_refused(tmp_path, mode):
     said = run("points", mode, tmp_path)
-    for point in ("commit.appended", "commit.published", "checkpoint.copied", "journal.spare_filled", "data.extended"):
+    for point in ("commit.appended", "commit.published", "checkpoint.copied", "log.spare_filled", "data.extended"):
         assert point in said
 
 
@@ -343,7 +343,7 @@ def test_a_check_in_the_middle_of_a_read_does_not_wait_for_a_save_that_may_wait_
     saving, let_go = threading.Event(), threading.Event()
 
     def save_meanwhile() -> None:
-        with store._journal._changing:
+        with store.index_files._manifest_lock:
             saving.set()
             let_go.wait(20)
 

@@ -22,7 +22,7 @@ from xtree.persistence.files.frame import PAYLOAD_RANGES, PAYLOAD_WHOLE
 from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.wal_reader import read_log
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 
 every_mode = pytest.mark.parametrize("mode", MODES)
 
@@ -45,14 +45,14 @@ def fill(store, first, count, size_class=1):
 
 def until_spare(store):
     """Commits until the next log is there."""
-    while store._journal.spare is None:
+    while store.index_files.spare is None:
         fill(store, 1000, 1)
 
 
 def until_full(store):
     """Commits until the next one takes the next log, which is there."""
     until_spare(store)
-    while store._journal.log.has_room(256):
+    while store.index_files.log.has_room(256):
         put(store, {"a": "full"}, size_class=1)
 
 
@@ -167,7 +167,7 @@ def test_a_log_is_on_the_disk_and_listed_before_its_first_frame_and_its_predeces
     seen = []
 
     def look(name):
-        if name == "journal.log_closed":
+        if name == "log.closed":
             spare = manifest_of(path).logs[-1]
             size = os.path.getsize(log_path(path, spare.number))
             seen.append((spare.closed, size))
@@ -267,7 +267,7 @@ def test_the_log_made_ahead_goes_at_close_though_nothing_else_is_to_do(tmp_path)
     store = open_store(tmp_path / "index", config=by_request(checkpoints_kept=1))
     until_spare(store)
     store.checkpoint()
-    assert store._journal.manifest.logs == (store._journal.manifest.logs[-1],)
+    assert store.index_files.manifest.logs == (store.index_files.manifest.logs[-1],)
     store.close()
     assert [name for name in os.listdir(tmp_path / "index") if filenames.parse_log(name)] == []
     assert manifest_of(tmp_path / "index").logs == ()
@@ -366,14 +366,14 @@ def test_a_link_that_could_not_be_written_ends_the_old_log_all_the_same(tmp_path
     path = tmp_path / "index"
     store = open_store(path, config=by_request(), fs=fs)
     until_full(store)
-    old, spare = store._journal.log, store._journal.spare
+    old, spare = store.index_files.log, store.index_files.spare
     fs.fail("pwritev", os.path.basename(spare.path))
     with pytest.raises(OSError):
         put(store, {"a": "lost"}, size_class=1)
     assert store.state == "open" and texts_of(store) == {"a": "full"}
     end = old.end_offset
     put(store, {"a": "next"}, size_class=1)
-    assert old.end_offset == end and store._journal.log.number not in (old.number, spare.number)
+    assert old.end_offset == end and store.index_files.log.number not in (old.number, spare.number)
     assert spare.number not in {entry.number for entry in manifest_of(path).logs}
     fs.heal()
     settle(store)
@@ -386,10 +386,10 @@ def test_a_link_that_could_not_be_written_ends_the_old_log_all_the_same(tmp_path
 def test_a_log_that_is_taken_into_use_while_its_making_ends_is_listed_once(tmp_path):
     class Making(set):
         def discard(self, number):  # by the checkpointer: the log is the next one already
-            spare = store._journal.spare
+            spare = store.index_files.spare
             if spare is not None and spare.number == number and not taken:
                 taken.append(number)
-                store._journal.log_aged = True
+                store.index_files.log_aged = True
                 writer = threading.Thread(target=lambda: put(store, {"a": "rotates"}, size_class=1))
                 writer.start()
                 writer.join()
@@ -398,18 +398,18 @@ def test_a_log_that_is_taken_into_use_while_its_making_ends_is_listed_once(tmp_p
     taken = []
     path = tmp_path / "index"
     store = open_store(path, config=by_request("strict"))
-    store._journal._making = Making()
+    store.index_files._making = Making()
     while not taken:
         fill(store, 0, 1)
-    assert store._journal.log.number == taken[0]
-    store._journal.save_manifest()
+    assert store.index_files.log.number == taken[0]
+    store.index_files.save_manifest()
     numbers = [entry.number for entry in manifest_of(path).logs]
     assert numbers.count(taken[0]) == 1 and numbers == sorted(set(numbers))
     store.close()
     assert reopened(path)["a"] in ("rotates", "0")
 
 
-@pytest.mark.parametrize("point", ["journal.spare_filled", "journal.spare_listed"])
+@pytest.mark.parametrize("point", ["log.spare_filled", "log.spare_listed"])
 def test_a_full_disk_while_the_next_log_is_made_leaves_the_logs_in_link_order(tmp_path, point):
     made, go, done = threading.Event(), threading.Event(), threading.Event()
     fs = FaultyFileSystem()
@@ -429,7 +429,7 @@ def test_a_full_disk_while_the_next_log_is_made_leaves_the_logs_in_link_order(tm
     set_hook(hook)
     while not made.is_set():
         put(store, {"a": "1"})
-    full = store._journal.log.path
+    full = store.index_files.log.path
     fs.judge = lambda call, path: errno.ENOSPC if call in ("reserve", "write_zeros") and path == full else None
     writer = threading.Thread(target=write_until_room_was_made)
     writer.start()
@@ -438,11 +438,11 @@ def test_a_full_disk_while_the_next_log_is_made_leaves_the_logs_in_link_order(tm
     writer.join(20)
     assert done.is_set()
     store._coordinator.checkpointer.call(lambda: None)
-    store._journal.log_aged = True  # whatever was made ahead is taken into use
+    store.index_files.log_aged = True  # whatever was made ahead is taken into use
     put(store, {"b": "2"})
     put(store, {"c": "3"})
-    numbers = [entry.number for entry in store._journal.manifest.logs]
-    assert numbers == sorted(numbers) and numbers[-1] == store._journal.log.number
+    numbers = [entry.number for entry in store.index_files.manifest.logs]
+    assert numbers == sorted(numbers) and numbers[-1] == store.index_files.log.number
     settle(store)
     shutil.copytree(tmp_path / "index", tmp_path / "crashed")
     store.close()
@@ -456,19 +456,19 @@ def test_a_log_made_ahead_that_a_later_one_has_overtaken_is_not_used(tmp_path):
     store = open_store(tmp_path / "index", config=by_request())
     put(store, {"a": "1"})
     settle(store)
-    journal = store._journal
+    index_files = store.index_files
 
     def overtake(name):
-        if name == "journal.spare_filled":
+        if name == "log.spare_filled":
             set_hook(None)
-            store._coordinator.between_groups(journal.close_log)
+            store._coordinator.between_groups(index_files.close_log)
             put(store, {"a": "2"})
 
     set_hook(overtake)
-    assert not journal.make_spare()
-    numbers = [entry.number for entry in journal.manifest.logs]
-    assert journal.spare is None
-    assert numbers == sorted(numbers) and numbers[-1] == journal.log.number
+    assert not index_files.make_spare()
+    numbers = [entry.number for entry in index_files.manifest.logs]
+    assert index_files.spare is None
+    assert numbers == sorted(numbers) and numbers[-1] == index_files.log.number
     shutil.copytree(tmp_path / "index", tmp_path / "crashed")
     store.close()
     store = open_store(tmp_path / "crashed", config=by_request())
@@ -481,9 +481,9 @@ def test_the_first_version_of_a_page_in_a_log_is_whole_also_where_its_commit_tak
     """The commit is planned for the log that is open, and then finds no room in it."""
     store = open_store(tmp_path / "index", config=by_request(mode))
     until_full(store)
-    full = store._journal.log.number
+    full = store.index_files.log.number
     put(store, {"a": "next"}, size_class=1)
-    taken = store._journal.log.number
+    taken = store.index_files.log.number
     assert taken != full
     forms = {}
     for number in (full, taken):

@@ -18,7 +18,7 @@ from test_fsck import bytes_of, log_damaged_in_the_middle
 import xtree
 from xtree.algorithms.bucket import parse
 from xtree.persistence.files import filenames
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.tools.cli import main
 from xtree.tools.fsck import fsck
 from xtree.tools.salvage import salvage_index

@@ -493,7 +493,7 @@ sys.stdin.readline()
 def test_a_failed_open_to_write_gives_the_reader_its_lock_back_or_closes_it(path, monkeypatch):
     reader = xtree.open(path, mode="r")
     with monkeypatch.context() as patch:
-        patch.setattr("xtree.persistence.runtime.recover", lambda *args: 1 / 0)
+        patch.setattr("xtree.persistence.opening.recover", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             xtree.open(path)
         assert len(reader) == 1 and "reads it" in elsewhere(path)

@@ -14,7 +14,7 @@ from pages import KIND, MODES, SMALL, put, small, texts_of
 from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files.data_files import DataFiles
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin

@@ -15,7 +15,7 @@ from pages import KIND, SMALL, put, run_and_die, small, texts_of
 import xtree
 from xtree.errors import ReadOnlyError, TransactionError
 from xtree.persistence.files.platform_fs import FileSystem
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import begin
 

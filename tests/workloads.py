@@ -22,7 +22,7 @@ from stack_writer import PageStack, StackState, item, push
 import xtree
 from xtree.forest import _clear
 from xtree.persistence.files.platform_fs import FileSystem
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 
 Step = tuple
 Model = dict[str, "Counter | tuple"]  # by name: how often each record is there, or a stack's items

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files.platform_fs import File, FileSystem
-from xtree.persistence.runtime import open_store
+from xtree.persistence.opening import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import begin
 from xtree.tools.bench_report import Report, require

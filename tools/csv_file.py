@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xtree.persistence.base.progress import Progress
 from xtree.tools.csv_columns import Columns, Wanted, choose_columns
-from xtree.tools.csv_text import CsvText, Progress
+from xtree.tools.csv_text import CsvText
 from xtree.tools.table_error import TableError
 
 __all__ = ["CsvRows", "csv_records", "read_csv"]

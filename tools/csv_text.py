@@ -9,10 +9,11 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from xtree.persistence.base.progress import Progress
 from xtree.tools.table_error import TableError
 
 __all__ = ["CsvText"]
@@ -20,8 +21,6 @@ __all__ = ["CsvText"]
 SEPARATORS = ",;\t|"
 LINES_A_LOOK = 4096  # between two reports of progress
 MARKS = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-Progress = Callable[[int, int], object]
-
 
 class CsvText:
     """A context manager: the text of a CSV file, of which the first line is read at once.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import xtree
 from xtree.algorithms.bucket import header_of, parse
 from xtree.errors import CorruptionError
 from xtree.persistence.base.config import PAGE_BYTES
+from xtree.persistence.base.progress import Progress
 from xtree.persistence.files import filenames
 from xtree.persistence.files.file_header import HEADER_BYTES
 from xtree.persistence.files.frame import PAYLOAD_WHOLE, Frame
@@ -44,7 +45,6 @@ __all__ = ["salvage_index"]
 
 LEAF, DIRECTORY = 1, 2  # kinds of pages, as rows have them
 TAGS = 255
-Progress = Callable[[int, int], object]
 Page = dict[str, Any]
 
 

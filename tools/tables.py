@@ -11,9 +11,9 @@ import numpy as np
 
 from xtree.arguments import as_dims
 from xtree.input.conversion import stored_boxes
+from xtree.persistence.base.progress import Progress
 from xtree.tools.csv_columns import Columns, Wanted
 from xtree.tools.csv_file import csv_records, read_csv
-from xtree.tools.csv_text import Progress
 from xtree.tools.table_error import TableError
 from xtree.writing import matching_ids
 

@@ -13,7 +13,7 @@ from xtree.persistence.session import Session
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.reached_pages import ReachedPages
 from xtree.persistence.store.store import Pin, Store
-from xtree.roots import KIND, is_known, state_of, tree_state_of
+from xtree.roots import KIND, decode_state, is_known, tree_state_of
 
 __all__ = ["check_all", "check_epoch"]
 
@@ -64,7 +64,7 @@ def check_epoch(store: Store, pin: Pin) -> None:
 
 
 def _reach(store: Store, entry: CatalogEntry, reached: ReachedPages) -> None:
-    for node in state_of(entry).pages(store):
+    for node in decode_state(entry).pages(store):
         if reached.reach_page(node):
             raise CorruptionError(
                 f"structure {entry.name!r}: expected every page once, found node {node:#x}, which was reached before"

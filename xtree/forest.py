@@ -12,7 +12,7 @@ from xtree.persistence.base.config import Config
 from xtree.persistence.session import Session
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import WriteSet
-from xtree.roots import KIND, state_of, tree_state_of
+from xtree.roots import KIND, decode_state, tree_state_of
 from xtree.structure import Structure
 from xtree.write_scope import WriterLock, WriterLocks, WriteScope
 
@@ -160,7 +160,7 @@ class Forest:
             if kind == KIND:
                 tree_state_of(entry)
             raise ValueError(f"{name!r} is of the kind {entry.kind!r}, not {kind!r}")
-        state_of(entry)
+        decode_state(entry)
         return self._locks.of(name)
 
 

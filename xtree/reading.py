@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from xtree.algorithms.kernels.arrays import as_pairs
 from xtree.algorithms.kernels.parallel import in_threads
-from xtree.algorithms.queries import accesses, inspection, join, nearest, search
+from xtree.algorithms.queries import explain, inspection, join, nearest, search
 from xtree.algorithms.tree_state import TreeState
 from xtree.arguments import Boxes, as_distance, as_join_predicate, as_neighbours, as_output, as_predicate, as_threads
 from xtree.errors import DimensionError
@@ -205,7 +205,7 @@ class Reader:
         Takes and raises what `query` does, but for its output.
         """
         windows = query_boxes(boxes, self._dims)
-        found: dict[str, Any] = self._read(accesses.of_windows, np.atleast_2d(windows), as_predicate(predicate))
+        found: dict[str, Any] = self._read(explain.of_windows, np.atleast_2d(windows), as_predicate(predicate))
         return found
 
     def explain_nearest(self, points: Boxes, k: int = 1, max_distance: float | None = None) -> dict[str, Any]:
@@ -216,7 +216,7 @@ class Reader:
         count = as_neighbours(k)
         limit = as_distance(max_distance)
         given = self._points(points)[0]
-        found: dict[str, Any] = self._read(accesses.of_nearest, given, count, limit)
+        found: dict[str, Any] = self._read(explain.of_nearest, given, count, limit)
         return found
 
     def join(self, other: Reader, predicate: Predicate | None = None) -> Ids:

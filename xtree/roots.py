@@ -7,7 +7,7 @@ from typing import Any
 from xtree.algorithms.tree_state import TreeState
 from xtree.persistence.store.catalog import CatalogEntry
 
-__all__ = ["KIND", "entry_of", "is_known", "register_state", "state_of", "tree_state_of"]
+__all__ = ["KIND", "entry_of", "is_known", "register_state", "decode_state", "tree_state_of"]
 
 KIND = "xtree"  # of a tree's catalog entry; reaches disk, never change
 
@@ -30,7 +30,7 @@ def is_known(kind: str) -> bool:
     return kind in _states
 
 
-def state_of(entry: CatalogEntry) -> Any:
+def decode_state(entry: CatalogEntry) -> Any:
     """The state of a tree or structure, decoded once per entry; shared, so copy it before changing it.
 
     Raises CorruptionError, ValueError for a kind that nothing has registered.
@@ -38,9 +38,9 @@ def state_of(entry: CatalogEntry) -> Any:
     known = _states.get(entry.kind)
     if known is None:
         raise ValueError(f"{entry.name!r} is of the kind {entry.kind!r}: import the module that defines it first")
-    state = entry.view
+    state = entry.decoded
     if not isinstance(state, known):
-        entry.view = state = known.decode(entry.state, entry.root)
+        entry.decoded = state = known.decode(entry.state, entry.root)
     return state
 
 
@@ -48,7 +48,7 @@ def tree_state_of(entry: CatalogEntry) -> TreeState:
     """The state of a tree. Raises CorruptionError, ValueError for a structure that is none."""
     if entry.kind != KIND:
         raise ValueError(f"{entry.name!r} is no tree, but a structure of the kind {entry.kind!r}")
-    state: TreeState = state_of(entry)
+    state: TreeState = decode_state(entry)
     return state
 
 

@@ -16,16 +16,16 @@ from xtree.errors import ClosedError
 from xtree.forest import Forest
 from xtree.persistence.backup import write_backup
 from xtree.persistence.base.config import Config
+from xtree.persistence.base.progress import Progress
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.runtime import exists
+from xtree.persistence.opening import exists
 from xtree.persistence.session import Session
 from xtree.persistence.sharing import new_session, open_session
-from xtree.roots import state_of
+from xtree.roots import decode_state
 from xtree.structure import Structure, StructureHandle
 from xtree.transaction import RuntimeTransaction
 from xtree.tree import DEFAULT_NAME, XTree
 from xtree.write_scope import WriterLock, WriteScope
-from xtree.writing import Progress
 
 __all__ = ["Runtime", "open"]
 
@@ -60,7 +60,7 @@ class Runtime:
         durability: str | None = None,
         config: Config | None = None,
         timeout: float | None = 0,
-        progress: Callable[[int, int], object] | None = None,
+        progress: Progress | None = None,
         on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
         _require_settings(config, durability)
@@ -263,7 +263,7 @@ class Runtime:
             entry = published.catalog.get(lock.name)
             if lock.dropped or entry is None:
                 raise ClosedError(f"structure {lock.name!r} was dropped")
-            return function(store, state_of(entry), *arguments)
+            return function(store, decode_state(entry), *arguments)
 
     def _write_structure(self, lock: WriterLock, function: Callable[..., Any], *arguments: Any) -> Any:
         with WriteScope(self._session, (lock,)) as scope:
@@ -292,7 +292,7 @@ def open(
     durability: str | None = None,
     timeout: float | None = 0,
     config: Config | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
     on_error: Callable[[BaseException], object] | None = None,
 ) -> XTree:
     """Opens the durable tree at `path`: the tree "default" of a Runtime of its own, `tree.runtime`.

@@ -17,6 +17,7 @@ from xtree.forest import Forest
 from xtree.input.conversion import stored_boxes, width_of
 from xtree.input.rows import present
 from xtree.persistence.base.config import Config
+from xtree.persistence.base.progress import Progress
 from xtree.persistence.session import Session
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.store import Store
@@ -25,7 +26,7 @@ from xtree.snapshot import Snapshot
 from xtree.transaction import Transaction
 from xtree.view import TreeView
 from xtree.write_scope import WriterLock, write_alone
-from xtree.writing import Floats, Ids, Progress, Writer, numbered
+from xtree.writing import Floats, Ids, Writer, numbered
 
 if TYPE_CHECKING:
     from xtree.runtime import Runtime

@@ -15,7 +15,7 @@ from xtree.algorithms.tree_state cimport TreeState
 from xtree.algorithms.queries.walk cimport AROUND, INSIDE, INTERSECTS, Predicate
 
 from xtree.errors import ClosedError
-from xtree.roots import state_of
+from xtree.roots import decode_state
 from xtree.write_scope import WriterLocks
 
 
@@ -129,7 +129,7 @@ cdef class TreeView:
         entry = published.catalog.get(self.lock.name)
         if entry is None:
             raise ClosedError(f"tree {self.lock.name!r} was dropped")
-        state = state_of(entry)
+        state = decode_state(entry)
         if self.dims and state.dims != self.dims:
             raise ClosedError(f"tree {self.lock.name!r} was dropped, and made anew with {state.dims} dims")
         self.seen = Seen(published.epoch, state)

@@ -29,7 +29,7 @@ from xtree.persistence.store.store cimport Store
 from xtree.persistence.store.write_set cimport begin
 
 from xtree.errors import ClosedError, TransactionError
-from xtree.roots import entry_of, state_of
+from xtree.roots import entry_of, decode_state
 
 cdef object get_ident = threading.get_ident
 cdef object monotonic = time.monotonic
@@ -239,7 +239,7 @@ cdef class WriteScope:
     cdef tuple locks
     cdef dict made                  # name -> state, or None
     cdef list held
-    cdef object turn                # a lock, taken by the thread that is inside
+    cdef object turn_lock           # a lock, taken by the thread that is inside
     cdef object inside              # which thread that is
     cdef object write_set
     cdef dict states                # name -> TreeState as this scope has changed it
@@ -260,7 +260,7 @@ cdef class WriteScope:
         self._owner = owner
         self.made = made
         self.held = []
-        self.turn = threading.Lock()
+        self.turn_lock = threading.Lock()
         self.states = {}
         self.entries = {}
         self.status = "new"
@@ -398,7 +398,7 @@ cdef class WriteScope:
         entry = entry_to_change(lock, self.store, self.write_set)
         self.entries[lock.name] = entry
         if entry is not None:
-            self.states[lock.name] = state_of(entry).copy()
+            self.states[lock.name] = decode_state(entry).copy()
         elif self.made is not None and lock.name in self.made:
             self.states[lock.name] = self.made[lock.name]
         else:
@@ -428,14 +428,14 @@ cdef class WriteScope:
             self.leave_turn()
 
     cdef int enter_turn(self) except -1:
-        if not self.turn.acquire(False):
+        if not self.turn_lock.acquire(False):
             raise TransactionError("the transaction is in use by another call; it is for one thread at a time")
         self.inside = get_ident()
         return 0
 
     cdef int leave_turn(self) except -1:
         self.inside = None
-        self.turn.release()
+        self.turn_lock.release()
         return 0
 
     cdef int require_usable(self) except -1:
@@ -493,12 +493,12 @@ cdef class WriteScope:
         """Waits until no thread is inside; returns the exception of a signal that arrived meanwhile."""
         interrupt = None
         if held() != FREE:
-            if not self.turn.acquire(False):
+            if not self.turn_lock.acquire(False):
                 raise refusal("the end of a transaction that another thread is using")
             return None
         while True:
             try:
-                self.turn.acquire()
+                self.turn_lock.acquire()
                 return interrupt
             except BaseException as arrived:
                 interrupt = arrived

@@ -17,18 +17,17 @@ from xtree.arguments import Boxes, as_threads
 from xtree.errors import DimensionError
 from xtree.input.conversion import many_ids, one_id, stored_box, stored_boxes
 from xtree.input.rows import present
+from xtree.persistence.base.progress import Progress
 from xtree.persistence.files.disk_reserve import spending_reserve
 from xtree.persistence.store.write_set import WriteSet
 from xtree.reading import Reader
 
-__all__ = ["Progress", "Writer", "matching_ids", "numbered"]
+__all__ = ["Writer", "matching_ids", "numbered"]
 
 LEAST_TIMES = 64  # as many records as are loaded: building a tree of all then takes longer than inserting them
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Progress = Callable[[int, int], None]
-
 
 class Writer(Reader):
     """The writing methods, over the changing state of one tree.

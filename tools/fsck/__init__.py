@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
 
 from xtree.errors import CorruptionError, FormatVersionError
+from xtree.persistence.base.progress import Progress
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files import filenames
 from xtree.persistence.files.open_directory import path_in
@@ -21,8 +21,6 @@ from xtree.tools.fsck.pages import PageCheck
 from xtree.tools.fsck.report import DAMAGE, NOTE, Finding, Report
 
 __all__ = ["Finding", "Report", "check_directory", "fsck", "require_index"]
-
-Progress = Callable[[int, int], object]
 
 
 def fsck(
@@ -105,14 +103,14 @@ def _check_runtime(runtime: Runtime, progress: Progress | None) -> Report:
     """One epoch of an open runtime, and its files."""
     report = Report(runtime.path, "snapshot")
     store = runtime._store
-    meter = _Meter(store._journal.fs, runtime.path, progress)
+    meter = _Meter(store.index_files.fs, runtime.path, progress)
     with store.call():
         try:
             Store.check(store)  # the lists of the table and the allocator in use, and that they agree
         except CorruptionError as error:
             report.add_error(DAMAGE, "slot", error, "rows and slots that agree")
         try:
-            store._journal.data_files.verify_headers()
+            store.index_files.data_files.verify_headers()
         except (CorruptionError, FormatVersionError) as error:
             report.add_error(DAMAGE, "data file", error, "a data file's header")
         for flaw in store._file_flaws():

@@ -12,7 +12,7 @@ from typing import Any
 
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence.base.config import Config
-from xtree.persistence.commit.journal import closed_log
+from xtree.persistence.commit.index_files import closed_log
 from xtree.persistence.files import checkpoint as checkpoints
 from xtree.persistence.files import filenames
 from xtree.persistence.files.checkpoint import Checkpoint
@@ -26,8 +26,8 @@ from xtree.persistence.files.wal_reader import LogReader, find_later_link, read_
 from xtree.persistence.pages.file_places import FilePlaces
 from xtree.persistence.pages.object_table import ObjectTable
 from xtree.persistence.pages.stored_table import restore_table
+from xtree.persistence.recovery.manifest_rebuild import rebuild_manifest
 from xtree.persistence.recovery.recovery import Exposure
-from xtree.persistence.recovery.scan import scan_directory
 
 __all__ = ["EVERY_EPOCH", "Directory", "Log", "READ_ERRORS"]
 
@@ -91,7 +91,7 @@ class Directory:
         self.uuid = self._find_uuid()
         if self.manifest is None and self.uuid is not None:
             with contextlib.suppress(*READ_ERRORS):
-                self.manifest = scan_directory(fs, path, self.uuid)
+                self.manifest = rebuild_manifest(fs, path, self.uuid)
         self.checkpoints: dict[int, Checkpoint | Exception] = {}
         self.logs: dict[int, Log] = {}
         if self.uuid is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from xtree.persistence.base.clock import Clock
 from xtree.persistence.base.config import Config
-from xtree.persistence.commit.journal import closed_log
+from xtree.persistence.commit.index_files import closed_log
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files import filenames
 from xtree.persistence.files.checkpoint import Checkpoint
@@ -187,6 +187,6 @@ def _store(fs: FileSystem, path: str, check_pages: bool) -> DurableStore:
         return DurableStore(recovered, BorrowedLock(path), True, Clock())
     except BaseException:
         with contextlib.suppress(OSError):
-            recovered.journal.data_files.windows.unmap_all()
-        recovered.journal.close()
+            recovered.index_files.data_files.windows.unmap_all()
+        recovered.index_files.close()
         raise

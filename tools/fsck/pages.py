@@ -25,7 +25,7 @@ from xtree.persistence.pages.segment_allocator import SegmentAllocator
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.page_copy import copy_pages
 from xtree.persistence.store.store import Pin
-from xtree.roots import KIND, is_known, state_of, tree_state_of
+from xtree.roots import KIND, decode_state, is_known, tree_state_of
 from xtree.tools.fsck.files import READ_ERRORS
 from xtree.tools.fsck.report import DAMAGE, NOTE, Report
 
@@ -51,7 +51,7 @@ class PageCheck:
         behind: bool = False,
     ) -> None:
         self.store = store
-        self.files = store._journal.data_files
+        self.files = store.index_files.data_files
         self.report = report
         self.catalog = pin.published.catalog
         self.rows = store.table.visible(pin.epoch)
@@ -168,7 +168,7 @@ class PageCheck:
         if window in self.files.in_memory_only():
             return None
         try:
-            with contextlib.closing(self.store._journal.fs.open(self.files.path_of(window), "r")) as file:
+            with contextlib.closing(self.store.index_files.fs.open(self.files.path_of(window), "r")) as file:
                 return file.pread(PAGE_BYTES[row["size_class"]], int(row["offset"]))
         except OSError:
             return None
@@ -262,7 +262,7 @@ class PageCheck:
     def reach_structure(self, entry: CatalogEntry) -> None:
         """The pages of a structure that is no tree, as it names them itself."""
         try:
-            for node in state_of(entry).pages(self.store):
+            for node in decode_state(entry).pages(self.store):
                 if node in self._owner:
                     found = f"that it is reached again, from {self._owner[node]!r} before"
                     self.report.add(DAMAGE, "tree", "every page once", found, node=node, tree=entry.name)

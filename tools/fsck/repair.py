@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from xtree.persistence.base.clock import Clock
 from xtree.persistence.base.config import Config
+from xtree.persistence.base.progress import Progress
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files import checkpoint as checkpoints
 from xtree.persistence.files import filenames
@@ -25,9 +26,9 @@ from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.open_directory import path_in
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.superblock import COPIES, Superblock, SuperblockFile
+from xtree.persistence.recovery.manifest_rebuild import rebuild_manifest
 from xtree.persistence.recovery.recovery import recover
-from xtree.persistence.recovery.scan import scan_directory
-from xtree.tools.fsck import Progress, check_directory, require_index
+from xtree.tools.fsck import check_directory, require_index
 from xtree.tools.fsck.files import Directory
 from xtree.tools.fsck.judge import orphans
 from xtree.tools.fsck.open import BorrowedLock
@@ -132,7 +133,7 @@ def _recovery(directory: Directory) -> str:
 
 def _rewrite_manifest(fs: FileSystem, directory: str, name: str) -> None:
     """The scan takes files as they are; a manifest says only what is on the disk."""
-    manifest = scan_directory(fs, directory, _superblock(fs, directory).uuid)
+    manifest = rebuild_manifest(fs, directory, _superblock(fs, directory).uuid)
     for entry in manifest.data_files:
         path = path_in(directory, filenames.data_name(entry.size_class, entry.number))
         with contextlib.closing(fs.open(path, "rw")) as file:
@@ -162,8 +163,8 @@ def _recover(fs: FileSystem, directory: str, name: str) -> None:
     try:
         store = DurableStore(recovered, BorrowedLock(directory), False, Clock())
     except BaseException:
-        recovered.journal.data_files.windows.unmap_all()
-        recovered.journal.close()
+        recovered.index_files.data_files.windows.unmap_all()
+        recovered.index_files.close()
         raise
     store.close()
 

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from xtree.persistence.base.config import PAGE_BYTES
 from xtree.persistence.base.crash_points import reach
 from xtree.persistence.base.lock_ranks import require_nothing_held
+from xtree.persistence.base.progress import Progress
 from xtree.persistence.creation import Creation
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files import checkpoint, filenames
@@ -38,8 +39,6 @@ from xtree.persistence.store.page_copy import copy_pages
 from xtree.persistence.store.store import Pin
 
 CHUNK_BYTES = 1 << 20
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass

@@ -31,36 +31,36 @@ from xtree.persistence.store.write_set import WriteSet
 
 
 class DurableStore(Store):
-    """The store of one directory. Made by persistence.runtime.open_store, which holds the directory's lock."""
+    """The store of one directory. Made by persistence.opening.open_store, which holds the directory's lock."""
 
     def __init__(
         self, recovered: Recovered, lock: Lock, read_only: bool, clock: Clock, on_error: OnError | None = None
     ) -> None:
-        journal = recovered.journal
+        index_files = recovered.index_files
         self.recovery = recovered.report
         self.creation: Creation | None = None  # what the open has made
         self.when_closed: Callable[[], None] | None = None  # until it is called others find the store
         self._discarded = False
-        self._journal = journal
+        self.index_files = index_files
         self._lock: Lock | None = lock
         self._latency = Latency()
         self._allocator_ready = False
-        self._rebuilding = RankedLock(REBUILDING)
+        self._rebuild_lock = RankedLock(REBUILDING)
         self._set_up(
             recovered.table,
-            Epochs(slow_reader_s=journal.config.slow_reader_s),
-            journal.data_files.windows,
-            SegmentAllocator(journal.data_files),
+            Epochs(slow_reader_s=index_files.config.slow_reader_s),
+            index_files.data_files.windows,
+            SegmentAllocator(index_files.data_files),
             recovered.epoch,
             recovered.catalog,
-            journal.directory,
+            index_files.directory,
             read_only,
         )
         watch_forks(self)
         self._recycler = Recycler(self.windows, self.flights)
         self.windows.set_recycler(self._recycler)
         self._first_epoch = recovered.following_epoch  # behind a gap, after an unclean end
-        self._coordinator = Coordinator(self, journal, recovered.following_epoch, clock, on_error)
+        self._coordinator = Coordinator(self, index_files, recovered.following_epoch, clock, on_error)
         if recovered.needs_checkpoint and not read_only:
             self._coordinator.end_recovery()
             self.recovery.checkpointed = True
@@ -68,7 +68,7 @@ class DurableStore(Store):
     @property
     def uuid(self) -> bytes:
         """The 16 bytes that name this index in each of its files."""
-        return self._journal.manifest.uuid
+        return self.index_files.manifest.uuid
 
     @property
     def identity(self) -> tuple[int, int] | None:
@@ -83,17 +83,17 @@ class DurableStore(Store):
 
     def require_own(self) -> None:
         """Raises DirectoryLostError when the directory isn't what its path leads to any more, OSError."""
-        self._journal.fs.require_own(self._journal.directory)
+        self.index_files.fs.require_own(self.index_files.directory)
 
     @property
     def fs(self) -> FileSystem:
         """The file system that its files are in."""
-        return self._journal.fs
+        return self.index_files.fs
 
     @property
     def config(self) -> Any:
         """The Config in force: the one given at the open, with the fields that were fixed at creation."""
-        return self._journal.config
+        return self.index_files.config
 
     def checkpoint(self) -> None:
         """Makes the current epoch the one that recovery starts from, so that no log has to be replayed.
@@ -127,14 +127,14 @@ class DurableStore(Store):
         with self.read() as published:
             super().check()
             self._check_places()
-            self._journal.data_files.verify_headers()
+            self.index_files.data_files.verify_headers()
             for flaw in self._file_flaws():
                 raise flaw.error
             self.verify_pages(published.epoch)
 
     def _file_flaws(self) -> Iterator[Flaw]:
         """What is wrong with superblock, manifest, checkpoints and logs (persistence.recovery.file_check)."""
-        return file_flaws(self._journal, after_crash=not self.recovery.clean)
+        return file_flaws(self.index_files, after_crash=not self.recovery.clean)
 
     def stats(self) -> dict[str, Any]:
         """Figures of the whole substrate, as nested dicts. docs/metrics.md explains them."""
@@ -148,29 +148,29 @@ class DurableStore(Store):
             "commit_latency": self._latency.as_dict(),
             "coordinator": coordinator,
             "recovery": self.recovery.as_dict(),
-            "data_files": self._journal.data_files.stats(),
+            "data_files": self.index_files.data_files.stats(),
         }
 
     # What Store asks for.
 
     def make_ready(self) -> None:
         if not self._allocator_ready:
-            with self._rebuilding:
+            with self._rebuild_lock:
                 if not self._allocator_ready:
-                    self._journal.remove_leftovers()
+                    self.index_files.remove_leftovers()
                     self._use_allocator(self._rebuild_allocator())
                     self._allocator_ready = True
 
     def _check_places(self) -> None:
         """Before the first write: no two live rows overlap, and each has a slot of its class."""
-        with self._rebuilding:
+        with self._rebuild_lock:
             if not self._allocator_ready:
                 self._rebuild_allocator()
 
     def _rebuild_allocator(self) -> SegmentAllocator:
         """An allocator of the files there are, with the slots of the live rows in use. Raises CorruptionError."""
-        allocator = SegmentAllocator(self._journal.data_files)
-        for window, size_class, usable, limit in self._journal.data_files.attached():
+        allocator = SegmentAllocator(self.index_files.data_files)
+        for window, size_class, usable, limit in self.index_files.data_files.attached():
             allocator.attach(window, size_class, HEADER_BYTES, max(usable, HEADER_BYTES), limit)
         self._occupy_live_slots(allocator)
         return allocator
@@ -180,7 +180,7 @@ class DurableStore(Store):
     ) -> int:
         """Flushes what the log won't carry, in the caller's thread, and queues the rest."""
         started = time.perf_counter()
-        data_files = self._journal.data_files
+        data_files = self.index_files.data_files
         write_set.seal()
         largest_payload = self._largest_payload(write_set.bytes_made)
         touched, flushed = touched_windows(write_set, largest_payload)
@@ -196,7 +196,7 @@ class DurableStore(Store):
 
     def _largest_payload(self, bytes_made: int) -> int:
         """The size of the largest page that the log carries, of a transaction with so many bytes of new pages."""
-        config = self._journal.config
+        config = self.index_files.config
         if config.durability == "strict" or bytes_made > config.bulk_payload_limit:
             return 0
         return PAGE_BYTES[-1] if config.durability == "eventual" else config.max_payload_in_wal
@@ -205,7 +205,7 @@ class DurableStore(Store):
         return str(self._coordinator.failure)
 
     def _file_name(self, window: int) -> str:
-        return self._journal.data_files.path_of(window)
+        return self.index_files.data_files.path_of(window)
 
     def _check_slots(self) -> None:
         if self._allocator_ready:
@@ -219,7 +219,7 @@ class DurableStore(Store):
                 self._abandon_leader()
         finally:
             self.windows.unmap_all()
-            self._journal.close()
+            self.index_files.close()
             try:
                 if self._discarded and self.creation is not None:
                     self.creation.undo()

@@ -21,11 +21,11 @@ from functools import partial
 from xtree.errors import ClosedError, LockedError, TransactionError
 from xtree.persistence.base.config import Config
 from xtree.persistence.base.lock_ranks import require_nothing_held
+from xtree.persistence.base.progress import Progress
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files.open_directory import DirectoryLostError
 from xtree.persistence.files.platform_fs import FileSystem
-from xtree.persistence.recovery.recovery import Progress
-from xtree.persistence.runtime import open_for_writing, open_store
+from xtree.persistence.opening import open_for_writing, open_store
 from xtree.persistence.session import Session, SharedStore, Turn, arriving_session, share_of
 from xtree.persistence.store.store import Store
 

@@ -1,6 +1,6 @@
 """Geometry on boxes: rows of doubles `[min_0 .. min_{d-1}, max_0 .. max_{d-1}]`.
 
-Comparisons are by value and exact. Measures steer heuristics only, and are taken in a Frame: the coordinates of
+Comparisons are by value and exact. Measures steer heuristics only, and are taken in a UnitSpace: the coordinates of
 one page brought into [0, 1] axis by axis, so that no product of up to 64 extents overflows and no difference of
 finite coordinates is infinite. Sums and products run over the axes in ascending order, everywhere.
 """
@@ -16,7 +16,7 @@ cdef double TINY_EXTENT, TINY_COORDINATE, SHIFT_UP
 
 # The region in which measures are taken. On an axis where the region has no extent every box in it agrees, so
 # that axis is left out of volumes and margins instead of making all of them zero.
-cdef struct Frame:
+cdef struct UnitSpace:
     int dims
     double shift[MAX_DIMS]          # power of two that keeps differences finite and reciprocals finite
     double origin[MAX_DIMS]         # lower bound of the region, shifted
@@ -29,13 +29,13 @@ cdef inline double lift_of(double least, double most) noexcept nogil:
     return SHIFT_UP if -TINY_COORDINATE < least and most < TINY_COORDINATE and most - least < TINY_EXTENT else 1.0
 
 
-# The frame of a region, which holds every box to be measured in it.
-cdef void make_frame(Frame *frame, int dims, const double *region) noexcept nogil
+# The space of a region, which holds every box to be measured in it.
+cdef void make_unit_space(UnitSpace *space, int dims, const double *region) noexcept nogil
 
 
-cdef inline double to_unit(const Frame *frame, int axis, double x) noexcept nogil:
+cdef inline double to_unit(const UnitSpace *space, int axis, double x) noexcept nogil:
     """A coordinate of the region as a number from 0 to 1; monotone in x."""
-    return (x * frame.shift[axis] - frame.origin[axis]) * frame.scale[axis]
+    return (x * space.shift[axis] - space.origin[axis]) * space.scale[axis]
 
 
 cdef inline bint box_contains(const double *outer, const double *inner, int dims) noexcept nogil:
@@ -71,8 +71,8 @@ cdef inline void extend_box(double *target, const double *box, int dims) noexcep
             target[dims + axis] = box[dims + axis]
 
 
-# Measures of boxes inside the frame's region: volume and overlap as shares of the region, margin in units of its
+# Measures of boxes inside the unit space's region: volume and overlap as shares of the region, margin in units of its
 # longest extent.
-cdef double box_volume(const Frame *frame, const double *box) noexcept nogil
-cdef double box_margin(const Frame *frame, const double *box) noexcept nogil
-cdef double box_overlap(const Frame *frame, const double *a, const double *b) noexcept nogil
+cdef double box_volume(const UnitSpace *space, const double *box) noexcept nogil
+cdef double box_margin(const UnitSpace *space, const double *box) noexcept nogil
+cdef double box_overlap(const UnitSpace *space, const double *a, const double *b) noexcept nogil

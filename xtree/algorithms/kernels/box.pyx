@@ -10,62 +10,62 @@ cdef double SHIFT_DOWN = 2.0 ** -64
 SHIFT_UP = 2.0 ** 600
 
 
-cdef void make_frame(Frame *frame, int dims, const double *region) noexcept nogil:
+cdef void make_unit_space(UnitSpace *space, int dims, const double *region) noexcept nogil:
     cdef int axis
     cdef double extent
     cdef double longest = 0.0
     cdef double unit = 1.0
-    frame.dims = dims
+    space.dims = dims
     for axis in range(dims):
         extent = region[dims + axis] - region[axis]
-        frame.shift[axis] = 1.0
+        space.shift[axis] = 1.0
         if extent > HUGE_EXTENT:
-            unit = frame.shift[axis] = SHIFT_DOWN
+            unit = space.shift[axis] = SHIFT_DOWN
         elif 0.0 < extent < TINY_EXTENT:
-            frame.shift[axis] = SHIFT_UP
-        frame.origin[axis] = region[axis] * frame.shift[axis]
-        extent = region[dims + axis] * frame.shift[axis] - frame.origin[axis]
-        frame.scale[axis] = 1.0 / extent if extent > 0.0 else 0.0
+            space.shift[axis] = SHIFT_UP
+        space.origin[axis] = region[axis] * space.shift[axis]
+        extent = region[dims + axis] * space.shift[axis] - space.origin[axis]
+        space.scale[axis] = 1.0 / extent if extent > 0.0 else 0.0
     for axis in range(dims):
-        frame.weight[axis] = region[dims + axis] * unit - region[axis] * unit
-        longest = frame.weight[axis] if frame.weight[axis] > longest else longest
+        space.weight[axis] = region[dims + axis] * unit - region[axis] * unit
+        longest = space.weight[axis] if space.weight[axis] > longest else longest
     for axis in range(dims):
-        frame.weight[axis] = frame.weight[axis] / longest if longest > 0.0 else 1.0
+        space.weight[axis] = space.weight[axis] / longest if longest > 0.0 else 1.0
 
 
-cdef double box_volume(const Frame *frame, const double *box) noexcept nogil:
+cdef double box_volume(const UnitSpace *space, const double *box) noexcept nogil:
     cdef int axis
-    cdef int dims = frame.dims
+    cdef int dims = space.dims
     cdef double shift, volume = 1.0
     for axis in range(dims):
-        if frame.scale[axis] > 0.0:
-            shift = frame.shift[axis]
-            volume *= (box[dims + axis] * shift - box[axis] * shift) * frame.scale[axis]
+        if space.scale[axis] > 0.0:
+            shift = space.shift[axis]
+            volume *= (box[dims + axis] * shift - box[axis] * shift) * space.scale[axis]
     return volume
 
 
-cdef double box_margin(const Frame *frame, const double *box) noexcept nogil:
+cdef double box_margin(const UnitSpace *space, const double *box) noexcept nogil:
     cdef int axis
-    cdef int dims = frame.dims
+    cdef int dims = space.dims
     cdef double shift, margin = 0.0
     for axis in range(dims):
-        shift = frame.shift[axis]
-        margin += (box[dims + axis] * shift - box[axis] * shift) * frame.scale[axis] * frame.weight[axis]
+        shift = space.shift[axis]
+        margin += (box[dims + axis] * shift - box[axis] * shift) * space.scale[axis] * space.weight[axis]
     return margin
 
 
-cdef double box_overlap(const Frame *frame, const double *a, const double *b) noexcept nogil:
+cdef double box_overlap(const UnitSpace *space, const double *a, const double *b) noexcept nogil:
     cdef int axis
-    cdef int dims = frame.dims
+    cdef int dims = space.dims
     cdef double shift, low, high, overlap = 1.0
     for axis in range(dims):
         low = a[axis] if a[axis] > b[axis] else b[axis]
         high = a[dims + axis] if a[dims + axis] < b[dims + axis] else b[dims + axis]
         if low > high:
             return 0.0
-        if frame.scale[axis] > 0.0:
-            shift = frame.shift[axis]
-            overlap *= (high * shift - low * shift) * frame.scale[axis]
+        if space.scale[axis] > 0.0:
+            shift = space.shift[axis]
+            overlap *= (high * shift - low * shift) * space.scale[axis]
     return overlap
 
 
@@ -90,11 +90,11 @@ def union(const double[::1] a not None, const double[::1] b not None) -> np.ndar
 
 def measures(const double[::1] region not None, const double[::1] a not None,
              const double[::1] b not None) -> tuple[float, float, float]:
-    """(volume of a, margin of a, volume that a shares with b), of boxes inside a region, in the region's frame."""
-    cdef Frame frame
+    """(volume of a, margin of a, volume that a shares with b), of boxes inside a region, in the region's space."""
+    cdef UnitSpace space
     dims_of(region, a)
-    make_frame(&frame, dims_of(region, b), &region[0])
-    return box_volume(&frame, &a[0]), box_margin(&frame, &a[0]), box_overlap(&frame, &a[0], &b[0])
+    make_unit_space(&space, dims_of(region, b), &region[0])
+    return box_volume(&space, &a[0]), box_margin(&space, &a[0]), box_overlap(&space, &a[0], &b[0])
 
 
 cdef int dims_of(const double[::1] a, const double[::1] b) except -1:

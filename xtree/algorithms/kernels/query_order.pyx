@@ -97,21 +97,21 @@ cdef int restore_words(const uint64_t *found, const int64_t *starts, const uint6
 
 def hilbert_order(boxes, int dims, bounds) -> np.ndarray:
     """The row numbers of boxes, float64 (m, 2 * dims), along the curve within `bounds`, float64 (2 * dims,)."""
-    cdef Py_buffer rows, frame
+    cdef Py_buffer rows, region
     cdef uint64_t *order = NULL
     cdef Breath breath
     cdef uint64_t m = borrow(boxes, &rows, 2 * dims * sizeof(double))
     first_breath(&breath, None)
     try:
-        borrow(bounds, &frame, 2 * dims * sizeof(double))
+        borrow(bounds, &region, 2 * dims * sizeof(double))
         try:
             numbers = np.empty(m, dtype=np.int64)
-            order_queries(<const double *>rows.buf, m, dims, True, <const double *>frame.buf, &order, &breath)
+            order_queries(<const double *>rows.buf, m, dims, True, <const double *>region.buf, &order, &breath)
             for i in range(m):
                 (<uint64_t *>data_of(numbers))[i] = order[i]
             return numbers
         finally:
             release(order)
-            PyBuffer_Release(&frame)
+            PyBuffer_Release(&region)
     finally:
         PyBuffer_Release(&rows)

@@ -4,7 +4,7 @@ from libc.math cimport isfinite
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from xtree.algorithms.kernels.box cimport MAX_DIMS, Frame, box_overlap, make_frame
+from xtree.algorithms.kernels.box cimport MAX_DIMS, UnitSpace, box_overlap, make_unit_space
 from xtree.algorithms.bucket cimport Bucket, bounding_box, entry_limit, get_box, history, lower, refs, upper
 from xtree.persistence.base.atomics cimport load_acquire
 from xtree.persistence.base.breath cimport Breath, first_breath, spend
@@ -284,7 +284,7 @@ cdef int _measure_page(LevelFigures *figures, Store store, TreeState state, Node
 
 cdef double _shared_volume(TreeState state, Bucket *b) noexcept nogil:
     """The sum of the volumes that two entries of a page share, as a share of the page's; of large pages a sample's."""
-    cdef Frame frame
+    cdef UnitSpace space
     cdef double region[2 * MAX_DIMS]
     cdef double box[2 * MAX_DIMS]
     cdef double other[2 * MAX_DIMS]
@@ -295,13 +295,13 @@ cdef double _shared_volume(TreeState state, Bucket *b) noexcept nogil:
     if count < 2:
         return 0.0
     bounding_box(&state.g, b, region)
-    make_frame(&frame, state.g.dims, region)
+    make_unit_space(&space, state.g.dims, region)
     for i in range(count):
         get_box(&state.g, b, <int>i, box)
         j = i + 1
         while j < count:
             get_box(&state.g, b, <int>j, other)
-            shared += box_overlap(&frame, box, other)
+            shared += box_overlap(&space, box, other)
             j += step
     return shared * step
 

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
-from xtree.algorithms.queries.accesses cimport LevelAccesses
+from xtree.algorithms.queries.explain cimport LevelAccesses
 from xtree.algorithms.kernels.arrays cimport Arena
 from xtree.algorithms.kernels.box cimport MAX_DIMS
 from xtree.persistence.base.breath cimport Breath

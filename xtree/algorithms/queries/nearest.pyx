@@ -15,7 +15,7 @@ from cpython.buffer cimport PyBuffer_Release
 from libc.math cimport INFINITY, isfinite
 from libc.stdint cimport int64_t, uint64_t
 
-from xtree.algorithms.queries.accesses cimport LevelAccesses, count_page
+from xtree.algorithms.queries.explain cimport LevelAccesses, count_page
 from xtree.algorithms.kernels.arrays cimport (
     Arena, borrow, data_of, keep_arena, raise_no_memory, read_once, require_memory, take_arena,
 )

@@ -6,7 +6,7 @@ A page's entries are tested in one pass over its columns. A directory entry insi
 
 from libc.string cimport memcpy
 
-from xtree.algorithms.queries.accesses cimport count_page
+from xtree.algorithms.queries.explain cimport count_page
 from xtree.algorithms.kernels.arrays cimport raise_no_memory
 from xtree.algorithms.bucket cimport lower, refs, stride, upper
 from xtree.algorithms.kernels.forms cimport SLACK, divide, select

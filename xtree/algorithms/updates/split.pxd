@@ -7,7 +7,7 @@ groups that were scored.
 cimport cython
 from libc.stdint cimport uint64_t
 
-from xtree.algorithms.kernels.box cimport Frame
+from xtree.algorithms.kernels.box cimport UnitSpace
 from xtree.algorithms.bucket cimport Bucket, Geometry
 from xtree.algorithms.kernels.key_sort cimport SortKey
 
@@ -27,12 +27,12 @@ cdef struct Cut:                    # the first `first` entries of an order agai
 cdef class Splitter:
     """The entries of one overfull page, and the working space for its split; reused from split to split."""
 
-    cdef Frame frame                # of all the entries
+    cdef UnitSpace space                # of all the entries
     cdef int dims, count
     cdef int room                   # entries there is space for: the stride of the columns below
     cdef void *block                # one allocation for all that follows
     cdef double *columns            # 2 * dims: the entries' boxes as they are
-    cdef double *units              # 2 * dims: the same in the frame
+    cdef double *units              # 2 * dims: the same in the unit space
     cdef uint64_t *refs
     cdef uint64_t *history
     cdef double *work               # SWEEP_ARRAYS of `room`, by the size of the first group

@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from xtree.algorithms.kernels.box cimport MAX_DIMS, make_frame, to_unit
+from xtree.algorithms.kernels.box cimport MAX_DIMS, make_unit_space, to_unit
 from xtree.algorithms.bucket cimport KIND_DIRECTORY, history, lower, make_geometry, refs, stride
 from xtree.algorithms.kernels.key_sort cimport SortKey, sort, sort_scattered
 from xtree.persistence.base.memory cimport allocate, release
@@ -86,17 +86,17 @@ cdef class Splitter:
         return 0
 
     cdef void measure(self) noexcept nogil:
-        """Sets the frame from the columns, and the columns' image in it."""
+        """Sets the unit space from the columns, and the columns' image in it."""
         cdef int axis, i, column
         cdef double region[2 * MAX_DIMS]
         for axis in range(self.dims):
             region[axis] = least_of(self.columns + axis * self.room, self.count)
             region[self.dims + axis] = most_of(self.columns + (self.dims + axis) * self.room, self.count)
-        make_frame(&self.frame, self.dims, region)
+        make_unit_space(&self.space, self.dims, region)
         for column in range(2 * self.dims):
             axis = column % self.dims
             for i in range(self.count):
-                self.units[column * self.room + i] = to_unit(&self.frame, axis, self.columns[column * self.room + i])
+                self.units[column * self.room + i] = to_unit(&self.space, axis, self.columns[column * self.room + i])
 
     cdef Decision plan(self, const Geometry *g, bint may_stay) noexcept nogil:
         self.plan_topological(g.min_fill)
@@ -145,7 +145,7 @@ cdef class Splitter:
         cdef Cut cut, best
         best = NO_CUT
         for axis in range(self.dims):
-            if common >> axis & 1 and self.frame.scale[axis] > 0.0:
+            if common >> axis & 1 and self.space.scale[axis] > 0.0:
                 self.sort_along(axis, False)
                 self.sweep()
                 cut = least_overlap_cut(self.work, self.room, self.count, least)
@@ -257,10 +257,10 @@ cdef class Splitter:
             work[RIGHT_VOLUME * room + k] = 1.0
             work[SHARED_VOLUME * room + k] = 1.0
         for axis in range(self.dims):
-            if self.frame.scale[axis] > 0.0:
+            if self.space.scale[axis] > 0.0:
                 run_bounds(self.units + axis * room, self.units + (self.dims + axis) * room, self.candidate, n, work,
                            room)
-                accumulate(work, room, n, self.frame.weight[axis])
+                accumulate(work, room, n, self.space.weight[axis])
 
     cdef bint all_equal(self) noexcept nogil:
         cdef int i

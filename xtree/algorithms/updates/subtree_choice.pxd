@@ -3,7 +3,7 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
-from xtree.algorithms.kernels.box cimport Frame
+from xtree.algorithms.kernels.box cimport UnitSpace
 from xtree.algorithms.bucket cimport Bucket
 from xtree.algorithms.kernels.key_sort cimport SortKey
 from xtree.persistence.store.store cimport Store
@@ -14,7 +14,7 @@ from xtree.algorithms.tree_state cimport TreeState
 cdef class SubtreeChooser:
     cdef Store store
     cdef TreeState state
-    cdef Frame frame                # of the page whose entries are being compared
+    cdef UnitSpace space                # of the page whose entries are being compared
     cdef int room                   # entries there is space for
     cdef void *block                # one allocation for all that follows
     cdef double *measures           # MEASURES arrays of `room`, one value an entry

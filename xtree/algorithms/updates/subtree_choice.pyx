@@ -14,7 +14,7 @@ from libc.string cimport memcpy
 
 from xtree.algorithms.kernels.arrays cimport raise_no_memory
 from xtree.algorithms.kernels.box cimport (
-    MAX_DIMS, box_margin, box_volume, boxes_equal, copy_box, extend_box, make_frame,
+    MAX_DIMS, box_margin, box_volume, boxes_equal, copy_box, extend_box, make_unit_space,
 )
 from xtree.algorithms.bucket cimport Geometry, get_box, lower, refs, stride, upper
 from xtree.algorithms.kernels.key_sort cimport SortKey, sort
@@ -30,7 +30,7 @@ cdef enum:
     BATCH = 32                      # entries whose overlap is added up before it is looked at
     LEAST_ROOM = 128
     DENSE = 8                       # of so many entries more than one is a hit: then all are measured at once
-    # Arrays of measures, taken in the frame of the page.
+    # Arrays of measures, taken in the unit space of the page.
     VOLUME = 0
     ENLARGEMENT = 1                 # of the volume
     GROWTH = 2                      # of the margin
@@ -79,8 +79,8 @@ cdef class SubtreeChooser:
             raise_empty_directory(b.node_id)
         if hit_count > 0:
             return self.choose_containing(b, hit_count, id, region)
-        make_frame(&self.frame, g.dims, region)
-        measure_entries(&self.frame, lower(g, b, 0), stride(g, b), b.count, box, self.measures, self.room)
+        make_unit_space(&self.space, g.dims, region)
+        measure_entries(&self.space, lower(g, b, 0), stride(g, b), b.count, box, self.measures, self.room)
         return self.choose_by_overlap(b, box) if b.level == 1 else self.cheapest(b)
 
     cdef int find_containing(self, Bucket *b, const double *box) except -1 nogil:
@@ -167,15 +167,15 @@ cdef class SubtreeChooser:
         cdef double *margin = self.measures + MARGIN * self.room
         cdef double entry_box[2 * MAX_DIMS]
         cdef int entry, i
-        make_frame(&self.frame, g.dims, region)
+        make_unit_space(&self.space, g.dims, region)
         if hit_count > <int>b.count // DENSE:
-            measure_all(&self.frame, lower(g, b, 0), stride(g, b), b.count, volume, margin)
+            measure_all(&self.space, lower(g, b, 0), stride(g, b), b.count, volume, margin)
             return
         for i in range(hit_count):
             entry = <int>self.hits[i]
             get_box(g, b, entry, entry_box)
-            volume[entry] = box_volume(&self.frame, entry_box)
-            margin[entry] = box_margin(&self.frame, entry_box) if volume[entry] == 0.0 else 0.0
+            volume[entry] = box_volume(&self.space, entry_box)
+            margin[entry] = box_margin(&self.space, entry_box) if volume[entry] == 0.0 else 0.0
 
     cdef int choose_by_overlap(self, Bucket *b, const double *box) except -1 nogil:
         """The entry whose overlap with the others grows least, of those enlarged least.
@@ -234,7 +234,7 @@ cdef class SubtreeChooser:
         set_test(&intersects, g, b, grown + g.dims, grown)
         hit_count = <int>select(&intersects, g.dims, b.count, self.entries, self.hits)
         while start < hit_count and total < least:
-            total += growth_with(&self.frame, lower(g, b, 0), stride(g, b), self.hits + start,
+            total += growth_with(&self.space, lower(g, b, 0), stride(g, b), self.hits + start,
                                  min(hit_count - start, <int>BATCH), entry, own, grown)
             start += BATCH
         return total
@@ -271,11 +271,11 @@ cdef int compare_costs(const double *measures, int room, int entry, int other) n
     return 0
 
 
-cdef void measure_entries(const Frame *frame, const double *columns, int step, int count, const double *box,
+cdef void measure_entries(const UnitSpace *space, const double *columns, int step, int count, const double *box,
                           double *measures, int room) noexcept nogil:
     """Volume, enlargement and growth of every entry of a page."""
     cdef int axis, i
-    cdef int dims = frame.dims
+    cdef int dims = space.dims
     cdef double shift, scale, weight, box_lower, box_upper, extent, below, above
     cdef double *volume = measures + VOLUME * room
     cdef double *enlarged = measures + ENLARGEMENT * room
@@ -287,11 +287,11 @@ cdef void measure_entries(const Frame *frame, const double *columns, int step, i
         enlarged[i] = 1.0
         growth[i] = 0.0
     for axis in range(dims):
-        if frame.scale[axis] == 0.0:
+        if space.scale[axis] == 0.0:
             continue
-        shift = frame.shift[axis]
-        scale = frame.scale[axis]
-        weight = frame.weight[axis]
+        shift = space.shift[axis]
+        scale = space.scale[axis]
+        weight = space.weight[axis]
         box_lower = box[axis] * shift
         box_upper = box[dims + axis] * shift
         low = columns + axis * step
@@ -310,7 +310,7 @@ cdef void measure_entries(const Frame *frame, const double *columns, int step, i
         enlarged[i] -= volume[i]
 
 
-cdef void measure_all(const Frame *frame, const double *columns, int step, int count, double *volume,
+cdef void measure_all(const UnitSpace *space, const double *columns, int step, int count, double *volume,
                       double *margin) noexcept nogil:
     """Volume of every entry of a page, and the margin of those that have none."""
     cdef int axis, i
@@ -320,14 +320,14 @@ cdef void measure_all(const Frame *frame, const double *columns, int step, int c
     for i in range(count):
         volume[i] = 1.0
         margin[i] = 0.0
-    for axis in range(frame.dims):
-        if frame.scale[axis] == 0.0:
+    for axis in range(space.dims):
+        if space.scale[axis] == 0.0:
             continue
-        shift = frame.shift[axis]
-        scale = frame.scale[axis]
-        weight = frame.weight[axis]
+        shift = space.shift[axis]
+        scale = space.scale[axis]
+        weight = space.weight[axis]
         low = columns + axis * step
-        high = columns + (frame.dims + axis) * step
+        high = columns + (space.dims + axis) * step
         for i in range(count):
             extent = (high[i] * shift - low[i] * shift) * scale
             volume[i] *= extent
@@ -336,7 +336,7 @@ cdef void measure_all(const Frame *frame, const double *columns, int step, int c
         margin[i] = margin[i] if volume[i] == 0.0 else 0.0
 
 
-cdef double growth_with(const Frame *frame, const double *columns, int step, const uint64_t *others, int n, int entry,
+cdef double growth_with(const UnitSpace *space, const double *columns, int step, const uint64_t *others, int n, int entry,
                         const double *own, const double *grown) noexcept nogil:
     """The growth of an entry's overlap with up to BATCH others.
 
@@ -346,7 +346,7 @@ cdef double growth_with(const Frame *frame, const double *columns, int step, con
     cdef double before[BATCH]
     cdef double after[BATCH]
     cdef double total = 0.0
-    cdef int dims = frame.dims
+    cdef int dims = space.dims
     cdef int axis, i
     cdef const double *low
     cdef const double *high
@@ -355,28 +355,28 @@ cdef double growth_with(const Frame *frame, const double *columns, int step, con
         before[i] = 1.0
         after[i] = 1.0
     for axis in range(dims):
-        if frame.scale[axis] == 0.0:
+        if space.scale[axis] == 0.0:
             continue
         low = columns + axis * step
         high = columns + (dims + axis) * step
         if own[axis] == grown[axis] and own[dims + axis] == grown[dims + axis]:
-            share_axis(frame, axis, low, high, others, n, own, unchanged)
+            share_axis(space, axis, low, high, others, n, own, unchanged)
         else:
-            share_axis(frame, axis, low, high, others, n, own, before)
-            share_axis(frame, axis, low, high, others, n, grown, after)
+            share_axis(space, axis, low, high, others, n, own, before)
+            share_axis(space, axis, low, high, others, n, grown, after)
     for i in range(n):
         total += unchanged[i] * (after[i] - before[i])
     return total
 
 
-cdef void share_axis(const Frame *frame, int axis, const double *low, const double *high, const uint64_t *entries,
+cdef void share_axis(const UnitSpace *space, int axis, const double *low, const double *high, const uint64_t *entries,
                      int n, const double *box, double *shared) noexcept nogil:
     """Takes one axis into the volumes that entries share with a box."""
     cdef int i
-    cdef double shift = frame.shift[axis]
-    cdef double scale = frame.scale[axis]
+    cdef double shift = space.shift[axis]
+    cdef double scale = space.scale[axis]
     cdef double box_lower = box[axis] * shift
-    cdef double box_upper = box[frame.dims + axis] * shift
+    cdef double box_upper = box[space.dims + axis] * shift
     cdef double least, most, extent
     for i in range(n):
         least = low[entries[i]] * shift

@@ -37,11 +37,11 @@ CRASH_POINTS: tuple[str, ...] = (
     "create.manifest_saved",
     "create.superblock_synced",
     # the next log: made in the background, and taken into use between two commits
-    "journal.spare_filled",
-    "journal.spare_listed",
-    "journal.log_closed",
+    "log.spare_filled",
+    "log.spare_listed",
+    "log.closed",
     # a commit
-    "journal.log_opened",
+    "log.opened",
     "commit.prepared",
     "commit.before_append",
     "commit.appended",

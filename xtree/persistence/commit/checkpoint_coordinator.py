@@ -25,7 +25,7 @@ from xtree.persistence.base.threads import start_worker
 from xtree.persistence.commit.checkpointer import Checkpointer, OnError
 from xtree.persistence.commit.commit_queue import CommitQueue, Request, carry, outcome_of, uninterrupted
 from xtree.persistence.commit.delta import deltas_of
-from xtree.persistence.commit.journal import Journal
+from xtree.persistence.commit.index_files import IndexFiles
 from xtree.persistence.files.frame import frame_bytes
 from xtree.persistence.files.open_directory import OpenDirectory
 from xtree.persistence.files.platform_fs import SyncFailedError
@@ -77,13 +77,13 @@ class Counters:
 
 
 class Coordinator:
-    """Owns the journal while the store is open for writing. submit_* may be called from any thread."""
+    """Owns the index files while the store is open for writing. submit_* may be called from any thread."""
 
     def __init__(
-        self, store: Store, journal: Journal, following_epoch: int, clock: Clock, on_error: OnError | None
+        self, store: Store, index_files: IndexFiles, following_epoch: int, clock: Clock, on_error: OnError | None
     ) -> None:
         self.store = store
-        self.journal = journal
+        self.index_files = index_files
         self.following_epoch = following_epoch
         self.durable_epoch = store.published.epoch
         self.counters = Counters()
@@ -93,14 +93,14 @@ class Coordinator:
         self._next_group_at = clock.now()  # when the window of the group before has passed
         self.sync_at: float | None = None  # when the frames that wait for a sync must get it; None: there are none
         self._thread: Worker | None = None
-        self._start = RankedLock(STARTING)
-        self.turn_lock = RankedLock(TURN)  # held by who writes to the journal: the leader, or a thread that commits alone
-        self.waits_for_turn = journal.config.durability == "eventual"
-        self._carries_alone = journal.config.durability != "strict" and not journal.config.group_window_ms
+        self._start_lock = RankedLock(STARTING)
+        self.turn_lock = RankedLock(TURN)  # held by who writes to the log: the leader, or a thread that commits alone
+        self.waits_for_turn = index_files.config.durability == "eventual"
+        self._carries_alone = index_files.config.durability != "strict" and not index_files.config.group_window_ms
         self.checkpointer = Checkpointer(self, clock, on_error)
-        journal.data_files.report_failed_sync = self.poison
-        if isinstance(journal.directory, OpenDirectory):
-            journal.directory.report_lost = self.poison
+        index_files.data_files.report_failed_sync = self.poison
+        if isinstance(index_files.directory, OpenDirectory):
+            index_files.directory.report_lost = self.poison
 
     # Called by users' threads.
 
@@ -117,7 +117,7 @@ class Coordinator:
 
     def submit_checkpoint(self) -> None:
         """Has a checkpoint taken of all that is committed, and waits for it; does nothing when there is one."""
-        if self.store.published.epoch != self.journal.checkpoint_epoch:
+        if self.store.published.epoch != self.index_files.checkpoint_epoch:
             self._ensure_leader()
             self.checkpointer.request()
 
@@ -164,34 +164,34 @@ class Coordinator:
 
     def stats(self) -> dict[str, Any]:
         """Counters, the log and the last failure, as a dict."""
-        writer = self.journal.log
+        writer = self.index_files.log
         return {
             **vars(self.counters),
             **self.checkpointer.stats(),
             "waiting": self._queue.waiting + self._queue.carried,
             "durable_epoch": self.durable_epoch,
-            "checkpoint_epoch": self.journal.checkpoint_epoch,
+            "checkpoint_epoch": self.index_files.checkpoint_epoch,
             "log_bytes": 0 if writer is None else writer.bytes_since_start,
-            "logs": len(self.journal.manifest.logs),
+            "logs": len(self.index_files.manifest.logs),
             "failure": None if self.failure is None else str(self.failure),
         }
 
     @property
     def _finished(self) -> bool:
         """Whether the directory is as a clean close leaves it: a checkpoint of the current epoch, and no log."""
-        return not self.journal.manifest.logs and self.store.published.epoch == self.journal.checkpoint_epoch
+        return not self.index_files.manifest.logs and self.store.published.epoch == self.index_files.checkpoint_epoch
 
     def _ensure_leader(self) -> None:
         if self._thread is None:
             uninterrupted(self._start_threads)
 
     def _start_threads(self) -> None:
-        with self._start:
+        with self._start_lock:
             self.checkpointer.start()
         self._start_leader()
 
     def _start_leader(self) -> None:
-        with self._start:
+        with self._start_lock:
             if self._thread is None:
                 self._thread = start_worker(self._lead, "xtree-leader")
 
@@ -238,11 +238,11 @@ class Coordinator:
         Comes back with nothing when the sync of what was written before is due.
         """
         requests += self._queue.take(self._seconds_until(self.sync_at))
-        if self.journal.config.group_window_ms and self.journal.config.durability != "eventual":
+        if self.index_files.config.group_window_ms and self.index_files.config.durability != "eventual":
             while requests and all(request.what == "commit" for request in requests):
                 wait = self._seconds_until(self._next_group_at)
                 if not wait:
-                    self._next_group_at = self._clock.now() + self.journal.config.group_window_ms / 1000
+                    self._next_group_at = self._clock.now() + self.index_files.config.group_window_ms / 1000
                     break
                 requests += self._queue.take(wait)
 
@@ -285,17 +285,17 @@ class Coordinator:
 
     def plan(self, request: Request) -> Group | None:
         """A group of one commit that a user's thread may write; None when there is something for the leader to do."""
-        writer = self.journal.log
+        writer = self.index_files.log
         if (
             writer is None
             or self.failure is not None
-            or self.journal.data_files.manifest_needed
-            or self.journal.rotation_due
-            or self.following_epoch >= self.journal.superblock.value.epoch_ceiling
+            or self.index_files.data_files.manifest_needed
+            or self.index_files.rotation_due
+            or self.following_epoch >= self.index_files.superblock.value.epoch_ceiling
             or not request.write_set.founded
         ):
             return None
-        self.journal.require_own()
+        self.index_files.require_own()
         group = self._group_of([request], writer.number)
         if not writer.has_room(group.bytes):
             return None
@@ -308,18 +308,18 @@ class Coordinator:
             raise StoreFailedError(f"{self.store.path} failed earlier: {self.failure}")
         for request in requests:
             request.write_set.require_foundation()
-        journal = self.journal
-        journal.require_own()
+        index_files = self.index_files
+        index_files.require_own()
         with self.poisoning_failed_syncs():
-            journal.raise_ceiling(self.following_epoch + len(requests) - 1)
-            if journal.data_files.manifest_needed:
-                journal.save_manifest()
+            index_files.raise_ceiling(self.following_epoch + len(requests) - 1)
+            if index_files.data_files.manifest_needed:
+                index_files.save_manifest()
             try:
                 group = self._with_room(requests)
             except SyncFailedError:
                 raise
             except OSError as error:
-                if error.errno != errno.ENOSPC or not journal.manifest.logs:
+                if error.errno != errno.ENOSPC or not index_files.manifest.logs:
                     raise
                 self._make_room()
                 group = self._with_room(requests)
@@ -338,8 +338,8 @@ class Coordinator:
 
     def _log_for(self, size: int) -> LogWriter:
         """The log for a frame of so many bytes; what the one before holds is on the disk if that is another one."""
-        before = self.journal.log
-        writer = self.journal.log_for(size, self.durable_epoch)
+        before = self.index_files.log
+        writer = self.index_files.log_for(size, self.durable_epoch)
         if before is not None and writer is not before:
             self.durable_epoch = max(self.durable_epoch, before.last_epoch)
         return writer
@@ -347,12 +347,12 @@ class Coordinator:
     def _make_room(self) -> None:
         """On a full disk the room for the log comes from checkpoints, which let older logs go."""
         self.checkpointer.give_back_spare()
-        for _ in range(self.journal.config.checkpoints_kept):
+        for _ in range(self.index_files.config.checkpoints_kept):
             self.checkpointer.take_here("full disk")
 
     def _group_of(self, requests: list[Request], log_number: int) -> Group:
         """The parts of a frame for the log of a number; changes nothing."""
-        store, files = self.store, self.journal.data_files.file_of_window
+        store, files = self.store, self.index_files.data_files.file_of_window
         epoch = self.following_epoch
         changes: dict[str, Any] = requests[0].changes
         if len(requests) > 1:
@@ -378,8 +378,8 @@ class Coordinator:
         What the frame carries no payload of has been flushed before: everything in strict, large pages in balanced. It
         may be begun again after an interrupt: every step then does again what it did, or nothing.
         """
-        mode = self.journal.config.durability
-        writer = self.journal.log
+        mode = self.index_files.config.durability
+        writer = self.index_files.log
         assert writer is not None
         first_epoch, last_epoch = group.commits[0][1], group.commits[-1][1]
         self.following_epoch = last_epoch + 1
@@ -402,12 +402,12 @@ class Coordinator:
             writer.sync()
             reach("commit.synced")
         if mode == "strict":
-            self.journal.publish_superblock(sync=True, epoch=last_epoch, durable_epoch=last_epoch)
+            self.index_files.publish_superblock(sync=True, epoch=last_epoch, durable_epoch=last_epoch)
             reach("commit.superblock_synced")
         if mode != "eventual":
             self.durable_epoch = last_epoch
         elif self.sync_at is None:
-            self.sync_at = self._clock.now() + self.journal.config.sync_interval_ms / 1000
+            self.sync_at = self._clock.now() + self.index_files.config.sync_interval_ms / 1000
         if group.commits[0][0].status == "queued":
             self.store.publish(group.commits, group.catalog)
         reach("commit.published")
@@ -422,7 +422,7 @@ class Coordinator:
         counters.commits += len(group.requests)
         counters.groups += 1
         counters.wal_bytes += group.bytes
-        counters.wal_syncs += self.journal.config.durability != "eventual"
+        counters.wal_syncs += self.index_files.config.durability != "eventual"
         counters.commit_seconds += time.perf_counter() - group.started
         for request, (_, epoch) in zip(group.requests, group.commits):
             request.finish(epoch)
@@ -446,7 +446,7 @@ class Coordinator:
             return
         try:
             self.sync_log(self.turn_lock)
-            self.journal.publish_superblock(sync=False, epoch=self.durable_epoch, durable_epoch=self.durable_epoch)
+            self.index_files.publish_superblock(sync=False, epoch=self.durable_epoch, durable_epoch=self.durable_epoch)
             reach("sync.superblock_written")
             self.checkpointer.reclaimer.run(self.durable_epoch)
         except OSError as error:
@@ -461,7 +461,7 @@ class Coordinator:
         """Every commit so far is on the disk when this returns. turn: to be taken, unless it is held."""
         with turn:
             self.sync_at = None
-            writer = self.journal.log
+            writer = self.index_files.log
             if writer is None or writer.synced:
                 return
             last_epoch, end = writer.last_epoch, writer.begin_sync()
@@ -491,32 +491,32 @@ class Coordinator:
         the superblock says so the logs stay: without any, the next open would take this one's end for a clean close.
         """
         with self.poisoning_failed_syncs():
-            self.journal.sync_last_log()
+            self.index_files.sync_last_log()
             reach("recovery.log_synced")
-            self.journal.superblock.sync()
+            self.index_files.superblock.sync()
         self.checkpointer.take_here("recovery", collect=False)
         with self.poisoning_failed_syncs():
-            self.journal.publish_superblock(sync=True, epoch=self.following_epoch - 1)
+            self.index_files.publish_superblock(sync=True, epoch=self.following_epoch - 1)
 
     def _finish(self) -> None:
         """A clean close: nothing is left to replay, and the files end where their last page ends."""
-        journal, store = self.journal, self.store
-        had_spare = journal.drop_spare()
+        index_files, store = self.index_files, self.store
+        had_spare = index_files.drop_spare()
         if self._finished and not had_spare:
             return
         with self.poisoning_failed_syncs():
-            for _ in range(journal.config.checkpoints_kept):  # one epoch, until the oldest one kept covers every log
+            for _ in range(index_files.config.checkpoints_kept):  # one epoch, until the oldest kept covers every log
                 if not self._finished:
                     self.checkpointer.take_here("close")
             store.make_ready()  # the allocator knows where each file's last page ends
-            trimmed = journal.data_files.trim(store.allocator.top_bytes)
+            trimmed = index_files.data_files.trim(store.allocator.top_bytes)
             reach("close.trimmed")
-            journal.save_manifest()
+            index_files.save_manifest()
             reach("close.manifest_saved")
             if had_spare:
-                journal.remove_unlisted()
+                index_files.remove_unlisted()
             store.windows.unmap_all()
-            journal.data_files.cut(trimmed)
+            index_files.data_files.cut(trimmed)
 
     @contextlib.contextmanager
     def poisoning_failed_syncs(self) -> Iterator[None]:

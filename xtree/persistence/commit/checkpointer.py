@@ -5,8 +5,8 @@ of its last epoch are copied. `complete` reads top to bottom and runs in the che
 write the checkpoint, the manifest, the superblock, collect garbage. A slot that is used again meanwhile was retired by
 a later commit, and the log that says so is kept.
 
-One checkpoint at a time. Its place (`_place`) is taken in `begin` and given back by `complete`, and no log is made
-ahead meanwhile; whoever holds it never waits for the leader, so the leader may wait for it.
+One checkpoint at a time. `begin` takes the checkpoint lock, `complete` gives it back, and no log is made ahead
+meanwhile. Whoever holds it never waits for the leader, so the leader may wait for it.
 
 A failed sync poisons. Any other failure is counted, logged, handed to those who asked and to the user's callback, and
 what was due is tried again after a pause.
@@ -32,7 +32,7 @@ from xtree.persistence.base.threads import start_worker
 from xtree.persistence.commit.backpressure import Backpressure
 from xtree.persistence.commit.checkpoint_policy import CheckpointPolicy, Pause
 from xtree.persistence.commit.commit_queue import CommitQueue, Request
-from xtree.persistence.commit.journal import Journal
+from xtree.persistence.commit.index_files import IndexFiles
 from xtree.persistence.commit.reclaimer import Reclaimer
 from xtree.persistence.files import checkpoint as checkpoints
 from xtree.persistence.files.filenames import checkpoint_name
@@ -81,7 +81,7 @@ class Leader(Protocol):
     """
 
     store: Store
-    journal: Journal
+    index_files: IndexFiles
     failure: BaseException | None
     following_epoch: int
     durable_epoch: int
@@ -105,15 +105,15 @@ class Checkpointer:
         self.reclaimer = Reclaimer(coordinator.store)
         self._coordinator = coordinator
         self._store = coordinator.store
-        self._journal = coordinator.journal
+        self.index_files = coordinator.index_files
         self._clock = clock
         self._on_error = on_error
-        self._policy = CheckpointPolicy(coordinator.journal.config, clock)
+        self._policy = CheckpointPolicy(coordinator.index_files.config, clock)
         self._backpressure = Backpressure(
-            self._journal.config, clock, lambda: self._journal.uncovered_bytes, self._demand
+            self.index_files.config, clock, lambda: self.index_files.uncovered_bytes, self._demand
         )
         self._queue = CommitQueue(clock)
-        self._place = threading.Lock()
+        self._checkpoint_lock = threading.Lock()
         self._thread: Worker | None = None
         self._unaware = True  # the thread waits for the first commit that no checkpoint holds
         self._reclaiming = False  # the thread looks at retired pages now and then
@@ -136,7 +136,7 @@ class Checkpointer:
 
         Raises TimeoutError, ClosedError, StoreFailedError.
         """
-        if self._journal.uncovered_bytes >= self._backpressure.slow_from and rank_held() == FREE:
+        if self.index_files.uncovered_bytes >= self._backpressure.slow_from and rank_held() == FREE:
             self._backpressure.wait_for_room(timeout, self._store.require_writable, lambda: self.last_error)
 
     def call(self, function: Callable[[], T]) -> T:
@@ -165,10 +165,10 @@ class Checkpointer:
         return {
             **vars(self.counters),
             "last_checkpoint_error": None if self.last_error is None else str(self.last_error),
-            "log_bytes_since_checkpoint": self._journal.uncovered_bytes,
+            "log_bytes_since_checkpoint": self.index_files.uncovered_bytes,
             "commits_since_checkpoint": self._policy.epochs,
-            "logs_rotated": self._journal.rotations,
-            "logs_collected": self._journal.logs_collected,
+            "logs_rotated": self.index_files.rotations,
+            "logs_collected": self.index_files.logs_collected,
             **self._backpressure.stats(),
             **self.reclaimer.stats(),
         }
@@ -177,13 +177,13 @@ class Checkpointer:
 
     def committed(self, epochs: int) -> None:
         """Notes commits, and wakes the thread when there is something new for it to do or to wait for."""
-        policy, journal = self._policy, self._journal
+        policy, index_files = self._policy, self.index_files
         policy.committed(epochs)
-        log_bytes = journal.uncovered_bytes
+        log_bytes = index_files.uncovered_bytes
         if (
             self._unaware
-            or (journal.spare_wanted and self._clock.now() >= self._spare_pause.until)
-            or journal.rotations != self._rotations_seen
+            or (index_files.spare_wanted and self._clock.now() >= self._spare_pause.until)
+            or index_files.rotations != self._rotations_seen
             or (not self._reclaiming and self.reclaimer.backlog)
             or (policy.large(log_bytes) and policy.due(log_bytes))
         ):
@@ -200,57 +200,57 @@ class Checkpointer:
 
         Commits that come later go into the next log, which is opened for the first of them.
         """
-        coordinator, journal, store = self._coordinator, self._journal, self._store
+        coordinator, index_files, store = self._coordinator, self.index_files, self._store
         started = time.perf_counter()
-        if not again and store.published.epoch == journal.checkpoint_epoch:
+        if not again and store.published.epoch == index_files.checkpoint_epoch:
             self._policy.began()
             return None
-        self._place.acquire()
+        self._checkpoint_lock.acquire()
         try:
             coordinator.sync_log()
-            journal.close_log()
+            index_files.close_log()
             self._policy.began()
             epoch = store.published.epoch
-            table = store.snapshot_rows(epoch, journal.data_files.file_of_window)
+            table = store.snapshot_rows(epoch, index_files.data_files.file_of_window)
             catalog = store.published.catalog.encode()
             reach("checkpoint.copied")
         except BaseException:
-            self._place.release()
+            self._checkpoint_lock.release()
             raise
-        return Copy(epoch, table, catalog, journal.last_log, started)
+        return Copy(epoch, table, catalog, index_files.last_log, started)
 
     def complete(self, copied: Copy, reason: str, hold_back: bool = True, collect: bool = True) -> None:
-        """The second half, in any thread. Without `hold_back` every log goes that nothing needs; see Journal.keep."""
-        journal = self._journal
+        """The second half, in any thread. Without `hold_back` every log goes that nothing needs: IndexFiles.keep."""
+        index_files = self.index_files
         try:
             with self._coordinator.poisoning_failed_syncs():
                 self._require_healthy()
-                journal.data_files.sync()
+                index_files.data_files.sync()
                 reach("checkpoint.data_synced")
                 self._require_healthy()
                 entry = checkpoints.write(
-                    journal.fs,
-                    journal.directory,
-                    journal.numbers.take(),
-                    journal.manifest.uuid,
+                    index_files.fs,
+                    index_files.directory,
+                    index_files.numbers.take(),
+                    index_files.manifest.uuid,
                     copied.epoch,
                     copied.table,
                     copied.catalog,
-                    journal.data_files.entries(),
+                    index_files.data_files.entries(),
                     copied.last_log,
                 )
                 reach("checkpoint.written")
                 self._require_healthy()
                 try:
-                    journal.keep(entry, self._clock.now(), hold_back, collect)
+                    index_files.keep(entry, self._clock.now(), hold_back, collect)
                 except SyncFailedError:  # after which nothing is written or deleted any more
                     raise
                 except Exception:
-                    journal.discard(checkpoint_name(entry.number))
+                    index_files.discard(checkpoint_name(entry.number))
                     raise
                 reach("checkpoint.manifest_saved")
                 self._require_healthy()
-                journal.publish_superblock(
+                index_files.publish_superblock(
                     sync=True,
                     epoch=copied.epoch,
                     durable_epoch=copied.epoch,
@@ -258,10 +258,10 @@ class Checkpointer:
                 )
                 reach("checkpoint.superblock_synced")
                 self._require_healthy()
-                journal.remove_unlisted()
+                index_files.remove_unlisted()
                 reach("checkpoint.garbage_removed")
         finally:
-            self._place.release()
+            self._checkpoint_lock.release()
         self._count(reason, time.perf_counter() - copied.started)
 
     def take_here(self, reason: str, collect: bool = True) -> None:
@@ -280,11 +280,11 @@ class Checkpointer:
 
     def give_back_spare(self) -> None:
         """Deletes the log made ahead, if there is one, and makes none for a while. Between two groups."""
-        with self._place, self._coordinator.poisoning_failed_syncs():
-            if self._journal.drop_spare():
+        with self._checkpoint_lock, self._coordinator.poisoning_failed_syncs():
+            if self.index_files.drop_spare():
                 self._spare_pause.failed(self._clock.now())
-                self._journal.save_manifest()
-                self._journal.remove_unlisted()
+                self.index_files.save_manifest()
+                self.index_files.remove_unlisted()
 
     def _require_healthy(self) -> None:
         """Raises StoreFailedError once the store is poisoned: nothing is written then."""
@@ -349,20 +349,20 @@ class Checkpointer:
 
     def _look(self) -> None:
         """Does what is due."""
-        journal = self._journal
+        index_files = self.index_files
         now = self._clock.now()
-        number = 0 if journal.log is None else journal.log.number
+        number = 0 if index_files.log is None else index_files.log.number
         if number != self._log_number:
             self._log_number, self._log_since = number, now
-        journal.log_aged = number != 0 and now >= self._log_since + journal.config.wal_rotate_age_s
-        if journal.spare_wanted and now >= self._spare_pause.until:
+        index_files.log_aged = number != 0 and now >= self._log_since + index_files.config.wal_rotate_age_s
+        if index_files.spare_wanted and now >= self._spare_pause.until:
             self._make_spare()
-        reason = self._policy.due(journal.uncovered_bytes)
+        reason = self._policy.due(index_files.uncovered_bytes)
         if reason is not None:
             self._take(reason, [])
-        if journal.rotations != self._rotations_seen:
-            self._rotations_seen = journal.rotations
-            if journal.config.gc_on_rotate:
+        if index_files.rotations != self._rotations_seen:
+            self._rotations_seen = index_files.rotations
+            if index_files.config.gc_on_rotate:
                 self._collect_logs()
         self.reclaimer.run(self._coordinator.durable_epoch)
         self._reclaiming = self.reclaimer.backlog > 0
@@ -389,18 +389,18 @@ class Checkpointer:
 
     def _relieve(self, error: BaseException) -> None:
         """On a full disk the log made ahead gives way to the next checkpoint."""
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC and self._journal.spare is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and self.index_files.spare is not None:
             try:
                 self._coordinator.between_groups(self.give_back_spare)
             except Exception as second:
                 self._report("deleting the next log", second)
 
     def _make_spare(self) -> None:
-        """Makes the next log. With the place: a leader that looks for room meanwhile mustn't open a later one first."""
+        """Makes the next log, with the checkpoint lock: a leader that needs room mustn't open a later one first."""
         try:
-            with self._place, self._coordinator.poisoning_failed_syncs():
-                if self._journal.spare_wanted:
-                    self.counters.spares_made += self._journal.make_spare()
+            with self._checkpoint_lock, self._coordinator.poisoning_failed_syncs():
+                if self.index_files.spare_wanted:
+                    self.counters.spares_made += self.index_files.make_spare()
             self._spare_pause.succeeded()
         except Exception as error:  # no commit depends on it: the open log is extended
             self.counters.spare_failures += 1
@@ -409,8 +409,8 @@ class Checkpointer:
 
     def _collect_logs(self) -> None:
         try:
-            with self._place, self._coordinator.poisoning_failed_syncs():
-                self._journal.collect_logs(self._clock.now())
+            with self._checkpoint_lock, self._coordinator.poisoning_failed_syncs():
+                self.index_files.collect_logs(self._clock.now())
         except Exception as error:  # the next checkpoint tries again
             self._report("deleting logs", error)
 
@@ -428,15 +428,15 @@ class Checkpointer:
         """Until the next moment at which something may be due without a commit; None: there is none."""
         if self._coordinator.failure is not None:
             return None
-        journal, now = self._journal, self._clock.now()
+        index_files, now = self.index_files, self._clock.now()
         self._unaware = True  # also for a commit that comes now
-        look = self._policy.next_look(journal.uncovered_bytes)
+        look = self._policy.next_look(index_files.uncovered_bytes)
         self._unaware = look is None
         moments = [look]
-        if journal.spare_wanted:
+        if index_files.spare_wanted:
             moments.append(self._spare_pause.until)
-        if self._log_number and not journal.log_aged:
-            moments.append(self._log_since + journal.config.wal_rotate_age_s)
+        if self._log_number and not index_files.log_aged:
+            moments.append(self._log_since + index_files.config.wal_rotate_age_s)
         if self._reclaiming:
             moments.append(now + RECLAIM_INTERVAL_S)
         known = [moment for moment in moments if moment is not None]

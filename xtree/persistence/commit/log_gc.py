@@ -3,7 +3,7 @@
 A log may go once its last epoch isn't above that of the oldest checkpoint kept: recovery from any of them then begins
 behind it. While fewer checkpoints are there than are kept, the empty index counts as the oldest. The knobs of Config
 let logs stay longer than that, never shorter. What goes leaves the manifest first, and the directory once that manifest
-is durable (Journal).
+is durable (IndexFiles).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence.commit.journal import Journal, closed_log
+from xtree.persistence.commit.index_files import IndexFiles, closed_log
 from xtree.persistence.files import checkpoint as checkpoints
 from xtree.persistence.files import filenames
 from xtree.persistence.files.manifest import LogEntry
@@ -28,52 +28,53 @@ class Flaw(NamedTuple):
     error: CorruptionError | FormatVersionError
 
 
-def file_flaws(journal: Journal, after_crash: bool) -> Iterator[Flaw]:
-    """What is wrong with the files of a journal in use, one after the other.
+def file_flaws(index_files: IndexFiles, after_crash: bool) -> Iterator[Flaw]:
+    """What is wrong with the files of an index in use, one after the other.
 
     after_crash: the open found the index as a crash leaves it, with one copy of the superblock torn maybe. Raises
     OSError.
     """
     try:
-        journal.superblock.verify(after_crash)
+        index_files.superblock.verify(after_crash)
     except (CorruptionError, FormatVersionError) as error:
         yield Flaw("superblock", filenames.SUPERBLOCK, error)
     try:
-        journal.verify_manifest()
+        index_files.verify_manifest()
     except (CorruptionError, FormatVersionError) as error:
         yield Flaw("manifest", filenames.MANIFEST, error)
-    for kept in journal.manifest.checkpoints:
+    for kept in index_files.manifest.checkpoints:
         name = filenames.checkpoint_name(kept.number)
         try:
-            checkpoints.read(journal.fs, journal.directory, kept, journal.manifest.uuid)
+            checkpoints.read(index_files.fs, index_files.directory, kept, index_files.manifest.uuid)
         except FileNotFoundError:
-            if kept in journal.manifest.checkpoints:
-                yield Flaw("checkpoint", name, _missing(journal, name))
+            if kept in index_files.manifest.checkpoints:
+                yield Flaw("checkpoint", name, _missing(index_files, name))
         except (CorruptionError, FormatVersionError) as error:
             yield Flaw("checkpoint", name, error)
-    writer = journal.log  # before the list: what is written to it since has no end there, and need not have one
+    writer = index_files.log  # before the list: what is written to it since has no end there, and need not have one
     written = (0, 0) if writer is None else (writer.number, writer.end_offset)
-    for entry in journal.manifest.logs:
+    for entry in index_files.manifest.logs:
         name = filenames.log_name(entry.number)
         try:
-            _verify_log(journal, entry, written[1] if entry.number == written[0] else 0)
+            _verify_log(index_files, entry, written[1] if entry.number == written[0] else 0)
         except FileNotFoundError:
-            if any(log.number == entry.number for log in journal.manifest.logs):
-                yield Flaw("log", name, _missing(journal, name))
+            if any(log.number == entry.number for log in index_files.manifest.logs):
+                yield Flaw("log", name, _missing(index_files, name))
         except (CorruptionError, FormatVersionError) as error:
             yield Flaw("log", name, error)
 
 
-def _missing(journal: Journal, name: str) -> CorruptionError:
-    path = path_in(journal.directory, name)
+def _missing(index_files: IndexFiles, name: str) -> CorruptionError:
+    path = path_in(index_files.directory, name)
     return CorruptionError(f"{path}: expected a file that the manifest lists, found none")
 
 
-def _verify_log(journal: Journal, entry: LogEntry, written: int) -> None:
+def _verify_log(index_files: IndexFiles, entry: LogEntry, written: int) -> None:
     """One log up to its recorded end, or at least as far as it had been written to. Raises CorruptionError."""
-    path = path_in(journal.directory, filenames.log_name(entry.number))
+    path = path_in(index_files.directory, filenames.log_name(entry.number))
     end = None if entry.closed is None else entry.closed.end_offset
-    with contextlib.closing(read_log(journal.fs, path, journal.manifest.uuid, entry.number, recorded_end=end)) as log:
+    uuid = index_files.manifest.uuid
+    with contextlib.closing(read_log(index_files.fs, path, uuid, entry.number, recorded_end=end)) as log:
         _require_zeros_between(log)
         if entry.closed is not None and closed_log(log.end) != entry.closed:
             raise CorruptionError(

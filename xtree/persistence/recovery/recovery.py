@@ -11,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence.base.config import Config
 from xtree.persistence.base.crash_points import reach
-from xtree.persistence.commit.journal import FileNumbers, Journal, closed_log
+from xtree.persistence.base.progress import Progress
+from xtree.persistence.commit.index_files import FileNumbers, IndexFiles, closed_log
 from xtree.persistence.files import checkpoint as checkpoints
 from xtree.persistence.files import filenames
 from xtree.persistence.files.data_files import IN_MEMORY, DataFiles
@@ -33,11 +34,9 @@ from xtree.persistence.pages.file_places import FilePlaces
 from xtree.persistence.pages.mmap_windows import Windows
 from xtree.persistence.pages.object_table import ObjectTable
 from xtree.persistence.pages.stored_table import restore_table
+from xtree.persistence.recovery.manifest_rebuild import rebuild_manifest
 from xtree.persistence.recovery.replay import Replay
-from xtree.persistence.recovery.scan import scan_directory
 from xtree.persistence.store.catalog import Catalog
-
-Progress = Callable[[int, int], object]  # bytes read so far, bytes to read in all
 
 
 @dataclass
@@ -91,7 +90,7 @@ class RecoveryReport:
 class Recovered:
     """What the store is assembled from."""
 
-    journal: Journal
+    index_files: IndexFiles
     table: ObjectTable
     catalog: Catalog
     epoch: int
@@ -153,7 +152,7 @@ def recover(
     except BaseException:
         superblock.close()
         raise
-    journal = Journal(fs, directory, config, manifest, superblock, data_files, numbers, last_log)
+    index_files = IndexFiles(fs, directory, config, manifest, superblock, data_files, numbers, last_log)
     try:
         report.clean = not manifest.logs
         files = {
@@ -163,20 +162,20 @@ def recover(
         report.watch(progress, _bytes_to_read(fs, directory, manifest, base))
         replay = _start(directory, base, config, files, report)
         del base  # and the mapping of its file
-        _replay_logs(journal, replay, report)
-        _require_durable(replay.epoch, journal, superblock, manifest)
+        _replay_logs(index_files, replay, report)
+        _require_durable(replay.epoch, index_files, superblock, manifest)
         _place_images(replay, data_files, writable, check_pages, report)
         catalog = replay.catalog
         report.end()
     except BaseException:
         windows.unmap_all()
-        journal.close()
+        index_files.close()
         raise
     report.epoch = replay.epoch
     report.frames, report.deltas = replay.frames, replay.deltas
     report.seconds = time.perf_counter() - started
     return Recovered(
-        journal,
+        index_files,
         replay.table,
         catalog,
         replay.epoch,
@@ -201,7 +200,7 @@ def _load_manifest(fs: FileSystem, directory: str, uuid: bytes, report: Recovery
         manifest = Manifest.load(fs, directory)
     except (CorruptionError, FileNotFoundError) as error:
         report.notes.append(f"manifest unreadable, directory scanned instead: {error}")
-        return scan_directory(fs, directory, uuid)
+        return rebuild_manifest(fs, directory, uuid)
     if manifest.uuid != uuid:
         raise CorruptionError(
             f"{path}: expected a manifest of index {uuid.hex()}, as {filenames.SUPERBLOCK} says, "
@@ -210,7 +209,7 @@ def _load_manifest(fs: FileSystem, directory: str, uuid: bytes, report: Recovery
     newer = _log_after(fs, directory, manifest)
     if newer is not None:
         report.notes.append(f"{path}: older than {newer}, directory scanned instead")
-        return scan_directory(fs, directory, uuid)
+        return rebuild_manifest(fs, directory, uuid)
     return manifest
 
 
@@ -293,42 +292,42 @@ def _start(
     return Replay(table, places, catalog, base.epoch)
 
 
-def _replay_logs(journal: Journal, replay: Replay, report: RecoveryReport) -> None:
+def _replay_logs(index_files: IndexFiles, replay: Replay, report: RecoveryReport) -> None:
     """Every frame after the checkpoint, in link order. Records how each log ended."""
-    ended = journal.last_log
+    ended = index_files.last_log
     logs = []
-    for entry in _ends_by_links(journal, ended):
+    for entry in _ends_by_links(index_files, ended):
         if entry.number <= ended.number or (entry.closed is not None and entry.closed.last_epoch <= replay.epoch):
             logs.append(entry)
             continue
-        ended, closed = _replay_log(journal, entry, ended, replay, report)
+        ended, closed = _replay_log(index_files, entry, ended, replay, report)
         logs += closed
         report.logs += 1
-    journal.last_log = ended
-    journal.manifest = dataclasses.replace(journal.manifest, logs=tuple(logs))
+    index_files.last_log = ended
+    index_files.manifest = dataclasses.replace(index_files.manifest, logs=tuple(logs))
 
 
-def _ends_by_links(journal: Journal, checkpointed: LogLink) -> list[LogEntry]:
+def _ends_by_links(index_files: IndexFiles, checkpointed: LogLink) -> list[LogEntry]:
     """The logs of the manifest, oldest first; where it records no end, the one that the next log's link names.
 
     What has no end then is the last log that was written to, or was made ahead of need and never used.
     """
     entries: list[LogEntry] = []
     following: LogLink | None = None
-    known = journal.manifest.logs
+    known = index_files.manifest.logs
     for i in range(len(known) - 1, -1, -1):
         entry = known[i]
         link = None
         if entry.closed is None or (i and known[i - 1].closed is None):
-            with contextlib.closing(_open_log(journal, entry)) as reader:
+            with contextlib.closing(_open_log(index_files, entry)) as reader:
                 link = reader.link
         if entry.closed is None and following is not None:
             if link is None:
                 continue  # never used
             if following.number != entry.number:
                 raise CorruptionError(
-                    f"{_log_path(journal, entry)}: expected the next log to follow log {entry.number}, found that it "
-                    f"follows log {following.number}"
+                    f"{_log_path(index_files, entry)}: expected the next log to follow log {entry.number}, "
+                    f"found that it follows log {following.number}"
                 )
             entry = LogEntry(number=entry.number, closed=closed_log(following))
         elif entry.closed is None and entry.number == checkpointed.number:
@@ -340,27 +339,27 @@ def _ends_by_links(journal: Journal, checkpointed: LogLink) -> list[LogEntry]:
     return entries[::-1]
 
 
-def _log_path(journal: Journal, entry: LogEntry) -> str:
-    return path_in(journal.directory, filenames.log_name(entry.number))
+def _log_path(index_files: IndexFiles, entry: LogEntry) -> str:
+    return path_in(index_files.directory, filenames.log_name(entry.number))
 
 
-def _open_log(journal: Journal, entry: LogEntry, admits: Exposure | None = None) -> LogReader:
+def _open_log(index_files: IndexFiles, entry: LogEntry, admits: Exposure | None = None) -> LogReader:
     """A log that the manifest lists, up to its end if that is known."""
-    path = _log_path(journal, entry)
+    path = _log_path(index_files, entry)
     end = None if entry.closed is None else entry.closed.end_offset
     try:
-        return read_log(journal.fs, path, journal.manifest.uuid, entry.number, recorded_end=end, admits=admits)
+        return read_log(index_files.fs, path, index_files.manifest.uuid, entry.number, recorded_end=end, admits=admits)
     except FileNotFoundError:
         raise CorruptionError(f"{path}: the manifest lists this log; it isn't there") from None
 
 
 def _replay_log(
-    journal: Journal, entry: LogEntry, before: LogLink, replay: Replay, report: RecoveryReport
+    index_files: IndexFiles, entry: LogEntry, before: LogLink, replay: Replay, report: RecoveryReport
 ) -> tuple[LogLink, list[LogEntry]]:
     """One log; returns how the chain ends now, and the log's entry, if it is part of the chain."""
-    path = _log_path(journal, entry)
-    admits = Exposure(journal.superblock) if entry.closed is None else None  # up to a known end all was exposed
-    with contextlib.closing(_open_log(journal, entry, admits)) as reader:
+    path = _log_path(index_files, entry)
+    admits = Exposure(index_files.superblock) if entry.closed is None else None  # up to a known end all was exposed
+    with contextlib.closing(_open_log(index_files, entry, admits)) as reader:
         if reader.link is not None:
             if reader.link != before and reader.link.last_epoch > replay.epoch:
                 raise CorruptionError(
@@ -376,18 +375,18 @@ def _replay_log(
                     f"{path}: expected it to end as {entry.closed}, found {reader.end}, {reader.stopped_because}"
                 )
         else:
-            _judge_tail(journal, reader, replay, report)
+            _judge_tail(index_files, reader, replay, report)
         if reader.link is None:
             return before, []  # made, but nothing was ever committed to it
         return reader.end, [LogEntry(number=entry.number, closed=closed_log(reader.end))]
 
 
-def _judge_tail(journal: Journal, reader: LogReader, replay: Replay, report: RecoveryReport) -> None:
+def _judge_tail(index_files: IndexFiles, reader: LogReader, replay: Replay, report: RecoveryReport) -> None:
     """What stands behind the last good frame of the open log: nothing, a torn tail, or damage."""
     if not reader.tail_bytes:
         return
     known = None if reader.link is None else replay.epoch
-    evidence = find_later_link(journal.fs, reader.path, reader.uuid, reader.number, reader.end_offset, known)
+    evidence = find_later_link(index_files.fs, reader.path, reader.uuid, reader.number, reader.end_offset, known)
     if evidence is not None:
         raise CorruptionError(
             f"{reader.path}: damaged at offset {reader.end_offset}: expected a frame, found {reader.stopped_because}; "
@@ -403,15 +402,15 @@ def _judge_tail(journal: Journal, reader: LogReader, replay: Replay, report: Rec
     report.notes.append(f"{reader.path}: {what} of {tail_bytes} bytes at offset {end} dropped: {why}")
 
 
-def _require_durable(epoch: int, journal: Journal, superblock: SuperblockFile, manifest: Manifest) -> None:
+def _require_durable(epoch: int, index_files: IndexFiles, superblock: SuperblockFile, manifest: Manifest) -> None:
     """What is known to have been durable must be there."""
     told = [(superblock.value.durable_epoch, filenames.SUPERBLOCK)]
     told += [(entry.epoch, filenames.MANIFEST) for entry in manifest.checkpoints]
     known, witness = max(told)
     if epoch < known:
-        last = journal.last_log.number
+        last = index_files.last_log.number
         raise CorruptionError(
-            f"{path_in(journal.directory, witness)}: says that epoch {known} was on the disk; the last one found "
+            f"{path_in(index_files.directory, witness)}: says that epoch {known} was on the disk; the last one found "
             f"is {epoch}: {filenames.log_name(last) if last else 'a log'} is damaged, or a later one is gone"
         )
 

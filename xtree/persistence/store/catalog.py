@@ -30,12 +30,12 @@ _PADDING = [bytes(n) for n in range(8)]
 class CatalogEntry:
     """One structure: its name, what kind it is, the NodeID of its root (0: none), and state that only it understands.
 
-    Immutable but for `view`, where the structure may keep the decoded state; it is neither compared nor stored.
+    Immutable but for `decoded`, where the structure may keep the decoded state; it is neither compared nor stored.
     """
 
-    __slots__ = ("name", "kind", "root", "state", "view", "_name", "_kind")
+    __slots__ = ("name", "kind", "root", "state", "decoded", "_name", "_kind")
 
-    def __init__(self, name: str, kind: str, root: int, state: bytes, view: object = None) -> None:
+    def __init__(self, name: str, kind: str, root: int, state: bytes, decoded: object = None) -> None:
         self._name = name.encode()
         self._kind = kind.encode()
         if not 1 <= len(self._name) <= MAX_NAME_BYTES:
@@ -44,16 +44,16 @@ class CatalogEntry:
             raise ValueError(f"a kind has 1 to 255 bytes of UTF-8, not {len(self._kind)}")
         self.name = name
         self.kind = kind
-        self._become(root, state, view)
+        self._become(root, state, decoded)
 
-    def followed_by(self, root: int, state: bytes, view: object = None) -> CatalogEntry:
+    def followed_by(self, root: int, state: bytes, decoded: object = None) -> CatalogEntry:
         """The entry of the same name and kind with another root and state."""
         entry = CatalogEntry.__new__(CatalogEntry)
         entry._name = self._name
         entry._kind = self._kind
         entry.name = self.name
         entry.kind = self.kind
-        entry._become(root, state, view)
+        entry._become(root, state, decoded)
         return entry
 
     def encode(self) -> bytes:
@@ -62,14 +62,14 @@ class CatalogEntry:
         record = RECORD.pack(OP_SET, len(kind), len(name), len(state), self.root) + kind + name + state
         return record + _PADDING[-len(record) % 8]
 
-    def _become(self, root: int, state: bytes, view: object) -> None:
+    def _become(self, root: int, state: bytes, decoded: object) -> None:
         if not 0 <= root < 1 << 64:
             raise ValueError(f"a root is a NodeID of 64 bits, not {root}")
         if len(state) > MAX_STATE_BYTES:
             raise ValueError(f"a state has up to {MAX_STATE_BYTES} bytes, not {len(state)}")
         self.root = root
         self.state = state
-        self.view = view
+        self.decoded = decoded
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CatalogEntry):

@@ -20,7 +20,7 @@ from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.wal_reader import read_log
 
 
-def scan_directory(fs: FileSystem, directory: str, uuid: bytes) -> Manifest:
+def rebuild_manifest(fs: FileSystem, directory: str, uuid: bytes) -> Manifest:
     """What the directory holds of the index `uuid`. Raises CorruptionError, FormatVersionError, OSError."""
     names = fs.listdir(directory)
     checkpoints_, ends = _checkpoints(fs, directory, uuid, names)

@@ -1,4 +1,4 @@
-"""The journal: the files that say what the current state is, and how one state of them becomes the next.
+"""The index files: those that say what the current state is, and how one state of them becomes the next.
 
 Manifest, superblock, the open log and the one made ahead, the data files and the counter that numbers them. The leader
 opens and ends logs, between two groups; the checkpointer makes them ahead, keeps checkpoints and collects garbage; both
@@ -48,7 +48,7 @@ class FileNumbers:
             return number
 
 
-class Journal:
+class IndexFiles:
     """Manifest, superblock, logs and data files of one directory, and the steps that change them."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Journal:
         self.log_aged = False  # the open log is to be followed by the next one, however short it is
         self.rotations = 0
         self.logs_collected = 0
-        self._changing = RankedLock(MANIFEST, reentrant=True)  # held while the manifest changes, and while it is saved
+        self._manifest_lock = RankedLock(MANIFEST, reentrant=True)  # held while the manifest is changed or saved
         self._making: set[int] = set()  # numbers of logs that are being made, which no manifest lists yet
         self._garbage: LogGarbage | None = None
         self._closed_bytes = 0
@@ -110,7 +110,7 @@ class Journal:
         self, checkpoints: tuple[CheckpointEntry, ...] | None = None, logs: tuple[LogEntry, ...] | None = None
     ) -> None:
         """Replaces the manifest by one with these checkpoints and logs, and the data files' sizes of now."""
-        with self._changing:
+        with self._manifest_lock:
             manifest = dataclasses.replace(
                 self.manifest,
                 generation=self.manifest.generation + 1,
@@ -129,7 +129,7 @@ class Journal:
 
     def verify_manifest(self) -> None:
         """Reads the manifest once more, as it is on the disk. Raises CorruptionError, FormatVersionError, OSError."""
-        with self._changing:
+        with self._manifest_lock:
             known = self.manifest
             try:
                 found = Manifest.load(self.fs, self.directory)
@@ -202,8 +202,8 @@ class Journal:
         spare = self._create_log(self.config.reserve_bytes)
         try:
             spare.fill_ahead(max(min(size, self.config.wal_segment_bytes), spare.ground_end))
-            reach("journal.spare_filled")
-            with self._changing:
+            reach("log.spare_filled")
+            with self._manifest_lock:
                 logs = self.manifest.logs
                 overtaken = bool(logs) and logs[-1].number > spare.number
                 if not overtaken:
@@ -216,7 +216,7 @@ class Journal:
             raise
         try:
             if not overtaken:
-                reach("journal.spare_listed")
+                reach("log.spare_listed")
         finally:  # from the moment it is listed it is the next log
             if overtaken:
                 spare.close()
@@ -244,7 +244,7 @@ class Journal:
         self.last_log = log.end
         log.close()
         closed = LogEntry(number=log.number, closed=closed_log(self.last_log))
-        with self._changing:
+        with self._manifest_lock:
             logs = tuple(closed if entry.number == log.number else entry for entry in self.manifest.logs)
             self.manifest = dataclasses.replace(self.manifest, logs=logs)
 
@@ -262,7 +262,7 @@ class Journal:
             log.sync()
             durable_through = log.last_epoch
         self.close_log()
-        reach("journal.log_closed")
+        reach("log.closed")
         self._open_log(durable_through)
         self.rotations += 1
         assert self.log is not None
@@ -274,7 +274,7 @@ class Journal:
         if log is None:
             log = self._create_log(self.config.reserve_bytes // 2)
         try:
-            with self._changing:
+            with self._manifest_lock:
                 if all(entry.number != log.number for entry in self.manifest.logs):
                     self.save_manifest(logs=(*self.manifest.logs, LogEntry(number=log.number)))
             log.follow(self.last_log)
@@ -288,7 +288,7 @@ class Journal:
         finally:
             self._making.discard(log.number)
         self.log = log
-        reach("journal.log_opened")
+        reach("log.opened")
         return log
 
     def _create_log(self, keep_free: int) -> LogWriter:
@@ -312,7 +312,7 @@ class Journal:
 
     def _forget_log(self, number: int) -> None:
         """Drops a log that nothing was ever committed to; its file goes once no manifest on the disk lists it."""
-        with self._changing:
+        with self._manifest_lock:
             logs = tuple(entry for entry in self.manifest.logs if entry.number != number)
             self.manifest = dataclasses.replace(self.manifest, logs=logs)
 
@@ -324,7 +324,7 @@ class Journal:
         Without `hold_back` the knobs of Config that let logs stay longer don't count; without `collect` all stay.
         """
         garbage = self._log_garbage
-        with self._changing:
+        with self._manifest_lock:
             checkpoints = (*self.manifest.checkpoints, entry)[-self.config.checkpoints_kept :]
             logs = self.manifest.logs
             garbage.count_checkpoint(entry, logs)
@@ -339,13 +339,13 @@ class Journal:
 
         What can't be deleted now goes with the next garbage. Not after a failed sync, which poisons.
         """
-        with self._changing, contextlib.suppress(OSError, CorruptionError, FormatVersionError):
+        with self._manifest_lock, contextlib.suppress(OSError, CorruptionError, FormatVersionError):
             if name not in _numbered(Manifest.load(self.fs, self.directory)):
                 self.fs.unlink(path_in(self.directory, name))
 
     def collect_logs(self, now: float) -> None:
         """Drops what may go from the manifest, makes that durable, and deletes it."""
-        with self._changing:
+        with self._manifest_lock:
             logs = self.manifest.logs
             going = self._log_garbage.going(self.manifest.checkpoints, logs, now)
             if not going:
@@ -367,7 +367,7 @@ class Journal:
     def remove_unlisted(self) -> None:
         """Deletes checkpoints, logs and temporary files that the manifest doesn't list and nobody is making."""
         names = self.fs.listdir(self.directory)  # before the lists: what is made from here on isn't looked at
-        with self._changing:
+        with self._manifest_lock:
             listed = _numbered(self.manifest) | {filenames.log_name(number) for number in self._making.copy()}
             for name in names:
                 if filenames.is_temporary(name) and self.fs.exists(path_in(self.directory, name)):

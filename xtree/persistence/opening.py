@@ -10,6 +10,7 @@ from xtree.errors import CorruptionError, LockedError
 from xtree.persistence.base.clock import Clock
 from xtree.persistence.base.config import Config
 from xtree.persistence.base.lock_ranks import require_nothing_held
+from xtree.persistence.base.progress import Progress
 from xtree.persistence.commit.checkpointer import OnError
 from xtree.persistence.creation import Creation
 from xtree.persistence.durable_store import DurableStore
@@ -18,7 +19,7 @@ from xtree.persistence.files.lock_file import Lock
 from xtree.persistence.files.open_directory import OpenDirectory, path_in
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.superblock import SuperblockFile
-from xtree.persistence.recovery.recovery import Progress, holds_data, recover
+from xtree.persistence.recovery.recovery import holds_data, recover
 
 MODES = ("r", "r+", "a", "x")
 MOST_ATTEMPTS = 100  # at a directory that is removed between its making and its locking
@@ -101,7 +102,7 @@ def open_for_writing(
     too, and what `open_store` raises.
     """
     require_nothing_held("opening an index")
-    fs, lock = reader._journal.fs, reader._lock
+    fs, lock = reader.index_files.fs, reader._lock
     assert lock is not None and lock.directory is not None, "it has given its lock away"
     directory = lock.directory
     before = _stamp(fs, directory)
@@ -170,8 +171,8 @@ def _open_locked(
     try:
         return DurableStore(recovered, lock, read_only, clock, on_error)
     except BaseException:
-        recovered.journal.data_files.windows.unmap_all()
-        recovered.journal.close()
+        recovered.index_files.data_files.windows.unmap_all()
+        recovered.index_files.close()
         raise
 
 
