@@ -10,7 +10,7 @@ import pytest
 
 import xtree
 from xtree.algorithms.kernels.parallel import LEAST_ROWS, in_threads
-from xtree.persistence.commit import commit_queue
+from xtree.persistence.base import outcome
 
 PREDICATES = ("intersects", "contains", "within")
 
@@ -112,7 +112,7 @@ def test_a_batch_without_threads_to_be_had_takes_this_one(tree, monkeypatch):
 
     windows = brute.random_boxes(np.random.default_rng(3), 500, 2, 0.1)
     expected = tree.query(windows)
-    monkeypatch.setattr(commit_queue, "start_new_thread", refuse)
+    monkeypatch.setattr(outcome, "start_new_thread", refuse)
     np.testing.assert_array_equal(tree.query(windows, threads=4), expected)
 
 

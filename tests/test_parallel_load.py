@@ -13,8 +13,7 @@ import xtree
 from xtree.algorithms.kernels import parallel
 from xtree.algorithms.tree_state import TreeState
 from xtree.algorithms.updates import bulk
-from xtree.persistence.base import memory
-from xtree.persistence.commit import commit_queue
+from xtree.persistence.base import memory, outcome
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin
 
@@ -80,7 +79,7 @@ def test_a_load_without_threads_to_be_had_takes_this_one(random, monkeypatch):
     def refuse(function, arguments):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(commit_queue, "start_new_thread", refuse)
+    monkeypatch.setattr(outcome, "start_new_thread", refuse)
     boxes = brute.random_boxes(random, N, 2)
     store = MemoryStore()
     state = load(store, boxes, 4)

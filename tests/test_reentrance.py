@@ -32,7 +32,7 @@ from xtree.persistence.base.lock_ranks import (
     rank_held,
     require_nothing_held,
 )
-from xtree.persistence.commit.commit_queue import in_new_thread, outcome_of
+from xtree.persistence.base.outcome import in_new_thread, outcome_of
 from xtree.persistence.files.open_files import LazyFile, OpenFiles
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.opening import open_store

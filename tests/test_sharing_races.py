@@ -352,7 +352,7 @@ def test_an_interrupt_before_any_line_of_an_open_to_write_beside_a_reader_leaves
         if where:
             assert writer is None
             assert reader._session.share.store is reader._store, where
-            assert reader._store.read_only == reader._store._lock.shared, where
+            assert reader._store.read_only == reader._store.directory_lock.shared, where
             if nth % 4 == 0:
                 with xtree.open(path) as again:
                     again.update(1, BOX, BOX)

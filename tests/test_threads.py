@@ -10,9 +10,8 @@ import pytest
 from damaging import contents
 
 import xtree
-from xtree.persistence.base import threads
+from xtree.persistence.base import outcome, threads
 from xtree.persistence.base.threads import start_detached, start_worker
-from xtree.persistence.commit import commit_queue
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def no_threads(monkeypatch):
         return start_or_refuse
 
     monkeypatch.setattr(threading.Thread, "start", limited(threading.Thread.start))
-    for module in (commit_queue, threads):
+    for module in (outcome, threads):
         monkeypatch.setattr(module, "start_new_thread", limited(module.start_new_thread))
 
     def limit(after: int = 0) -> None:

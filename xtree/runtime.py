@@ -18,7 +18,7 @@ from xtree.persistence.backup import write_backup
 from xtree.persistence.base.config import Config
 from xtree.persistence.base.progress import Progress
 from xtree.persistence.durable_store import DurableStore
-from xtree.persistence.opening import exists
+from xtree.persistence.opening import exists, require_mode
 from xtree.persistence.session import Session
 from xtree.persistence.sharing import new_session, open_session
 from xtree.roots import decode_state
@@ -28,8 +28,6 @@ from xtree.tree import DEFAULT_NAME, XTree
 from xtree.write_scope import WriterLock, WriteScope
 
 __all__ = ["Runtime", "open"]
-
-MODES = ("r", "r+", "a", "x")
 
 
 class Runtime:
@@ -68,7 +66,7 @@ class Runtime:
             raise TypeError(f"progress must be callable or None, not {progress!r}")
         if on_error is not None and not callable(on_error):
             raise TypeError(f"on_error must be callable or None, not {on_error!r}")
-        self._session: Session = new_session(as_path(path), _mode(mode), on_error)
+        self._session: Session = new_session(as_path(path), require_mode(mode), on_error)
         self._finalizer = weakref.finalize(self, Session.let_go, self._session)  # before there is anything to let go
         try:
             open_session(self._session, mode, config, durability, as_timeout(timeout), progress)
@@ -302,7 +300,7 @@ def open(
     DimensionError for other dims than stored.
     """
     wanted = None if dims is None else as_dims(dims)
-    if wanted is None and _mode(mode) in ("a", "x") and not exists(as_path(path)):
+    if wanted is None and require_mode(mode) in ("a", "x") and not exists(as_path(path)):
         raise ValueError(f"there is no index at {os.fsdecode(path)!r}; give dims= to make one")
     runtime = Runtime(path, mode, durability, config, timeout, progress, on_error)
     try:
@@ -324,12 +322,6 @@ def discard(runtime: Runtime) -> None:
 def make_tree(runtime: Runtime, name: str, dims: int, config: Config) -> None:
     """Makes a tree with the tree parameters of a Config, where there is nothing of the name."""
     Forest(runtime._session, config).find_or_make(name, dims)
-
-
-def _mode(mode: str) -> str:
-    if mode not in MODES:
-        raise ValueError(f"mode must be {' or '.join(map(repr, MODES))}, not {mode!r}")
-    return mode
 
 
 def _require_settings(config: Config | None, durability: str | None) -> None:

@@ -6,12 +6,10 @@ whole: one checkpoint, and of the logs behind it those that link, each up to whe
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xtree.persistence.base.clock import Clock
 from xtree.persistence.base.config import Config
 from xtree.persistence.commit.index_files import closed_log
 from xtree.persistence.durable_store import DurableStore
@@ -24,7 +22,7 @@ from xtree.persistence.files.manifest import DataFileEntry, LogEntry, Manifest
 from xtree.persistence.files.open_directory import Path
 from xtree.persistence.files.platform_fs import File, FileSystem
 from xtree.persistence.files.superblock import Superblock
-from xtree.persistence.recovery.recovery import recover
+from xtree.persistence.opening import open_recovered
 from xtree.tools.fsck.files import READ_ERRORS, Directory
 
 __all__ = ["BorrowedLock", "Remains", "open_remains", "open_whole"]
@@ -182,11 +180,4 @@ def _data_files(directory: Directory, base: Checkpoint | None) -> list[DataFileE
 
 
 def _store(fs: FileSystem, path: str, check_pages: bool) -> DurableStore:
-    recovered = recover(fs, path, Config(), writable=False, check_pages=check_pages)
-    try:
-        return DurableStore(recovered, BorrowedLock(path), True, Clock())
-    except BaseException:
-        with contextlib.suppress(OSError):
-            recovered.index_files.data_files.windows.unmap_all()
-        recovered.index_files.close()
-        raise
+    return open_recovered(fs, path, Config(), BorrowedLock(path), read_only=True, check_pages=check_pages)

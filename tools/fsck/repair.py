@@ -14,10 +14,8 @@ import os
 import time
 from collections.abc import Callable
 
-from xtree.persistence.base.clock import Clock
 from xtree.persistence.base.config import Config
 from xtree.persistence.base.progress import Progress
-from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files import checkpoint as checkpoints
 from xtree.persistence.files import filenames
 from xtree.persistence.files.checkpoint import Checkpoint
@@ -26,8 +24,8 @@ from xtree.persistence.files.manifest import Manifest
 from xtree.persistence.files.open_directory import path_in
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.files.superblock import COPIES, Superblock, SuperblockFile
+from xtree.persistence.opening import open_recovered
 from xtree.persistence.recovery.manifest_rebuild import rebuild_manifest
-from xtree.persistence.recovery.recovery import recover
 from xtree.tools.fsck import check_directory, require_index
 from xtree.tools.fsck.files import Directory
 from xtree.tools.fsck.judge import orphans
@@ -159,14 +157,7 @@ def _replace_checkpoint(fs: FileSystem, directory: str, name: str) -> None:
 def _recover(fs: FileSystem, directory: str, name: str) -> None:
     """An open after a crash, and a close."""
     config = Config(durability=_superblock(fs, directory).mode)
-    recovered = recover(fs, directory, config, writable=True)
-    try:
-        store = DurableStore(recovered, BorrowedLock(directory), False, Clock())
-    except BaseException:
-        recovered.index_files.data_files.windows.unmap_all()
-        recovered.index_files.close()
-        raise
-    store.close()
+    open_recovered(fs, directory, config, BorrowedLock(directory), read_only=False).close()
 
 
 def _rewrite_superblock(fs: FileSystem, directory: str, name: str) -> None:

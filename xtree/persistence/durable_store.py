@@ -11,9 +11,9 @@ from xtree.persistence.base.clock import Clock
 from xtree.persistence.base.config import PAGE_BYTES
 from xtree.persistence.base.lock_ranks import REBUILDING, RankedLock, require_nothing_held
 from xtree.persistence.base.metrics import Latency
+from xtree.persistence.base.outcome import uninterrupted
 from xtree.persistence.commit.checkpoint_coordinator import Coordinator
 from xtree.persistence.commit.checkpointer import OnError
-from xtree.persistence.commit.commit_queue import uninterrupted
 from xtree.persistence.commit.delta import touched_windows
 from xtree.persistence.creation import Creation
 from xtree.persistence.files.file_header import HEADER_BYTES
@@ -42,7 +42,7 @@ class DurableStore(Store):
         self.when_closed: Callable[[], None] | None = None  # until it is called others find the store
         self._discarded = False
         self.index_files = index_files
-        self._lock: Lock | None = lock
+        self.directory_lock: Lock | None = lock
         self._latency = Latency()
         self._allocator_ready = False
         self._rebuild_lock = RankedLock(REBUILDING)
@@ -73,12 +73,12 @@ class DurableStore(Store):
     @property
     def identity(self) -> tuple[int, int] | None:
         """Device and inode of the lock file that is held; None where there is none."""
-        held = None if self._lock is None else self._lock.directory
+        held = None if self.directory_lock is None else self.directory_lock.directory
         return None if held is None else held.identity
 
     def is_in(self, path: str) -> bool:
         """Whether the directory at a path is this one, however it is reached."""
-        held = None if self._lock is None else self._lock.directory
+        held = None if self.directory_lock is None else self.directory_lock.directory
         return held is not None and held.is_at(path)
 
     def require_own(self) -> None:
@@ -223,8 +223,8 @@ class DurableStore(Store):
             try:
                 if self._discarded and self.creation is not None:
                     self.creation.undo()
-                if self._lock is not None:
-                    self._lock.release()
+                if self.directory_lock is not None:
+                    self.directory_lock.release()
             finally:
                 if self.when_closed is not None:  # others wait for the end of this close until then
                     self.when_closed()

@@ -71,20 +71,19 @@ def open_store(
     FileExistsError, NotADirectoryError, LockedError, CorruptionError, FormatVersionError, OSError, ValueError.
     """
     require_nothing_held("opening an index")
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    require_mode(mode)
     fs = fs or FileSystem()
     config = config or Config()
     given = os.path.abspath(os.fspath(path))
     read_only = mode == "r"
-    _require_mode(given, mode, exists(given, fs))
+    _require_born(given, mode, exists(given, fs))
     lock, creation = _claim(fs, given, mode, timeout)
     try:
         born = exists(creation.directory, fs)
-        _require_mode(creation.directory, mode, born)
+        _require_born(creation.directory, mode, born)
         if not born:
             creation.create(config)
-        store = _open_locked(fs, creation.directory, config, lock, read_only, clock or Clock(), progress, on_error)
+        store = open_recovered(fs, creation.directory, config, lock, read_only, clock, progress, on_error)
     except BaseException:
         creation.undo()
         raise
@@ -102,14 +101,14 @@ def open_for_writing(
     too, and what `open_store` raises.
     """
     require_nothing_held("opening an index")
-    fs, lock = reader.index_files.fs, reader._lock
+    fs, lock = reader.index_files.fs, reader.directory_lock
     assert lock is not None and lock.directory is not None, "it has given its lock away"
     directory = lock.directory
     before = _stamp(fs, directory)
     try:
         fs.make_exclusive(directory, lock)
         if _stamp(fs, directory) == before:
-            return _open_locked(fs, directory, config, lock, False, Clock(), progress, on_error)
+            return open_recovered(fs, directory, config, lock, False, progress=progress, on_error=on_error)
     except BaseException:
         if not lock.make_shared() or _stamp(fs, directory) != before:
             reader.close()
@@ -157,26 +156,36 @@ def _make_directory(fs: FileSystem, path: str) -> bool:
     return True
 
 
-def _open_locked(
+def open_recovered(
     fs: FileSystem,
-    directory: OpenDirectory,
+    directory: str,
     config: Config,
     lock: Lock,
     read_only: bool,
-    clock: Clock,
-    progress: Progress | None,
-    on_error: OnError | None,
+    clock: Clock | None = None,
+    progress: Progress | None = None,
+    on_error: OnError | None = None,
+    check_pages: bool = True,
 ) -> DurableStore:
-    recovered = recover(fs, directory, config, not read_only, progress)
+    """The store of what recovery finds in a directory whose lock is held. Raises what `recover` does, OSError."""
+    recovered = recover(fs, directory, config, not read_only, progress, check_pages)
     try:
-        return DurableStore(recovered, lock, read_only, clock, on_error)
+        return DurableStore(recovered, lock, read_only, clock or Clock(), on_error)
     except BaseException:
-        recovered.index_files.data_files.windows.unmap_all()
+        with contextlib.suppress(OSError):  # of the files that have to be closed all the same
+            recovered.index_files.data_files.windows.unmap_all()
         recovered.index_files.close()
         raise
 
 
-def _require_mode(directory: str, mode: str, born: bool) -> None:
+def require_mode(mode: str) -> str:
+    """The mode, if it is one. Raises ValueError."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be {' or '.join(map(repr, MODES))}, not {mode!r}")
+    return mode
+
+
+def _require_born(directory: str, mode: str, born: bool) -> None:
     if born and mode == "x":
         raise FileExistsError(errno.EEXIST, "there is an index already", directory)
     if not born and mode in ("r", "r+"):

@@ -292,7 +292,7 @@ cdef class SharedStore:
             pin = store.pin()       # what the former one still shows is of this epoch
         finally:
             self.moving = False
-        former._lock = None         # it is the other's now
+        former.directory_lock = None    # it is the other's now
         self.store = store
         for session in self.sessions:
             session.store = store

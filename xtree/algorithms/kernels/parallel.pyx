@@ -12,7 +12,7 @@ import numpy as np
 
 from xtree.algorithms.kernels.arrays import copy_array
 from xtree.persistence.base.breath import Stopped
-from xtree.persistence.commit.commit_queue import in_new_thread, outcome_of
+from xtree.persistence.base.outcome import in_new_thread, outcome_of
 
 LEAST_ROWS = 64                     # a thread: with fewer, starting it takes longer than answering them
 

@@ -21,9 +21,10 @@ from xtree.errors import StoreFailedError
 from xtree.persistence.base.clock import Clock
 from xtree.persistence.base.crash_points import reach
 from xtree.persistence.base.lock_ranks import STARTING, TURN, RankedLock, Worker
+from xtree.persistence.base.outcome import outcome_of, uninterrupted
 from xtree.persistence.base.threads import start_worker
 from xtree.persistence.commit.checkpointer import Checkpointer, OnError
-from xtree.persistence.commit.commit_queue import CommitQueue, Request, carry, outcome_of, uninterrupted
+from xtree.persistence.commit.commit_queue import CommitQueue, Request, carry
 from xtree.persistence.commit.delta import deltas_of
 from xtree.persistence.commit.index_files import IndexFiles
 from xtree.persistence.files.frame import frame_bytes

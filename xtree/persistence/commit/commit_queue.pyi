@@ -3,14 +3,11 @@ from typing import Any, Protocol, TypeVar
 
 from xtree.persistence.base.clock import Clock
 from xtree.persistence.base.lock_ranks import RankedLock
+from xtree.persistence.base.outcome import Outcome
 from xtree.persistence.store.store import Store
 from xtree.persistence.store.write_set import WriteSet
 
-T = TypeVar("T")
 Group = TypeVar("Group")
-
-def uninterrupted(function: Callable[..., T], *arguments: Any) -> T: ...
-def in_new_thread(function: Callable[..., Any], *arguments: Any) -> Request: ...
 
 class Carrier(Protocol[Group]):
     """Who carries groups of commits to disk: the coordinator, as `carry` drives it, step after step.
@@ -31,9 +28,8 @@ class Carrier(Protocol[Group]):
     def fail(self, group: Group, error: BaseException) -> None: ...
 
 def carry(carrier: Carrier[Group], queue: CommitQueue, request: Request) -> bool: ...
-def outcome_of(request: Request, on_interrupt: Callable[[], None] | None = None) -> Any: ...
 
-class Request:
+class Request(Outcome):
     def __init__(
         self,
         what: str,
@@ -50,9 +46,6 @@ class Request:
     def changes(self) -> Any: ...
     @property
     def largest_payload(self) -> int: ...
-    @property
-    def finished(self) -> bool: ...
-    def finish(self, result: object = None, error: BaseException | None = None) -> None: ...
 
 class CommitQueue:
     def __init__(self, clock: Clock) -> None: ...

@@ -5,14 +5,11 @@ inside the wait, where it is kept and raised once the outcome is known.
 """
 
 import sys
-import threading
-from _thread import allocate_lock, start_new_thread
 from queue import SimpleQueue
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals
 
-from xtree.persistence.base.lock_ranks cimport IN_THREAD, hold, resume
+from xtree.persistence.base.outcome cimport Outcome, outcome_of
 from xtree.persistence.pages.mvcc cimport Epochs
 
 from xtree.errors import XTreeError
@@ -22,73 +19,8 @@ cdef enum:
     MOST_AT_TURN = 2            # threads that wait to carry their own commits: more are faster as a group
 
 
-cdef object wait_for(object lock, object on_interrupt=None):
-    """Waits for a lock; returns the exception of a signal that arrived meanwhile, having called on_interrupt().
-
-    A signal that came before the wait begins would be seen at its end only.
-    """
-    interrupt = None
-    while True:
-        try:
-            PyErr_CheckSignals()
-            lock.acquire()
-            return interrupt
-        except BaseException as arrived:
-            interrupt = arrived
-            if on_interrupt is not None:
-                on_interrupt()
-
-
-def uninterrupted(function, *arguments):
-    """function(*arguments), in a thread where no signal handler runs; an interrupt is raised once it has ended."""
-    if threading.current_thread() is not threading.main_thread():
-        return function(*arguments)     # handlers run in the main thread only
-    return outcome_of(in_new_thread(function, *arguments))
-
-
-def in_new_thread(function, *arguments):
-    """Has a new thread call function(*arguments), or calls it here if none can be started: a request to wait for.
-
-    None can when the interpreter is at its end, where a new thread would never get to run.
-    """
-    request = Request("call")
-    request.expect()
-
-    def run():
-        before = hold(IN_THREAD)        # the caller waits for it
-        try:
-            result = function(*arguments)
-        except BaseException as error:  # handed to the thread that asked
-            request.finish(error=error)
-        else:
-            request.finish(result=result)
-        resume(before)
-
-    try:
-        if not sys.is_finalizing():
-            start_new_thread(run, ())
-            return request
-    except RuntimeError:                # there are too many
-        pass
-    run()
-    return request
-
-
-cpdef object outcome_of(Request request, object on_interrupt=None):
-    """Waits until a request is finished; returns its result or raises its error, or an interrupt.
-
-    on_interrupt: what makes the request end soon, called in the middle of the wait.
-    """
-    interrupt = None if request.done is None else wait_for(request.done, on_interrupt)
-    if interrupt is not None:
-        raise interrupt from request.error
-    if request.error is not None:
-        raise request.error
-    return request.result
-
-
 @cython.final
-cdef class Request:
+cdef class Request(Outcome):
     """Something for the leader to do, and its outcome. The leader calls finish() exactly once.
 
     what: "commit", "close" or "call"; changes: catalog entries of a commit, or what is to be called. on_queued: called
@@ -100,9 +32,6 @@ cdef class Request:
     cdef readonly object changes
     cdef readonly Py_ssize_t largest_payload    # of a commit: larger pages have been flushed
     cdef readonly object on_queued
-    cdef object done                # a lock, held until the outcome is known; None when nobody waits for it
-    cdef object result
-    cdef object error
 
     def __init__(self, str what, write_set=None, changes=None, Py_ssize_t largest_payload=0, on_queued=None):
         self.what = what
@@ -110,25 +39,6 @@ cdef class Request:
         self.changes = changes
         self.largest_payload = largest_payload
         self.on_queued = on_queued
-
-    cdef int expect(self) except -1:
-        """Another thread is going to finish it."""
-        done = allocate_lock()
-        done.acquire()
-        self.done = done
-        return 0
-
-    def finish(self, result=None, error=None):
-        """Sets the outcome, and wakes the waiting thread."""
-        self.result = result
-        self.error = error
-        if self.done is not None:
-            self.done.release()
-
-    @property
-    def finished(self):
-        """Whether the outcome is known, of one that another thread finishes."""
-        return self.done is not None and not self.done.locked()
 
 
 def carry(carrier, CommitQueue queue, Request request):
