@@ -8,10 +8,10 @@ import random
 import time
 from collections.abc import Callable
 
+from xtree.config import Config
 from xtree.errors import CorruptionError
 from xtree.persistence.base import crash_points
 from xtree.persistence.base.clock import Clock
-from xtree.persistence.base.config import Config
 from xtree.persistence.files import filenames
 from xtree.persistence.opening import open_store
 from xtree.persistence.store.catalog import CatalogEntry

@@ -10,8 +10,8 @@ from faulty_fs import PATIENCE_S, FaultyFileSystem
 from pages import ManualClock, put, settle, small, texts_of
 
 import xtree
+from xtree.config import Config
 from xtree.errors import ClosedError, StoreFailedError
-from xtree.persistence.base.config import Config
 from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.commit.backpressure import LONGEST_PAUSE_S, Backpressure
 from xtree.persistence.durable_store import DurableStore

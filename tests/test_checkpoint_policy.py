@@ -3,7 +3,8 @@
 import pytest
 from pages import ManualClock
 
-from xtree.persistence.base.config import MIB, Config
+from xtree.config import Config
+from xtree.persistence.base.config import MIB
 from xtree.persistence.commit.checkpoint_policy import FIRST_PAUSE_S, LONGEST_PAUSE_S, CheckpointPolicy, Pause
 
 CONFIG = Config(

@@ -1,11 +1,16 @@
 """Config: fields are checked where they are given, and say which of them an index keeps."""
 
 import dataclasses
+import inspect
+import pickle
+import warnings
 
 import numpy as np
 import pytest
 
-from xtree.persistence.base.config import GIB, MIB, Config
+from xtree.algorithms.parameters import TreeParameters
+from xtree.config import Config
+from xtree.persistence.base.config import GIB, MIB, StoreConfig
 
 
 def test_defaults_are_valid_and_balanced():
@@ -122,9 +127,46 @@ def test_stored_fields_that_are_not_exactly_the_known_ones_are_refused(stored):
         Config().with_stored(stored)
 
 
+def public_fields() -> list[str]:
+    parameters = inspect.signature(Config).parameters.values()
+    return [one.name for one in parameters if one.kind is not inspect.Parameter.VAR_KEYWORD]
+
+
 def test_every_field_is_documented():
-    for field in dataclasses.fields(Config):
-        assert f"`{field.name}`" in Config.__doc__
+    assert len(public_fields()) == 17
+    for name in public_fields():
+        assert f"`{name}`" in Config.__doc__
+    for field in dataclasses.fields(StoreConfig):
+        assert f"`{field.name}`" in StoreConfig.__doc__
+    for field in dataclasses.fields(TreeParameters):
+        assert f"`{field.name}`" in TreeParameters.__doc__
+
+
+def test_defaults_are_those_of_the_store_and_the_tree():
+    for part in (StoreConfig, TreeParameters):
+        for field in dataclasses.fields(part):
+            assert getattr(Config(), field.name) == getattr(part(), field.name) == field.default
+
+
+def test_a_field_of_earlier_versions_is_accepted_with_a_warning_and_does_what_it_did():
+    with pytest.warns(DeprecationWarning, match=r"Config\.gc_keep_logs will go"):
+        config = Config(gc_keep_logs=3)
+    with pytest.warns(DeprecationWarning, match="gc_keep_logs"):
+        assert dataclasses.replace(config, durability="strict").gc_keep_logs == 3
+    assert config == pickle.loads(pickle.dumps(config)) != Config()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dataclasses.replace(Config(max_overlap=0.5), min_fill=0.3) == Config(max_overlap=0.5, min_fill=0.3)
+
+
+def test_a_field_that_never_was_is_refused_by_its_name():
+    with pytest.raises(TypeError, match="no field 'page_size'"):
+        Config(page_size=4096)
+
+
+def test_a_config_shows_what_differs_from_the_defaults():
+    assert repr(Config()) == "Config()"
+    assert repr(Config(durability="strict", page_bytes=8192)) == "Config(durability='strict', page_bytes=8192)"
 
 
 def test_tree_parameters_are_those_a_tree_keeps():

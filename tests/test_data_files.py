@@ -7,11 +7,11 @@ import threading
 import pages
 import pytest
 
+from xtree.config import Config
 from xtree.errors import CorruptionError, FormatVersionError, StoreFailedError
-from xtree.persistence.base.config import MIB, Config
+from xtree.persistence.base.config import MIB
 from xtree.persistence.files import data_files as module
 from xtree.persistence.files.data_files import FIRST_SLOT, IN_MEMORY, DataFiles
-from xtree.persistence.files.disk_reserve import spending_reserve
 from xtree.persistence.files.file_header import HEADER_BYTES, pack_header
 from xtree.persistence.files.filenames import data_name
 from xtree.persistence.files.manifest import DataFileEntry
@@ -161,10 +161,9 @@ def test_data_files_leave_the_reserve_of_the_disk_alone(tmp_path):
     with pytest.raises(OSError, match="stay in reserve") as caught:
         files.extend(window, usable + 600 * 1024)
     assert caught.value.errno == errno.ENOSPC
-    with spending_reserve():
-        assert files.extend(window, usable + 600 * 1024) == usable + 600 * 1024
-        with pytest.raises(OSError, match="stay in reserve"):
-            files.extend(window, usable + (600 + 800) * 1024)
+    assert files.extend(window, usable + 600 * 1024, spends_reserve=True) == usable + 600 * 1024
+    with pytest.raises(OSError, match="stay in reserve"):
+        files.extend(window, usable + (600 + 800) * 1024, spends_reserve=True)
     with pytest.raises(OSError, match="stay in reserve"):
         files.extend(window, usable + (600 + 600) * 1024)
     files.close()

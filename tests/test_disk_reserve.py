@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 import xtree
-from xtree.persistence.files.disk_reserve import kept_free, require_space, spending_reserve
+from xtree import writing
+from xtree.algorithms.tree_state import TreeState
+from xtree.algorithms.updates import insertion
+from xtree.persistence.files.disk_reserve import require_space
 from xtree.persistence.files.platform_fs import File, FileSystem
+from xtree.persistence.opening import open_store
+from xtree.persistence.store.write_set import begin
+from xtree.roots import entry_of
 
 DISK_BYTES = 6 << 20
 RESERVE_BYTES = 2 << 20
@@ -73,17 +79,43 @@ def test_an_index_on_a_full_disk_is_opened_read_deleted_from_and_checkpointed(sm
         tree.check()
 
 
-def test_only_a_block_that_gives_space_back_may_use_the_reserve(tmp_path, monkeypatch):
+def test_only_what_gives_space_back_may_use_the_reserve(tmp_path, monkeypatch):
     fs = FileSystem()
     monkeypatch.setattr(fs, "free_space", lambda path: 1000)
-    assert kept_free(800) == 800
-    with spending_reserve():
-        assert kept_free(800) == 400
-        with spending_reserve():
-            assert kept_free(800) == 400
-        assert kept_free(800) == 400
-        require_space(fs, tmp_path, 600, kept_free(800))
+    require_space(fs, tmp_path, 600, 400)
     with pytest.raises(OSError, match="stay in reserve") as caught:
-        require_space(fs, tmp_path, 600, kept_free(800))
+        require_space(fs, tmp_path, 600, 800)
     assert caught.value.errno == errno.ENOSPC
     require_space(fs, tmp_path, 10**9, 0)
+
+
+def test_a_deletion_spends_the_reserve_and_what_follows_it_in_its_transaction_does_not(tmp_path):
+    asked, pins = [], []
+
+    class Disk(FileSystem):
+        def free_space(self, path):
+            asked.append(write_set.spends_reserve)
+            return 1 << 40
+
+    store = open_store(tmp_path / "index", fs=Disk())
+    write_set = begin(store)
+    tree_state = TreeState.create(2)
+    ids, boxes = np.arange(500), np.random.default_rng(1).random((500, 4))
+    boxes[:, 2:] += boxes[:, :2]
+    insertion.insert(write_set, tree_state, ids, boxes)
+    assert asked and not any(asked)
+    asked.clear()
+    while not asked:  # until a file has to grow for the pages that it copies
+        write_set.commit({"flat": entry_of("flat", tree_state)})
+        pins.append(store.pin())  # what it copies is not used again
+        write_set = begin(store)
+        tree_state = tree_state.copy()
+        assert writing._delete(write_set, tree_state, ids[:1], boxes[:1]) == 1
+        ids, boxes = ids[1:], boxes[1:]
+        assert not write_set.spends_reserve
+    assert all(asked)
+    write_set.abort()
+    for pin in pins:
+        pin.release()
+    assert begin(store, spends_reserve=True).spends_reserve
+    store.close()

@@ -211,8 +211,8 @@ def test_a_failed_sync_of_a_new_data_file_or_its_name_poisons(store, fs, tmp_pat
 def test_no_memory_for_a_new_windows_slots_leaves_an_index_that_closes_cleanly(store, monkeypatch, tmp_path):
     original = DataFiles.new_window
 
-    def fail_once(self, size_class):
-        original(self, size_class)
+    def fail_once(self, size_class, spends_reserve):
+        original(self, size_class, spends_reserve)
         monkeypatch.undo()
         raise MemoryError("none for the slots")
 

@@ -9,8 +9,8 @@ import shutil
 import pytest
 from pages import SMALL, ManualClock, put, run_and_die, settle, small, texts_of
 
+from xtree.config import Config
 from xtree.errors import CorruptionError
-from xtree.persistence.base.config import Config
 from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.commit.log_gc import LogGarbage, oldest_epoch
 from xtree.persistence.files import filenames

@@ -8,8 +8,8 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xtree.config import Config
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence.base.config import Config
 from xtree.persistence.files.filenames import MANIFEST
 from xtree.persistence.files.manifest import CheckpointEntry, ClosedLog, DataFileEntry, LogEntry, Manifest
 from xtree.persistence.files.platform_fs import FileSystem

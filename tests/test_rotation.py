@@ -14,8 +14,8 @@ import pytest
 from faulty_fs import FaultyFileSystem
 from pages import MODES, NO_CHECKPOINTS, ONE_LONG_LOG, ManualClock, by_request, put, run_and_die, settle, texts_of
 
+from xtree.config import Config
 from xtree.errors import CorruptionError, StoreFailedError
-from xtree.persistence.base.config import Config
 from xtree.persistence.base.crash_points import set_hook
 from xtree.persistence.files import filenames
 from xtree.persistence.files.frame import PAYLOAD_RANGES, PAYLOAD_WHOLE

@@ -38,14 +38,14 @@ class FileGrowth:
         self.full = False
         self.surplus = 0
 
-    def new_window(self, size_class):
+    def new_window(self, size_class, spends_reserve):
         self._refuse_when_full()
         window = len(self.usable)
         self.usable[window] = HEADER + self.first_usable
         self.classes[window] = size_class
         return window, HEADER, self.usable[window], self.limit
 
-    def extend(self, window, wanted_bytes):
+    def extend(self, window, wanted_bytes, spends_reserve):
         self._refuse_when_full()
         self.asked.append((window, self.usable[window], wanted_bytes))
         self.usable[window] = min(wanted_bytes + self.surplus, self.limit)

@@ -11,6 +11,7 @@
 
 import logging
 
+from xtree.config import Config
 from xtree.errors import (
     CapacityError,
     ClosedError,
@@ -24,7 +25,6 @@ from xtree.errors import (
     TransactionError,
     XTreeError,
 )
-from xtree.persistence.base.config import Config
 from xtree.runtime import Runtime
 from xtree.runtime import open as open
 from xtree.snapshot import Snapshot

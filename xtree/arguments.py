@@ -8,8 +8,8 @@ import os
 import sys
 from typing import Any, TypeAlias
 
+from xtree.config import Config
 from xtree.errors import DimensionError
-from xtree.persistence.base.config import Config
 
 __all__ = [
     "AnyPath",

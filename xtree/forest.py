@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from xtree.algorithms.parameters import TreeParameters
 from xtree.algorithms.tree_state import TreeState
 from xtree.algorithms.updates import bulk
-from xtree.arguments import as_config, as_dims, as_name
+from xtree.arguments import as_dims, as_name
+from xtree.config import Config
 from xtree.errors import ClosedError, DimensionError, TransactionError
-from xtree.persistence.base.config import Config
 from xtree.persistence.session import Session
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import WriteSet
@@ -122,9 +123,16 @@ class Forest:
 
     def _new_tree(self, dims: int) -> TreeState:
         self.session.require_writable()
-        config = as_config(self._config or getattr(self.session.current(), "config", None))
-        parameters: dict[str, Any] = dict(config.tree_parameters())
-        return TreeState.create(dims, **parameters)
+        chosen = self._config or getattr(self.session.current(), "config", None)
+        parameters = chosen if isinstance(chosen, TreeParameters) else TreeParameters()
+        return TreeState.create(
+            dims,
+            page_bytes=parameters.page_bytes,
+            max_overlap=parameters.max_overlap,
+            min_fanout=parameters.min_fanout,
+            min_fill=parameters.min_fill,
+            leaf_fill=parameters.leaf_fill,
+        )
 
     def _missing(self, name: str) -> str:
         names = self.names()

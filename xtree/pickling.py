@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xtree.persistence.base.config import Config
+from xtree.config import Config
 from xtree.persistence.sharing import session_at
 from xtree.runtime import Runtime
 from xtree.snapshot import Snapshot

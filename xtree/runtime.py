@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any, cast
 
 from xtree.arguments import AnyPath, as_config, as_dims, as_name, as_path, as_timeout
+from xtree.config import Config
 from xtree.display import as_html
 from xtree.epoch_check import check_all
 from xtree.errors import ClosedError
 from xtree.forest import Forest
 from xtree.persistence.backup import write_backup
-from xtree.persistence.base.config import Config
 from xtree.persistence.base.progress import Progress
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.opening import exists, require_mode
@@ -69,7 +69,7 @@ class Runtime:
         self._session: Session = new_session(as_path(path), require_mode(mode), on_error)
         self._finalizer = weakref.finalize(self, Session.let_go, self._session)  # before there is anything to let go
         try:
-            open_session(self._session, mode, config, durability, as_timeout(timeout), progress)
+            open_session(self._session, mode, config, durability, as_timeout(timeout), progress, Config())
         except BaseException:
             self._session.close()
             raise

@@ -10,13 +10,13 @@ from numpy.typing import ArrayLike
 
 from xtree.algorithms.tree_state import TreeState
 from xtree.arguments import AnyPath, Boxes, as_config, as_dims, as_threads, as_timeout
+from xtree.config import Config
 from xtree.display import as_html, as_line
 from xtree.epoch_check import check_all
 from xtree.errors import DimensionError
 from xtree.forest import Forest
 from xtree.input.conversion import stored_boxes, width_of
 from xtree.input.rows import present
-from xtree.persistence.base.config import Config
 from xtree.persistence.base.progress import Progress
 from xtree.persistence.session import Session
 from xtree.persistence.store.memory_store import MemoryStore

@@ -18,7 +18,6 @@ from xtree.errors import DimensionError
 from xtree.input.conversion import many_ids, one_id, stored_box, stored_boxes
 from xtree.input.rows import present
 from xtree.persistence.base.progress import Progress
-from xtree.persistence.files.disk_reserve import spending_reserve
 from xtree.persistence.store.write_set import WriteSet
 from xtree.reading import Reader
 
@@ -129,8 +128,11 @@ def _records(ids: Any, boxes: Any, dims: int, skip_empty: bool = False) -> tuple
 
 
 def _delete(write_set: WriteSet, state: TreeState, ids: Ids, boxes: Floats) -> int:
-    with spending_reserve():
+    before, write_set.spends_reserve = write_set.spends_reserve, True
+    try:
         return int(removal.delete(write_set, state, ids, boxes))
+    finally:
+        write_set.spends_reserve = before
 
 
 def _replace(write_set: WriteSet, state: TreeState, ids: Ids, old: Floats, new: Floats) -> bool:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence.base.config import Config
+from xtree.persistence.base.config import StoreConfig
 from xtree.persistence.commit.index_files import closed_log
 from xtree.persistence.files import checkpoint as checkpoints
 from xtree.persistence.files import filenames
@@ -150,7 +150,7 @@ class Directory:
     @property
     def stored(self) -> dict[str, int]:
         """The settings fixed at creation."""
-        return Config().to_stored() if self.manifest is None else self.manifest.config
+        return StoreConfig().to_stored() if self.manifest is None else self.manifest.config
 
     def table_of(self, checkpoint: Checkpoint) -> ObjectTable:
         """The rows of a checkpoint. Raises CorruptionError."""

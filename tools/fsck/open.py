@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xtree.persistence.base.config import Config
+from xtree.persistence.base.config import StoreConfig
 from xtree.persistence.commit.index_files import closed_log
 from xtree.persistence.durable_store import DurableStore
 from xtree.persistence.files import filenames
@@ -180,4 +180,4 @@ def _data_files(directory: Directory, base: Checkpoint | None) -> list[DataFileE
 
 
 def _store(fs: FileSystem, path: str, check_pages: bool) -> DurableStore:
-    return open_recovered(fs, path, Config(), BorrowedLock(path), read_only=True, check_pages=check_pages)
+    return open_recovered(fs, path, StoreConfig(), BorrowedLock(path), read_only=True, check_pages=check_pages)

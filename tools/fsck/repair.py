@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable
 
-from xtree.persistence.base.config import Config
+from xtree.persistence.base.config import StoreConfig
 from xtree.persistence.base.progress import Progress
 from xtree.persistence.files import checkpoint as checkpoints
 from xtree.persistence.files import filenames
@@ -156,7 +156,7 @@ def _replace_checkpoint(fs: FileSystem, directory: str, name: str) -> None:
 
 def _recover(fs: FileSystem, directory: str, name: str) -> None:
     """An open after a crash, and a close."""
-    config = Config(durability=_superblock(fs, directory).mode)
+    config = StoreConfig(durability=_superblock(fs, directory).mode)
     open_recovered(fs, directory, config, BorrowedLock(directory), read_only=False).close()
 
 
@@ -164,7 +164,7 @@ def _rewrite_superblock(fs: FileSystem, directory: str, name: str) -> None:
     """The next generation goes to it; the lost copy may have reserved epochs, which stay reserved."""
     file = SuperblockFile.open(fs, directory, writable=True)
     try:
-        file.publish(sync=True, epoch_ceiling=file.value.epoch_ceiling + Config().epoch_stride)
+        file.publish(sync=True, epoch_ceiling=file.value.epoch_ceiling + StoreConfig().epoch_stride)
     finally:
         file.close()
 

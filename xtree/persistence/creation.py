@@ -10,7 +10,7 @@ import contextlib
 import os
 import uuid
 
-from xtree.persistence.base.config import Config
+from xtree.persistence.base.config import StoreConfig
 from xtree.persistence.base.crash_points import reach
 from xtree.persistence.files import filenames
 from xtree.persistence.files.lock_file import Lock
@@ -30,7 +30,7 @@ class Creation:
         self._lock = lock
         self._made = made
 
-    def create(self, config: Config) -> None:
+    def create(self, config: StoreConfig) -> None:
         """Makes an empty index. The superblock comes last: without it the directory is unborn, and made afresh."""
         fs, directory = self._fs, self.directory
         self.begun = True

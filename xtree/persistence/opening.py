@@ -8,7 +8,7 @@ import os
 
 from xtree.errors import CorruptionError, LockedError
 from xtree.persistence.base.clock import Clock
-from xtree.persistence.base.config import Config
+from xtree.persistence.base.config import StoreConfig
 from xtree.persistence.base.lock_ranks import require_nothing_held
 from xtree.persistence.base.progress import Progress
 from xtree.persistence.commit.checkpointer import OnError
@@ -55,7 +55,7 @@ def exists(path: str | os.PathLike[str], fs: FileSystem | None = None) -> bool:
 def open_store(
     path: str | os.PathLike[str],
     mode: str = "a",
-    config: Config | None = None,
+    config: StoreConfig | None = None,
     timeout: float | None = 0,
     fs: FileSystem | None = None,
     clock: Clock | None = None,
@@ -73,7 +73,7 @@ def open_store(
     require_nothing_held("opening an index")
     require_mode(mode)
     fs = fs or FileSystem()
-    config = config or Config()
+    config = config or StoreConfig()
     given = os.path.abspath(os.fspath(path))
     read_only = mode == "r"
     _require_born(given, mode, exists(given, fs))
@@ -92,7 +92,7 @@ def open_store(
 
 
 def open_for_writing(
-    reader: DurableStore, config: Config, progress: Progress | None = None, on_error: OnError | None = None
+    reader: DurableStore, config: StoreConfig, progress: Progress | None = None, on_error: OnError | None = None
 ) -> DurableStore | None:
     """A store that writes, of the directory that `reader` has open for reading only, whose lock it shares.
 
@@ -159,7 +159,7 @@ def _make_directory(fs: FileSystem, path: str) -> bool:
 def open_recovered(
     fs: FileSystem,
     directory: str,
-    config: Config,
+    config: StoreConfig,
     lock: Lock,
     read_only: bool,
     clock: Clock | None = None,

@@ -148,12 +148,12 @@ def replace_slots(SegmentAllocator allocator, int size_class, const uint64_t[::1
     cdef Py_ssize_t i, taken = 0
     try:
         for i in range(256):
-            allocator.allocate(size_class, &held[i])
+            allocator.allocate(size_class, False, &held[i])
             taken += 1
         with nogil:
             for i in range(places.shape[0]):
                 allocator.free(held[places[i] & 255])
-                allocator.allocate(size_class, &held[places[i] & 255])
+                allocator.allocate(size_class, False, &held[places[i] & 255])
         return len({held[i] for i in range(256)})
     finally:
         for i in range(taken):
@@ -223,7 +223,7 @@ cdef class Turnover:
         cdef int i
         lock_without_gil(self.store.lock)
         try:
-            self.store.allocator.allocate(0, &address)
+            self.store.allocator.allocate(0, False, &address)
             node = self.store.table.reserve(1, 0, address)
         finally:
             PyThread_release_lock(self.store.lock)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 
 from xtree.errors import ClosedError, LockedError, TransactionError
-from xtree.persistence.base.config import Config
+from xtree.persistence.base.config import StoreConfig
 from xtree.persistence.base.lock_ranks import require_nothing_held
 from xtree.persistence.base.progress import Progress
 from xtree.persistence.durable_store import DurableStore
@@ -42,18 +42,19 @@ def new_session(path: str, mode: str, on_error: Callable[[BaseException], object
 def open_session(
     session: Session,
     mode: str = "a",
-    config: Config | None = None,
+    config: StoreConfig | None = None,
     durability: str | None = None,
     timeout: float | None = 0,
     progress: Progress | None = None,
+    usual: StoreConfig | None = None,
 ) -> None:
     """Gives a new session the store of its directory: the one that this process has open, or one of `open_store`.
 
     Whoever called it closes the session, also when this fails: it may have joined others.
 
-    config, durability: None for those in force. Waits for another thread that is opening it, but not for one that waits
-    for another process. Raises what open_store does, ValueError for a config or durability other than those in force,
-    and TransactionError where it would wait for itself.
+    config, durability: None for those in force, or, where there are none, for `usual`. Waits for another thread that is
+    opening it, but not for one that waits for another process. Raises what open_store does, ValueError for a config or
+    durability other than those in force, and TransactionError where it would wait for itself.
     """
     require_nothing_held("opening an index")
     assert session.path is not None
@@ -61,7 +62,7 @@ def open_session(
     while True:
         try:
             with Turn(session.path):
-                while not _joined(session, mode, config, durability, progress):
+                while not _joined(session, mode, config, durability, progress, usual):
                     pass
             return
         except (LockedError, FileExistsError) as error:
@@ -72,13 +73,18 @@ def open_session(
 
 
 def _joined(
-    session: Session, mode: str, config: Config | None, durability: str | None, progress: Progress | None
+    session: Session,
+    mode: str,
+    config: StoreConfig | None = None,
+    durability: str | None = None,
+    progress: Progress | None = None,
+    usual: StoreConfig | None = None,
 ) -> bool:
     """Whether the session has a store now. If not, there was one, and it was closed in the middle of this."""
     place = session.path
     assert place is not None
     share = _share_at(place, mode)
-    settings = _settings(config, durability)
+    settings = _settings(config or usual, durability)
     if share is None:
         SharedStore().open(session, partial(open_store, place, mode=mode, config=settings, progress=progress))
         return True
@@ -128,19 +134,19 @@ def _is_own(share: SharedStore) -> bool:
     return True
 
 
-def _settings(config: Config | None, durability: str | None) -> Config:
-    config = config or Config()
+def _settings(config: StoreConfig | None, durability: str | None) -> StoreConfig:
+    config = config or StoreConfig()
     return config if durability is None else dataclasses.replace(config, durability=durability)
 
 
-def _require_agreement(present: Config, config: Config | None, durability: str | None) -> None:
+def _require_agreement(present: StoreConfig, config: StoreConfig | None, durability: str | None) -> None:
     """Raises ValueError for settings that are given and aren't those in force, but for those that never change."""
     if config is not None:
         wanted = dataclasses.asdict(_settings(config, durability))
     else:
         wanted = {} if durability is None else {"durability": durability}
     for name, value in wanted.items():
-        if name not in Config.STORED and value != getattr(present, name):
+        if name not in StoreConfig.STORED and value != getattr(present, name, value):
             raise ValueError(
                 f"this process has the index open with {name}={getattr(present, name)!r}, not {value!r}: leave it out, "
                 "or close the other handles first"
@@ -190,7 +196,7 @@ def _join_to_read(session: Session, away: Store, why: str) -> DurableStore | Non
         if session.store is not away:
             return None
         try:
-            while not _joined(session, "r", None, None, None):
+            while not _joined(session, "r"):
                 pass
         except LockedError as error:
             raise LockedError(errno.EWOULDBLOCK, f"{why}: {error.strerror}", session.path) from error

@@ -1,4 +1,4 @@
-"""Config: what a user may choose about an index, checked where it is made."""
+"""StoreConfig: what may be chosen about a store, checked where it is made; and the checks of such fields."""
 
 from __future__ import annotations
 
@@ -17,27 +17,16 @@ DURABILITY_MODES = ("strict", "balanced", "eventual")
 PAGE_BYTES = tuple(4 * KIB << size_class for size_class in range(7))
 MAX_WINDOW_BYTES = 1 << 40
 MAX_EPOCH = 1 << 62  # no commit gets a higher one: sums with strides stay far from 64 bits
-LEAST_SHARE = 0.01
 LONGEST_S = 1e9
 
 
 @dataclass(frozen=True)
-class Config:
-    """Settings of a durable index. Raises ValueError or TypeError, naming the field, for what can't work.
+class StoreConfig:
+    """Settings of a durable store. Raises ValueError or TypeError, naming the field, for what can't work.
 
-    Fixed when a directory is created, stored in its manifest, and then the same at every open (`Config.STORED`):
+    Fixed when a directory is created, stored in its manifest, and then the same at every open (`StoreConfig.STORED`):
 
     - `window_bytes`: the largest size of a data file; a multiple of 1 MiB.
-
-    Fixed when a tree is created and stored with that tree (`Config.TREE`), taken for trees made from now on:
-
-    - `page_bytes`: size of a page that is no supernode; None picks the smallest that holds 48 entries.
-    - `max_overlap`: a topological split of a directory page that overlaps by more than this share is refused; 1.0
-      refuses none, so that the tree is an R*-tree, without supernodes.
-    - `min_fanout`: the share of entries that the smaller side of an overlap-minimal split holds at least.
-    - `min_fill`: the share that a split leaves on either side, and below which a page is dissolved; at most 0.5.
-    - `leaf_fill`: how full bulk load packs leaves, at least twice `min_fill`; what is left takes the first inserts
-      without a split. With 0.8 they are as fast as into a tree that grew, for a quarter more space.
 
     Taken anew at every open:
 
@@ -81,7 +70,6 @@ class Config:
     """
 
     STORED: ClassVar[tuple[str, ...]] = ("window_bytes",)
-    TREE: ClassVar[tuple[str, ...]] = ("page_bytes", "max_overlap", "min_fanout", "min_fill", "leaf_fill")
 
     durability: str = "balanced"
     sync_interval_ms: int = 100
@@ -116,52 +104,39 @@ class Config:
     checkpoints_kept: int = 2
     shard_rows: int = 1 << 20
     reserve_bytes: int = 4 * MIB
-    page_bytes: int | None = None
-    max_overlap: float = 0.2
-    min_fanout: float = 0.35
-    min_fill: float = 0.4
-    leaf_fill: float = 0.98
 
     def __post_init__(self) -> None:
         if self.durability not in DURABILITY_MODES:
             raise ValueError(f"durability must be {_listed(DURABILITY_MODES)}, not {self.durability!r}")
-        self._whole("sync_interval_ms", 1, 3_600_000)
-        self._number("group_window_ms", 0.0, 60_000.0)
-        self._whole("window_bytes", MIB, MAX_WINDOW_BYTES, multiple=MIB)
-        self._whole("data_file_first_bytes", 4 * KIB, self.window_bytes, multiple=4 * KIB)
+        check_whole(self, "sync_interval_ms", 1, 3_600_000)
+        check_number(self, "group_window_ms", 0.0, 60_000.0)
+        check_whole(self, "window_bytes", MIB, MAX_WINDOW_BYTES, multiple=MIB)
+        check_whole(self, "data_file_first_bytes", 4 * KIB, self.window_bytes, multiple=4 * KIB)
         if self.data_file_bytes is not None:
-            self._whole("data_file_bytes", 64 * KIB, self.window_bytes, multiple=4 * KIB)
-        self._whole("mapping_budget", 1, 65536)
-        self._whole("descriptor_budget", 1, 65536)
-        self._number("slow_reader_s", 0.0, 1e9)
-        self._whole("max_payload_in_wal", 0, GIB)
-        self._whole("bulk_payload_limit", 0, GIB)
-        self._whole("checkpoint_log_bytes", 64 * KIB, 1 << 40)
-        self._whole("checkpoint_burst_log_bytes", 64 * KIB, 1 << 40)
-        self._whole("checkpoint_burst_epochs", 1, 1 << 40)
-        self._number("checkpoint_interval_s", 0.001, LONGEST_S)
-        self._number("checkpoint_idle_s", 0.001, LONGEST_S)
-        self._number("checkpoint_min_interval_s", 0.0, LONGEST_S)
-        self._whole("wal_fill_bytes", 4 * KIB, GIB, multiple=4 * KIB)
-        self._whole("wal_fill_limit_bytes", self.wal_fill_bytes, GIB, multiple=4 * KIB)
-        self._whole("wal_segment_bytes", 4 * KIB, GIB, multiple=4 * KIB)
-        self._whole("wal_rotate_bytes", 4 * KIB, 1 << 40)
-        self._number("wal_rotate_age_s", 0.001, LONGEST_S)
-        self._whole("epoch_stride", 1, 1 << 40)
-        self._whole("checkpoints_kept", 1, 1000)
-        self._whole("shard_rows", 1, 1 << 30)
+            check_whole(self, "data_file_bytes", 64 * KIB, self.window_bytes, multiple=4 * KIB)
+        check_whole(self, "mapping_budget", 1, 65536)
+        check_whole(self, "descriptor_budget", 1, 65536)
+        check_number(self, "slow_reader_s", 0.0, 1e9)
+        check_whole(self, "max_payload_in_wal", 0, GIB)
+        check_whole(self, "bulk_payload_limit", 0, GIB)
+        check_whole(self, "checkpoint_log_bytes", 64 * KIB, 1 << 40)
+        check_whole(self, "checkpoint_burst_log_bytes", 64 * KIB, 1 << 40)
+        check_whole(self, "checkpoint_burst_epochs", 1, 1 << 40)
+        check_number(self, "checkpoint_interval_s", 0.001, LONGEST_S)
+        check_number(self, "checkpoint_idle_s", 0.001, LONGEST_S)
+        check_number(self, "checkpoint_min_interval_s", 0.0, LONGEST_S)
+        check_whole(self, "wal_fill_bytes", 4 * KIB, GIB, multiple=4 * KIB)
+        check_whole(self, "wal_fill_limit_bytes", self.wal_fill_bytes, GIB, multiple=4 * KIB)
+        check_whole(self, "wal_segment_bytes", 4 * KIB, GIB, multiple=4 * KIB)
+        check_whole(self, "wal_rotate_bytes", 4 * KIB, 1 << 40)
+        check_number(self, "wal_rotate_age_s", 0.001, LONGEST_S)
+        check_whole(self, "epoch_stride", 1, 1 << 40)
+        check_whole(self, "checkpoints_kept", 1, 1000)
+        check_whole(self, "shard_rows", 1, 1 << 30)
         self._check_garbage_collection()
-        self._whole("log_limit_bytes", 64 * KIB, 1 << 50)
-        self._number("backpressure_timeout_s", 0.0, LONGEST_S)
-        self._whole("reserve_bytes", 0, 1 << 50)
-        if self.page_bytes is not None:
-            self._whole("page_bytes", PAGE_BYTES[0], PAGE_BYTES[-1])
-            if self.page_bytes not in PAGE_BYTES:
-                raise ValueError(f"page_bytes must be None or one of {_listed(PAGE_BYTES)}, not {self.page_bytes}")
-        self._number("max_overlap", 0.0, 1.0)
-        self._number("min_fanout", LEAST_SHARE, 0.5)
-        self._number("min_fill", LEAST_SHARE, 0.5)
-        self._number("leaf_fill", 2 * self.min_fill, 1.0)  # else bulk load couldn't even out its last two pages
+        check_whole(self, "log_limit_bytes", 64 * KIB, 1 << 50)
+        check_number(self, "backpressure_timeout_s", 0.0, LONGEST_S)
+        check_whole(self, "reserve_bytes", 0, 1 << 50)
 
     @property
     def data_file_limit(self) -> int:
@@ -174,10 +149,10 @@ class Config:
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if not (self.gc_on_checkpoint or self.gc_on_rotate):
             raise ValueError("gc_on_checkpoint or gc_on_rotate must be True: nothing else deletes a log")
-        self._whole("gc_keep_logs", 0, 1_000_000)
-        self._number("gc_min_age_s", 0.0, LONGEST_S)
+        check_whole(self, "gc_keep_logs", 0, 1_000_000)
+        check_number(self, "gc_min_age_s", 0.0, LONGEST_S)
         if self.gc_lag_checkpoints is not None:
-            self._whole("gc_lag_checkpoints", 0, 1_000_000)
+            check_whole(self, "gc_lag_checkpoints", 0, 1_000_000)
             if self.gc_lag_checkpoints < self.checkpoints_kept - 1:
                 raise ValueError(
                     f"gc_lag_checkpoints must be at least {self.checkpoints_kept - 1}, not {self.gc_lag_checkpoints}: "
@@ -188,7 +163,7 @@ class Config:
         """The fields that are fixed at creation, as they go into the manifest."""
         return {name: getattr(self, name) for name in self.STORED}
 
-    def with_stored(self, stored: Mapping[str, Any]) -> Config:
+    def with_stored(self, stored: Mapping[str, Any]) -> StoreConfig:
         """This config with the stored fields of an existing index in the place of its own."""
         if set(stored) != set(self.STORED):
             raise ValueError(f"stored fields must be {_listed(self.STORED)}, not {_listed(stored)}")
@@ -196,29 +171,29 @@ class Config:
             return self
         return dataclasses.replace(self, **stored)
 
-    def tree_parameters(self) -> dict[str, int | float | None]:
-        """The fields that are stored with each tree that is made."""
-        return {name: getattr(self, name) for name in self.TREE}
 
-    def _whole(self, name: str, least: int, most: int, multiple: int = 1) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be a whole number, not {value!r}")
-        value = operator.index(value)
-        if not least <= value <= most:
-            raise ValueError(f"{name} must be in {least} .. {most}, not {value}")
-        if value % multiple:
-            raise ValueError(f"{name} must be a multiple of {multiple}, not {value}")
-        object.__setattr__(self, name, value)
+def check_whole(config: object, name: str, least: int, most: int, multiple: int = 1) -> None:
+    """Requires a whole number in a range of a field, and makes it an int. Raises TypeError, ValueError."""
+    value = getattr(config, name)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    value = operator.index(value)
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be in {least} .. {most}, not {value}")
+    if value % multiple:
+        raise ValueError(f"{name} must be a multiple of {multiple}, not {value}")
+    object.__setattr__(config, name, value)
 
-    def _number(self, name: str, least: float, most: float) -> None:
-        value = getattr(self, name)
-        if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-            raise TypeError(f"{name} must be a number, not {value!r}")
-        value = float(value)
-        if not (math.isfinite(value) and least <= value <= most):
-            raise ValueError(f"{name} must be in {least} .. {most}, not {value}")
-        object.__setattr__(self, name, value)
+
+def check_number(config: object, name: str, least: float, most: float) -> None:
+    """Requires a finite number in a range of a field, and makes it a float. Raises TypeError, ValueError."""
+    value = getattr(config, name)
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    value = float(value)
+    if not (math.isfinite(value) and least <= value <= most):
+        raise ValueError(f"{name} must be in {least} .. {most}, not {value}")
+    object.__setattr__(config, name, value)
 
 
 def _listed(values: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xtree.persistence.base.clock import Clock
-from xtree.persistence.base.config import Config
+from xtree.persistence.base.config import StoreConfig
 from xtree.persistence.base.lock_ranks import ROOM, RankedLock
 
 SLOW_SHARE = 0.8  # of the limit
@@ -23,7 +23,7 @@ class Backpressure:
     """Lets writers wait for room in the log. Any thread may call it."""
 
     def __init__(
-        self, config: Config, clock: Clock, outstanding: Callable[[], int], demand_checkpoint: Callable[[], None]
+        self, config: StoreConfig, clock: Clock, outstanding: Callable[[], int], demand_checkpoint: Callable[[], None]
     ) -> None:
         self.waits = 0
         self.wait_seconds = 0.0

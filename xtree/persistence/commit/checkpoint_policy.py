@@ -1,6 +1,6 @@
 """When a checkpoint is due, as long as nobody asks for one.
 
-Three situations, each with its own measure (Config has the figures):
+Three situations, each with its own measure (StoreConfig has the figures):
 
 - burst, while the log grows fast: after much log, or many commits, since every checkpoint then writes much again;
 - steady: after less log, or some time after the first commit that the last checkpoint doesn't hold;
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 
 from xtree.persistence.base.clock import Clock
-from xtree.persistence.base.config import Config
+from xtree.persistence.base.config import StoreConfig
 
 FIRST_PAUSE_S = 1.0  # after a failure
 LONGEST_PAUSE_S = 60.0
@@ -52,7 +52,7 @@ class CheckpointPolicy:
     `committed` and `began` are called by who holds the coordinator's turn, the others by the checkpointer.
     """
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(self, config: StoreConfig, clock: Clock) -> None:
         self._clock = clock
         self._steady_bytes = config.checkpoint_log_bytes
         self._burst_bytes = max(config.checkpoint_burst_log_bytes, config.checkpoint_log_bytes)

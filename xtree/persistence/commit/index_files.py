@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 
 from xtree.errors import CapacityError, CorruptionError, FormatVersionError
-from xtree.persistence.base.config import MAX_EPOCH, Config
+from xtree.persistence.base.config import MAX_EPOCH, StoreConfig
 from xtree.persistence.base.crash_points import reach
 from xtree.persistence.base.lock_ranks import MANIFEST, NUMBERS, RankedLock
 from xtree.persistence.commit.log_gc import LogGarbage
@@ -55,7 +55,7 @@ class IndexFiles:
         self,
         fs: FileSystem,
         directory: str,
-        config: Config,
+        config: StoreConfig,
         manifest: Manifest,
         superblock: SuperblockFile,
         data_files: DataFiles,
@@ -321,7 +321,7 @@ class IndexFiles:
     def keep(self, entry: CheckpointEntry, now: float, hold_back: bool = True, collect: bool = True) -> None:
         """Makes a written checkpoint part of the manifest, and drops what the oldest one kept makes useless.
 
-        Without `hold_back` the knobs of Config that let logs stay longer don't count; without `collect` all stay.
+        Without `hold_back` the knobs of StoreConfig that let logs stay longer don't count; without `collect` all stay.
         """
         garbage = self._log_garbage
         with self._manifest_lock:

@@ -1,20 +1,20 @@
 """Log garbage: which closed logs may be deleted.
 
 A log may go once its last epoch isn't above that of the oldest checkpoint kept: recovery from any of them then begins
-behind it. While fewer checkpoints are there than are kept, the empty index counts as the oldest. The knobs of Config
-let logs stay longer than that, never shorter. What goes leaves the manifest first, and the directory once that manifest
-is durable (IndexFiles).
+after it. While fewer checkpoints are there than are kept, the empty index counts as the oldest. The fields gc_* of
+StoreConfig let logs stay longer than that, never shorter. What goes leaves the manifest first, and the directory once
+that manifest is durable (IndexFiles).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from xtree.persistence.base.config import Config
+from xtree.persistence.base.config import StoreConfig
 from xtree.persistence.files.manifest import CheckpointEntry, LogEntry
 
 
-def oldest_epoch(config: Config, checkpoints: Sequence[CheckpointEntry]) -> int:
+def oldest_epoch(config: StoreConfig, checkpoints: Sequence[CheckpointEntry]) -> int:
     """The epoch from which recovery may have to begin."""
     if len(checkpoints) < config.checkpoints_kept:
         return 0
@@ -27,7 +27,7 @@ class LogGarbage:
     Both begin anew at an open, which lets logs stay longer at most. For the thread that collects.
     """
 
-    def __init__(self, config: Config, checkpoints: Iterable[CheckpointEntry], logs: Iterable[LogEntry]) -> None:
+    def __init__(self, config: StoreConfig, checkpoints: Iterable[CheckpointEntry], logs: Iterable[LogEntry]) -> None:
         self._config = config
         self._seen_at: dict[int, float] = {}
         self._covered: dict[int, int] = {}

@@ -6,7 +6,7 @@ commits (`manifest_needed` says that it isn't yet), and `entries` speaks only of
 
 A file is opened at its first use, and its header is verified then. It stays open from the first write since its last
 sync (the first page given out in it, as far as that is known, the commit of one at the latest) to the sync that covers
-it; beyond that only so many files are open as Config.descriptor_budget says.
+it; beyond that only so many files are open as StoreConfig.descriptor_budget says.
 
 Locks: `_lock` guards the tables and is held for moments. Each file has a lock that is held while it is synced, so that
 whoever asks for a sync that another thread has begun waits for its end. A failed sync is never repeated. `extend` and
@@ -22,10 +22,10 @@ from struct import Struct
 from typing import Any
 
 from xtree.errors import CorruptionError, StoreFailedError
-from xtree.persistence.base.config import MAX_WINDOW_BYTES, MIB, Config
+from xtree.persistence.base.config import MAX_WINDOW_BYTES, MIB, StoreConfig
 from xtree.persistence.base.crash_points import reach
 from xtree.persistence.base.lock_ranks import FILE_TABLE, SYNCING, RankedLock
-from xtree.persistence.files.disk_reserve import kept_free, require_space
+from xtree.persistence.files.disk_reserve import require_space
 from xtree.persistence.files.file_header import HEADER_BYTES, pack_header, unpack_header
 from xtree.persistence.files.filenames import data_name
 from xtree.persistence.files.manifest import DataFileEntry
@@ -77,7 +77,7 @@ class DataFiles:
         directory: Path,
         uuid: bytes,
         windows: Windows,
-        config: Config,
+        config: StoreConfig,
         writable: bool,
         take_number: Callable[[], int],
     ) -> None:
@@ -138,7 +138,7 @@ class DataFiles:
 
     # What the allocator asks for.
 
-    def new_window(self, size_class: int) -> tuple[int, int, int, int]:
+    def new_window(self, size_class: int, spends_reserve: bool = False) -> tuple[int, int, int, int]:
         """Make a file: (window, offset of its first slot, usable bytes, bytes at most), the bytes from offset 0.
 
         It is on the disk, and its name, when this returns. Raises OSError, leaving nothing behind.
@@ -146,7 +146,7 @@ class DataFiles:
         page = SMALLEST_PAGE << size_class
         limit = max(self._config.data_file_limit, FIRST_SLOT + page)
         first = min(max(self._config.data_file_first_bytes, FIRST_SLOT + LEAST_SLOTS * page), limit)
-        self._require_space(first)
+        self._require_space(first, spends_reserve)
         number = self._take_number()
         path = path_in(self._directory, data_name(size_class, number))
         file = self._fs.open(path, "create")
@@ -169,12 +169,12 @@ class DataFiles:
             raise
         return window, FIRST_SLOT, first, limit
 
-    def extend(self, window: int, wanted_bytes: int) -> int:
+    def extend(self, window: int, wanted_bytes: int, spends_reserve: bool = False) -> int:
         """Give a file disk space up to `wanted_bytes` from its beginning; returns how many it has. Raises OSError."""
         data_file = self._files[window]
         wanted = min(wanted_bytes, self._limit_of(data_file))
         if wanted > data_file.bytes:
-            self._require_space(wanted - data_file.bytes)
+            self._require_space(wanted - data_file.bytes, spends_reserve)
             self._lengthen(data_file, wanted)
             reach("data.extended")
         self.windows.grow(window, data_file.bytes)  # also when that failed the last time
@@ -396,5 +396,6 @@ class DataFiles:
                 f"{file.path}: at offset 32: expected number, window bytes and size class {expected}, found {found}"
             )
 
-    def _require_space(self, n: int) -> None:
-        require_space(self._fs, self._directory, n, kept_free(self._config.reserve_bytes))
+    def _require_space(self, n: int, spends_reserve: bool) -> None:
+        reserve_bytes = self._config.reserve_bytes
+        require_space(self._fs, self._directory, n, reserve_bytes // 2 if spends_reserve else reserve_bytes)

@@ -21,7 +21,7 @@ import rapidjson
 from crc32c import crc32c
 
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence.base.config import MAX_WINDOW_BYTES, Config
+from xtree.persistence.base.config import MAX_WINDOW_BYTES, StoreConfig
 from xtree.persistence.files.file_header import UUID_BYTES
 from xtree.persistence.files.filenames import MANIFEST, MAX_NUMBER, SIZE_CLASSES
 from xtree.persistence.files.open_directory import path_in
@@ -79,7 +79,7 @@ class Manifest:
     """The values of a manifest."""
 
     uuid: bytes
-    config: dict[str, int]  # Config.to_stored()
+    config: dict[str, int]  # StoreConfig.to_stored()
     generation: int = 1
     checkpoints: tuple[CheckpointEntry, ...] = ()  # oldest first
     logs: tuple[LogEntry, ...] = ()  # oldest first
@@ -197,9 +197,9 @@ class _Reader:
         )
 
     def config(self, values: Any) -> dict[str, int]:
-        self.keys(values, set(Config.STORED), "config")
+        self.keys(values, set(StoreConfig.STORED), "config")
         try:
-            return Config(**values).to_stored()
+            return StoreConfig(**values).to_stored()
         except (ValueError, TypeError) as error:
             raise CorruptionError(f"{self.path}: config: {error}") from None
 

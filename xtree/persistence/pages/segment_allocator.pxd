@@ -44,9 +44,9 @@ cdef class SegmentAllocator:
     cdef dict offers                           # windows that growth gave and that couldn't be attached yet, by class
     cdef object growth
 
-    # Gives a free slot; makes room by growing a window or asking for a new one. Raises OSError when the disk is
-    # full, MemoryError, CapacityError.
-    cdef int allocate(self, int size_class, uint64_t *address) except -1 nogil
+    # Gives a free slot; makes room by growing a window or asking for a new one, with `spends_reserve` also from the
+    # reserve of the disk. Raises OSError when the disk is full, MemoryError, CapacityError.
+    cdef int allocate(self, int size_class, bint spends_reserve, uint64_t *address) except -1 nogil
     # Returns a slot. Raises RuntimeError for one that isn't in use.
     cdef int free(self, uint64_t address) except -1 nogil
     # Marks a slot as used while the bitmaps are rebuilt from rows. Raises CorruptionError (xtree.errors) for an

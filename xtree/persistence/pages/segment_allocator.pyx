@@ -8,8 +8,8 @@ Invariants, for an extent of `slots` usable slots (check() verifies them):
 4. no extent of a class before its open one has a free slot.
 
 Where room comes from is not known here: `growth` makes new windows and extends the files behind them.
-    growth.new_window(size_class) -> (window, first_offset, usable_bytes, limit_bytes)
-    growth.extend(window, wanted_bytes) -> usable_bytes    # asked only of windows with usable_bytes < limit_bytes
+    growth.new_window(size_class, spends_reserve) -> (window, first_offset, usable_bytes, limit_bytes)
+    growth.extend(window, wanted_bytes, spends_reserve) -> usable_bytes    # asked only of windows with usable_bytes < limit_bytes
 Bytes count from the window's beginning; slot i stands at first_offset + i * class_bytes.
 """
 
@@ -179,14 +179,14 @@ cdef int _make_window_room(SegmentAllocator a, uint32_t window) except -1:
 
 
 # Makes room in a full class and returns the extent that has it.
-cdef uint32_t _grow(SegmentAllocator a, int size_class) except? NO_EXTENT with gil:
+cdef uint32_t _grow(SegmentAllocator a, int size_class, bint spends_reserve) except? NO_EXTENT with gil:
     cdef uint32_t i = a.first_extents[size_class]
     while i != NO_EXTENT and a.extents[i].slots == a.extents[i].limit:
         i = a.extents[i].next
     if i != NO_EXTENT:
-        _extend(a, i)
+        _extend(a, i, spends_reserve)
         return i
-    offer = a.offers.pop(size_class, None) or a.growth.new_window(size_class)
+    offer = a.offers.pop(size_class, None) or a.growth.new_window(size_class, spends_reserve)
     try:
         window, first_offset, usable_bytes, limit_bytes = offer
         a.attach(window, size_class, first_offset, usable_bytes, limit_bytes)
@@ -195,17 +195,17 @@ cdef uint32_t _grow(SegmentAllocator a, int size_class) except? NO_EXTENT with g
         raise
     i = a.last_extents[size_class]
     if a.extents[i].slots == 0:
-        _extend(a, i)
+        _extend(a, i, spends_reserve)
     return i
 
 
-cdef int _extend(SegmentAllocator a, uint32_t index) except -1:
+cdef int _extend(SegmentAllocator a, uint32_t index, bint spends_reserve) except -1:
     cdef Extent *e = &a.extents[index]
     cdef uint64_t bytes = class_bytes(e.size_class)
     cdef uint64_t current = e.first_offset + e.slots * bytes
     cdef uint64_t step = min(max(current // 8, <uint64_t>LEAST_STEP), <uint64_t>LARGEST_STEP)
     cdef uint64_t wanted = min(e.slots + max(step // bytes, <uint64_t>1), e.limit)
-    cdef uint64_t usable = a.growth.extend(e.window, e.first_offset + wanted * bytes)
+    cdef uint64_t usable = a.growth.extend(e.window, e.first_offset + wanted * bytes, spends_reserve)
     if e.slots == e.limit or usable < current + bytes:
         raise RuntimeError(f"window {e.window} has no room to grow: {usable} bytes usable, {current} before, "
                            f"at most {e.limit} slots")
@@ -281,14 +281,14 @@ cdef class SegmentAllocator:
         _open_slots(e, slots)
         _link(self, self.extent_count)
 
-    cdef int allocate(self, int size_class, uint64_t *address) except -1 nogil:
+    cdef int allocate(self, int size_class, bint spends_reserve, uint64_t *address) except -1 nogil:
         cdef uint32_t i = self.open_extents[size_class]
         cdef uint64_t slot
         cdef Extent *e
         while i != NO_EXTENT and self.extents[i].used == self.extents[i].slots:
             i = self.extents[i].next
         if i == NO_EXTENT:
-            i = _grow(self, size_class)
+            i = _grow(self, size_class, spends_reserve)
         self.open_extents[size_class] = i
         e = &self.extents[i]
         slot = _lowest_free(e)
@@ -328,7 +328,7 @@ cdef class SegmentAllocator:
         cdef uint64_t address
         if not 0 <= size_class < SIZE_CLASSES:
             raise ValueError(f"size class {size_class}: expected 0 to {SIZE_CLASSES - 1}")
-        self.allocate(size_class, &address)
+        self.allocate(size_class, False, &address)
         return address
 
     def free_slot(self, uint64_t address):
@@ -398,7 +398,7 @@ cdef class SegmentAllocator:
             with nogil:
                 try:
                     for i in range(n):
-                        self.allocate(size_class, &addresses[i])
+                        self.allocate(size_class, False, &addresses[i])
                         taken = i + 1
                 finally:
                     for i in range(taken):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 
 from xtree.errors import CorruptionError
-from xtree.persistence.base.config import Config
+from xtree.persistence.base.config import StoreConfig
 from xtree.persistence.files import checkpoint as checkpoints
 from xtree.persistence.files import filenames
 from xtree.persistence.files.data_files import read_header
@@ -25,7 +25,7 @@ def rebuild_manifest(fs: FileSystem, directory: str, uuid: bytes) -> Manifest:
     names = fs.listdir(directory)
     checkpoints_, ends = _checkpoints(fs, directory, uuid, names)
     data_files, window_bytes = _data_files(fs, directory, uuid, names)
-    stored = Config().to_stored() if window_bytes is None else {"window_bytes": window_bytes}
+    stored = StoreConfig().to_stored() if window_bytes is None else {"window_bytes": window_bytes}
     logs = _chain(_links(fs, directory, uuid, names), ends)
     numbers = [entry.number for entries in (checkpoints_, logs, data_files) for entry in entries]
     return Manifest(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xtree.errors import CorruptionError, FormatVersionError
-from xtree.persistence.base.config import Config
+from xtree.persistence.base.config import StoreConfig
 from xtree.persistence.base.crash_points import reach
 from xtree.persistence.base.progress import Progress
 from xtree.persistence.commit.index_files import FileNumbers, IndexFiles, closed_log
@@ -123,7 +123,7 @@ class Exposure:
 def recover(
     fs: FileSystem,
     directory: str,
-    config: Config,
+    config: StoreConfig,
     writable: bool,
     progress: Progress | None = None,
     check_pages: bool = True,
@@ -273,7 +273,7 @@ def _bytes_to_read(
 def _start(
     directory: str,
     base: checkpoints.Checkpoint | None,
-    config: Config,
+    config: StoreConfig,
     files: dict[int, tuple[int, int]],
     report: RecoveryReport,
 ) -> Replay:
@@ -441,7 +441,7 @@ def _place_images(
     report.images_written = replay.image_count
 
 
-def _following_epoch(epoch: int, superblock: SuperblockFile, report: RecoveryReport, config: Config) -> int:
+def _following_epoch(epoch: int, superblock: SuperblockFile, report: RecoveryReport, config: StoreConfig) -> int:
     """The first epoch to hand out: never one that an unexposed frame may carry with other content."""
     following = max(epoch, superblock.value.epoch) + 1
     if not report.clean:

@@ -24,8 +24,11 @@ class MemoryGrowth:
         self._windows = windows
         self._bytes: dict[int, int] = {}  # of all windows of a class
 
-    def new_window(self, size_class: int) -> tuple[int, int, int, int]:
-        """(window, offset of its first slot, usable bytes, bytes at most) of a new window for a size class."""
+    def new_window(self, size_class: int, spends_reserve: bool = False) -> tuple[int, int, int, int]:
+        """(window, offset of its first slot, usable bytes, bytes at most) of a new window for a size class.
+
+        Memory has no reserve.
+        """
         least = LEAST_SLOTS * (SMALLEST_PAGE_BYTES << size_class)
         before = self._bytes.get(size_class, 0)
         size = min(max(before, least), LARGEST_WINDOW_BYTES)

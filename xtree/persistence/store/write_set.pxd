@@ -8,8 +8,8 @@ A write set may build on others that are queued and not published yet. If one of
 pages of one that failed are given back only when nothing that builds on it is left.
 
     field                      written by                            read by                          order
-    made, retired, bytes_made  the owner; nobody once it is queued,  the owner, then the leader       the queue
-                               until its end drops the lists
+    made, retired, bytes_made, the owner; nobody once it is queued,  the owner, then the leader       the queue
+    spends_reserve             until its end drops the lists
     depends                    depend_on, the end of this one        its owner, the leader            the GIL
     dependants, held_back      depend_on, the end of a dependant     the end of this one              the GIL
     status                     the owner, then the leader            any thread                       the GIL
@@ -36,6 +36,7 @@ cdef class WriteSet:
     cdef NodeID *retired            # pages that this transaction removes
     cdef Py_ssize_t retired_count, retired_room
     cdef readonly uint64_t bytes_made   # of all pages made and not given back
+    cdef public bint spends_reserve # it gives space back in the end: its pages may take the reserve of the disk
     cdef int pin                    # protects the base epoch; -1 when released
     cdef readonly Published base    # what this transaction builds on; None once it has ended
     cdef list depends               # write sets that this one builds on, as long as it hasn't ended
@@ -69,4 +70,4 @@ cdef class WriteSet:
     cdef void release_pin(self) noexcept
 
 
-cpdef WriteSet begin(Store store)
+cpdef WriteSet begin(Store store, bint spends_reserve=*)

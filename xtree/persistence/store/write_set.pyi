@@ -3,9 +3,10 @@ from collections.abc import Callable
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.store import Published, Store
 
-def begin(store: Store) -> WriteSet: ...
+def begin(store: Store, spends_reserve: bool = False) -> WriteSet: ...
 
 class WriteSet:
+    spends_reserve: bool
     @property
     def store(self) -> Store: ...
     @property

@@ -29,8 +29,8 @@ cdef inline bint fits(int size_class, Py_ssize_t content_bytes) noexcept nogil:
     return <uint64_t>content_bytes <= class_bytes(size_class) - sizeof(PagePrefix)
 
 
-cpdef WriteSet begin(Store store):
-    """A new WriteSet on a store's current epoch.
+cpdef WriteSet begin(Store store, bint spends_reserve=False):
+    """A new WriteSet on a store's current epoch. spends_reserve: it may take the reserve of the disk (disk_reserve).
 
     Raises ClosedError, ReadOnlyError, StoreFailedError; TransactionError where a write would wait for itself.
     """
@@ -42,18 +42,19 @@ cpdef WriteSet begin(Store store):
         store.make_ready()
         if store.abandoned:
             store.give_back_abandoned()
-        return WriteSet(store)
+        return WriteSet(store, spends_reserve)
     finally:
         store.leave(flight)
 
 
 @cython.final
 cdef class WriteSet:
-    def __cinit__(self, Store store):
+    def __cinit__(self, Store store, bint spends_reserve):
         self.made = NULL
         self.retired = NULL
         self.pin = -1
         self.store = store
+        self.spends_reserve = spends_reserve
         self.status = "open"
         self.pin = store.epochs.pin()
         self.base = store.published
@@ -109,7 +110,7 @@ cdef class WriteSet:
         self.grow(<void **>&self.made, &self.made_room, self.made_count, sizeof(Made))
         hold_lock(self.store)
         try:
-            self.store.allocator.allocate(size_class, &address)
+            self.store.allocator.allocate(size_class, self.spends_reserve, &address)
             allocated = True
             try:
                 node[0] = self.store.table.reserve(kind, size_class, address)

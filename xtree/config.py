@@ -1,0 +1,93 @@
+"""Config: what a user may choose about an index and its trees, checked where it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from xtree.algorithms.parameters import TreeParameters
+from xtree.persistence.base.config import GIB, MIB, StoreConfig
+
+__all__ = ["Config"]
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Config(StoreConfig, TreeParameters):
+    """Settings of a durable index and of its trees. docs/choosing.md says when to touch which.
+
+    Fixed when a directory is created, stored in its manifest, and then the same at every open:
+
+    - `window_bytes`: the largest size of a data file; a multiple of 1 MiB.
+
+    Fixed when a tree is created and stored with that tree, taken for trees made from now on:
+
+    - `page_bytes`: size of a page that is no supernode; None picks the smallest that holds 48 entries.
+    - `max_overlap`: a topological split of a directory page that overlaps by more than this share is refused; 1.0
+      refuses none, so that the tree is an R*-tree, without supernodes.
+    - `min_fill`: the share that a split leaves on either side, and below which a page is dissolved; at most 0.5.
+    - `leaf_fill`: how full bulk load packs leaves, at least twice `min_fill`; what is left takes the first inserts
+      without a split. With 0.8 they are as fast as into a tree that grew, for a quarter more space.
+
+    Taken anew at every open:
+
+    - `durability`: when a commit counts as done. "balanced": once its log frame is on the disk; "strict": once its
+      pages, its frame and a superblock that names it are; "eventual": once the operating system has its frame.
+    - `sync_interval_ms`: with "eventual", how long a written frame waits at most for the sync of the log to begin.
+    - `group_window_ms`: the least time from one group of commits to the next, which then share a sync; a commit that
+      comes alone never waits with 0. Without effect with "eventual".
+    - `mapping_budget`: how many data files stay mapped. A target: while long calls use more of them, more are mapped.
+    - `descriptor_budget`: how many data files stay open. A target too: one that waits for a sync stays open anyway.
+    - `slow_reader_s`: the age, in seconds, from which stats() counts a snapshot, query or transaction as a slow reader.
+    - `checkpoint_log_bytes`: so many bytes of log since the last checkpoint make another one due; while the log grows
+      fast, 256 MiB do where that is more.
+    - `checkpoint_interval_s`: a checkpoint is due so long after the first commit that the last one doesn't hold.
+    - `log_limit_bytes`, `backpressure_timeout_s`: with so many bytes of log that no checkpoint holds, transactions wait
+      for one before they begin, those without a timeout of their own so long.
+    - `checkpoints_kept`: how many checkpoints stay, with the logs that follow the oldest of them; at least 1.
+    - `reserve_bytes`: data files don't grow into so many last bytes of a disk, so that an index on a full disk can
+      still be deleted from and checkpointed.
+
+    Immutable. Fields of earlier versions are accepted, and do what they did, with a DeprecationWarning. Raises
+    ValueError or TypeError, naming the field, for what can't work.
+    """
+
+    def __init__(
+        self,
+        durability: str = "balanced",
+        sync_interval_ms: int = 100,
+        group_window_ms: float = 0.0,
+        window_bytes: int = GIB,
+        *,
+        mapping_budget: int = 64,
+        descriptor_budget: int = 16,
+        slow_reader_s: float = 60.0,
+        checkpoint_log_bytes: int = 96 * MIB,
+        checkpoint_interval_s: float = 90.0,
+        log_limit_bytes: int = GIB,
+        backpressure_timeout_s: float = 30.0,
+        checkpoints_kept: int = 2,
+        reserve_bytes: int = 4 * MIB,
+        page_bytes: int | None = None,
+        max_overlap: float = 0.2,
+        min_fill: float = 0.4,
+        leaf_fill: float = 0.98,
+        **earlier: Any,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "earlier", "__class__")}
+        for field in dataclasses.fields(self):
+            if field.name in earlier and field.name not in given:
+                given[field.name] = earlier.pop(field.name)
+                if given[field.name] != field.default:  # dataclasses.replace gives every field
+                    warnings.warn(f"Config.{field.name} will go: nobody needs it", DeprecationWarning, stacklevel=2)
+        if earlier:
+            raise TypeError(f"Config has no field {', '.join(map(repr, earlier))}")
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, given.get(field.name, field.default))
+        StoreConfig.__post_init__(self)
+        TreeParameters.__post_init__(self)
+
+    def __repr__(self) -> str:
+        chosen = (field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default)
+        return f"Config({', '.join(f'{name}={getattr(self, name)!r}' for name in chosen)})"
