@@ -8,7 +8,7 @@
 #   make tsan          tests of threads against a build that ThreadSanitizer watches (gcc); any race fails
 #   make fuzz          feed each parser what a fuzzer makes of real files; make fuzz FUZZ_SECONDS=60 for longer
 #   make torture       crashes, faults, kills and damaged files by the ten thousand; counts what was tried
-#   make bench         measure what store and trees cost on this machine, beside other engines; BENCH_ARGS=--quick for less
+#   make bench         measure what store and trees cost on this machine, beside other engines; BENCH_ARGS="index --quick" for less
 #   make soak          an hour of work, kills and reopening under check; make soak SOAK_ARGS='--minutes 5' for less
 #   make lint          ruff, cython-lint and mypy alone
 #   make wheel         wheel and source distribution in dist/
@@ -32,7 +32,7 @@ FUZZ_SECONDS ?= 20
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILD_REQUIREMENTS := 'setuptools>=77' 'cython>=3.1,<4'
-COMPILED := pyproject.toml setup.py $(shell find xtree -name '*.py[xd]' -o -name '*.h')
+COMPILED := pyproject.toml setup.py $(shell find xtree tools/probes -name '*.py[xd]' -o -name '*.h')
 
 HINT = echo "The command is $(BIN)/xtree; source $(BIN)/activate puts it, and python with xtree, on the path."
 
@@ -95,7 +95,7 @@ torture: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m torture $(TORTURE_ARGS)
 
 bench: $(VENV)/installed-bench
-	$(BIN)/xtree bench $(BENCH_ARGS)
+	$(BIN)/python -m xtree.tools.bench $(BENCH_ARGS)
 
 soak: $(VENV)/installed
 	$(BIN)/python -m xtree.tools.soak $(SOAK_ARGS)

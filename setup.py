@@ -28,7 +28,8 @@ if SANITIZE not in SANITIZERS:
 DEBUG = SANITIZE == "address" or os.environ.get("XTREE_DEBUG", "") not in ("", "0")
 BUILD = SANITIZE or ("checked" if DEBUG else "")
 BASE = f"build/{BUILD or 'release'}"
-SOURCES = sorted(glob.glob("xtree/**/*.pyx", recursive=True))
+PROBES = "xtree.tools.probes."  # for tests and benchmarks: no wheel has them
+SOURCES = sorted(glob.glob("xtree/**/*.pyx", recursive=True)) + sorted(glob.glob("tools/probes/*.pyx"))
 
 DIRECTIVES = {
     "language_level": 3,
@@ -48,9 +49,16 @@ else:
     COMPILE += ["-O1", "-g", "-UNDEBUG"] if DEBUG or SANITIZE else [*OPTIMIZE, "-g0", "-fno-math-errno"]
     COMPILE += SANITIZERS[SANITIZE]
 
+
+def name_of(source):
+    """The dotted name that a source file is imported by; tools/ is installed as xtree.tools."""
+    name = source.removesuffix(".pyx").replace(os.sep, ".")
+    return f"xtree.{name}" if name.startswith("tools.") else name
+
+
 extensions = [
     Extension(
-        source.removesuffix(".pyx").replace(os.sep, "."),
+        name_of(source),
         [source],
         include_dirs=["xtree/persistence/base", "xtree/persistence/pages", "xtree/algorithms/kernels"],
         extra_compile_args=COMPILE,
@@ -68,6 +76,8 @@ class BuildExtensions(build_ext):
 
     def run(self):
         started = time.monotonic()
+        if not (self.inplace or self.editable_mode or BUILD):  # a wheel
+            self.extensions = [ext for ext in self.extensions if not ext.name.startswith(PROBES)]
         super().run()
         if self.compiled:
             print(f"compiled {self.compiled} modules in {time.monotonic() - started:.0f} s", flush=True)

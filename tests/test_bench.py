@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from xtree.persistence import probes
 from xtree.persistence.store.memory_store import MemoryStore
-from xtree.tools import bench, bench_peers
-from xtree.tools.bench import Scale, bench_substrate
-from xtree.tools.bench_memory import make_nodes
-from xtree.tools.bench_report import Report, WrongAnswerError, require
-from xtree.tools.cli import main
+from xtree.tools.bench import peers, substrate
+from xtree.tools.bench.cli import bench
+from xtree.tools.bench.memory import make_nodes
+from xtree.tools.bench.report import Report, WrongAnswerError, require
+from xtree.tools.bench.substrate import Scale, bench_substrate
+from xtree.tools.probes import loops
 
 TINY = Scale(
     rounds=2,
@@ -37,12 +37,12 @@ SECTIONS = {"resolve", "allocator", "commits", "batches", "groups", "checkpoint"
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    """What `xtree bench substrate` writes as JSON, of a tiny run; its lines under "said"."""
+    """What `bench substrate` writes as JSON, of a tiny run; its lines under "said"."""
     directory = tmp_path_factory.mktemp("bench")
     file = directory / "result.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "QUICK", TINY)
-        done = CliRunner().invoke(main, ["bench", "substrate", "--quick", "--dir", str(directory), "--json", str(file)])
+        patch.setattr(substrate, "QUICK", TINY)
+        done = CliRunner().invoke(bench, ["substrate", "--quick", "--dir", str(directory), "--json", str(file)])
     assert done.exit_code == 0, done.output
     assert [path.name for path in directory.iterdir()] == ["result.json"]
     return {**json.loads(file.read_text(encoding="utf-8")), "said": done.output}
@@ -80,10 +80,10 @@ def test_a_run_says_on_what_and_how_much_was_measured(result):
 def test_a_missing_engine_is_skipped_with_the_reason(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "lmdb", None)
     said: list[str] = []
-    monkeypatch.setattr(bench, "measure_groups", lambda *_: None)
-    monkeypatch.setattr(bench, "measure_checkpoints", lambda *_: None)
-    monkeypatch.setattr(bench, "measure_recovery", lambda *_: None)
-    monkeypatch.setattr(bench, "measure_size", lambda *_: None)
+    monkeypatch.setattr(substrate, "measure_groups", lambda *_: None)
+    monkeypatch.setattr(substrate, "measure_checkpoints", lambda *_: None)
+    monkeypatch.setattr(substrate, "measure_recovery", lambda *_: None)
+    monkeypatch.setattr(substrate, "measure_size", lambda *_: None)
     result = bench_substrate(TINY, tmp_path, said.append)
     assert set(result["skipped"]) == {"LMDB", "LMDB without sync"}
     assert all("xtree-index[bench]" in reason for reason in result["skipped"].values())
@@ -91,7 +91,7 @@ def test_a_missing_engine_is_skipped_with_the_reason(monkeypatch, tmp_path):
 
 
 def test_a_benchmark_that_loses_a_record_has_no_figures(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench_peers.Sqlite, "commit", lambda self, ids, boxes: None)
+    monkeypatch.setattr(peers.Sqlite, "commit", lambda self, ids, boxes: None)
     with pytest.raises(WrongAnswerError, match="SQLite holds 0 records"):
         bench_substrate(TINY, tmp_path, lambda line: None)
     assert not list(tmp_path.iterdir())
@@ -101,23 +101,23 @@ def test_resolving_agrees_with_an_array_of_pointers():
     store = MemoryStore()
     nodes, addresses = make_nodes(store, 3000)
     pages = np.empty(3000, np.uint64)
-    probes.pages_at(store.windows, addresses, pages)
-    plain = probes.PlainStore(store, nodes)
+    loops.pages_at(store.windows, addresses, pages)
+    plain = loops.PlainStore(store, nodes)
     some = np.random.default_rng(1).permutation(3000)[:999].astype(np.uint64)
     expected = int(pages[some].sum())
-    assert probes.look_up_all(pages, some) == expected
-    assert probes.resolve_all(store, nodes[some]) == expected
-    assert probes.resolve_all_plainly(plain, nodes[some]) == expected
+    assert loops.look_up_all(pages, some) == expected
+    assert loops.resolve_all(store, nodes[some]) == expected
+    assert loops.resolve_all_plainly(plain, nodes[some]) == expected
     with pytest.raises(ValueError, match="isn't there"):
-        probes.resolve_all_plainly(plain, nodes[:1] + np.uint64(1))
+        loops.resolve_all_plainly(plain, nodes[:1] + np.uint64(1))
     with pytest.raises(ValueError, match="no row"):
-        probes.PlainStore(store, np.array([1 << 40], np.uint64))
+        loops.PlainStore(store, np.array([1 << 40], np.uint64))
     store.close()
 
 
 def test_slots_of_a_probe_are_given_back():
     store = MemoryStore()
-    assert probes.replace_slots(store.allocator, 2, np.arange(1000, dtype=np.uint64) % 256) == 256
+    assert loops.replace_slots(store.allocator, 2, np.arange(1000, dtype=np.uint64) % 256) == 256
     assert store.allocator.slots_used == 0
     store.allocator.check()
     store.close()

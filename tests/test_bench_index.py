@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from xtree.tools import bench, bench_index, bench_tree_peers
-from xtree.tools.bench_answers import Answer, NearestJudge, WindowJudge, counted, from_lists, from_pairs
-from xtree.tools.bench_commits import boxes_of
-from xtree.tools.bench_contest import Row, hold
-from xtree.tools.bench_data import Data, boxes_in_order, data_of, windows_of
-from xtree.tools.bench_index import IndexScale
-from xtree.tools.bench_report import Report, WrongAnswerError
-from xtree.tools.bench_tree_peers import GEOINDEX, RTREE, SHAPELY, SQLITE, memory_peers
-from xtree.tools.bench_trees import DurableTree, MemoryTree, Trial
-from xtree.tools.cli import main
+from xtree.tools.bench import index, substrate, tree_peers
+from xtree.tools.bench.answers import Answer, NearestJudge, WindowJudge, counted, from_lists, from_pairs
+from xtree.tools.bench.cli import bench
+from xtree.tools.bench.commits import boxes_of
+from xtree.tools.bench.contest import Row, hold
+from xtree.tools.bench.data import Data, boxes_in_order, data_of, windows_of
+from xtree.tools.bench.index import IndexScale
+from xtree.tools.bench.report import Report, WrongAnswerError
+from xtree.tools.bench.tree_peers import GEOINDEX, RTREE, SHAPELY, SQLITE, memory_peers
+from xtree.tools.bench.trees import DurableTree, MemoryTree, Trial
 from xtree.tools.table_error import TableError
 
 TINY = IndexScale(
@@ -49,12 +49,12 @@ PEERS = {GEOINDEX: "geoindex_rs", SHAPELY: "shapely", RTREE: "rtree"}
 
 
 def run_in(directory, *arguments: str) -> dict:
-    """What `xtree bench index --quick` writes as JSON, of a tiny run; its lines under "said"."""
+    """What `bench index --quick` writes as JSON, of a tiny run; its lines under "said"."""
     file = directory / "result.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_index, "QUICK", TINY)
+        patch.setattr(index, "QUICK", TINY)
         options = ["--quick", "--dir", str(directory), "--json", str(file)]
-        done = CliRunner().invoke(main, ["bench", "index", *options, *arguments])
+        done = CliRunner().invoke(bench, ["index", *options, *arguments])
     assert done.exit_code == 0, done.output
     return {**json.loads(file.read_text(encoding="utf-8")), "said": done.output}
 
@@ -105,7 +105,7 @@ def test_a_run_for_each_data_and_number_of_records(monkeypatch, tmp_path):
     boxes = boxes_of(7, 500)
     np.save(tmp_path / "roads.npy", boxes)
     measured = []
-    monkeypatch.setattr(bench_index, "_measure", lambda report, scale, data, place: measured.append(data))
+    monkeypatch.setattr(index, "_measure", lambda report, scale, data, place: measured.append(data))
     sources = ["--data", "cities", "--data", str(tmp_path / "roads.npy")]
     result = run_in(tmp_path, *sources, "--records", "100,1k")
     assert [(run["data"], run["records"]) for run in result["runs"]] == [
@@ -113,18 +113,18 @@ def test_a_run_for_each_data_and_number_of_records(monkeypatch, tmp_path):
     ]  # fmt: skip
     assert np.array_equal(measured[-1].boxes, boxes)
     assert "targets are for 600 records and more" in result["said"]
-    done = CliRunner().invoke(main, ["bench", "index", "--records", "many"])
+    done = CliRunner().invoke(bench, ["index", "--records", "many"])
     assert done.exit_code == 2 and "expected numbers like 100k,1M" in done.output
 
 
 def test_bench_without_a_command_runs_both(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "bench_substrate", lambda *_: {"benchmark": "substrate"})
-    monkeypatch.setattr(bench_index, "bench_index", lambda *_: {"benchmark": "index"})
-    done = CliRunner().invoke(main, ["bench", "--quick", "--json", str(tmp_path / "both.json")])
+    monkeypatch.setattr(substrate, "bench_substrate", lambda *_: {"benchmark": "substrate"})
+    monkeypatch.setattr(index, "bench_index", lambda *_: {"benchmark": "index"})
+    done = CliRunner().invoke(bench, ["--quick", "--json", str(tmp_path / "both.json")])
     assert done.exit_code == 0, done.output
     written = json.loads((tmp_path / "both.json").read_text(encoding="utf-8"))
     assert {name: part["benchmark"] for name, part in written.items()} == {"substrate": "substrate", "index": "index"}
-    done = CliRunner().invoke(main, ["bench", "--quick", "index"])
+    done = CliRunner().invoke(bench, ["--quick", "index"])
     assert done.exit_code == 2 and "options stand behind the command" in done.output
 
 
@@ -137,7 +137,7 @@ def test_data_that_is_not_flat_boxes_is_refused(tmp_path):
 def test_a_missing_peer_is_skipped_with_the_reason(monkeypatch):
     for module in (*PEERS.values(), "geoindex_rs.rtree"):
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(bench_tree_peers.Sqlite, "_make_table", staticmethod(_no_rtree))
+    monkeypatch.setattr(tree_peers.Sqlite, "_make_table", staticmethod(_no_rtree))
     report = Report(lambda line: None)
     assert memory_peers(report) == []
     assert set(report.skipped) == {GEOINDEX, SHAPELY, RTREE, SQLITE}
@@ -146,7 +146,7 @@ def test_a_missing_peer_is_skipped_with_the_reason(monkeypatch):
 
 
 def _no_rtree(database) -> None:
-    raise bench_tree_peers.sqlite3.OperationalError("no such module: rtree")
+    raise tree_peers.sqlite3.OperationalError("no such module: rtree")
 
 
 class Liar(MemoryTree):
@@ -199,7 +199,7 @@ def test_a_wrong_answer_of_xtree_ends_the_benchmark(monkeypatch, tmp_path):
     search = MemoryTree.search
     monkeypatch.setattr(MemoryTree, "search", lambda self, windows: search(self, windows + 0.01))
     with pytest.raises(WrongAnswerError, match="bulk build of 600 records in memory: xtree, memory: wrong"):
-        bench_index.bench_index(TINY, tmp_path, lambda line: None)
+        index.bench_index(TINY, tmp_path, lambda line: None)
     assert not list(tmp_path.iterdir())
 
 

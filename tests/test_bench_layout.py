@@ -9,22 +9,22 @@ import pytest
 from click.testing import CliRunner
 
 import xtree
-from xtree.tools import bench_layout
-from xtree.tools.bench_layout import LayoutScale
-from xtree.tools.bench_report import WrongAnswerError
-from xtree.tools.cli import main
+from xtree.tools.bench import layout
+from xtree.tools.bench.cli import bench
+from xtree.tools.bench.layout import LayoutScale
+from xtree.tools.bench.report import WrongAnswerError
 
 TINY = LayoutScale(2, (2, 9, 33), (4096, 8192, 16384), records=(2000, 500), questions=30, inserts=50, hits=10)
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(bench_layout, "QUICK", TINY)
+    monkeypatch.setattr(layout, "QUICK", TINY)
 
 
 def test_every_page_size_has_its_figures_beside_the_usual_one(tmp_path):
     file = tmp_path / "layout.json"
-    done = CliRunner().invoke(main, ["bench", "layout", "--quick", "--json", str(file)])
+    done = CliRunner().invoke(bench, ["layout", "--quick", "--json", str(file)])
     assert done.exit_code == 0, done.output
     figures = json.loads(file.read_text(encoding="utf-8"))["figures"]
     for section, sizes in (("2-D", (4, 8, 16)), ("9-D", (8, 4, 16)), ("33-D", (32, 16))):
@@ -48,4 +48,4 @@ def test_a_wrong_answer_ends_the_benchmark(monkeypatch, wrong):
 
     monkeypatch.setattr(xtree.XTree, wrong, lose_one)
     with pytest.raises(WrongAnswerError):
-        bench_layout.bench_layout(TINY, say=lambda line: None)
+        layout.bench_layout(TINY, say=lambda line: None)

@@ -236,7 +236,7 @@ def test_trees_have_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["build", "query", "info", "check", "demo", "bench", "bench substrate", "bench index"]
+    "command", ["build", "query", "info", "check", "demo"]
 )
 def test_help_documents_the_json_keys(command):
     done = run(*command.split(), "--help")
@@ -447,14 +447,14 @@ def test_an_interrupted_command_exits_with_130_without_a_traceback(index, interr
     assert {file.name: file.read_bytes() for file in index.iterdir()} == before
 
 
-@pytest.mark.parametrize("command", ["build", "query", "info", "check", "fsck", "dump", "backup", "demo", "bench"])
+@pytest.mark.parametrize("command", ["build", "query", "info", "check", "fsck", "dump", "backup", "demo"])
 def test_every_command_turns_an_interrupt_into_130(monkeypatch, command):
     def interrupt(*arguments, **more):
         raise KeyboardInterrupt
 
     for given in (main.commands[command], *getattr(main.commands[command], "commands", {}).values()):
         monkeypatch.setattr(given, "callback", interrupt)
-    arguments = {"build": [__file__, "x"], "query": ["x", "0", "0"], "demo": [], "bench": [], "backup": ["x", "y"]}
+    arguments = {"build": [__file__, "x"], "query": ["x", "0", "0"], "demo": [], "backup": ["x", "y"]}
     done = run(command, *arguments.get(command, ["x"]))
     assert (done.exit_code, done.stderr) == (130, "\nAborted!\n")
     assert not isinstance(done.exception, KeyboardInterrupt)

@@ -10,8 +10,8 @@ import secrets
 import numpy as np
 import pytest
 
-from xtree import kernel_forms
 from xtree.algorithms.kernels import forms
+from xtree.tools.probes import kernel_forms
 
 SLACK = 8
 EDGES = np.array([-np.inf, -1.7e308, -1.0, np.nextafter(-1.0, 0.0), -5e-324, -0.0, 0.0, 5e-324, 2.2e-308, 1e-160,

@@ -23,9 +23,12 @@ LAYERS = [
     "xtree.input",
     "xtree.data",
     "xtree",
-    "xtree.tools",
     "xtree.tools.fsck",
     "xtree.tools.dump",
+    "xtree.tools",
+    "xtree.tools.probes",
+    "xtree.tools.bench",
+    "xtree.tools.soak",
 ]
 BELOW_ALL = "xtree.errors"
 PERSISTENCE = "xtree.persistence"

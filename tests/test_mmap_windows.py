@@ -13,7 +13,7 @@ import pytest
 from xtree.errors import CapacityError
 from xtree.persistence.base.memory import fail_allocation
 from xtree.persistence.pages.mmap_windows import Windows
-from xtree.persistence.probes import pages_at
+from xtree.tools.probes.loops import pages_at
 
 PAGE = 4096
 

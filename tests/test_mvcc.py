@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from xtree.errors import CapacityError
 from xtree.persistence.base.memory import fail_allocation
 from xtree.persistence.pages.mvcc import Epochs
-from xtree.persistence.probes import Turnover
 from xtree.persistence.store.memory_store import MemoryStore
+from xtree.tools.probes.loops import Turnover
 
 EPOCHS = 60_000  # of a turnover
 SLOTS_TAKEN = 280  # for pins, in a crowded one: of two blocks all but eight

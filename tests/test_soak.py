@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import xtree
-from xtree.tools import soak
-from xtree.tools.soak import Plan, Round, run_soak
-from xtree.tools.soak_model import History, SoakError, comet_batch, comet_step, comets_after, lanes
-from xtree.tools.soak_work import CONFIG, TREES, WRITERS, Model, Work
+from xtree.tools.soak import run
+from xtree.tools.soak.model import History, SoakError, comet_batch, comet_step, comets_after, lanes
+from xtree.tools.soak.run import Plan, Round, run_soak
+from xtree.tools.soak.work import CONFIG, TREES, WRITERS, Model, Work
 
 KEEP = 6
 
@@ -108,11 +108,11 @@ def test_what_a_thread_finds_wrong_ends_the_work(model, monkeypatch):
 
 
 def test_a_step_that_was_acknowledged_and_is_gone_is_found():
-    soak._require_acknowledged([5, 5], [5, 6])
+    run._require_acknowledged([5, 5], [5, 6])
     with pytest.raises(SoakError, match="told that step 5 is committed; step 4 was recovered"):
-        soak._require_acknowledged([5, 5], [5, 4])
+        run._require_acknowledged([5, 5], [5, 4])
     with pytest.raises(SoakError, match="step 7 was recovered"):
-        soak._require_acknowledged([5, 5], [5, 7])
+        run._require_acknowledged([5, 5], [5, 7])
 
 
 def test_what_grows_from_round_to_round_is_found():
@@ -120,29 +120,29 @@ def test_what_grows_from_round_to_round_is_found():
         kinds = ("disk", "resident", "descriptors", "mappings")
         return [Round(i, "balanced", False, left=dict.fromkeys(kinds, (10 + grows * i) << 20)) for i in range(20)]
 
-    assert soak._growth(rounds(0)) == []
-    assert len(soak._growth(rounds(30))) == 4
-    assert soak._growth(rounds(30)[:6]) == []
+    assert run._growth(rounds(0)) == []
+    assert len(run._growth(rounds(30))) == 4
+    assert run._growth(rounds(30)[:6]) == []
     busier = rounds(30)
     for round_ in busier:
         round_.steps = 100 + 500 * round_.number
-    assert [problem.split()[0] for problem in soak._growth(busier)] == ["resident", "descriptors", "mappings"]
+    assert [problem.split()[0] for problem in run._growth(busier)] == ["resident", "descriptors", "mappings"]
 
 
 def test_a_directory_of_more_than_twice_the_live_bytes_is_found():
     mib = 1 << 20
-    assert soak._waste({"disk": 20 * mib, "data": 12 * mib}, 10 * mib, 2.0) == []
-    found = soak._waste({"disk": 20 * mib + 4096, "data": 12 * mib}, 10 * mib, 2.0)
+    assert run._waste({"disk": 20 * mib, "data": 12 * mib}, 10 * mib, 2.0) == []
+    found = run._waste({"disk": 20 * mib + 4096, "data": 12 * mib}, 10 * mib, 2.0)
     assert len(found) == 1 and "20,975,616 bytes on the disk, 12,582,912 of them data files" in found[0]
-    assert len(soak._waste({"disk": 2 * mib + 4096, "data": mib}, mib, 2.0)) == 1
-    assert soak._waste({"disk": 2 * mib, "data": mib}, mib // 2, 2.0) == []
+    assert len(run._waste({"disk": 2 * mib + 4096, "data": mib}, mib, 2.0)) == 1
+    assert run._waste({"disk": 2 * mib, "data": mib}, mib // 2, 2.0) == []
 
 
 def test_the_command_exits_with_1_when_something_is_wrong(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(soak, "_run", lambda *arguments: _raise())
+    monkeypatch.setattr(run, "_run", lambda *arguments: _raise())
     file = tmp_path / "found.json"
     arguments = ["--minutes", "0.01", "--keep", str(KEEP), "--dir", str(tmp_path), "--json", str(file)]
-    assert soak.main(arguments) == 1
+    assert run.main(arguments) == 1
     assert "PROBLEM round 0: SoakError: seven" in capsys.readouterr().out
     found = json.loads(file.read_text(encoding="utf-8"))
     assert not found["ok"] and len(found["problems"]) == 1

@@ -9,10 +9,10 @@ from pages import KIND, SMALL, put, texts_of
 
 from xtree.errors import ClosedError, CorruptionError, TransactionError
 from xtree.persistence.opening import open_store
-from xtree.persistence.probes import HeldLock
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin
+from xtree.tools.probes.loops import HeldLock
 
 
 @pytest.fixture(params=["memory", "durable"])

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXTENSIONS = sorted((ROOT / "xtree").rglob("*.pyx"))
+EXTENSIONS = sorted([*(ROOT / "xtree").rglob("*.pyx"), *(ROOT / "tools").rglob("*.pyx")])
 MACHINERY = {"__builtins__", "__doc__", "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__",
              "__test__", "__pyx_capi__", "__reduce_cython__", "__setstate_cython__"}
 
 
 def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    """The dotted name of an extension; tools/ is installed as xtree.tools."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return f"xtree.{name}" if name.startswith("tools.") else name
 
 
 def python_face(module) -> set[str]:

@@ -1,4 +1,4 @@
-"""The command `xtree`: build, query, info, check, fsck, dump, backup, demo and bench.
+"""The command `xtree`: build, query, info, check, fsck, dump, backup and demo.
 
 Exit status: 0 fine, 1 found something (corruption, a failed check), 2 wrong usage or a request that can't be met, 130
 interrupted.
@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 import xtree
 from xtree.arguments import QUERY_PREDICATES
-from xtree.cli_bench import bench
 from xtree.reading import Predicate
 from xtree.tools.backup import backup_index
 from xtree.tools.build import build_index
@@ -412,7 +411,6 @@ def demo(out: Path, boxes: int, json_output: bool) -> None:
         sys.exit(FOUND)
 
 
-main.add_command(bench)
 
 
 if __name__ == "__main__":

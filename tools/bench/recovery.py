@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtree.tools.bench_report import Report, require
+from xtree.tools.bench.report import Report, require
 
 if TYPE_CHECKING:
-    from xtree.tools.bench import Scale
+    from xtree.tools.bench.substrate import Scale
 
 __all__ = ["measure_recovery"]
 
-CHILD = [sys.executable, "-m", "xtree.tools.bench_child"]
+CHILD = [sys.executable, "-m", "xtree.tools.bench.child"]
 
 
 def measure_recovery(report: Report, scale: Scale, directory: Path) -> None:

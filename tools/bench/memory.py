@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xtree.persistence import probes
 from xtree.persistence.base.config import PAGE_BYTES
 from xtree.persistence.pages.object_table import ObjectTable
 from xtree.persistence.store.memory_store import MemoryStore
-from xtree.tools.bench_report import Report, require
+from xtree.tools.bench.report import Report, require
+from xtree.tools.probes import loops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xtree.tools.bench import Scale
+    from xtree.tools.bench.substrate import Scale
 
 __all__ = ["measure_memory"]
 
@@ -52,15 +52,15 @@ def _measure_resolve(report: Report, count: int, rounds: int) -> None:
     try:
         nodes, addresses = make_nodes(store, count)
         pages = np.empty(count, np.uint64)
-        probes.pages_at(store.windows, addresses, pages)
+        loops.pages_at(store.windows, addresses, pages)
         order = np.random.default_rng(count).permutation(count).astype(np.uint64)
         shuffled = nodes[order]
-        plain = probes.PlainStore(store, nodes)
+        plain = loops.PlainStore(store, nodes)
         expected = int(pages.sum())
         ways: dict[str, Callable[[], int]] = {
-            f"array of {count:,} pointers": lambda: probes.look_up_all(pages, order),
-            f"table of {count:,} without shards": lambda: probes.resolve_all_plainly(plain, shuffled),
-            f"resolve, {count:,} nodes, one shard": lambda: probes.resolve_all(store, shuffled),
+            f"array of {count:,} pointers": lambda: loops.look_up_all(pages, order),
+            f"table of {count:,} without shards": lambda: loops.resolve_all_plainly(plain, shuffled),
+            f"resolve, {count:,} nodes, one shard": lambda: loops.resolve_all(store, shuffled),
         }
         samples: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(TURNS * rounds + 1):
@@ -83,7 +83,7 @@ def _measure_allocator(report: Report, size_class: int, size: int, scale: Scale)
         samples = []
         for _ in range(scale.rounds + 1):
             started = perf_counter_ns()
-            held = probes.replace_slots(store.allocator, size_class, places)
+            held = loops.replace_slots(store.allocator, size_class, places)
             samples.append((perf_counter_ns() - started) / len(places))
             require(held == SLOTS_HELD, f"{held} slots of {size} bytes are held, expected {SLOTS_HELD}")
         store.allocator.check()

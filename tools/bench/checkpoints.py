@@ -12,11 +12,11 @@ import numpy as np
 
 import xtree
 from xtree.persistence.files.checkpoint import ROW_BYTES
-from xtree.tools.bench_commits import boxes_of
-from xtree.tools.bench_report import Report, require
+from xtree.tools.bench.commits import boxes_of
+from xtree.tools.bench.report import Report, require
 
 if TYPE_CHECKING:
-    from xtree.tools.bench import Scale
+    from xtree.tools.bench.substrate import Scale
 
 __all__ = ["measure_checkpoints"]
 

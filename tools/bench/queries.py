@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from xtree.tools.bench_answers import NearestJudge, WindowJudge
-from xtree.tools.bench_contest import Row, hold
-from xtree.tools.bench_data import Data, points_of, windows_of
-from xtree.tools.bench_report import Report
-from xtree.tools.bench_tree_peers import GEOINDEX, RTREE, SHAPELY
-from xtree.tools.bench_trees import Contestant, MemoryTree, PairsOf
+from xtree.tools.bench.answers import NearestJudge, WindowJudge
+from xtree.tools.bench.contest import Row, hold
+from xtree.tools.bench.data import Data, points_of, windows_of
+from xtree.tools.bench.report import Report
+from xtree.tools.bench.tree_peers import GEOINDEX, RTREE, SHAPELY
+from xtree.tools.bench.trees import Contestant, MemoryTree, PairsOf
 
 if TYPE_CHECKING:
-    from xtree.tools.bench_index import IndexScale
+    from xtree.tools.bench.index import IndexScale
 
 __all__ = ["SIZES", "Size", "measure_empty", "measure_join", "measure_nearest", "measure_windows"]
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xtree.tools.bench_answers import WindowJudge
-from xtree.tools.bench_build import checking_windows, report_sizes
-from xtree.tools.bench_contest import JudgeOf, Row, asking, hold
-from xtree.tools.bench_data import Data, boxes_in_order, more_of, windows_of
-from xtree.tools.bench_queries import SIZES
-from xtree.tools.bench_report import Report
-from xtree.tools.bench_tree_peers import RTREE, SQLITE, memory_peers
-from xtree.tools.bench_trees import BATCH, Contestant, DurableTree, MemoryTree, Trial
+from xtree.tools.bench.answers import WindowJudge
+from xtree.tools.bench.build import checking_windows, report_sizes
+from xtree.tools.bench.contest import JudgeOf, Row, asking, hold
+from xtree.tools.bench.data import Data, boxes_in_order, more_of, windows_of
+from xtree.tools.bench.queries import SIZES
+from xtree.tools.bench.report import Report
+from xtree.tools.bench.tree_peers import RTREE, SQLITE, memory_peers
+from xtree.tools.bench.trees import BATCH, Contestant, DurableTree, MemoryTree, Trial
 
 if TYPE_CHECKING:
-    from xtree.tools.bench_index import IndexScale
+    from xtree.tools.bench.index import IndexScale
 
 __all__ = ["measure_deletes", "measure_growth", "measure_losses", "measure_orders", "measure_packed_growth"]
 

@@ -14,11 +14,11 @@ from xtree.persistence.files.platform_fs import File, FileSystem
 from xtree.persistence.opening import open_store
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import begin
-from xtree.tools.bench_report import Report, require
+from xtree.tools.bench.report import Report, require
 
 if TYPE_CHECKING:
     from xtree.persistence.files.platform_fs import Path as AnyPath
-    from xtree.tools.bench import Scale
+    from xtree.tools.bench.substrate import Scale
 
 __all__ = ["measure_groups"]
 

@@ -32,9 +32,9 @@ import numpy as np
 
 import xtree
 from xtree.persistence.files import filenames
-from xtree.tools.bench_size import allocated_bytes
-from xtree.tools.soak_model import SoakError
-from xtree.tools.soak_work import CONFIG, WRITERS, Model, Work
+from xtree.tools.bench.size import allocated_bytes
+from xtree.tools.soak.model import SoakError
+from xtree.tools.soak.work import CONFIG, WRITERS, Model, Work
 
 __all__ = ["Plan", "run_soak"]
 
@@ -163,7 +163,7 @@ def _run(
 def _work_and_die(round_: Round, plan: Plan, index: Path, counters: Path, seconds: float) -> None:
     """Has a child work on the index for a while, and kills it."""
     arguments = [str(index), str(plan.seed), str(plan.keep), round_.mode, str(counters), str(plan.snapshot_seconds)]
-    command = [sys.executable, "-m", "xtree.tools.soak_work", *arguments]
+    command = [sys.executable, "-m", "xtree.tools.soak.work", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stderr is not None
         ready = child.stdout.readline()
@@ -267,7 +267,3 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(f"the index is in {directory}")
     return 0 if result["ok"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The commands `xtree bench`: what is measured, of how much, and where the figures go."""
+"""The commands `bench`: what is measured, of how much, and where the figures go."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def bench(ctx: click.Context, json_file: Path | None, quick: bool, directory: Pa
     if ctx.invoked_subcommand is None:
         _write({"substrate": _substrate(quick, directory), "index": _index(quick, directory)}, json_file)
     elif json_file is not None or quick or directory is not None:
-        raise click.UsageError(f"options stand behind the command: xtree bench {ctx.invoked_subcommand} --quick")
+        raise click.UsageError(f"options stand after the command: bench {ctx.invoked_subcommand} --quick")
 
 
 @bench.command()
@@ -109,13 +109,13 @@ def layout(json_file: Path | None, quick: bool) -> None:
 
     JSON keys: benchmark, xtree, machine, scale, seconds, figures and skipped as in `bench substrate`.
     """
-    from xtree.tools.bench_layout import FULL, QUICK, bench_layout
+    from xtree.tools.bench.layout import FULL, QUICK, bench_layout
 
     _write(bench_layout(QUICK if quick else FULL, click.echo), json_file)
 
 
 def _substrate(quick: bool, directory: Path | None) -> dict[str, Any]:
-    from xtree.tools.bench import FULL, QUICK, bench_substrate
+    from xtree.tools.bench.substrate import FULL, QUICK, bench_substrate
 
     return bench_substrate(QUICK if quick else FULL, directory, click.echo)
 
@@ -123,13 +123,13 @@ def _substrate(quick: bool, directory: Path | None) -> dict[str, Any]:
 def _index(
     quick: bool, directory: Path | None, sources: Sequence[str] = ("uniform",), records: Sequence[int] = ()
 ) -> dict[str, Any]:
-    from xtree.tools.bench_index import FULL, QUICK, bench_index
+    from xtree.tools.bench.index import FULL, QUICK, bench_index
 
     return bench_index(QUICK if quick else FULL, directory, click.echo, sources, records)
 
 
 def _write(result: dict[str, Any], path: Path | None) -> None:
-    from xtree.tools.bench import write_json
+    from xtree.tools.bench.substrate import write_json
 
     if path is not None:
         write_json(result, path)

@@ -1,4 +1,4 @@
-"""`xtree bench layout`: what the size of a page costs and saves, by dimension.
+"""`bench layout`: what the size of a page costs and saves, by dimension.
 
 The trees of one dimension hold the same points and take turns; their answers are compared with each other and a sample
 of them with a look at every point. The ratios are to the size that `Config.page_bytes=None` picks.
@@ -16,7 +16,7 @@ import numpy as np
 import xtree
 from xtree.algorithms.bucket import entry_limits
 from xtree.persistence.base.config import PAGE_BYTES
-from xtree.tools.bench_report import Report, require
+from xtree.tools.bench.report import Report, require
 
 __all__ = ["FULL", "QUICK", "LayoutScale", "bench_layout"]
 

@@ -1,4 +1,4 @@
-"""`xtree bench index`: what trees cost, beside other spatial indexes, every answer checked.
+"""`bench index`: what trees cost, beside other spatial indexes, every answer checked.
 
 Ratios compare samples of one run; absolute times say as much about the machine as about xtree. Run it while the
 machine is quiet.
@@ -14,13 +14,13 @@ from time import perf_counter
 from typing import Any
 
 import xtree
-from xtree.tools.bench_build import measure_builds, measure_durable_builds, measure_peaks
-from xtree.tools.bench_data import Data, data_of
-from xtree.tools.bench_queries import measure_empty, measure_join, measure_nearest, measure_windows
-from xtree.tools.bench_report import Report, machine
-from xtree.tools.bench_tree_peers import memory_peers
-from xtree.tools.bench_trees import Contestant, DurableTree, MemoryTree
-from xtree.tools.bench_writes import (
+from xtree.tools.bench.build import measure_builds, measure_durable_builds, measure_peaks
+from xtree.tools.bench.data import Data, data_of
+from xtree.tools.bench.queries import measure_empty, measure_join, measure_nearest, measure_windows
+from xtree.tools.bench.report import Report, machine
+from xtree.tools.bench.tree_peers import memory_peers
+from xtree.tools.bench.trees import Contestant, DurableTree, MemoryTree
+from xtree.tools.bench.writes import (
     measure_deletes,
     measure_growth,
     measure_losses,

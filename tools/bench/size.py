@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import xtree
-from xtree.tools.bench_commits import boxes_of
-from xtree.tools.bench_report import Report, require
+from xtree.tools.bench.commits import boxes_of
+from xtree.tools.bench.report import Report, require
 
 if TYPE_CHECKING:
-    from xtree.tools.bench import Scale
+    from xtree.tools.bench.substrate import Scale
 
 __all__ = ["allocated_bytes", "measure_size"]
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import xtree
-from xtree.tools.bench_peers import Lmdb, Peer, RawAppend, Sqlite
-from xtree.tools.bench_report import Figure, Report, require
+from xtree.tools.bench.peers import Lmdb, Peer, RawAppend, Sqlite
+from xtree.tools.bench.report import Figure, Report, require
 
 if TYPE_CHECKING:
-    from xtree.tools.bench import Scale
+    from xtree.tools.bench.substrate import Scale
 
 __all__ = ["Forest", "boxes_of", "measure_commits"]
 

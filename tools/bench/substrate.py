@@ -1,4 +1,4 @@
-"""`xtree bench substrate`: what the store beneath the trees costs, measured on this machine and checked as it goes.
+"""`bench substrate`: what the store beneath the trees costs, measured on this machine and checked as it goes.
 
 Ratios compare samples of one run; absolute times say as much about the machine as about xtree. Run it while the
 machine is quiet.
@@ -14,13 +14,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from xtree.tools.bench_checkpoints import measure_checkpoints
-from xtree.tools.bench_commits import THREADS, measure_commits
-from xtree.tools.bench_groups import measure_groups
-from xtree.tools.bench_memory import measure_memory
-from xtree.tools.bench_recovery import measure_recovery
-from xtree.tools.bench_report import Report
-from xtree.tools.bench_size import measure_size
+from xtree.tools.bench.checkpoints import measure_checkpoints
+from xtree.tools.bench.commits import THREADS, measure_commits
+from xtree.tools.bench.groups import measure_groups
+from xtree.tools.bench.memory import measure_memory
+from xtree.tools.bench.recovery import measure_recovery
+from xtree.tools.bench.report import Report
+from xtree.tools.bench.size import measure_size
 
 __all__ = ["FULL", "QUICK", "Scale", "bench_substrate", "write_json"]
 

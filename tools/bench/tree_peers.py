@@ -1,4 +1,4 @@
-"""Other spatial indexes as contestants of `xtree bench index`, each used in the way that its own manual recommends.
+"""Other spatial indexes as contestants of `bench index`, each used in the way that its own manual recommends.
 
 Each takes what it works on in its own form, made beforehand and not timed: geometries for shapely, columns for
 geoindex-rs, tuples for SQLite. Answers stay in the form in which they come.
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from xtree.tools.bench_answers import counted, from_lists, from_pairs
-from xtree.tools.bench_report import Report, require
-from xtree.tools.bench_size import allocated_bytes
-from xtree.tools.bench_trees import BATCH, Contestant, Trial
+from xtree.tools.bench.answers import counted, from_lists, from_pairs
+from xtree.tools.bench.report import Report, require
+from xtree.tools.bench.size import allocated_bytes
+from xtree.tools.bench.trees import BATCH, Contestant, Trial
 
 __all__ = ["GEOINDEX", "RTREE", "RTREE_DISK", "SHAPELY", "SQLITE", "SQLITE_DISK", "disk_peers", "memory_peers"]
 

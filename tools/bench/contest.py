@@ -8,9 +8,9 @@ from time import perf_counter
 
 import numpy as np
 
-from xtree.tools.bench_answers import Answer, Judge
-from xtree.tools.bench_report import Report, WrongAnswerError
-from xtree.tools.bench_trees import Contestant, Trial
+from xtree.tools.bench.answers import Answer, Judge
+from xtree.tools.bench.report import Report, WrongAnswerError
+from xtree.tools.bench.trees import Contestant, Trial
 
 __all__ = ["JudgeOf", "Row", "TrialOf", "asking", "hold", "table", "take_turns"]
 

@@ -1,4 +1,4 @@
-"""Contestants of `xtree bench index`: what an index is asked to do, and xtree's own trees that do it."""
+"""Contestants of `bench index`: what an index is asked to do, and xtree's own trees that do it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 import xtree
-from xtree.tools.bench_answers import Answer, counted, from_lists, from_pairs
-from xtree.tools.bench_report import require
-from xtree.tools.bench_size import allocated_bytes
+from xtree.tools.bench.answers import Answer, counted, from_lists, from_pairs
+from xtree.tools.bench.report import require
+from xtree.tools.bench.size import allocated_bytes
 
 __all__ = ["BATCH", "Contestant", "DurableTree", "MemoryTree", "PairsOf", "RawWrite", "Trial", "batches"]
 
@@ -220,7 +220,7 @@ class DurableTree(MemoryTree):
         self._path = path
 
     def grow_singly(self, boxes: np.ndarray) -> None:
-        return None  # `xtree bench substrate` measures commits
+        return None  # `bench substrate` measures commits
 
     def disk_bytes(self) -> int:
         self._tree.close()

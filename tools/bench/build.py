@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xtree.tools.bench_answers import WindowJudge
-from xtree.tools.bench_contest import Row, asking, table, take_turns
-from xtree.tools.bench_data import Data, windows_of
-from xtree.tools.bench_report import Report, require
-from xtree.tools.bench_tree_peers import GEOINDEX, RTREE, SHAPELY, disk_peers
-from xtree.tools.bench_trees import Contestant, DurableTree, MemoryTree, RawWrite
+from xtree.tools.bench.answers import WindowJudge
+from xtree.tools.bench.contest import Row, asking, table, take_turns
+from xtree.tools.bench.data import Data, windows_of
+from xtree.tools.bench.report import Report, require
+from xtree.tools.bench.tree_peers import GEOINDEX, RTREE, SHAPELY, disk_peers
+from xtree.tools.bench.trees import Contestant, DurableTree, MemoryTree, RawWrite
 
 if TYPE_CHECKING:
-    from xtree.tools.bench_index import IndexScale
+    from xtree.tools.bench.index import IndexScale
 
 __all__ = ["checking_windows", "measure_builds", "measure_durable_builds", "measure_peaks", "report_sizes"]
 
@@ -28,7 +28,7 @@ ALLOWED = "twice in memory + writing as many bytes"
 MOST_BYTES = 45.0  # a record, on the disk
 MOST_PEAK = 2.5  # times the input
 RECORD_BYTES = 40  # an id and a box of two dimensions
-PEAK_CHILD = [sys.executable, "-m", "xtree.tools.bench_peak"]
+PEAK_CHILD = [sys.executable, "-m", "xtree.tools.bench.peak"]
 
 
 def checking_windows(data: Data) -> np.ndarray:

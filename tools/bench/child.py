@@ -1,8 +1,8 @@
-"""The processes that `xtree bench substrate` starts: one writes and waits to be killed, one opens and says how it went.
+"""The processes that `bench substrate` starts: one writes and waits to be killed, one opens and says how it went.
 
-    python -m xtree.tools.bench_child write-commits PATH RECORDS COMMITS
-    python -m xtree.tools.bench_child write-log PATH RECORDS BYTES
-    python -m xtree.tools.bench_child open PATH
+    python -m xtree.tools.bench.child write-commits PATH RECORDS COMMITS
+    python -m xtree.tools.bench.child write-log PATH RECORDS BYTES
+    python -m xtree.tools.bench.child open PATH
 
 Each prints one JSON object.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import xtree
-from xtree.tools.bench_commits import boxes_of
+from xtree.tools.bench.commits import boxes_of
 
 __all__ = ["NO_CHECKPOINTS", "WINDOW"]
 

@@ -1,4 +1,4 @@
-"""Probes: inner loops without the GIL or Python between two steps, for `xtree bench substrate` and tests.
+"""Probes: inner loops without the GIL or Python between two steps, for `bench substrate` and tests.
 
 Each returns what it computed or saw, so that a measurement can be held against another way to the same result.
 """

@@ -1,6 +1,6 @@
 """The work of a soak: threads that write, read and keep snapshots, and hold all they see against the model.
 
-    python -m xtree.tools.soak_work INDEX SEED KEEP MODE COUNTERS SNAPSHOT_SECONDS
+    python -m xtree.tools.soak.work INDEX SEED KEEP MODE COUNTERS SNAPSHOT_SECONDS
 
 works until it is killed. COUNTERS is a file of one int64 for each writer: the last step whose commit has returned.
 """
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import xtree
-from xtree.tools.soak_model import COMETS_KEPT, History, SoakError, comet_batch, comet_step, lanes
+from xtree.tools.soak.model import COMETS_KEPT, History, SoakError, comet_batch, comet_step, lanes
 
 __all__ = ["CONFIG", "TREES", "WRITERS", "Model", "Work"]
 

@@ -1,6 +1,6 @@
-"""The process in which `xtree bench index` builds one index, to see how much memory that takes.
+"""The process in which `bench index` builds one index, to see how much memory that takes.
 
-    python -m xtree.tools.bench_peak CONTESTANT BOXES.npy DIRECTORY
+    python -m xtree.tools.bench.peak CONTESTANT BOXES.npy DIRECTORY
 
 Prints one JSON object: peak (bytes resident at the most, beyond what there was before), hits (of a window around all).
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from xtree.tools.bench_report import Report
-from xtree.tools.bench_tree_peers import memory_peers
-from xtree.tools.bench_trees import Contestant, DurableTree, MemoryTree
+from xtree.tools.bench.report import Report
+from xtree.tools.bench.tree_peers import memory_peers
+from xtree.tools.bench.trees import Contestant, DurableTree, MemoryTree
 
 __all__ = ["measure"]
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xtree.tools.bench_report import require
+from xtree.tools.bench.report import require
 
 __all__ = ["Lmdb", "Peer", "RawAppend", "Sqlite"]
 

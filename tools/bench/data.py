@@ -9,7 +9,7 @@ import numpy as np
 
 import xtree
 from xtree.data import cities
-from xtree.tools.bench_commits import boxes_of
+from xtree.tools.bench.commits import boxes_of
 from xtree.tools.table_error import TableError
 from xtree.tools.tables import read_table
 
