@@ -5,7 +5,7 @@
 #   make test-all      the same with every Python from 3.10 to 3.14 that is installed
 #   make test-checked  the same tests against a build with bounds checks and C assertions
 #   make asan          the tests of the core and of hostile files against a build with AddressSanitizer and UBSan
-#   make tsan          tests of threads against a build that ThreadSanitizer watches (gcc); any race fails
+#   make tsan          tests marked threads against a build that ThreadSanitizer watches (gcc); any race fails
 #   make fuzz          feed each parser what a fuzzer makes of real files; make fuzz FUZZ_SECONDS=60 for longer
 #   make torture       crashes, faults, kills and damaged files by the ten thousand; counts what was tried
 #   make bench         measure what store and trees cost on this machine, beside other engines; BENCH_ARGS="index --quick" for less
@@ -19,7 +19,6 @@ VENV ?= .venv
 CHECKED := $(VENV)-checked
 ASAN := $(VENV)-asan
 TSAN := $(VENV)-tsan
-TSAN_TESTS := mvcc object_table recycler snapshots reader_torture long_calls parallel parallel_load
 TSAN_SKIPPED := a_long_batch
 TSAN_OPTIONS := halt_on_error=0 exitcode=0 report_thread_leaks=0 die_after_fork=0 history_size=4 \
   suppressions=$(CURDIR)/tests/tsan_suppressions.txt
@@ -59,16 +58,13 @@ test-all:
 	done; echo "passed with Python$$found"
 
 test-checked: $(CHECKED)/installed
-	PYTHONSAFEPATH=1 $(CHECKED)/bin/pytest $(PYTEST_ARGS) --ignore tests/test_lint.py
+	PYTHONSAFEPATH=1 $(CHECKED)/bin/pytest $(PYTEST_ARGS) --ignore tests/project/test_lint.py
 
 # Leaks aren't looked for: what the interpreter keeps to its end can't be told from them.
 SANITIZED := LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=malloc PYTHONSAFEPATH=1 \
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024:detect_stack_use_after_return=1 \
   UBSAN_OPTIONS=print_stacktrace=1
-ASAN_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,hostile_files forged_rows page_verification object_table \
-  stored_table node_id mvcc mmap_windows segment_allocator page_checksum replay wal checkpoint superblock manifest \
-  catalog store recovery page_differences box bucket split split_history insertion removal search leaf_group nearest bulk \
-  window_kernels inspection tree_state model adversarial))
+ASAN_TESTS ?= tests/algorithms tests/pages tests/files tests/recovery tests/hostile tests/api/test_model.py
 
 FUZZ_TARGETS ?= superblock manifest checkpoint log catalog directory
 
@@ -88,7 +84,7 @@ tsan: $(TSAN)/installed
 	rm -rf build/tsan && mkdir -p build/tsan
 	$(shell setarch -R true 2>/dev/null && echo setarch -R) env PYTHONSAFEPATH=1 \
 	  LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="$(TSAN_OPTIONS) log_path=$(CURDIR)/build/tsan/race" \
-	  $(TSAN)/bin/pytest $(PYTEST_ARGS) --timeout 1200 -k 'not $(TSAN_SKIPPED)' $(TSAN_TESTS:%=tests/test_%.py)
+	  $(TSAN)/bin/pytest $(PYTEST_ARGS) --timeout 1200 -m 'threads and not torture' -k 'not $(TSAN_SKIPPED)'
 	@if ls build/tsan/race.* 2>/dev/null; then cat build/tsan/race.*; exit 1; else echo "no race"; fi
 
 torture: $(VENV)/installed-test

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from damaging import Records, build
-from walking import assert_no_page_left
+from support.damaged_indexes import Records, build
+from support.tree_walks import assert_no_page_left
 
 import xtree
 from xtree.persistence.opening import open_store
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin
 
-pytest.register_assert_rewrite("attempts")
+pytest.register_assert_rewrite("support.faulty_histories")
 
 MEMORY_FILE_SYSTEM = "/dev/shm"
 TALLY = "tried: "

@@ -89,5 +89,6 @@ class Config(StoreConfig, TreeParameters):
         TreeParameters.__post_init__(self)
 
     def __repr__(self) -> str:
-        chosen = (field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default)
+        fields = (*dataclasses.fields(StoreConfig), *dataclasses.fields(TreeParameters))
+        chosen = (field.name for field in fields if getattr(self, field.name) != field.default)
         return f"Config({', '.join(f'{name}={getattr(self, name)!r}' for name in chosen)})"

@@ -26,7 +26,7 @@ from xtree.persistence.base.forks cimport forks_seen
 from xtree.persistence.base.lock_ranks cimport FREE, held, refusal, require_free
 from xtree.persistence.session cimport Session
 from xtree.persistence.store.store cimport Store
-from xtree.persistence.store.write_set cimport begin
+from xtree.persistence.store.write_set cimport begin as begin_write_set
 
 from xtree.errors import ClosedError, TransactionError
 from xtree.roots import entry_of, decode_state
@@ -388,7 +388,7 @@ cdef class WriteScope:
             self.held.append(lock)
         if self.handle is not None:
             self.handle.require_open()
-        self.write_set = begin(self.store)
+        self.write_set = begin_write_set(self.store)
         for lock in self.locks:
             self.add(lock)
         self.status = "open"

@@ -18,7 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from crc32c import crc32c
-from forging import (
+from support.accidental_mutants import pages_in_use
+from support.forged_files import (
     Files,
     checkpoints_of,
     data_files_of,
@@ -32,8 +33,7 @@ from forging import (
     sealed_header,
     with_page,
 )
-from healthy import CONFIG, answers_of, build, lay_out
-from mutations import pages_in_use
+from support.sample_indexes import CONFIG, answers_of, build, lay_out
 
 import xtree
 from xtree.algorithms.tree_state import TreeState

@@ -3,7 +3,7 @@
     python tests/golden/make_golden.py
 
 writes tests/golden/<versions of all formats>/ with a .tar.xz of each directory and a .json of its content, and removes
-what stands there of other versions, of which none has been released. tests/test_golden.py reads them.
+what stands there of other versions, of which none has been released. tests/files/test_golden.py reads them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from healthy import read_files
 from page_stack import PageStack, StackState
-from pages import by_request, settle
+from support.sample_indexes import read_files
+from support.text_pages import by_request, settle
 
 import xtree
 from xtree.persistence.files import filenames

@@ -4,7 +4,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xtree.algorithms.tree_state import TreeState
 from xtree.persistence.base.breath import Team
 from xtree.persistence.store.store import Store
 
@@ -13,7 +12,7 @@ LEAST_ROWS: int
 def together(team: Team, works: Sequence[Callable[[], Any]]) -> list[Any]: ...
 def in_threads(
     store: Store,
-    state: TreeState,
+    state: Any,
     threads: int,
     function: Callable[..., Any],
     rows: npt.NDArray[np.float64],

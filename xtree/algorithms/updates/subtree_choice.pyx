@@ -336,8 +336,8 @@ cdef void measure_all(const UnitSpace *space, const double *columns, int step, i
         margin[i] = margin[i] if volume[i] == 0.0 else 0.0
 
 
-cdef double growth_with(const UnitSpace *space, const double *columns, int step, const uint64_t *others, int n, int entry,
-                        const double *own, const double *grown) noexcept nogil:
+cdef double growth_with(const UnitSpace *space, const double *columns, int step, const uint64_t *others, int n,
+                        int entry, const double *own, const double *grown) noexcept nogil:
     """The growth of an entry's overlap with up to BATCH others.
 
     The box grows on few axes; the others' share of the volume is the same before and after.

@@ -1,31 +1,12 @@
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from xtree.persistence.base.clock import Clock
-from xtree.persistence.base.lock_ranks import RankedLock
 from xtree.persistence.base.outcome import Outcome
-from xtree.persistence.store.store import Store
+from xtree.persistence.commit.carrier import Carrier
 from xtree.persistence.store.write_set import WriteSet
 
 Group = TypeVar("Group")
-
-class Carrier(Protocol[Group]):
-    """Who carries groups of commits to disk: the coordinator, as `carry` drives it, step after step.
-
-    turn_lock: held by whoever writes to the log. waits_for_turn: whether a thread may wait for it, since no turn
-    includes a sync. sync_at: when the frames that wait for a sync must get it, None: there are none.
-    """
-
-    store: Store
-    turn_lock: RankedLock
-    waits_for_turn: bool
-    sync_at: float | None
-
-    def plan(self, request: Request) -> Group | None: ...
-    def write_group(self, group: Group) -> None: ...
-    def has_published(self, group: Group) -> bool: ...
-    def finish_group(self, group: Group) -> None: ...
-    def fail(self, group: Group, error: BaseException) -> None: ...
 
 def carry(carrier: Carrier[Group], queue: CommitQueue, request: Request) -> bool: ...
 

@@ -44,7 +44,7 @@ cdef class Request(Outcome):
 def carry(carrier, CommitQueue queue, Request request):
     """Carries a commit to disk in the calling thread, if nothing stands in the way; returns whether it did.
 
-    carrier: the coordinator, as the stub's protocol Carrier describes it. Its turn is held meanwhile; it is waited for
+    carrier: the coordinator, as carrier.Carrier describes it. Its turn is held meanwhile; it is waited for
     only where no turn includes a sync. `plan` makes everything ready, has changed nothing when it raises, and returns
     None when the commit is for the leader. From there an interrupt waits until the group is finished: `write_group` may
     be begun again, since it writes the same bytes to the same place.

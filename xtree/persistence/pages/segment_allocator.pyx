@@ -9,7 +9,7 @@ Invariants, for an extent of `slots` usable slots (check() verifies them):
 
 Where room comes from is not known here: `growth` makes new windows and extends the files behind them.
     growth.new_window(size_class, spends_reserve) -> (window, first_offset, usable_bytes, limit_bytes)
-    growth.extend(window, wanted_bytes, spends_reserve) -> usable_bytes    # asked only of windows with usable_bytes < limit_bytes
+    growth.extend(window, wanted_bytes, spends_reserve) -> usable_bytes    # of windows that may still grow
 Bytes count from the window's beginning; slot i stands at first_offset + i * class_bytes.
 """
 

@@ -10,7 +10,7 @@ from libc.string cimport memset
 
 from xtree.persistence.base.atomics cimport load_acquire, load_relaxed
 from xtree.persistence.base.breath cimport Breath, first_breath, spend
-from xtree.persistence.base.lock_ranks cimport FREE, IN_THREAD, held, refusal, require_free
+from xtree.persistence.base.lock_ranks cimport FREE, IN_THREAD, held, refusal
 from xtree.persistence.base.memory cimport reallocate, release
 from xtree.persistence.pages.mmap_windows cimport offset_of, window_of
 from xtree.persistence.pages.node_id cimport make_node_id, tag_of

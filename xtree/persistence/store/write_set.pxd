@@ -36,7 +36,7 @@ cdef class WriteSet:
     cdef NodeID *retired            # pages that this transaction removes
     cdef Py_ssize_t retired_count, retired_room
     cdef readonly uint64_t bytes_made   # of all pages made and not given back
-    cdef public bint spends_reserve # it gives space back in the end: its pages may take the reserve of the disk
+    cdef public bint spends_reserve  # it gives space back in the end: its pages may take the reserve of the disk
     cdef int pin                    # protects the base epoch; -1 when released
     cdef readonly Published base    # what this transaction builds on; None once it has ended
     cdef list depends               # write sets that this one builds on, as long as it hasn't ended

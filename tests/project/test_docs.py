@@ -1,0 +1,97 @@
+"""What the documents point at is there: files, tests, commands."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.places import ROOT
+
+import xtree
+
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_every_test_named_in_the_documents_exists():
+    for page in PAGES:
+        for file, name in re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", page.read_text(encoding="utf-8")):
+            path = next((ROOT / "tests").rglob(file), None)
+            assert path is not None, f"{page.name} names {file}"
+            source = path.read_text(encoding="utf-8")
+            assert not name or f"def {name}(" in source, f"{page.name} names {file}::{name}"
+
+
+def test_make_targets_named_in_the_documents_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in PAGES:
+        for target in re.findall(r"`?make ([a-z-]+)`", page.read_text(encoding="utf-8")):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name} names make {target}"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_quick_start_of_the_readme_runs_and_may_be_run_twice(tmp_path, monkeypatch, capsys, times):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## Quick start\s+```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(times):
+        exec(compile(block.group(1), "README.md", "exec"), {})
+        said = capsys.readouterr().out.splitlines()
+        assert sorted(said[0].strip("[]").split()) == ["1", "3"]
+        assert said[1].strip("[]").split() == ["3", "2"]
+        assert said[2].startswith("3 ")
+
+
+def readme_commands():
+    """The lines of the README's block of commands, without their comments."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"On the command line, in a clone:\s+```\n(.*?)```", readme, re.DOTALL)
+    return [shlex.split(line, comments=True) for line in block.group(1).splitlines()]
+
+
+def test_the_commands_of_the_readme_run_as_they_are_printed(tmp_path):
+    (tmp_path / "xtree").symlink_to(ROOT / "xtree")
+    first, *commands = readme_commands()
+    assert first == ["source", ".venv/bin/activate"] and len(commands) > 6
+    for command, *arguments in commands:
+        assert command == "xtree"
+        done = subprocess.run(
+            [Path(sys.executable).with_name(command), *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert done.stdout, arguments
+
+
+def test_nothing_says_to_install_what_somebody_else_calls_xtree():
+    """On the package index it is a tool of 2012; this is xtree-index."""
+    files = [ROOT / "Makefile", ROOT / "setup.py", ROOT / "pyproject.toml", *PAGES]
+    for folder in ("xtree", "tools", "examples"):
+        files += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".pyx", ".ipynb", ".md")]
+    install, extra = r"\binstall\b[^`\n]*[ '\"]xtree(?![-\w./])", r"['\"` ]xtree\["
+    wrong = re.compile(rf"{install}|{extra}|pypi\.org/\S*xtree(?!-index)")
+    assert wrong.search("pip install xtree") and wrong.search("pip install 'xtree[bench]'")
+    assert not wrong.search("pip install 'xtree-index[bench]'")
+    for file in files:
+        found = [line for line in file.read_text(encoding="utf-8").splitlines() if wrong.search(line)]
+        assert not found, f"{file.relative_to(ROOT)}: {found}"
+
+
+def test_the_other_lines_of_the_readme_run(tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"More of it:\s+```python\n(.*?)```", readme, re.DOTALL)
+    corners = np.arange(20.0).reshape(10, 2)
+    boxes = np.hstack([corners, corners + 1])
+    names = {"xtree": xtree, "boxes": boxes, "windows": boxes, "box": boxes[0]}
+    names |= {"old_box": boxes[7], "new_box": boxes[8]}
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.group(1), "README.md", "exec"), names)
+    assert (7, boxes[8]) in names["tree"]

@@ -1,0 +1,26 @@
+"""The linters run clean over the whole source."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.places import ROOT
+
+COMMANDS = {
+    "ruff": ["ruff", "check", "--no-cache", "--output-format", "concise"],
+    "cython-lint": ["cython-lint", "xtree"],
+    "mypy": ["mypy", "--cache-dir", os.devnull],
+}
+
+
+@pytest.mark.parametrize("tool", COMMANDS)
+def test_is_clean(tool):
+    scripts = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": scripts + os.pathsep + os.environ.get("PATH", "")}
+    executable, *arguments = COMMANDS[tool]
+    done = subprocess.run(
+        [str(Path(scripts) / executable), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

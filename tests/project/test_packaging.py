@@ -1,0 +1,102 @@
+"""Wheel and source distribution hold what they should, and a wheel works in an environment of its own."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from support.places import ROOT
+
+import xtree
+
+SMOKE = """
+import sys, tempfile, pathlib, numpy as np, xtree
+from xtree.data import cities
+assert "site-packages" in xtree.__file__, xtree.__file__
+path = pathlib.Path(tempfile.mkdtemp()) / "index"
+towns = cities()
+with xtree.open(path, dims=2) as tree:
+    tree.insert_many(towns.ids, towns.boxes)
+with xtree.open(path) as tree:
+    tree.check()
+    assert sorted(tree.query((-180, -90, 180, 90)).tolist()) == towns.ids.tolist()
+print("works", xtree.__version__)
+"""
+
+
+def sources(suffix: str) -> set[str]:
+    """Paths of the source files of a kind as they should stand in a distribution."""
+    found = {str(path.relative_to(ROOT).as_posix()) for path in (ROOT / "xtree").rglob(f"*{suffix}")}
+    return {name for name in found if "__pycache__" not in name}
+
+
+def test_the_distribution_is_called_xtree_index_by_its_maintainers_and_the_module_xtree():
+    about = importlib.metadata.metadata("xtree-index")
+    assert about["Name"] == "xtree-index" and about["Version"] == xtree.__version__
+    assert about["Author"] == "xtree maintainers"
+    commands = importlib.metadata.entry_points(group="console_scripts", name="xtree")
+    assert {command.value for command in commands} == {"xtree.tools.cli:main"}
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """The wheel and the sdist of this checkout, built in a copy so that nothing is left behind."""
+    copy = tmp_path_factory.mktemp("checkout") / "xtree"
+    built = (".*", "build", "dist", "demo-output", "__pycache__", "*.egg-info", "*.so", "*.pyd", "*.c")
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*built))
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]
+    unoptimised = {**os.environ, "CFLAGS": "-O0"}  # what a wheel holds doesn't depend on it
+    done = subprocess.run(command, env=unoptimised, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_sdist_holds_everything_a_build_needs_and_nothing_built(distributions):
+    with tarfile.open(distributions[1]) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    wanted = {"setup.py", "pyproject.toml", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", "xtree/py.typed",
+              "tools/__init__.py", "tests/project/test_packaging.py", "examples/quickstart.py",
+              "examples/notebook.ipynb", "docs/durability.md"}
+    for suffix in (".py", ".pyx", ".pxd", ".pyi", ".h", ".csv"):
+        wanted |= sources(suffix)
+    assert not wanted - names
+    assert not {name for name in names if name.endswith((".c", ".so", ".pyc", ".o"))}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_wheel_was_built_from_the_sdist_and_holds_extensions_headers_stubs_and_data(distributions):
+    with zipfile.ZipFile(distributions[0]) as archive:
+        names = set(archive.namelist())
+    wanted = {"xtree/py.typed", "xtree/tools/__init__.py", "xtree/tools/check.py"}
+    for suffix in (".py", ".pxd", ".pyi", ".h", ".csv"):
+        wanted |= sources(suffix)
+    assert not wanted - names
+    for name in sources(".pyx"):
+        stem = name.removesuffix(".pyx")
+        assert any(built.startswith(stem + ".") and built.endswith((".so", ".pyd")) for built in names), name
+    assert not {name for name in names if name.endswith((".c", ".pyx")) or name.startswith(("tests/", "tools/"))}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_wheel_works_in_an_empty_environment(distributions, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / Path("python")
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*pip, str(distributions[0])], check=True, cwd=tmp_path)
+    done = subprocess.run([str(python), "-W", "error", "-c", SMOKE], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("works")
+    command = subprocess.run([str(python.parent / "xtree"), "--version"], cwd=tmp_path, capture_output=True, text=True)
+    assert command.returncode == 0, command.stderr
