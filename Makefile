@@ -11,6 +11,7 @@
 #   make bench         measure what store and trees cost on this machine, beside other engines; BENCH_ARGS="index --quick" for less
 #   make soak          an hour of work, kills and reopening under check; make soak SOAK_ARGS='--minutes 5' for less
 #   make lint          ruff, cython-lint and mypy alone
+#   make docs          the reference, from the docstrings, in build/docs
 #   make wheel         wheel and source distribution in dist/
 #   make clean         remove environments and everything that was built
 
@@ -35,7 +36,7 @@ COMPILED := pyproject.toml setup.py $(shell find xtree tools/probes -name '*.py[
 
 HINT = echo "The command is $(BIN)/xtree; source $(BIN)/activate puts it, and python with xtree, on the path."
 
-.PHONY: help demo test test-all test-checked asan tsan fuzz torture bench soak lint wheel clean
+.PHONY: help demo test test-all test-checked asan tsan fuzz torture bench soak lint docs wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -100,6 +101,10 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint xtree
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -E -W --keep-going docs/api build/docs
+	@echo "open build/docs/index.html"
 
 wheel: $(VENV)/installed-test
 	$(BIN)/python -m build --no-isolation

@@ -1,4 +1,6 @@
-"""Prometheus: the figures of runtimes as metrics. Needs prometheus_client: `pip install 'xtree-index[prometheus]'`.
+"""Prometheus: the figures of runtimes as metrics.
+
+Needs prometheus_client: `pip install 'xtree-index[prometheus]'`. A process serves the figures on a port of its own by::
 
     from prometheus_client import REGISTRY, start_http_server
     REGISTRY.register(xtree.prometheus.Collector(runtime))

@@ -67,14 +67,14 @@ class StructureHandle:
         self._write = write
 
     def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """function(store, state, *arguments), with the epoch of `state` pinned; it must change neither.
+        """`function(store, state, *arguments)`, with the epoch of `state` pinned; it must change neither.
 
         Raises ClosedError, and what the function raises.
         """
         return self._read(function, *arguments)
 
     def write(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """function(write_set, state, *arguments), which changes pages and state: one commit, or part of one.
+        """`function(write_set, state, *arguments)`, which changes pages and state: one commit, or part of one.
 
         What it raises undoes it; inside a transaction it dooms that. Raises what a writing call of a tree may raise.
         """
