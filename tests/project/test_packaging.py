@@ -65,7 +65,8 @@ def test_the_sdist_holds_everything_a_build_needs_and_nothing_built(distribution
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     wanted = {"setup.py", "pyproject.toml", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", "xtree/py.typed",
               "tools/__init__.py", "tests/project/test_packaging.py", "examples/quickstart.py",
-              "examples/notebook.ipynb", "docs/durability.md", "docs/api/conf.py", "docs/api/index.rst"}
+              "examples/notebook.ipynb", "docs/durability.md", "docs/api/conf.py", "docs/api/index.rst",
+              "CONTRIBUTING.md"}
     for suffix in (".py", ".pyx", ".pxd", ".pyi", ".h", ".csv"):
         wanted |= sources(suffix)
     assert not wanted - names
