@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,16 @@ def test_the_distribution_is_called_xtree_index_by_its_maintainers_and_the_modul
     assert {command.value for command in commands} == {"xtree.tools.cli:main"}
 
 
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_citation_and_the_module_have_the_version_of_the_project():
+    version = re.search(r'^version = "(.+)"$', text_of("pyproject.toml"), re.MULTILINE).group(1)
+    assert re.search(r"^version: (.+)$", text_of("CITATION.cff"), re.MULTILINE).group(1) == version
+    assert xtree.__version__ == version
+
+
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
     """The wheel and the sdist of this checkout, built in a copy so that nothing is left behind."""
@@ -66,7 +77,7 @@ def test_the_sdist_holds_everything_a_build_needs_and_nothing_built(distribution
     wanted = {"setup.py", "pyproject.toml", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", "xtree/py.typed",
               "tools/__init__.py", "tests/project/test_packaging.py", "examples/quickstart.py",
               "examples/notebook.ipynb", "docs/durability.md", "docs/api/conf.py", "docs/api/index.rst",
-              "CONTRIBUTING.md"}
+              "CONTRIBUTING.md", "CITATION.cff"}
     for suffix in (".py", ".pyx", ".pxd", ".pyi", ".h", ".csv"):
         wanted |= sources(suffix)
     assert not wanted - names
