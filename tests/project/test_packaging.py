@@ -55,11 +55,19 @@ def test_the_citation_and_the_module_have_the_version_of_the_project():
     assert xtree.__version__ == version
 
 
+def test_pre_commit_runs_the_linters_in_the_versions_of_the_extra_test():
+    pinned = re.compile(r'"([\w-]+==[\d.]+)"')
+    versions = pinned.findall(text_of("pyproject.toml"))
+    assert {version.split("==")[0] for version in versions} == {"ruff", "mypy", "cython-lint"}
+    assert sorted(pinned.findall(text_of(".pre-commit-config.yaml"))) == sorted(versions)
+
+
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
     """The wheel and the sdist of this checkout, built in a copy so that nothing is left behind."""
     copy = tmp_path_factory.mktemp("checkout") / "xtree"
-    built = (".*", "build", "dist", "demo-output", "__pycache__", "*.egg-info", "*.so", "*.pyd", "*.c")
+    built = (".git", ".venv*", ".*_cache", ".hypothesis", "build", "dist", "demo-output", "__pycache__", "*.egg-info",
+             "*.so", "*.pyd", "*.c")
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*built))
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]
@@ -77,7 +85,7 @@ def test_the_sdist_holds_everything_a_build_needs_and_nothing_built(distribution
     wanted = {"setup.py", "pyproject.toml", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", "xtree/py.typed",
               "tools/__init__.py", "tests/project/test_packaging.py", "examples/quickstart.py",
               "examples/notebook.ipynb", "docs/durability.md", "docs/api/conf.py", "docs/api/index.rst",
-              "CONTRIBUTING.md", "CITATION.cff"}
+              "CONTRIBUTING.md", "CITATION.cff", ".pre-commit-config.yaml"}
     for suffix in (".py", ".pyx", ".pxd", ".pyi", ".h", ".csv"):
         wanted |= sources(suffix)
     assert not wanted - names
