@@ -62,6 +62,13 @@ def test_pre_commit_runs_the_linters_in_the_versions_of_the_extra_test():
     assert sorted(pinned.findall(text_of(".pre-commit-config.yaml"))) == sorted(versions)
 
 
+def test_wheels_are_built_for_each_python_that_the_project_names():
+    project = text_of("pyproject.toml")
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project)
+    built = re.findall(r'"cp3(\d+)-\*"', re.search(r"^build = (\[.*\])$", project, re.MULTILINE).group(1))
+    assert named and [f"3.{minor}" for minor in built] == named
+
+
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
     """The wheel and the sdist of this checkout, built in a copy so that nothing is left behind."""
