@@ -1,7 +1,7 @@
 """Somebody with embeddings: vectors in, exact nearest neighbours out; kept on disk, replaced, asked by processes.
 
 Beyond some ten dimensions no tree beats a linear scan of unstructured vectors. What this one gives is exact answers on
-vectors that have structure, changes at any time, an index that is there after a crash: docs/high-dimensions.md.
+vectors that have structure, changes at any time, an index that is there after a crash: docs/results/high-dimensions.md.
 """
 
 import multiprocessing
