@@ -12,7 +12,8 @@ from support.places import ROOT
 
 import xtree
 
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+PAGES += sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "results").glob("*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -59,6 +60,7 @@ def readme_commands():
 
 
 def test_the_commands_of_the_readme_run_as_they_are_printed(tmp_path):
+    """In a clone's own folder."""
     (tmp_path / "xtree").symlink_to(ROOT / "xtree")
     first, *commands = readme_commands()
     assert first == ["source", ".venv/bin/activate"] and len(commands) > 6
