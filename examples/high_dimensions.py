@@ -3,7 +3,8 @@
 Berchtold, Keim and Kriegel (VLDB 1996) compare the X-tree with the R*-tree by the blocks that queries read, a supernode
 of s blocks counting as s. Here both are the same code: with `max_overlap=1.0` every split is accepted, there are no
 supernodes, and the tree is an R*-tree. The tables are Markdown; docs/results/high-dimensions.md has those of a long
-run, and what they mean. With matplotlib, high-dimensions.svg is drawn; with scikit-learn (and pillow) there is real data too.
+run, and what they mean. With matplotlib, high-dimensions.svg is drawn; with scikit-learn (and pillow) there is real
+data too.
 """
 
 from __future__ import annotations
