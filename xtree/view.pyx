@@ -63,6 +63,7 @@ cdef class TreeView:
     cdef object lock                # the tree's WriterLock, which says whether it was dropped
     cdef bint arriving              # in a pickle: the store has another one, once it is open
     cdef bint closed
+    # One pointer to an epoch and the state at it, so that it may be read with the GIL alone.
     cdef Seen seen                  # what the last call has found; replaced whole
 
     def __init__(self, Session session not None, lock not None, int dims=0):

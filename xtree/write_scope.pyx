@@ -41,6 +41,9 @@ cdef double LONGEST_WAIT_S = threading.TIMEOUT_MAX
 cdef class Tip:
     """What a scope has queued: what the next writer of one of its trees builds on. Empty once the scope has ended."""
 
+    # Set by the scope before it gives its locks back, emptied at its end. The next holders of those locks take the
+    # write set first and look at its status: who finds none has the published catalog, where all of it stands or
+    # nothing. The GIL.
     cdef object write_set
     cdef dict changes               # name -> entry
 
@@ -54,6 +57,8 @@ cdef class WriterLock:
     """Lets one writer at a time change a tree, and knows which thread that is."""
 
     cdef readonly str name
+    # Set by the holder before it gives the lock back; read with the GIL, after `published`. A tree of the same name is
+    # made under another lock, and so after this is set: no handle ever sees the tree of another.
     cdef readonly bint dropped      # the tree is gone for good, or was never made: another lock has the name
     cdef Tip tip                    # of the scope that had it last; None or empty: ask the catalog
     cdef object table               # a weak reference to the WriterLocks

@@ -4,7 +4,8 @@ A handle has a session, which says what it may do and which store it uses. Sever
 directory; the last that ends closes it. It is compiled, so that joining, leaving and moving are one step each.
 
     field                    written by                                     read by       order
-    Session.store            join, make_writable, close                     any thread    the GIL
+    Session.store            join, make_writable, close                     any thread    the GIL: once a call, which
+                                                                                          stays with that store
     Session.closed, refusal  close, an interrupted close; start_in_child    any thread    the GIL
     Session.users            note, forget                                   close         the GIL
     SharedStore, all of it   open, join, make_writable, leave               any thread    the GIL

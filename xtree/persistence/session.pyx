@@ -20,6 +20,8 @@ cdef Store NO_STORE = Store.__new__(Store)
 NO_STORE.status = CLOSED
 NO_STORE.published = Published(0, Catalog())
 
+# shares: with the GIL; an entry is there as long as the lock is held, and who finds one that has ended waits for its
+# close. turns: a turn is waited for by a thread that holds nothing and is in the middle of no other open.
 cdef dict shares = {}               # identity of a lock file that is held -> SharedStore
 cdef dict inherited_locks = {}      # the same -> what the parent process's writers took turns with
 cdef dict turns = {}                # real path -> Turn

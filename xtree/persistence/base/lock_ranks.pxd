@@ -9,18 +9,19 @@ beforehand, so they are refused while their thread holds anything at all (`requi
     rank           held
     IN_THREAD      by a thread that others wait for, for all its life: the leader, the checkpointer, the recycler,
                    helpers; by whoever closes a store
-    STARTING       while those threads are started
-    TURN           by who writes to the log and publishes: the leader, or who carries a commit of its own
-    REBUILDING     while the allocator is rebuilt
-    MANIFEST       while the manifest is changed, saved or verified
-    SUPERBLOCK     while the superblock is written
-    SYNCING        while a data file is synced
-    STORE_LOCK     while slots and rows are given out or back
-    FILE_TABLE     for the tables of data files
-    NUMBERS        for the next file number
-    ROOM           by who looks whether there is room in the log; not while it waits for some
-    OPEN_FILES     for the lists of open files
-    POSITION       between a seek and the read or write behind it, where the system has no pread
+    STARTING       while those threads are started: Coordinator._start
+    TURN           by who writes to the log and publishes: the leader, or who carries a commit of its own;
+                   Coordinator._turn, MemoryStore._commit_lock
+    REBUILDING     while the allocator is rebuilt, or checked before it is: DurableStore._rebuilding
+    MANIFEST       while the manifest is changed, saved or verified: Journal._changing
+    SUPERBLOCK     while the superblock is written and synced: SuperblockFile._lock
+    SYNCING        while a data file is synced: DataFile.sync_lock
+    STORE_LOCK     while slots and rows are given out, published, given back or copied: Store.lock
+    FILE_TABLE     for the tables of data files: DataFiles._lock
+    NUMBERS        for the next file number: FileNumbers._lock
+    ROOM           by who looks whether there is room in the log; not while it waits for some: Backpressure._changed
+    OPEN_FILES     for the lists of open files: OpenFiles._lock
+    POSITION       between a seek and the read or write after it, where the system has no pread: File._position_lock
 
 Writer locks have no rank: their rule is in write_scope.pyx.
 """

@@ -84,13 +84,19 @@ class Coordinator:
         self, store: Store, index_files: IndexFiles, following_epoch: int, clock: Clock, on_error: OnError | None
     ) -> None:
         self.store = store
-        self.index_files = index_files
+        self.journal = journal
+        # Written by the holder of the turn; durable_epoch by the leader too, after a sync in the background. stats()
+        # may be a moment behind, and so may the ceiling that a checkpoint raises, which never falls.
         self.following_epoch = following_epoch
         self.durable_epoch = store.published.epoch
         self.counters = Counters()
+        # Set by whoever sees a sync fail or finds the directory lost, before the store's status; read by all that
+        # write.
         self.failure: BaseException | None = None
         self._clock = clock
         self._queue = CommitQueue(clock)
+        # These two are written by the holder of the turn and the leader; who carries the first commit that waits for a
+        # sync wakes the leader.
         self._next_group_at = clock.now()  # when the window of the group before has passed
         self.sync_at: float | None = None  # when the frames that wait for a sync must get it; None: there are none
         self._thread: Worker | None = None

@@ -115,6 +115,8 @@ class Checkpointer:
         self._queue = CommitQueue(clock)
         self._checkpoint_lock = threading.Lock()
         self._thread: Worker | None = None
+        # These two and _rotations_seen are set before the thread looks at what it waits for; who commits reads them
+        # with the GIL to see whether to wake it, so that no commit is missed.
         self._unaware = True  # the thread waits for the first commit that no checkpoint holds
         self._reclaiming = False  # the thread looks at retired pages now and then
         self._spare_pause = Pause()

@@ -132,6 +132,9 @@ cdef class CommitQueue:
 
     cdef object queue
     cdef object clock
+    # All with the GIL. waiting is counted before the put and until the outcome: who builds on a queued commit finds it
+    # counted, because its writer lock came later. woken is cleared after the wait and before the look: who finds it set
+    # did what it wakes for before the look.
     cdef readonly Py_ssize_t waiting    # threads in submit
     cdef readonly Py_ssize_t carried    # commits that their own thread carries to disk
     cdef Py_ssize_t at_turn             # threads that wait to carry their own commits

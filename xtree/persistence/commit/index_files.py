@@ -68,13 +68,18 @@ class IndexFiles:
         self.superblock = superblock
         self.data_files = data_files
         self.numbers = numbers
+        # last_log, log, rotations: written by the holder of the turn, between two groups. The checkpointer may read an
+        # old value and looks once more. log_aged: set by the checkpointer, cleared by who closes the log.
         self.last_log = last_log  # how the log before the next one ended
         self.log: LogWriter | None = None
         self.spare: LogWriter | None = None  # made ahead and in the durable manifest, no frame in it yet
         self.log_aged = False  # the open log is to be followed by the next one, however short it is
         self.rotations = 0
         self.logs_collected = 0
-        self._manifest_lock = RankedLock(MANIFEST, reentrant=True)  # held while the manifest is changed or saved
+        # Guards manifest, spare and _closed_bytes, from reading the old manifest until the new one is durable.
+        self._changing = RankedLock(MANIFEST, reentrant=True)  # held while the manifest changes, and while it is saved
+        # A number is here from before its file exists until a manifest lists it; `remove_unlisted` lets such files be.
+        # The GIL.
         self._making: set[int] = set()  # numbers of logs that are being made, which no manifest lists yet
         self._garbage: LogGarbage | None = None
         self._closed_bytes = 0

@@ -24,6 +24,7 @@ class Reclaimer:
         self._store = store
         self.reclaimed = 0
         self.steps = 0
+        # These two: the holder of the turn.
         self._fresh = 0  # pages changed since the last look
         self._looked_at = 0  # the durable epoch at the last look
 

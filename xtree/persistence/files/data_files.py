@@ -52,6 +52,9 @@ class DataFile:
         self.file = file
         self.number = number
         self.size_class = size_class
+        # bytes: extend, under the store's lock. synced_bytes, sync_failed: a sync, under sync_lock. changed: the GIL;
+        # pages are written before it is set, and a sync clears it before it begins, so what that might miss is marked
+        # again.
         self.bytes = bytes_  # its size: every byte below has disk space
         self.synced_bytes = synced_bytes  # of these it is known that they outlive a power loss
         self.changed = False  # pages were written since the last sync began

@@ -39,6 +39,7 @@ class OpenDirectory(str):
     report_lost: Callable[[DirectoryLostError], object]
     _fd: int | None = None
     _closed = False
+    # Set once, with the GIL, and never cleared; two threads that find it may both report it.
     _lost: str | None = None  # what became of it
     _lock_path: str
 

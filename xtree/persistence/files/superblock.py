@@ -88,6 +88,9 @@ class SuperblockFile:
     """The open superblock of a directory. `publish` may be called from any thread."""
 
     def __init__(self, file: File, value: Superblock, newest: int, readable: int, synced: int | None) -> None:
+        # value, _generation, _newest, _synced: written by `publish`, under the lock. `verify` reads them without: a
+        # generation is counted before its write begins, value follows when it has ended, and wrong bytes count only if
+        # neither has moved since before they were read and no write of that copy is under way.
         self.value = value
         self.copies_readable = readable
         self._file = file

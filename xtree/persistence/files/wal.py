@@ -143,6 +143,7 @@ class LogWriter:
         self._link = link
         self._file = file
         self._uuid = uuid
+        # begin_sync has the turn, finish_sync has not: a stale end only means a sync too many.
         self._synced_end = HEADER_BYTES
         self._boundary = HEADER_BYTES  # the end when the last sync began: the next frame doesn't share its sector
         self._ground = ground

@@ -14,6 +14,9 @@ A pin says which pages somebody may still want to see, a flight which mappings a
     callers           every call; close reads                 any thread              the GIL
     pins_kept, unused Pin; when_unused, the end of a call     any thread              the GIL
     closing, closer   the thread that closes; fork            any thread              the GIL
+    abandoned         finalizers that can't wait for `lock`   begin, close            the GIL
+    write_sets        a write set that begins or ends         close                   the GIL: weak references, taken
+                                                                                      out before an id is reused
     epochs, flights   see mvcc.pxd                            any thread              seq_cst
     windows           see mmap_windows.pxd                    any thread              seq_cst / acquire
     lock_holder       whoever holds `lock`, for itself        any thread              relaxed: only one's own counts
