@@ -44,7 +44,7 @@ class DurableStore(Store):
         self.index_files = index_files
         self.directory_lock: Lock | None = lock
         self._latency = Latency()
-        # The first write sets it under `_rebuilding`. The allocator is complete before it is shown; read with the GIL.
+        # The first write sets it under `_rebuild_lock`, once the allocator is complete; read with the GIL.
         self._allocator_ready = False
         self._rebuild_lock = RankedLock(REBUILDING)
         self._set_up(

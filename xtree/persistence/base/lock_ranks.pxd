@@ -9,11 +9,11 @@ beforehand, so they are refused while their thread holds anything at all (`requi
     rank           held
     IN_THREAD      by a thread that others wait for, for all its life: the leader, the checkpointer, the recycler,
                    helpers; by whoever closes a store
-    STARTING       while those threads are started: Coordinator._start
+    STARTING       while those threads are started: Coordinator._start_lock
     TURN           by who writes to the log and publishes: the leader, or who carries a commit of its own;
-                   Coordinator._turn, MemoryStore._commit_lock
-    REBUILDING     while the allocator is rebuilt, or checked before it is: DurableStore._rebuilding
-    MANIFEST       while the manifest is changed, saved or verified: Journal._changing
+                   Coordinator.turn_lock, MemoryStore._commit_lock
+    REBUILDING     while the allocator is rebuilt, or checked before it is: DurableStore._rebuild_lock
+    MANIFEST       while the manifest is changed, saved or verified: IndexFiles._manifest_lock
     SUPERBLOCK     while the superblock is written and synced: SuperblockFile._lock
     SYNCING        while a data file is synced: DataFile.sync_lock
     STORE_LOCK     while slots and rows are given out, published, given back or copied: Store.lock

@@ -84,7 +84,7 @@ class Coordinator:
         self, store: Store, index_files: IndexFiles, following_epoch: int, clock: Clock, on_error: OnError | None
     ) -> None:
         self.store = store
-        self.journal = journal
+        self.index_files = index_files
         # Written by the holder of the turn; durable_epoch by the leader too, after a sync in the background. stats()
         # may be a moment behind, and so may the ceiling that a checkpoint raises, which never falls.
         self.following_epoch = following_epoch

@@ -77,7 +77,7 @@ class IndexFiles:
         self.rotations = 0
         self.logs_collected = 0
         # Guards manifest, spare and _closed_bytes, from reading the old manifest until the new one is durable.
-        self._changing = RankedLock(MANIFEST, reentrant=True)  # held while the manifest changes, and while it is saved
+        self._manifest_lock = RankedLock(MANIFEST, reentrant=True)  # held while the manifest is changed or saved
         # A number is here from before its file exists until a manifest lists it; `remove_unlisted` lets such files be.
         # The GIL.
         self._making: set[int] = set()  # numbers of logs that are being made, which no manifest lists yet

@@ -1,9 +1,9 @@
 """What CONTRIBUTING.md names is there, and every folder of the package is in its table."""
 
 import re
-from pathlib import Path
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+from support.places import ROOT
+
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 

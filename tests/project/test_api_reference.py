@@ -5,13 +5,12 @@ import pydoc
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.places import ROOT
 
 import xtree
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 SOURCES = ROOT / "docs" / "api"
 CLASSES = [value for name in xtree.__all__ if isinstance(value := getattr(xtree, name), type)
            and not issubclass(value, Exception) and value is not xtree.Config]  # whose fields are its signature

@@ -3,13 +3,12 @@
 import ast
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
+from support.places import DOCS
 
 import xtree
 
-DOCS = Path(__file__).parent.parent / "docs"
 GUIDES = ("gis.md", "choosing.md")
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 

@@ -19,14 +19,14 @@ import numpy as np
 import prometheus_client
 import pytest
 import yaml
-from faulty_fs import PATIENCE_S
-from pages import settle
+from support.faulty_fs import PATIENCE_S
+from support.places import ROOT
+from support.text_pages import settle
 
 import xtree
 import xtree.prometheus
-from xtree.persistence.platform_fs import File, SyncFailedError
+from xtree.persistence.files.platform_fs import File, SyncFailedError
 
-ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 ALERTS = ROOT / "examples" / "alerts.yml"
 GROUPS = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"]
