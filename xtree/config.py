@@ -14,7 +14,7 @@ __all__ = ["Config"]
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Config(StoreConfig, TreeParameters):
+class Config(TreeParameters, StoreConfig):
     """Settings of a durable index and of its trees. docs/choosing.md says when to touch which.
 
     Fixed when a directory is created, stored in its manifest, and then the same at every open:
@@ -89,6 +89,5 @@ class Config(StoreConfig, TreeParameters):
         TreeParameters.__post_init__(self)
 
     def __repr__(self) -> str:
-        fields = (*dataclasses.fields(StoreConfig), *dataclasses.fields(TreeParameters))
-        chosen = (field.name for field in fields if getattr(self, field.name) != field.default)
+        chosen = (field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default)
         return f"Config({', '.join(f'{name}={getattr(self, name)!r}' for name in chosen)})"

@@ -89,6 +89,7 @@ def test_an_index_closed_by_a_finalizer_in_its_leader_is_closed_cleanly(store, t
 def test_pins_that_are_collected_together_with_their_store_let_go_of_it(tmp_path, kind):
     program = """
 import gc, sys, xtree
+from xtree.persistence.store.write_set import begin
 gc.disable()
 for i in range(20):
     tree = xtree.XTree(2) if sys.argv[2] == "memory" else xtree.open(sys.argv[1] + str(i), dims=2)

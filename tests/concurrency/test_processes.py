@@ -80,7 +80,7 @@ def test_a_forked_childs_handles_raise_and_its_exit_changes_nothing(path):
 
     def child():
         for use in (
-            store.begin,
+            lambda: begin(store),
             store.pin,
             lambda: store.read().__enter__(),
             lambda: write_set.commit({}),

@@ -52,6 +52,7 @@ def run(scenario: str, mode: str, path: Path, **settings: object) -> str:
     seed = int.from_bytes(os.urandom(4), "little")
     print("seed", seed)
     environment = {**os.environ, **{name: str(value) for name, value in settings.items()}, "PYTHONHASHSEED": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), *sys.path])
     command = [sys.executable, str(PROGRAM), scenario, mode, str(path), str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0 and done.stdout.endswith("fine\n"), f"{done.stdout[-2000:]}\n{done.stderr[-8000:]}"

@@ -1,6 +1,7 @@
 """Files that are damaged, exchanged or forged: they are refused with the right words, or the answers are right.
 
-Never another error, a crash, a hang, a large allocation, a wrong answer: judging.py looks for them, in child processes.
+Never another error, a crash, a hang, a large allocation, a wrong answer. mutant_verdicts.py looks for them, in child
+processes.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def test_all_forgeries_are_refused_or_found_by_a_check_and_never_believed(index_
 def test_a_flaw_a_crash_and_a_hang_are_seen(index_of, tmp_path, monkeypatch):
     index = index_of("closed")
     name = filenames.SUPERBLOCK
-    monkeypatch.setattr("judging.PATIENCE_S", 0.5)
+    monkeypatch.setattr("support.mutant_verdicts.PATIENCE_S", 0.5)
 
     def hang() -> dict[str, bytes | None]:
         while True:

@@ -128,7 +128,7 @@ def test_room_that_growth_gives_beyond_what_was_asked_is_used():
 def test_growth_that_gives_no_room_is_an_error():
     growth = FileGrowth()
     allocator = SegmentAllocator(growth)
-    growth.extend = lambda window, wanted_bytes: HEADER
+    growth.extend = lambda window, wanted_bytes, spends_reserve: HEADER
     with pytest.raises(RuntimeError, match="no room to grow"):
         allocator.allocate_slot(0)
     allocator.check()
@@ -311,7 +311,7 @@ def test_top_is_right_after_frees_in_any_order(slots, random):
 
 def test_top_is_right_while_a_window_grows_slot_by_slot():
     growth = FileGrowth(limit=HEADER + 200 * 4096)
-    growth.extend = lambda window, wanted_bytes: next(usable)
+    growth.extend = lambda window, wanted_bytes, spends_reserve: next(usable)
     usable = iter(range(HEADER + 4096, growth.limit + 1, 4096))
     allocator = SegmentAllocator(growth)
     first = allocator.allocate_slot(0)

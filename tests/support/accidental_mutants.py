@@ -1,4 +1,4 @@
-"""Mutants: an index's files with something wrong in them, as accidents make it. Forged ones are in forgeries.py."""
+"""Mutants: an index's files with something wrong in them, as accidents make it. forged_mutants.py has forged ones."""
 
 from __future__ import annotations
 

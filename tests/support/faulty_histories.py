@@ -1,4 +1,4 @@
-"""Histories (scripts.py) in which something fails, and what must hold during them and afterwards."""
+"""Histories (short_histories.py) in which something fails, and what must hold during them and afterwards."""
 
 from __future__ import annotations
 
