@@ -1,4 +1,10 @@
-"""explain() counts the pages that a query reads, and no others."""
+"""explain() counts the pages that a query reads, and no others.
+
+Promises (Right answers):
+
+- `explain` counts the pages that a query reads, a supernode as its blocks, and the entries it tests:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Data made to break trees, through the public API: in by every door, the right answers, and out again."""
+"""Data made to break trees, through the public API: in by every door, the right answers, and out again.
+
+Promises (Right answers):
+
+- data made to break trees: equal boxes, points on a line, huge and tiny extents:
+  all of it.
+"""
 
 from __future__ import annotations
 

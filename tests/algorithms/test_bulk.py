@@ -1,4 +1,10 @@
-"""Packed trees: right at every size and for any data, full, ready for changes."""
+"""Packed trees: right at every size and for any data, full, ready for changes.
+
+Promises (Right answers):
+
+- a load that is small against the tree copies paths, not the tree:
+  test_a_load_that_is_small_against_the_tree_copies_paths_and_not_the_tree.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Where a record that is to be removed is looked for: few pages, counted, also among boxes equal or nested."""
+"""Where a record that is to be removed is looked for: few pages, counted, also among boxes equal or nested.
+
+Promises (Right answers):
+
+- a record to be removed is found by few pages, counted, among equal and nested boxes too, and after any changes:
+  test_a_record_is_found_by_few_pages_among_equal_and_nested_boxes,
+  test_pages_looked_at_among_equal_boxes_grow_with_the_logarithm_of_their_number.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""check() finds what is wrong with a tree, and stats() says what it is made of."""
+"""check() finds what is wrong with a tree, and stats() says what it is made of.
+
+Promises (Right answers):
+
+- `check()` finds what is wrong, and says on which page:
+  test_check_names_page_level_and_what_is_wrong.
+"""
 
 from __future__ import annotations
 

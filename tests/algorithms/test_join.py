@@ -1,4 +1,11 @@
-"""Joins give every pair that a look at all pairs gives, each once."""
+"""Joins give every pair that a look at all pairs gives, each once.
+
+Promises (Right answers):
+
+- joins find the pairs that a look at all pairs finds, of trees of any height, snapshots and transactions; two trees
+  of a runtime at one epoch:
+  all of it.
+"""
 
 from collections import Counter
 

@@ -1,4 +1,11 @@
-"""Batches whose neighbouring queries share a descent, against the same queries each on its own way down."""
+"""Batches whose neighbouring queries share a descent, against the same queries each on its own way down.
+
+Promises (Right answers):
+
+- queries of a batch that share a descent find what each finds alone; a group reaches as many leaves as the limit, one
+  fewer, one more:
+  all of it, test_a_group_may_reach_as_many_leaves_as_the_limit_and_not_one_more.
+"""
 
 from __future__ import annotations
 

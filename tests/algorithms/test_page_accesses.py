@@ -1,4 +1,11 @@
-"""No query reads more pages, or tests more entries, than it did: the guard of speed that needs no clock."""
+"""No query reads more pages, or tests more entries, than it did: the guard of speed that needs no clock.
+
+Promises (Right answers):
+
+- no query reads more pages or tests more entries than it did, on any machine; after a change that is meant to,
+  `python tests/support/page_accesses.py` writes the expectations anew:
+  test_queries_cost_what_they_did.
+"""
 
 import pytest
 from support import page_accesses

@@ -1,4 +1,10 @@
-"""Results that can't fit raise MemoryError before they are worked out, or as soon as they outgrow what there is."""
+"""Results that can't fit raise MemoryError before they are worked out, or as soon as they outgrow what there is.
+
+Promises (Right answers):
+
+- results that can't fit raise MemoryError before they are worked out, or when they outgrow what there is:
+  all of it.
+"""
 
 from __future__ import annotations
 

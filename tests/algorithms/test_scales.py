@@ -1,4 +1,10 @@
-"""A tree of coordinates times a power of two is the same tree, page by page, from denormal to nearly infinite ones."""
+"""A tree of coordinates times a power of two is the same tree, page by page, from denormal to nearly infinite ones.
+
+Promises (Right answers):
+
+- a tree is the same, page by page, at any scale of its coordinates, denormal and nearly infinite ones too:
+  test_a_tree_is_the_same_at_any_scale.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Window queries, counts, exact lookup and listing against a look at every record."""
+"""Window queries, counts, exact lookup and listing against a look at every record.
+
+Promises (Right answers):
+
+- windows, counts and nearest agree with a look at every record:
+  all of it, test_nearest.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Splits, held against the definitions: R* distributions by brute force, and the X-tree's rules on overlap."""
+"""Splits, held against the definitions: R* distributions by brute force, and the X-tree's rules on overlap.
+
+Promises (Right answers):
+
+- splits are those of the papers:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,12 @@
 After each insert that split a leaf, the splits are planned anew (split.plan_split, which test_split.py holds against
 the papers): both halves must carry the history of the page that was split and the axis of the split, entries of a new
 root the axes that all entries below had in common, and every other entry what it had.
+
+Promises (Right answers):
+
+- both halves of a split, a new root's entries and entries that move carry the history that the X-tree's paper gives
+  them:
+  all of it.
 """
 
 from __future__ import annotations

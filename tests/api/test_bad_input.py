@@ -1,4 +1,10 @@
-"""Bad input: a clear error, and nothing changed. The rows of the table that concern arguments and handles."""
+"""Bad input: a clear error, and nothing changed. The rows of the table that concern arguments and handles.
+
+Promises (Right answers):
+
+- bad input is a clear error and changes nothing:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Input that changes during a call: what is stored was judged, what is asked harms nothing, and every call ends."""
+"""Input that changes during a call: what is stored was judged, what is asked harms nothing, and every call ends.
+
+Promises (Right answers):
+
+- input that a callback or another thread changes during a call is stored as it was judged, or refused, and harms no
+  query:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""A check finds a changed byte wherever it stands, but for bytes that mean nothing; also in files under a writer."""
+"""A check finds a changed byte wherever it stands, but for bytes that mean nothing; also in files under a writer.
+
+Promises (What people touch):
+
+- a changed byte is found wherever it stands, by `xtree check`, fsck and, under its writer, by an open Runtime, but
+  for bytes that mean nothing; files that a writer replaces meanwhile are no damage:
+  test_a_changed_byte_is_found_in_any_file, test_every_changed_byte_is_found_in_every_file (`make torture`),
+  test_an_open_runtime_finds_a_changed_byte_in_the_files_under_it,
+  test_files_that_are_written_and_replaced_meanwhile_are_no_damage.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""check() finds pages that belong to nothing, and to two: what a writer forgets to retire, or retires twice later."""
+"""check() finds pages that belong to nothing, and to two: what a writer forgets to retire, or retires twice later.
+
+Promises (What people touch):
+
+- `check()` finds pages that no tree or structure has, and those that two have, in memory and on disk, beside writers;
+  whatever deletes everything leaves no page (fixtures `make_tree` and `ws`):
+  test_a_page_that_a_transaction_replaces_and_forgets_is_found, test_a_page_that_two_trees_have_is_found,
+  test_pages_of_structures_are_looked_for_too_where_all_kinds_are_known,
+  test_what_writers_make_replace_and_undo_meanwhile_is_neither_lost_nor_twice.
+"""
 
 from __future__ import annotations
 

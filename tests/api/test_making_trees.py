@@ -1,5 +1,14 @@
 """Making and dropping trees: ordinary commits, which share syncs, go with others in a transaction, and hold no lock but
-the name's."""
+the name's.
+
+Promises (One writer, many readers):
+
+- trees are made in transactions, there for all with the commit or never; sixteen threads that make or drop trees
+  share syncs; a name is free again at once:
+  all of it.
+- `Runtime.check()` beside threads that make and drop trees checks those that were there:
+  test_check_beside_a_thread_that_makes_and_drops_trees_checks_those_that_are_there.
+"""
 
 from __future__ import annotations
 

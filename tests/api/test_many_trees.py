@@ -1,4 +1,15 @@
-"""Many named trees in one directory: a catalog that is exact, commits that stay small, space that comes back."""
+"""Many named trees in one directory: a catalog that is exact, commits that stay small, space that comes back.
+
+Promises (Nothing acknowledged is lost):
+
+- a thousand trees come back exactly, after a crash too:
+  test_trees_by_the_thousand_are_made_changed_and_found_again, test_trees_by_the_thousand_come_back_after_a_crash.
+
+Promises (One writer, many readers):
+
+- dropping a tree gives its space back:
+  test_the_space_of_dropped_trees_is_used_again_and_files_shrink_at_the_close.
+"""
 
 from __future__ import annotations
 

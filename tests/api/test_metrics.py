@@ -1,4 +1,10 @@
-"""Metrics: stats() has the names that are documented, its figures are right, and Prometheus gets them."""
+"""Metrics: stats() has the names that are documented, its figures are right, and Prometheus gets them.
+
+Promises (What people touch):
+
+- figures have the names that are documented, in `stats()` and in Prometheus; nothing is printed:
+  all of it, test_isolation.py::test_nothing_is_printed_unless_a_program_asks_for_the_log.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Model-based: random histories of a tree against a plain multiset of records, in memory and on disk."""
+"""Model-based: random histories of a tree against a plain multiset of records, in memory and on disk.
+
+Promises (Right answers):
+
+- any history of inserts, deletes, updates, transactions, snapshots and reopening agrees with a plain multiset:
+  all of it.
+"""
 
 from __future__ import annotations
 

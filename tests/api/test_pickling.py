@@ -1,4 +1,10 @@
-"""Pickles and copies: trees go to other processes, and arrive as themselves or not at all."""
+"""Pickles and copies: trees go to other processes, and arrive as themselves or not at all.
+
+Promises (One writer, many readers):
+
+- trees, snapshots and runtimes arrive in other processes as they were, or say why not:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Runtime and open: modes, several trees in one directory, commits over all of them."""
+"""Runtime and open: modes, several trees in one directory, commits over all of them.
+
+Promises (One writer, many readers):
+
+- after `close()` the lock is free, whichever thread's call it was:
+  test_a_second_close_waits_for_the_first_and_then_the_lock_is_free.
+"""
 
 from __future__ import annotations
 

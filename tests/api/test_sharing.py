@@ -1,4 +1,22 @@
 """Several handles of one process on one directory: one store, however many open it, and whatever they do to each other.
+
+Promises (One writer, many readers):
+
+- handles of one process share a store; the last to close closes it; each has a mode, transactions and snapshots of
+  its own:
+  test_opening_a_directory_once_more_gives_another_handle_on_the_same_store,
+  test_the_last_handle_to_close_closes_the_store,
+  test_closing_a_handle_ends_its_own_transactions_and_lets_others_write,
+  test_closing_a_handle_lets_its_snapshots_go_and_keeps_those_of_others.
+- handles that read move to a store that writes, their snapshots stay, and hold nothing back once closed; another
+  process in between is noticed:
+  test_handles_that_read_move_to_a_store_that_writes_and_their_snapshots_stay,
+  test_a_reader_after_a_crash_becomes_a_writer_with_every_commit,
+  test_a_store_that_only_read_is_closed_with_its_last_snapshot_and_holds_nothing_back,
+  test_sharing_races.py::test_another_process_that_wrote_in_between_is_noticed.
+- a failed or moved index is opened anew by opening it once more, a replaced one is another:
+  test_a_store_that_failed_is_opened_anew_by_opening_it_once_more,
+  test_an_index_that_was_moved_is_opened_at_its_new_place, test_a_directory_removed_and_made_again_is_a_new_store.
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""Snapshots: the same answers for a whole life, beside any writer."""
+"""Snapshots: the same answers for a whole life, beside any writer.
+
+Promises (One writer, many readers):
+
+- snapshots answer the same for their whole life:
+  test_a_snapshot_answers_the_same_whatever_is_committed.
+- readers see only whole commits:
+  test_readers_beside_a_writer_see_only_whole_commits.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Structures that are no trees live beside trees: same commits, same promises."""
+"""Structures that are no trees live beside trees: same commits, same promises.
+
+Promises (Nothing acknowledged is lost):
+
+- what isn't a tree survives kills, in one commit with trees:
+  test_a_stack_and_a_tree_survive_kills_in_one_commit_and_in_several.
+"""
 
 from __future__ import annotations
 

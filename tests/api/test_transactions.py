@@ -1,4 +1,14 @@
-"""Transactions: all or nothing, one writer at a time, and no way to leave a lock behind."""
+"""Transactions: all or nothing, one writer at a time, and no way to leave a lock behind.
+
+Promises (One writer, many readers):
+
+- transactions are all or nothing, also over several trees:
+  test_an_exception_aborts, test_runtime.py::test_an_exception_aborts_the_changes_of_all_trees.
+- one thread at a time is inside a transaction; trees are locked in name order or only tried:
+  test_two_threads_never_use_one_transaction_at_once,
+  test_runtime.py::test_transactions_over_the_same_trees_in_any_order_do_not_deadlock,
+  test_runtime.py::test_a_tree_not_listed_is_never_waited_for.
+"""
 
 from __future__ import annotations
 

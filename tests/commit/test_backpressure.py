@@ -1,4 +1,10 @@
-"""Backpressure: who writes waits for checkpoints when the log has run ahead of them, never without end."""
+"""Backpressure: who writes waits for checkpoints when the log has run ahead of them, never without end.
+
+Promises (Nothing acknowledged is lost):
+
+- writers wait when the log outruns checkpoints, and never without end:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""When a checkpoint is due: burst, steady, idle, on demand; never too soon, and after failures later and later."""
+"""When a checkpoint is due: burst, steady, idle, on demand; never too soon, and after failures later and later.
+
+Promises (What is on the disk before what):
+
+- when a checkpoint is due:
+  all of it.
+"""
 
 import pytest
 from support.text_pages import ManualClock

@@ -1,4 +1,18 @@
-"""Checkpoints while commits go on: what they hold, who waits for them, what fails, how they end."""
+"""Checkpoints while commits go on: what they hold, who waits for them, what fails, how they end.
+
+Promises (Nothing acknowledged is lost):
+
+- the same while checkpoints are written and logs change under several writers:
+  test_a_kill_while_checkpoints_rotations_and_commits_go_on_loses_no_acknowledged_commit,
+  test_a_power_loss_while_checkpoints_and_commits_go_on_loses_no_acknowledged_commit.
+- a checkpoint holds the epoch it began with, whatever is committed and reused meanwhile:
+  test_commits_go_on_while_a_checkpoint_is_written_and_it_holds_the_epoch_it_began_with,
+  test_slots_of_a_checkpoint_are_reused_while_it_is_written_and_the_logs_make_up_for_it.
+- a failing checkpoint or log made ahead loses nothing, and poisons only if a sync failed:
+  test_an_error_at_any_call_of_a_background_checkpoint_poisons_only_if_a_sync_failed,
+  test_rotation.py::test_a_log_that_cannot_be_made_ahead_stops_nobody_unless_a_sync_failed,
+  test_rotation.py::test_an_error_at_any_call_of_a_rotation_is_clean_or_poisons_and_loses_nothing.
+"""
 
 from __future__ import annotations
 

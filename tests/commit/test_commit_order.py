@@ -1,4 +1,36 @@
-"""The order of steps: what must be on the disk before what, seen in the middle of a commit or after a crash."""
+"""The order of steps: what must be on the disk before what, seen in the middle of a commit or after a crash.
+
+Promises (Nothing acknowledged is lost):
+
+- what several threads were told is committed survives a crash at any step, whichever shared a sync:
+  test_what_several_threads_were_told_is_committed_survives_a_crash_at_any_point.
+
+Promises (What is on the disk before what):
+
+- a data file is in the durable manifest before a row in it commits:
+  test_a_data_file_is_in_the_durable_manifest_before_a_row_in_it_commits.
+- the pages of a large transaction are synced before it queues, and the log carries none of them:
+  test_a_large_transaction_logs_what_it_did_and_none_of_its_pages,
+  test_faults.py::test_a_failed_sync_of_flushed_pages_poisons_and_the_commit_never_happened.
+- what the superblock says was durable must be recovered:
+  test_what_the_superblock_says_was_durable_must_be_recovered.
+- epochs are never used twice:
+  test_every_epoch_is_below_the_ceiling_on_the_disk_when_it_is_logged,
+  test_with_one_superblock_copy_lost_epochs_go_on_a_stride_further,
+  test_recovery.py::test_epochs_go_on_growing_after_a_crash,
+  test_a_superblock_copy_that_reserves_less_than_was_committed_is_enough,
+  test_epochs_that_a_crash_has_left_out_stay_so_after_a_clean_close_without_a_commit.
+- recovery writes images of live pages only, and only after all are checked:
+  test_a_logged_image_never_overwrites_a_slot_that_a_flushed_page_has_taken,
+  test_hostile_files.py::test_a_logged_page_that_is_not_its_rows_ends_recovery_before_anything_is_written.
+- an unclean open ends with everything durable, a clean one writes nothing:
+  test_an_unclean_open_ends_with_everything_durable_before_it_takes_commits,
+  test_recovery.py::test_a_clean_open_writes_nothing.
+- a checkpoint of nothing new does nothing; two are kept, with the logs that either needs, and no more:
+  test_a_checkpoint_of_what_has_not_changed_writes_nothing,
+  test_recovery.py::test_a_clean_close_leaves_no_log_and_two_checkpoints_either_of_which_is_enough,
+  test_recovery.py::test_log_garbage_is_bounded_by_checkpoints.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Transactions that build on queued ones: a tree's writer lock is free while its last commit is still being synced."""
+"""Transactions that build on queued ones: a tree's writer lock is free while its last commit is still being synced.
+
+Promises (Nothing acknowledged is lost):
+
+- the next transaction on a tree builds on one that is queued; if that fails, so do all that build on it, and
+  everything comes back:
+  all of it.
+- a commit that can't go with its group goes alone; only what fails by itself fails:
+  test_a_commit_that_fails_alone_takes_no_other_trees_commit_with_it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Log garbage: a log goes when no checkpoint kept needs it and the manifest that says so is durable, not before."""
+"""Log garbage: a log goes when no checkpoint kept needs it and the manifest that says so is durable, not before.
+
+Promises (What is on the disk before what):
+
+- a log is deleted once no checkpoint kept needs it and the manifest that says so is durable:
+  test_rotation_manifest_gc.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,22 @@
-"""Durability modes: what each promises, at every crash point, after every power loss, from one mode to another."""
+"""Durability modes: what each promises, at every crash point, after every power loss, from one mode to another.
+
+Promises (Nothing acknowledged is lost):
+
+- in each durability mode, what it promises to a killed process at every named step, and after a power loss:
+  test_every_crash_point_keeps_what_its_mode_promises_to_a_killed_process,
+  test_what_a_power_loss_leaves_is_a_prefix_as_long_as_its_mode_promises.
+- a directory changes its mode at any open:
+  test_commits_in_changing_modes_survive_kill_after_kill.
+- `strict`: a crash after the sync of the log and before the superblock doesn't expose the epoch:
+  test_superblock_order, test_an_unreadable_superblock_copy_exposes_the_next_strict_group_and_no_more.
+- `eventual`: a lost frame before a kept one ends the log; one that was synced is damage:
+  test_a_frame_lost_before_one_that_was_kept_ends_the_log_in_eventual,
+  test_a_frame_that_was_synced_is_damage_in_eventual.
+- `eventual`: epochs are durable, and slots reused, only after the sync in the background:
+  test_an_eventual_commit_is_durable_after_the_interval_and_its_slots_come_back_then.
+- what queues during a sync shares the next one; one sync a window:
+  test_group_commit, test_with_a_window_there_is_one_sync_a_window.
+"""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,11 @@
-"""Pages in the log: whole the first time in each log, afterwards what has changed."""
+"""Pages in the log: whole the first time in each log, afterwards what has changed.
+
+Promises (Nothing acknowledged is lost):
+
+- a page's first version in a log is whole, later ones are differences from a page in the same log, and all come back
+  from the log alone:
+  all of it.
+"""
 
 from __future__ import annotations
 

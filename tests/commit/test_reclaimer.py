@@ -1,4 +1,10 @@
-"""The reclaimer: bounded steps, never past a pin or the durable epoch, and without waiting for the next commit."""
+"""The reclaimer: bounded steps, never past a pin or the durable epoch, and without waiting for the next commit.
+
+Promises (What is on the disk before what):
+
+- a commit that leaves nothing behind wakes no other thread: what may go is freed before the checkpointer is told:
+  test_commits_that_leave_nothing_to_free_do_not_wake_the_checkpointer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Logs made ahead and taken into use between two groups: what each step leaves to recovery, whatever fails."""
+"""Logs made ahead and taken into use between two groups: what each step leaves to recovery, whatever fails.
+
+Promises (What is on the disk before what):
+
+- a log made ahead is on the disk and listed before its first frame; the old one ends where the new one's link says:
+  test_a_log_is_on_the_disk_and_listed_before_its_first_frame_and_its_predecessor_ends,
+  test_logs_without_a_recorded_end_are_replayed_by_their_links,
+  test_a_log_that_ends_before_the_next_ones_link_is_damage, test_a_rotation_saves_no_manifest_and_makes_no_file.
+"""
 
 from __future__ import annotations
 

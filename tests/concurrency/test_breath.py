@@ -1,4 +1,11 @@
-"""Interrupts of long calls: at any moment a call ends with what the handler raised and nothing changed, or goes on."""
+"""Interrupts of long calls: at any moment a call ends with what the handler raised and nothing changed, or goes on.
+
+Promises (Right answers):
+
+- at any breath of a call an interrupt ends it with nothing changed and no thread left, and a handler that returns
+  lets it go on:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""SIGINT sent into long calls of a process of its own: each would take minutes, and ends."""
+"""SIGINT sent into long calls of a process of its own: each would take minutes, and ends.
+
+Promises (Right answers):
+
+- Ctrl-C, sent into calls of a process that would take minutes, ends them:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,12 @@
 The models: epochs and the reuse of slots (epoch_model.py), windows and flights (window_model.py), the hand-off of
 commits (handoff_model.py). Each is run as the code has it, and as a number of mutants, each of which must be found
 out: that is the test of the models. That their steps are those of the code is looked up in the code.
+
+Promises (One writer, many readers):
+
+- no interleaving of pins, publication, reclaim and crashes reuses a slot that is needed; the same for windows, and
+  for the hand-off of commits; mutants of each protocol are found out:
+  all of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
-"""Finalizers: garbage collection ends forgotten things in any thread, in the middle of anything."""
+"""Finalizers: garbage collection ends forgotten things in any thread, in the middle of anything.
+
+Promises (One writer, many readers):
+
+- garbage collection may end anything anywhere:
+  all of it.
+"""
 
 from __future__ import annotations
 

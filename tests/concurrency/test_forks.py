@@ -1,4 +1,22 @@
-"""Forked processes: trees in memory are the child's own, durable ones are read there; the parent notices nothing."""
+"""Forked processes: trees in memory are the child's own, durable ones are read there; the parent notices nothing.
+
+Promises (One writer, many readers):
+
+- a tree in memory is a forked child's own, whichever thread was committing, forking or gone:
+  test_a_tree_in_memory_can_be_written_whichever_thread_was_committing,
+  test_trees_that_other_threads_make_and_forget_are_whole_in_the_child,
+  test_calls_of_threads_that_are_gone_hold_nothing_in_the_child,
+  test_a_fork_by_the_garbage_collector_in_the_middle_of_a_commit_is_survived,
+  test_no_fork_waits_for_long_and_two_threads_may_fork_at_once.
+- a durable handle reads in a forked child and never writes; a child that goes on in the middle of a call reaches no
+  file of its parent's:
+  test_a_durable_handle_reads_in_the_child_and_never_writes,
+  test_a_writers_handle_reads_in_the_child_once_nobody_writes,
+  test_a_fork_in_the_middle_of_a_durable_load_changes_nothing_of_the_parents.
+- what was open at a fork is the parent's:
+  test_a_transaction_that_was_open_is_the_parents, test_a_transaction_of_another_thread_holds_no_lock_in_the_child,
+  test_a_childs_end_leaves_the_parents_index_alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Isolation: runtimes in one process share nothing, and a read-only one changes nothing."""
+"""Isolation: runtimes in one process share nothing, and a read-only one changes nothing.
+
+Promises (One writer, many readers):
+
+- a read-only open makes no call that changes anything, and works where nothing can be written:
+  test_a_read_only_open_makes_no_changing_call, test_a_directory_that_cannot_be_written_is_read.
+- runtimes in one process share nothing:
+  test_runtimes_with_the_same_tree_names_keep_apart_under_threads,
+  test_a_failed_or_closed_runtime_does_not_touch_another.
+"""
 
 from __future__ import annotations
 

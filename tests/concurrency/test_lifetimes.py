@@ -1,4 +1,14 @@
-"""Nothing outlives its use: what is kept of a catalog, a write set, a store, after work on very many trees."""
+"""Nothing outlives its use: what is kept of a catalog, a write set, a store, after work on very many trees.
+
+Promises (Nothing acknowledged is lost):
+
+- nothing outlives its use: views, locks, transactions, snapshots and closed handles keep no catalog, page list or
+  store of then; memory is linear in the trees:
+  test_trees_that_were_read_and_written_keep_no_catalog_of_then,
+  test_transactions_and_snapshots_that_have_ended_keep_nothing, test_what_has_ended_keeps_no_store,
+  test_a_closed_handle_keeps_neither_catalog_nor_rows,
+  test_a_tree_takes_less_than_two_kilobytes_however_many_there_are.
+"""
 
 from __future__ import annotations
 

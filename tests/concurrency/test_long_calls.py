@@ -1,4 +1,10 @@
-"""Long calls over many files: answers stay right while mappings come and go, and a batch doesn't hold all of them."""
+"""Long calls over many files: answers stay right while mappings come and go, and a batch doesn't hold all of them.
+
+Promises (One writer, many readers):
+
+- a long batch lets mappings go that it has done with:
+  test_a_long_batch_lets_mappings_go_that_it_has_done_with.
+"""
 
 from __future__ import annotations
 

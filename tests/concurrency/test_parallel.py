@@ -1,4 +1,10 @@
-"""Batches in several threads: the same answers as in one, of one epoch, in the caller's order."""
+"""Batches in several threads: the same answers as in one, of one epoch, in the caller's order.
+
+Promises (Right answers):
+
+- several threads answer a batch as one does, from one epoch:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Bulk load in several threads: the tree that one makes, in either store; whatever happens, all threads end."""
+"""Bulk load in several threads: the tree that one makes, in either store; whatever happens, all threads end.
+
+Promises (Right answers):
+
+- several threads load the tree that one does, to the byte, and all have ended when the load has:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,16 @@
-"""Processes: one writer a directory, readers beside each other, and forks that touch nothing of the parent's."""
+"""Processes: one writer a directory, readers beside each other, and forks that touch nothing of the parent's.
+
+Promises (One writer, many readers):
+
+- a second writer is refused, a killed one's lock is free, a forked child never takes it away:
+  test_a_second_writer_is_refused_with_the_owners_pid,
+  test_platform_fs.py::test_the_kernel_releases_the_lock_of_a_killed_process,
+  test_a_forked_childs_handles_raise_and_its_exit_changes_nothing.
+- a child holds no lock of its parent's, also one forked during an open; what it does with its parent's stores raises:
+  test_a_child_forked_while_the_index_is_being_opened_does_not_hold_its_lock,
+  test_the_parents_death_frees_the_lock_though_a_child_lives,
+  test_a_forked_childs_handles_raise_and_its_exit_changes_nothing.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,12 @@
 
 Beside the readers: writers on several trees and on pairs of them, trees dropped and made again, checkpoints,
 backups, and a configuration so small that logs rotate, slots are reused and windows recycled all the time.
+
+Promises (One writer, many readers):
+
+- every answer of a snapshot is that of its epoch, for its whole life, beside writers, drops, checkpoints, backups,
+  rotation and recycled windows:
+  test_every_answer_of_a_snapshot_is_that_of_its_epoch.
 """
 
 from __future__ import annotations

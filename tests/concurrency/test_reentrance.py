@@ -1,5 +1,25 @@
 """Finalizers, weakref callbacks and signal handlers call anything, anywhere: it answers or is refused, and never waits
-for itself."""
+for itself.
+
+Promises (One writer, many readers):
+
+- every public method, called from `__del__`, from a weakref's callback or from a signal handler, at every named
+  point, before every line and with a collection at every allocation, in whatever thread: it answers or raises
+  `TransactionError`, never waits for itself, and what it did is there:
+  all of it, which runs `reentrance.py` in processes that a watchdog ends.
+- a finalizer that writes stops no leader, one that drops a tree no registry:
+  test_finalizers_that_write_stop_no_leader.
+- a file is used in the middle of each step of its own opening and closing:
+  test_a_file_is_borrowed_in_the_middle_of_each_step_of_borrowing_it.
+- a finalizer at the end of the process waits for no thread that can no longer run:
+  test_a_finalizer_at_the_end_of_the_process_is_answered_without_threads.
+- a handler in the middle of a commit reads, and is refused to write:
+  test_a_handler_in_the_middle_of_a_commit_reads_and_is_refused_to_write.
+- `close()` at every named point, in the thread that stands there, returns, and the index is closed cleanly:
+  test_close_at_every_named_point_returns_and_the_index_is_closed_cleanly.
+- locks are waited for in the order of their ranks, and only tried out of it:
+  test_a_lock_is_waited_for_in_the_order_of_ranks_and_only_tried_out_of_it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,19 @@
-"""Several handles of one process at the same time: opens, closes and interrupts in the middle of each other."""
+"""Several handles of one process at the same time: opens, closes and interrupts in the middle of each other.
+
+Promises (One writer, many readers):
+
+- opening waits for another thread's open and close, never for itself, and an interrupt ends the wait:
+  test_threads_that_open_a_directory_at_once_share_what_one_of_them_opens,
+  test_opening_waits_for_the_close_that_is_under_way,
+  test_a_thread_in_the_middle_of_opening_never_waits_for_another_one,
+  test_an_interrupt_ends_the_wait_for_another_threads_open,
+  test_a_thread_that_waits_for_another_process_keeps_no_other_thread_waiting.
+- an open that is interrupted before any of its lines leaves no lock, and readers as they were:
+  test_an_interrupt_before_any_line_of_an_open_leaves_no_lock_behind,
+  test_an_interrupt_before_any_line_of_an_open_to_write_beside_a_reader_leaves_it_well.
+- processes that all want to write keep their readers:
+  test_processes_that_all_want_to_write_keep_their_readers.
+"""
 
 from __future__ import annotations
 

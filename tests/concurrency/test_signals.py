@@ -1,4 +1,17 @@
-"""Signals: whenever a KeyboardInterrupt arrives, a commit is whole or not at all, and its status says which."""
+"""Signals: whenever a KeyboardInterrupt arrives, a commit is whole or not at all, and its status says which.
+
+Promises (Nothing acknowledged is lost):
+
+- interrupts, exceptions of signal handlers and of the caller poison nothing:
+  test_an_interrupt_of_a_commit_in_an_except_block_is_no_failure,
+  test_an_exception_of_a_signal_handler_is_passed_on_once_the_commit_is_done.
+- an interrupt tears no commit:
+  test_thousands_of_interrupts_tear_no_commit.
+- an interrupt during a flush, while a data file is made or the allocator rebuilt leaves the index writable:
+  test_an_interrupt_during_the_flush_of_large_pages_is_passed_on_after_it,
+  test_an_interrupt_while_a_data_file_is_made_leaves_the_index_writable,
+  test_an_interrupt_while_the_allocator_is_rebuilt_leaves_the_index_writable.
+"""
 
 from __future__ import annotations
 

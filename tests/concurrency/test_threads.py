@@ -1,4 +1,12 @@
-"""No thread to be had: a call that needs one says so and has lost nothing, one that can do without does."""
+"""No thread to be had: a call that needs one says so and has lost nothing, one that can do without does.
+
+Promises (What people touch):
+
+- where no thread can be started a commit is undone with an OSError, and batches and loads do without:
+  test_a_first_commit_without_its_threads_is_undone_and_works_once_there_are_some,
+  test_a_batch_is_answered_by_the_threads_that_there_are,
+  test_a_bulk_load_does_the_work_of_threads_that_it_does_not_get.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,22 @@
-"""Who waits for whom: nobody for a large flush, no reader for a lock, a queued commit for its outcome."""
+"""Who waits for whom: nobody for a large flush, no reader for a lock, a queued commit for its outcome.
+
+Promises (One writer, many readers):
+
+- statistics walk no list that a writer may move:
+  test_statistics_wait_for_who_changes_the_slots_and_never_for_their_own_thread.
+- all trees of a commit change together for every reader:
+  test_all_names_of_a_commit_change_together_for_every_reader.
+- an open transaction keeps what it builds on; a queued one refuses everything, and an interrupt waits for its
+  outcome:
+  test_an_open_write_set_pins_what_it_builds_on, test_a_queued_write_set_refuses_everything_and_ends_committed,
+  test_a_transaction_that_is_being_committed_refuses_reads_and_writes,
+  test_an_interrupt_while_queued_is_raised_once_the_outcome_is_known.
+- queries wait for no lock of a writer, and nobody for the flush of a large transaction:
+  test_queries_take_no_lock_that_a_writer_holds_while_a_file_grows,
+  test_nobody_waits_for_the_flush_of_a_large_transaction.
+- an index on read-only media is read, after a kill too:
+  test_an_index_on_read_only_media_is_read.
+"""
 
 from __future__ import annotations
 

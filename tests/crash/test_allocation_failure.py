@@ -2,6 +2,17 @@
 
 The first allocation of a call fails, then the second, and so on until the call gets through. Nothing may be left
 allocated then that wasn't before, which the allocator itself counts.
+
+Promises (Nothing acknowledged is lost):
+
+- no memory at any allocation of compiled code: MemoryError, everything as before the call, every block given back:
+  all of it, test_memory.py::test_no_other_module_allocates_by_itself.
+- no memory between any two steps of a commit, checkpoint or open: aborted before the first byte of the frame,
+  poisoned after it, committed once published; nobody waits for ever:
+  test_no_memory_between_some_steps_is_a_clean_failure_or_poisons,
+  test_no_memory_between_any_two_steps_is_a_clean_failure_or_poisons,
+  test_faults.py::test_no_memory_behind_the_publication_is_no_failure_of_the_commit,
+  test_faults.py::test_a_leader_that_finds_no_memory_between_two_groups_poisons_and_keeps_nobody_waiting.
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""A crash at any call and any named point of a workload breaks no promise, whatever it leaves of what wasn't synced."""
+"""A crash at any call and any named point of a workload breaks no promise, whatever it leaves of what wasn't synced.
+
+Promises (Nothing acknowledged is lost):
+
+- the same for fifteen workloads through the public API, crashed at each call and named point, with unsynced sectors
+  kept, lost, torn or turned into garbage, in every mode; the index then takes more writes, and epochs go on:
+  test_some_crashes_of_every_workload_keep_what_was_promised; all of them:
+  test_every_crash_of_every_workload_keeps_what_was_promised.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""A crash inside recovery, at any call of it, with damage again: recovered once more, it is the same state."""
+"""A crash inside recovery, at any call of it, with damage again: recovered once more, it is the same state.
+
+Promises (Nothing acknowledged is lost):
+
+- a crash at any call of a recovery, with damage once more, changes nothing of what is recovered, and what a kill left
+  in the cache is not trusted before it is synced:
+  test_some_crashes_inside_recovery_change_nothing; all of them: test_every_crash_inside_recovery_changes_nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Every call of the operating system fails, once, for a while and for good: nothing is lost, left behind or made up."""
+"""Every call of the operating system fails, once, for a while and for good: nothing is lost, left behind or made up.
+
+Promises (Nothing acknowledged is lost):
+
+- an error at any call of the operating system, reads and locks too, once, for a while or for good: clean, or poisons
+  where it must; nothing is lost, made up or left behind (descriptors, mappings, threads, locks, slots, handles):
+  at some calls test_an_error_at_some_calls_loses_nothing_and_leaves_nothing_behind, at each
+  test_an_error_at_any_call_loses_nothing_and_leaves_nothing_behind.
+"""
 
 from __future__ import annotations
 

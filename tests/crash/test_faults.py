@@ -1,4 +1,17 @@
-"""Errors of the operating system: clean before the first byte of a frame, poison after it, nothing lost ever."""
+"""Errors of the operating system: clean before the first byte of a frame, poison after it, nothing lost ever.
+
+Promises (Nothing acknowledged is lost):
+
+- a commit that failed before its frame is never there; after that it is whole or not at all:
+  test_an_error_at_any_call_is_clean_or_poisons_and_never_loses_a_commit.
+- a failed sync or append poisons the store:
+  test_a_failed_sync_of_the_log_poisons, test_a_failed_append_poisons.
+- a write that isn't a sync, and that only follows a commit, poisons nothing:
+  test_a_failed_write_of_the_superblock_behind_eventual_commits_costs_nothing.
+- a full disk is a clean error, and the way back stays open:
+  test_no_room_for_pages_fails_the_write_and_leaves_the_index_usable,
+  test_disk_reserve.py::test_an_index_on_a_full_disk_is_opened_read_deleted_from_and_checkpointed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""SIGKILL at random moments: whatever was acknowledged is there, whole, and nothing else."""
+"""SIGKILL at random moments: whatever was acknowledged is there, whole, and nothing else.
+
+Promises (Nothing acknowledged is lost):
+
+- an acknowledged commit survives SIGKILL at any moment; the state is a prefix, no half of a batch, over several trees
+  too; so does each of eight threads' that commit in groups:
+  test_every_acknowledged_commit_survives_sigkill_and_no_half_of_one; a thousand kills:
+  test_every_acknowledged_commit_survives_a_thousand_kills.
+"""
 
 import json
 import os

@@ -1,4 +1,15 @@
-"""What fails, or is cut off, before it is listed leaves no file; errors of the disk name the file that they met."""
+"""What fails, or is cut off, before it is listed leaves no file; errors of the disk name the file that they met.
+
+Promises (What people touch):
+
+- whatever fails on its way to being listed by the manifest leaves no file, at the latest after the next checkpoint or
+  the next write after reopening:
+  test_a_checkpoint_that_cannot_be_listed_goes_at_once,
+  test_whatever_fails_nothing_unlisted_is_left_after_the_next_checkpoint_or_reopening.
+- errors of the disk name the file, also past a limit of its size:
+  test_every_call_by_descriptor_names_the_file_that_failed,
+  test_a_file_that_may_not_grow_is_named_and_nothing_is_lost.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""A power loss at any moment loses no acknowledged commit and leaves no half of one."""
+"""A power loss at any moment loses no acknowledged commit and leaves no half of one.
+
+Promises (Nothing acknowledged is lost):
+
+- a power loss at any moment, during recovery too, leaves a prefix with every acknowledged commit:
+  test_what_a_power_loss_leaves_is_a_prefix_with_every_acknowledged_commit,
+  test_a_power_loss_during_recovery_changes_nothing_of_what_is_recovered.
+"""
 
 import random
 import secrets

@@ -1,4 +1,10 @@
-"""The file system that simulates power losses leaves what machines leave: all that was synced, of the rest anything."""
+"""The file system that simulates power losses leaves what machines leave: all that was synced, of the rest anything.
+
+Promises (Nothing acknowledged is lost):
+
+- simulated power losses leave all that was synced, and anything of the rest that a machine may leave:
+  all of it.
+"""
 
 from __future__ import annotations
 

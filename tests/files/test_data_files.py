@@ -1,4 +1,18 @@
-"""Data files: space before mapping, sizes only when synced, and never shorter than the manifest says."""
+"""Data files: space before mapping, sizes only when synced, and never shorter than the manifest says.
+
+Promises (What is on the disk before what):
+
+- sizes in the manifest are synced ones; trimming records the smaller size first:
+  test_an_extension_counts_as_durable_only_after_a_sync, test_trimming_makes_the_smaller_size_known_before_it_cuts.
+- a failed sync is never repeated, of a new file it stops writing too, and a store that failed writes nothing more:
+  test_a_failed_sync_is_never_repeated, test_faults.py::test_a_failed_sync_of_a_new_data_file_or_its_name_poisons,
+  test_faults.py::test_a_failed_sync_of_the_log_poisons.
+
+Promises (One writer, many readers):
+
+- a file that was written to stays open until the sync that covers it:
+  test_a_file_stays_open_from_its_first_write_to_the_sync_that_covers_it.
+"""
 
 import errno
 import os

@@ -1,4 +1,10 @@
-"""A full disk: what it refuses is an OSError, and the way back stays open."""
+"""A full disk: what it refuses is an OSError, and the way back stays open.
+
+Promises (What is on the disk before what):
+
+- on a full disk an index is opened, read, deleted from and checkpointed:
+  test_an_index_on_a_full_disk_is_opened_read_deleted_from_and_checkpointed.
+"""
 
 import contextlib
 import errno

@@ -1,4 +1,19 @@
-"""New files are on the disk, and known there, before anything counts on them; old ones stay until nothing does."""
+"""New files are on the disk, and known there, before anything counts on them; old ones stay until nothing does.
+
+Promises (What is on the disk before what):
+
+- a log is filled, synced and named on the disk, and the durable manifest lists it, before its first frame; the
+  manifest lists nothing sooner:
+  test_a_log_is_filled_synced_named_and_listed_before_its_first_frame.
+- every file carries the index's UUID, and a number that no other has had:
+  test_every_file_of_an_index_carries_its_uuid, test_numbers_of_files_are_never_used_again.
+- both superblock copies are there from the beginning:
+  test_both_copies_of_a_superblock_are_there_before_the_index_is_born.
+- a data file is never cut while it is mapped:
+  test_a_data_file_is_never_shorter_than_what_is_mapped_of_it.
+- a page is finished before its epoch is known:
+  test_a_page_is_finished_before_its_epoch_is_known.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Files that were made once are still read, as long as their formats are those of now; later formats are told apart."""
+"""Files that were made once are still read, as long as their formats are those of now; later formats are told apart.
+
+Promises (Nothing acknowledged is lost):
+
+- files made earlier are read, as long as the formats are the same; a later version is told from damage:
+  test_golden_files_are_read_and_taken_on, test_there_are_golden_files_of_the_formats_of_now,
+  test_a_version_one_higher_is_told_from_damage.
+"""
 
 from __future__ import annotations
 

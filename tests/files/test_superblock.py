@@ -1,4 +1,12 @@
-"""The superblock: two copies, of which one is always whole on the disk; epochs that never regress."""
+"""The superblock: two copies, of which one is always whole on the disk; epochs that never regress.
+
+Promises (What is on the disk before what):
+
+- of the two superblock copies one is always whole; its epochs never regress:
+  test_a_power_loss_at_any_moment_leaves_the_last_synced_values,
+  test_the_only_copy_that_can_be_read_is_not_written_before_there_is_another, test_an_epoch_never_regresses,
+  test_checkpointer.py::test_the_superblocks_epochs_never_fall_while_commits_publish_beside_a_checkpoint.
+"""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,24 @@
-"""The log: what was appended is read back, what doesn't link is no frame, and damage is told from a torn tail."""
+"""The log: what was appended is read back, what doesn't link is no frame, and damage is told from a torn tail.
+
+Promises (Nothing acknowledged is lost):
+
+- every flipped byte of a record is noticed:
+  test_every_flipped_byte_of_the_last_frame_ends_the_chain_before_it,
+  test_superblock.py::test_every_flipped_byte_of_a_copy_is_noticed,
+  test_manifest.py::test_every_flipped_bit_is_noticed, test_checkpoint.py::test_every_flipped_byte_is_noticed.
+
+Promises (What is on the disk before what):
+
+- the disk space of a frame is taken before it is begun:
+  test_a_full_disk_is_reported_before_anything_is_appended,
+  test_faults.py::test_no_room_in_the_log_fails_the_commit_cleanly.
+- the first frame after a sync starts on a boundary, on ground that is filled and synced:
+  test_a_frame_after_a_sync_starts_on_a_boundary_and_others_do_not,
+  test_a_frame_lands_on_ground_that_is_filled_and_synced.
+- what doesn't link is no frame: stale ones, moved ones, images of frames in pages:
+  test_a_stale_frame_of_an_earlier_file_is_no_frame, test_a_frame_at_another_offset_is_no_frame,
+  test_a_frame_image_inside_a_payload_is_not_taken_for_a_frame.
+"""
 
 import errno
 import os

@@ -1,4 +1,10 @@
-"""Rows that can't all be right, two in one slot or one where no slot is, are found before anything is written."""
+"""Rows that can't all be right, two in one slot or one where no slot is, are found before anything is written.
+
+Promises (One writer, many readers):
+
+- rows that overlap are found by `check()` and at the first write:
+  test_forged_rows_are_found_by_a_check_before_anything_is_written, test_forged_rows_are_found_at_the_first_write.
+"""
 
 from __future__ import annotations
 

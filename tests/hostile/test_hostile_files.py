@@ -2,6 +2,28 @@
 
 Never another error, a crash, a hang, a large allocation, a wrong answer. mutant_verdicts.py looks for them, in child
 processes.
+
+Promises (Nothing acknowledged is lost):
+
+- any byte of any file damaged, files cut, extended, lost, exchanged with each other, with another index's, with older
+  ones: a right answer, or an error that names a file; of ten kinds of index, all of it in `make torture`:
+  test_what_accidents_leave_is_refused_or_answered_right,
+  test_all_that_accidents_may_leave_is_refused_or_answered_right,
+  test_each_question_to_a_tree_with_damaged_pages_is_answered_right_or_refused.
+- files forged with right CRCs crash nothing, hang nothing, take no memory, and what they say that can't be is found
+  by `check()`:
+  test_what_is_forged_is_refused_or_found_by_a_check_and_never_believed,
+  test_all_forgeries_are_refused_or_found_by_a_check_and_never_believed; each parser under a fuzzer: `make fuzz`,
+  test_fuzz_targets.py.
+- what decides that sees wrong answers, crashes and hangs:
+  test_a_flaw_a_crash_and_a_hang_are_seen.
+- a manifest older than the logs is not believed:
+  test_a_manifest_older_than_a_log_is_not_believed.
+- a window size that can't be, in a data file's header, is damage:
+  test_a_window_that_cannot_be_is_not_believed_where_only_a_data_file_tells_it.
+- an index without file numbers or epochs left can be read:
+  test_an_index_that_has_no_numbers_for_files_left_can_be_read_and_not_written,
+  test_an_index_that_has_no_epochs_left_can_be_read_and_not_written.
 """
 
 from __future__ import annotations

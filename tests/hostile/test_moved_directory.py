@@ -4,6 +4,22 @@ acknowledged is lost where the files still are.
 An index is open and has commits that no checkpoint holds; its directory is removed, moved, replaced; another one is
 made at the path; then the old handle does whatever a handle may do, to its end. The new index holds what was put into
 it, and so does the old one where it still is.
+
+Promises (One writer, many readers):
+
+- a directory that is removed, moved, replaced, exchanged or mounted over while its index is open: what stands at the
+  path now is unharmed, whatever the old handle does then, and what was moved has every commit:
+  test_an_old_handle_leaves_the_index_alone_that_stands_at_its_path_now,
+  test_exchanged_directories_keep_what_each_holds, test_another_file_system_mounted_there_is_left_alone,
+  test_an_index_that_was_moved_opens_at_its_new_place_with_every_commit.
+- so it is at whatever moment that happens, and when nobody closes the handle:
+  test_at_whatever_moment_a_directory_is_replaced_the_new_index_is_unharmed,
+  test_a_handle_let_go_at_the_end_of_the_interpreter_harms_nothing.
+- a turned link changes nothing for who has the index open:
+  test_a_turned_link_changes_nothing_for_who_has_the_index_open.
+- a read-only handle reads its own files or none; a backup's directory may be lost too:
+  test_a_read_only_handle_reads_its_own_files_or_none,
+  test_a_backup_whose_directory_is_moved_or_replaced_fails_and_leaves_both_alone.
 """
 
 from __future__ import annotations

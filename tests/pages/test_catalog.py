@@ -1,4 +1,10 @@
-"""The catalog: immutable, shares what didn't change, and refuses bytes that it didn't write."""
+"""The catalog: immutable, shares what didn't change, and refuses bytes that it didn't write.
+
+Promises (What is on the disk before what):
+
+- a commit among many trees copies one small block of the catalog:
+  test_a_change_copies_only_the_block_it_touches.
+"""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,14 @@
-"""What an index takes: small trees are small, in memory and in address space, and a large one fits where little is."""
+"""What an index takes: small trees are small, in memory and in address space, and a large one fits where little is.
+
+Promises (Nothing acknowledged is lost):
+
+- a small tree in memory takes less than 64 kB, and no mapping of its own; an index of 45 MB works in 700 MB of
+  address space; where even that is too little, a write fails and nothing is lost:
+  test_a_small_tree_in_memory_takes_less_than_64_kilobytes, test_ten_thousand_small_trees_take_few_mappings,
+  test_an_index_of_45_megabytes_works_in_700_of_address_space,
+  test_a_tree_of_45_megabytes_is_made_in_memory_in_700_of_address_space,
+  test_without_address_space_for_a_larger_mapping_a_write_fails_and_nothing_is_lost.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Windows: mapped lazily, stable once mapped, over files that grow, and over memory."""
+"""Windows: mapped lazily, stable once mapped, over files that grow, and over memory.
+
+Promises (Nothing acknowledged is lost):
+
+- a file that grows is mapped anew a few times only, and the old mapping goes when nobody uses it:
+  test_a_file_is_mapped_as_far_as_it_goes_and_anew_when_it_has_outgrown_that,
+  test_a_growing_file_is_mapped_a_few_times_only,
+  test_recycler.py::test_an_outgrown_mapping_stays_until_flights_that_began_before_have_ended.
+"""
 
 import contextlib
 import ctypes

@@ -1,4 +1,15 @@
-"""Epochs and pins: what is pinned is never below what may be reclaimed."""
+"""Epochs and pins: what is pinned is never below what may be reclaimed.
+
+Promises (One writer, many readers):
+
+- no slot is reused under a reader: millions of pins a run, in loops without the GIL, beside a writer that reuses
+  slots at once:
+  test_no_thread_ever_finds_its_pinned_epoch_reclaimed, test_store.py::test_slots_come_back_once_no_pin_needs_them.
+- a pin of an old epoch is refused or finds its pages, and none is refused that another pin protects:
+  test_a_pin_of_an_old_epoch_is_refused_or_finds_its_pages.
+- thousands of readers; slow ones are named:
+  test_five_thousand_pins_from_many_threads_are_all_seen, test_statistics_name_slow_readers_and_the_oldest_pins_epoch.
+"""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

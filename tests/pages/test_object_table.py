@@ -1,4 +1,17 @@
-"""The object table: one tag a life, handles reused first in first out."""
+"""The object table: one tag a life, handles reused first in first out.
+
+Promises (What is on the disk before what):
+
+- a handle's tag moves once a life, and is kept by checkpoints; one that comes again belongs to its new owner:
+  test_a_handles_tag_moves_once_a_life_and_skips_zero,
+  test_stored_table.py::test_a_snapshot_holds_what_was_visible_at_its_epoch_and_every_tag,
+  test_store.py::test_a_handle_reused_until_its_tag_comes_again_is_its_new_owners,
+  test_recovery.py::test_pages_made_and_removed_until_their_tags_wrap_are_logged_once.
+- threads without the interpreter's lock share the object table; a full shard gives way to another:
+  test_threads_without_the_interpreter_lock_share_a_table,
+  test_a_full_shard_gives_way_to_another_and_a_full_table_is_a_capacity_error,
+  test_recovery.py::test_pages_in_many_shards_survive_a_crash_and_a_clean_close.
+"""
 
 import random
 import threading

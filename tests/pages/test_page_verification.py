@@ -1,4 +1,14 @@
-"""What is looked at when a page is touched for the first time: it is its node's page, or nothing is read from it."""
+"""What is looked at when a page is touched for the first time: it is its node's page, or nothing is read from it.
+
+Promises (Right answers):
+
+- a page is read only if it is its node's page: CRC in page and row, magic, node, kind, class, level, dims, count:
+  test_a_page_whose_crc_is_right_and_which_is_another_is_refused,
+  test_a_page_with_a_right_crc_of_its_own_that_is_not_its_rows_is_refused.
+- a descent goes down one level at a time, and ends:
+  test_a_descent_goes_down_one_level_at_a_time,
+  test_inspection.py::test_a_tree_whose_pages_are_all_the_same_ends_in_an_error_not_in_a_long_walk.
+"""
 
 from __future__ import annotations
 

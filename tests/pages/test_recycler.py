@@ -1,4 +1,19 @@
-"""The recycler: mappings go when they are too many and nobody can be reading them, and never before."""
+"""The recycler: mappings go when they are too many and nobody can be reading them, and never before.
+
+Promises (One writer, many readers):
+
+- no mapping goes while a call may read from it, and calls that began later hold none of them up:
+  test_a_flight_that_began_before_keeps_every_mapping_until_its_end,
+  test_a_flight_that_began_after_the_bases_were_hidden_holds_nothing_up.
+- every page read is right while hardly any file may stay mapped or open, beside a writer and checks:
+  test_every_page_is_right_while_hardly_any_may_stay_mapped,
+  test_long_calls.py::test_answers_are_right_in_many_threads_while_one_window_may_stay_mapped.
+- a thousand files need few mappings and descriptors:
+  test_a_thousand_files_are_read_and_written_with_few_mappings_and_descriptors.
+- the recycler ends with its store, and is no hindrance to forks and the end of the process:
+  test_the_end_waits_for_the_thread_and_not_for_flights, test_a_child_of_a_process_with_a_recycler_at_work_ends,
+  test_a_process_ends_while_its_recycler_waits.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""The segment allocator: slots are given out once, lowest first, and come back; growth may fail at any time."""
+"""The segment allocator: slots are given out once, lowest first, and come back; growth may fail at any time.
+
+Promises (One writer, many readers):
+
+- a closed data file ends behind its highest slot in use, whatever their number:
+  test_top_is_right_for_every_number_of_slots_whichever_of_them_is_in_use,
+  test_data_files.py::test_files_of_an_index_that_is_emptied_and_closed_shrink_to_what_is_in_use.
+"""
 
 import errno
 import random

@@ -1,4 +1,24 @@
-"""The store interface: one suite over the memory and the durable store."""
+"""The store interface: one suite over the memory and the durable store.
+
+Promises (What is on the disk before what):
+
+- slots and handles are used again only once no pin sees them and their retirement is durable:
+  test_slots_come_back_once_no_pin_needs_them,
+  test_commit_order.py::test_nothing_is_reclaimed_that_was_retired_after_the_durable_epoch,
+  test_reclaimer.py::test_what_a_pin_held_back_is_freed_after_it_though_nobody_commits.
+
+Promises (One writer, many readers):
+
+- close refuses new calls, waits for running ones and aborts open transactions:
+  test_close_waits_for_calls_in_flight, test_close_aborts_open_write_sets.
+- `check()` may run beside writers:
+  test_check_finds_nothing_wrong_beside_writers.
+
+Promises (Right answers):
+
+- memory and durable stores behave alike:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""What the documents point at is there: files, tests, commands."""
+"""What the documents point at is there: files, tests, commands.
+
+Promises (What people touch):
+
+- links and test names in these pages:
+  all of it.
+"""
 
 import re
 import shlex

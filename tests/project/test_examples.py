@@ -1,4 +1,10 @@
-"""The examples and the notebook run as they stand."""
+"""The examples and the notebook run as they stand.
+
+Promises (What people touch):
+
+- examples, notebook, demo and command line work:
+  all of it, test_demo.py, test_cli.py.
+"""
 
 import subprocess
 import sys

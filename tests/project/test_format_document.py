@@ -1,4 +1,10 @@
-"""docs/format.md says what the code does: every table against the constants."""
+"""docs/format.md says what the code does: every table against the constants.
+
+Promises (Nothing acknowledged is lost):
+
+- files are what `docs/format.md` says:
+  all of it.
+"""
 
 import itertools
 import re

@@ -1,4 +1,10 @@
-"""Folders are layers: a file imports from its own layer or lower ones, and persistence knows nothing of trees."""
+"""Folders are layers: a file imports from its own layer or lower ones, and persistence knows nothing of trees.
+
+Promises (What people touch):
+
+- layers, linters, types and stubs:
+  all of it, test_lint.py, test_stubs.py.
+"""
 
 import ast
 import re

@@ -1,4 +1,10 @@
-"""Wheel and source distribution hold what they should, and a wheel works in an environment of its own."""
+"""Wheel and source distribution hold what they should, and a wheel works in an environment of its own.
+
+Promises (What people touch):
+
+- wheel and source distribution are complete; the wheel works in an empty environment:
+  all of it.
+"""
 
 import importlib.metadata
 import os

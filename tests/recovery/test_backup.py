@@ -1,4 +1,21 @@
-"""Backups: an index of their own with a snapshot's content, taken beside writers; whole, or not there."""
+"""Backups: an index of their own with a snapshot's content, taken beside writers; whole, or not there.
+
+Promises (Nothing acknowledged is lost):
+
+- a backup is the state of one moment, beside writers; after a crash at any step, a power loss or an error it is whole
+  or not there:
+  test_a_backup_holds_the_epoch_at_which_it_began_whatever_is_committed_meanwhile,
+  test_backups_beside_a_writing_thread_are_whole_commits, test_a_crash_at_any_step_leaves_a_whole_backup_or_none,
+  test_a_power_loss_at_any_step_leaves_a_whole_backup_or_none,
+  test_an_error_at_any_call_leaves_nothing_and_the_index_as_it_was.
+
+Promises (What people touch):
+
+- a power loss as soon as `backup()` has returned leaves the backup whole; without any one of its syncs (a data
+  file's, a checkpoint's, the manifest's, the superblock's, its directory's, the directory's above) the test fails:
+  test_a_power_loss_as_soon_as_a_backup_has_returned_leaves_it_whole,
+  test_a_backup_without_any_one_of_its_syncs_is_seen_to_break.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Making an index: of several that make one at the same path exactly one does, and one that fails leaves nothing."""
+"""Making an index: of several that make one at the same path exactly one does, and one that fails leaves nothing.
+
+Promises (One writer, many readers):
+
+- a creation that fails or is interrupted anywhere leaves nothing:
+  test_a_creation_in_which_any_call_fails_leaves_nothing, test_a_creation_that_is_interrupted_anywhere_leaves_nothing,
+  test_a_build_that_fails_leaves_nothing.
+- of several that make an index at one path at once one does, and none removes another's:
+  test_of_threads_that_make_an_index_at_once_one_does_and_the_others_say_so,
+  test_of_builds_to_one_new_path_at_once_one_wins_and_the_others_say_so.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,40 @@
-"""Recovery: whatever a process was doing when it ended, the state is a prefix that holds every acknowledged commit."""
+"""Recovery: whatever a process was doing when it ended, the state is a prefix that holds every acknowledged commit.
+
+Promises (Nothing acknowledged is lost):
+
+- the same at every named step of commit, checkpoint and creation:
+  test_every_named_crash_point_is_known_and_survived.
+- recovery may crash and start again:
+  test_a_crash_inside_recovery_is_recovered_from.
+- pages come back from the log when their data file holds nothing of them:
+  test_logged_pages_are_recovered_with_their_data_file_bytes_zeroed.
+- small pages from the log, large ones from their data file, in one commit:
+  test_payload_split.
+- a torn tail is cut off, damage before it is reported:
+  test_torn_tail_is_dropped, test_damage_before_a_later_frame_is_told_from_a_torn_tail.
+- a damaged checkpoint, superblock copy or manifest is answered from what is stored twice:
+  test_a_damaged_newest_checkpoint_falls_back_to_the_one_before, test_one_superblock_copy_is_enough,
+  test_an_unreadable_manifest_is_replaced_by_a_scan.
+- damaged pages are detected:
+  test_a_damaged_flushed_page_is_detected, test_cli.py::test_check_finds_damage_and_exits_with_1.
+
+Promises (What is on the disk before what):
+
+- a log that is missing, or doesn't follow the one before, is damage; one without a first frame is unused:
+  test_a_missing_log_is_detected, test_wal.py::test_the_expected_link_must_be_there,
+  test_wal.py::test_a_log_without_a_link_frame_is_unused.
+- recovery says what it did and how far it is; what the progress callback raises ends the open cleanly:
+  test_recovery_reports_what_it_read_and_wrote, test_progress_rises_to_the_end,
+  test_what_progress_raises_ends_the_open_and_changes_nothing.
+- a directory without a superblock is made afresh, one that is no index left alone:
+  test_an_unborn_directory_is_made_afresh, test_a_directory_that_is_no_index_is_left_alone,
+  test_kill.py::test_a_kill_during_creation_leaves_a_directory_that_opens.
+
+Promises (One writer, many readers):
+
+- a read-only open after a crash writes nothing:
+  test_a_read_only_open_after_a_crash_rebuilds_pages_in_memory_and_writes_nothing.
+"""
 
 from __future__ import annotations
 

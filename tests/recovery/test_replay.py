@@ -1,4 +1,18 @@
-"""Replay: frames bring rows, images and catalog forward, and what can't follow from the state before is corruption."""
+"""Replay: frames bring rows, images and catalog forward, and what can't follow from the state before is corruption.
+
+Promises (What is on the disk before what):
+
+- changed words in the log become the page they make of another, in memory, and are checked before they are written:
+  test_any_history_ends_in_the_pages_that_are_live,
+  test_recovery.py::test_pages_whose_changed_words_were_logged_are_rebuilt,
+  test_changes_of_a_page_that_the_log_does_not_hold_are_corruption.
+- forged frames and rows are refused, without large allocations:
+  test_a_birth_that_cannot_be_is_corruption, test_forged_handles_take_no_more_memory_than_there_can_be_pages,
+  test_wal.py::test_changed_words_that_cannot_be_are_corruption,
+  test_stored_table.py::test_a_row_that_cannot_be_right_is_corruption,
+  test_stored_table.py::test_rows_that_are_out_of_order_or_of_no_handle_are_corruption,
+  test_checkpoint.py::test_a_length_is_never_trusted.
+"""
 
 import contextlib
 import random

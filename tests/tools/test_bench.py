@@ -1,4 +1,11 @@
-"""The benchmark runs, checks itself, and says what it measured in the shape that programs read. No figure is judged."""
+"""The benchmark runs, checks itself, and says what it measured in the shape that programs read. No figure is judged.
+
+Promises (What people touch):
+
+- the benchmark of the store runs, and a contestant that loses a record has no figures:
+  test_each_durability_mode_is_measured_beside_the_disk_and_the_other_engines,
+  test_a_benchmark_that_loses_a_record_has_no_figures.
+"""
 
 from __future__ import annotations
 

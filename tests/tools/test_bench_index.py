@@ -1,4 +1,12 @@
-"""The benchmark of trees runs on any data, judges every answer, and says what it measured. No figure is judged."""
+"""The benchmark of trees runs on any data, judges every answer, and says what it measured. No figure is judged.
+
+Promises (What people touch):
+
+- the benchmark of trees runs on any data; a contestant with one wrong answer has no figures, and one of xtree's ends
+  it:
+  test_a_contestant_with_a_wrong_answer_has_no_figures, test_a_wrong_answer_of_xtree_ends_the_benchmark,
+  test_judges_see_what_is_missing_too_much_or_twice_and_allow_for_float32.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,20 @@
-"""The command line: build, query, info, check; text and JSON; exit status 0, 1, 2, 130."""
+"""The command line: build, query, info, check; text and JSON; exit status 0, 1, 2, 130.
+
+Promises (Right answers):
+
+- an interrupted command exits with 130 and leaves no index that wasn't there:
+  test_an_interrupted_build_exits_with_130_and_leaves_no_index_or_the_one_there_was,
+  test_an_interrupted_command_exits_with_130_without_a_traceback, test_every_command_turns_an_interrupt_into_130.
+
+Promises (What people touch):
+
+- numbers of 2^63 and beyond on the command line, negative ones and floats where none may be: kept to the last digit,
+  or refused with file and line, and nothing is built:
+  test_ids_and_coordinates_beyond_what_is_stored_are_refused_with_file_and_line,
+  test_ids_of_arrays_beyond_what_is_stored_are_refused_with_the_file,
+  test_the_largest_and_least_ids_are_kept_to_the_last_digit_by_every_door,
+  test_numbers_that_cannot_be_are_refused_with_status_2.
+"""
 
 import contextlib
 import json

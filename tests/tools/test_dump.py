@@ -1,4 +1,10 @@
-"""dump shows what the files say, also of what is damaged, and changes nothing."""
+"""dump shows what the files say, also of what is damaged, and changes nothing.
+
+Promises (What people touch):
+
+- dump shows what the files say, damaged ones too, and changes nothing:
+  all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""fsck finds every kind of damage, says where, what was expected and what was found, and repairs what is safe to."""
+"""fsck finds every kind of damage, says where, what was expected and what was found, and repairs what is safe to.
+
+Promises (What people touch):
+
+- fsck finds every kind of damage and says where, what was expected and what was found; docs/tools.md has the words:
+  test_damage_is_found_with_its_place_and_what_was_expected_and_found, test_all_damage_is_found_not_only_the_first.
+- what kills and power losses leave is no damage to fsck, and what it repairs is whole afterwards:
+  test_what_a_kill_leaves_is_no_damage_and_is_repaired, test_what_a_power_loss_leaves_is_no_damage,
+  test_what_can_be_repaired_is_whole_and_clean_afterwards.
+"""
 
 from __future__ import annotations
 

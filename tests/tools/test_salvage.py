@@ -1,4 +1,10 @@
-"""What is intact in a broken index comes back exactly, and what is lost is counted."""
+"""What is intact in a broken index comes back exactly, and what is lost is counted.
+
+Promises (What people touch):
+
+- what is intact in a broken index is saved exactly, and the losses counted:
+  all of it.
+"""
 
 from __future__ import annotations
 

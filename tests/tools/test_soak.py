@@ -1,4 +1,10 @@
-"""The soak finds nothing wrong in a few seconds, and finds what is wrong. `make soak` runs it for an hour."""
+"""The soak finds nothing wrong in a few seconds, and finds what is wrong. `make soak` runs it for an hour.
+
+Promises (Nothing acknowledged is lost):
+
+- whatever is done for hours, in changing modes and through kills, the index is what the model says:
+  `make soak`; seconds of it: test_a_few_rounds_with_kills_in_every_mode_find_nothing_wrong.
+"""
 
 from __future__ import annotations
 
