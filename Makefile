@@ -2,6 +2,7 @@
 #
 #   make demo          build xtree and show what it does, with a picture in demo-output/
 #   make test          build xtree and run all tests
+#   make test-quick    build xtree and run the tests that take about a minute
 #   make test-all      the same with every Python from 3.10 to 3.14 that is installed
 #   make test-checked  the same tests against a build with bounds checks and C assertions
 #   make asan          the tests of the core and of hostile files against a build with AddressSanitizer and UBSan
@@ -36,7 +37,7 @@ COMPILED := pyproject.toml setup.py $(shell find xtree tools/probes -name '*.py[
 
 HINT = echo "The command is $(BIN)/xtree; source $(BIN)/activate puts it, and python with xtree, on the path."
 
-.PHONY: help demo test test-all test-checked asan tsan fuzz torture bench soak lint docs wheel clean
+.PHONY: help demo test test-quick test-all test-checked asan tsan fuzz torture bench soak lint docs wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +50,9 @@ test: $(VENV)/installed-test
 	@echo "testing: some six minutes on two cores"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	@$(HINT)
+
+test-quick: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not slow and not torture'
 
 test-all:
 	@found=; for version in 3.10 3.11 3.12 3.13 3.14; do \
