@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -296,17 +297,41 @@ def test_a_backup_that_fails_leaves_nothing(place):
 # Several at once.
 
 
+class Meeting:
+    """Where threads wait until each of the others has come too, or has ended what it does."""
+
+    def __init__(self, n: int) -> None:
+        self._awaited = n
+        self._changed = threading.Condition()
+
+    def leave(self) -> None:
+        with self._changed:
+            self._awaited -= 1
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        with self._changed:
+            self._awaited -= 1
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._awaited <= 0, 60)
+
+
 class MeetingFileSystem(FileSystem):
     """All that make an index there meet at one of the steps, as long as each comes to it."""
 
-    def __init__(self, step: str, barrier: threading.Barrier) -> None:
-        self.step, self.barrier = step, barrier
+    def __init__(self, step: str, meeting: Meeting) -> None:
+        self.step, self.meeting = step, meeting
 
     def _meet(self, step: str) -> None:
         if step == self.step:
-            with contextlib.suppress(threading.BrokenBarrierError):
-                self.barrier.wait(5)
             self.step = ""
+            self.meeting.wait()
+
+    def leave(self) -> None:
+        """To be called at the end: the others don't wait for this one any more."""
+        if self.step:
+            self.step = ""
+            self.meeting.leave()
 
     def mkdir(self, path):
         self._meet("mkdir")
@@ -328,13 +353,15 @@ def at_once(path: Path, mode: str, timeout: float, fs_of: Callable[[], FileSyste
     done = threading.Barrier(n)
 
     def work(i: int) -> None:
-        store = None
+        store, fs = None, fs_of()
         try:
-            store = open_store(path, mode=mode, config=CONFIG, timeout=timeout, fs=fs_of())
+            store = open_store(path, mode=mode, config=CONFIG, timeout=timeout, fs=fs)
             put(store, {f"{i}": "made"})
             results[i] = "made"
         except Exception as error:
             results[i] = error
+        if isinstance(fs, MeetingFileSystem):
+            fs.leave()
         if not timeout:
             done.wait(60)
         if store is not None:
@@ -352,8 +379,8 @@ def at_once(path: Path, mode: str, timeout: float, fs_of: Callable[[], FileSyste
 @pytest.mark.parametrize("mode, refusal", [("x", FileExistsError), ("a", LockedError)])
 def test_of_threads_that_make_an_index_at_once_one_does_and_the_others_say_so(tmp_path, mode, refusal, step):
     for number in range(3):
-        path, barrier = tmp_path / str(number), threading.Barrier(AT_ONCE)
-        results = at_once(path, mode, 0, lambda barrier=barrier: MeetingFileSystem(step, barrier))
+        path, meeting = tmp_path / str(number), Meeting(AT_ONCE)
+        results = at_once(path, mode, 0, lambda meeting=meeting: MeetingFileSystem(step, meeting))
         assert results.count("made") == 1, results
         assert all(isinstance(result, refusal) for result in results if result != "made"), results
         with contextlib.closing(open_store(path, config=CONFIG)) as store:
@@ -478,36 +505,47 @@ def test_one_that_waits_for_a_lock_takes_the_index_that_was_put_there_meanwhile(
 
 
 BUILDER = """
-import os, sys
+import contextlib, io, json, sys
 from xtree.tools.cli import main
-sys.stdin.readline()
-main(["build", sys.argv[1], sys.argv[2]])
+print("ready", flush=True)
+for path in map(str.strip, sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main(["build", sys.argv[1], path, *sys.argv[2:]])
+        except SystemExit as end:
+            status = end.code or 0
+    print(json.dumps([status, said.getvalue()]), flush=True)
 """
 
 
 @pytest.mark.parametrize("how", ["x", "append"])
 def test_of_builds_to_one_new_path_at_once_one_wins_and_the_others_say_so(tmp_path, how):
+    """Two processes, which build one index after the other."""
     source = tmp_path / "boxes.npy"
     np.save(source, np.arange(4000.0).reshape(1000, 4))
-    command = [sys.executable, "-c", BUILDER, str(source)]
-    if how == "append":
-        command[2] = BUILDER.replace("sys.argv[2]]", "sys.argv[2], '--append']")
-    for number in range(ROUNDS):
-        path = tmp_path / str(number)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        builders = [subprocess.Popen([*command, str(path)], **pipes) for _ in range(2)]
+    command = [sys.executable, "-c", BUILDER, str(source), *(["--append"] if how == "append" else [])]
+    builders = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        assert [builder.stdout.readline() for builder in builders] == ["ready\n"] * 2
+        for number in range(ROUNDS):
+            path = tmp_path / str(number)
+            for builder in builders:
+                builder.stdin.write(f"{path}\n")
+                builder.stdin.flush()
+            said = [json.loads(builder.stdout.readline()) for builder in builders]
+            won = sum(status == 0 for status, _ in said)
+            assert won >= 1 and (won == 1 or how == "append"), said
+            for status, text in said:
+                assert status == 0 or ("index" in text and "Errno" in text), text
+            with xtree.open(path) as tree:
+                assert len(tree) == 1000 * won
+                tree.check()
+            assert fsck(path).ok
+    finally:
         for builder in builders:
-            builder.stdin.write("go\n")
-            builder.stdin.flush()
-        said = [builder.communicate()[1] for builder in builders]
-        won = sum(builder.returncode == 0 for builder in builders)
-        assert won >= 1 and (won == 1 or how == "append"), said
-        for builder, text in zip(builders, said, strict=True):
-            assert builder.returncode == 0 or ("index" in text and "Errno" in text), text
-        with xtree.open(path) as tree:
-            assert len(tree) == 1000 * won
-            tree.check()
-        assert fsck(path).ok
+            builder.communicate()
+    assert [builder.returncode for builder in builders] == [0, 0]
 
 
 def test_a_killed_creation_is_followed_by_another(tmp_path):
