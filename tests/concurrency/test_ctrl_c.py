@@ -29,35 +29,43 @@ def boxes(n, dims, side):
     return np.hstack([low, low + side * rng.random((n, dims))])
 
 
-many = xtree.XTree.from_boxes(boxes(20_000, 24, 0.01))
-wide = xtree.XTree.from_boxes(boxes(400_000, 8, 0.9))
-large = xtree.XTree.from_boxes(boxes(1_000_000, 2, 0.001))
-points = rng.random((200_000, 24))
-windows = np.tile((0.0, 0.0, 0.999, 0.999), (3_000_000, 1))
-rows = boxes(200_000, 64, 0.2)
-before = [len(tree) for tree in (many, wide, large)]
-threads = threading.active_count()
+def many():
+    return xtree.XTree.from_boxes(boxes(20_000, 24, 0.01)), rng.random((200_000, 24))
 
-CALLS = {
-    "nearest": lambda: many.nearest(points, 10),
-    "nearest in threads": lambda: many.nearest(points, 10, threads=3),
-    "count": lambda: large.count(windows),
-    "count in threads": lambda: large.count(windows, threads=3),
-    "explain": lambda: large.explain(windows),
-    "join": lambda: wide.join(wide, "contains"),
-    "insert_many": lambda: xtree.XTree(64).insert_many(np.arange(len(rows)), rows),
+
+def large():
+    return xtree.XTree.from_boxes(boxes(1_000_000, 2, 0.001)), np.tile((0.0, 0.0, 0.999, 0.999), (3_000_000, 1))
+
+
+def wide():
+    return xtree.XTree.from_boxes(boxes(200_000, 8, 0.9)), None
+
+
+def empty():
+    return xtree.XTree(64), boxes(100_000, 64, 0.2)
+
+
+CALLS = {  # the tree, and what is asked of it
+    "nearest": (many, lambda tree, points: tree.nearest(points, 10)),
+    "nearest in threads": (many, lambda tree, points: tree.nearest(points, 10, threads=3)),
+    "count": (large, lambda tree, windows: tree.count(windows)),
+    "count in threads": (large, lambda tree, windows: tree.count(windows, threads=3)),
+    "explain": (large, lambda tree, windows: tree.explain(windows)),
+    "join": (wide, lambda tree, nothing: tree.join(tree, "contains")),
+    "insert_many": (empty, lambda tree, rows: tree.insert_many(np.arange(len(rows)), rows)),
 }
-call = CALLS[sys.argv[1]]
+make, call = CALLS[sys.argv[1]]
+tree, asked = make()
+records, threads = len(tree), threading.active_count()
 for after in (0.2, 0.5):
     threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
-        call()
+        call(tree, asked)
         print("it ended by itself")
     except KeyboardInterrupt:
         print("interrupted", threading.active_count() - threads)
-for tree, records in zip((many, wide, large), before):
-    tree.check()
-    assert len(tree) == records
+tree.check()
+assert len(tree) == records
 print("sound")
 """
 
