@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import os
 import shutil
 import tempfile
@@ -22,6 +23,12 @@ pytest.register_assert_rewrite("support.faulty_histories")
 
 MEMORY_FILE_SYSTEM = "/dev/shm"
 TALLY = "tried: "
+LONGEST = (  # test files, by how long they take: what begins last should be short
+    "moved_directory", "forks", "epoch_model", "sharing_races", "crash_everywhere", "modes", "errors_everywhere",
+    "reentrance", "packaging", "kill", "leaf_group", "ctrl_c", "recycler", "hostile_files", "reader_torture",
+    "crash_in_recovery", "recovery", "window_kernels", "long_calls", "changing_input", "breath", "join", "examples",
+    "sharing", "lint", "fsck", "allocation_failure", "model", "adversarial", "footprint", "parallel_load",
+)  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -31,6 +38,24 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.basetemp is None and os.path.isdir(MEMORY_FILE_SYSTEM) and not hasattr(config, "workerinput"):
         config.option.basetemp = tempfile.mkdtemp(prefix="xtree-tests-", dir=MEMORY_FILE_SYSTEM)
         config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
+    config.option.loadscopereorder = False  # of pytest-xdist: by the number of tests, which says little about the time
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts the longest files first, so that no worker has one of them to do when the others have done everything."""
+    stems = {path.stem for path in Path(__file__).parent.rglob("test_*.py")}
+    if unknown := [name for name in LONGEST if f"test_{name}" not in stems]:
+        raise pytest.UsageError(f"LONGEST in conftest.py names files that aren't there: {', '.join(unknown)}")
+    place = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Takes what was imported out of the collector's sight: tests that collect often looked at it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
