@@ -6,11 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from cython_lint.cython_lint import PYCODESTYLE_CODES  # that it has pycodestyle ignore
 from support.places import ROOT
 
 COMMANDS = {
     "ruff": ["ruff", "check", "--no-cache", "--output-format", "concise"],
-    "cython-lint": ["cython-lint", "xtree"],
+    "cython-lint": ["cython-lint", "--no-pycodestyle", "xtree"],
+    "pycodestyle": [  # as cython-lint calls it, but once, not in a process for each file
+        "pycodestyle", "--filename=*.pyx,*.pxd", "--max-line-length=120",
+        f"--ignore={','.join(sorted(PYCODESTYLE_CODES))}", "xtree",
+    ],
     "mypy": ["mypy", "--cache-dir", os.devnull],
 }
 

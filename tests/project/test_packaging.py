@@ -77,7 +77,7 @@ def test_wheels_are_built_for_each_python_that_the_project_names():
 
 
 def build(kind: str, source: Path, out: Path) -> Path:
-    """The wheel or the sdist of a source tree. What has to be compiled for it isn't optimised: no test here measures."""
+    """The wheel or the sdist of a source tree. What is compiled for it isn't optimised: no test here measures."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check", f"--{kind}"]
     unoptimised = {**os.environ, "CFLAGS": "-O0"}
     done = subprocess.run(
