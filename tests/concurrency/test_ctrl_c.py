@@ -80,10 +80,11 @@ def test_ctrl_c_ends_a_call_that_would_take_minutes(call):
 
 
 JUPYTER = """
-import _thread, threading
+import _thread, signal, threading
 import numpy as np
 import xtree
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it is ignored, as for what runs in the background
 tree = xtree.XTree.from_boxes(np.random.default_rng(1).random((20_000, 24)), dims=24)
 points = np.random.default_rng(2).random((200_000, 24))
 threading.Timer(0.3, _thread.interrupt_main).start()
