@@ -8,6 +8,7 @@ Promises (One writer, many readers):
 
 from __future__ import annotations
 
+import shutil
 import threading
 
 import numpy as np
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.threads
 
 DIMS = 8
 RECORDS = 60_000
+CONFIG = small("balanced", data_file_bytes=64 << 10, mapping_budget=1, descriptor_budget=1, page_bytes=4096)
 
 
 def boxes_of(points, extent=0.02):
@@ -33,12 +35,19 @@ def data():
     return ids, boxes_of(rng.random((RECORDS, DIMS)))
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory, data):
+    """The path of a tree in more than a hundred files."""
+    path = tmp_path_factory.mktemp("filled") / "tree.xtree"
+    with xtree.open(path, dims=DIMS, config=CONFIG) as tree:
+        tree.insert_many(*data)
+    return path
+
+
 @pytest.fixture
-def tree(tmp_path, data):
-    """A tree in more than a hundred files, of which one may stay mapped and one open."""
-    fields = {"data_file_bytes": 64 << 10, "mapping_budget": 1, "descriptor_budget": 1, "page_bytes": 4096}
-    tree = xtree.open(tmp_path / "tree.xtree", dims=DIMS, config=small("balanced", **fields))
-    tree.insert_many(*data)
+def tree(tmp_path, filled):
+    """A copy of that tree, of whose files one may stay mapped and one open."""
+    tree = xtree.open(shutil.copytree(filled, tmp_path / "tree.xtree"), config=CONFIG)
     assert tree.runtime.stats()["data_files"]["files"] > 100
     yield tree
     tree.close()
@@ -108,7 +117,7 @@ def test_answers_are_right_in_many_threads_while_one_window_may_stay_mapped(tree
     threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
     for thread in threads:
         thread.start()
-    ended.wait(6.0)
+    ended.wait(3.0)
     ended.set()
     for thread in threads:
         thread.join()
