@@ -241,7 +241,7 @@ def seed_of_now() -> int:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_answer_of_a_snapshot_is_that_of_its_epoch(tmp_path, mode, tally):
-    torture(tmp_path, mode, seed_of_now(), 6.0, tally)
+    torture(tmp_path, mode, seed_of_now(), 3.0, tally)
 
 
 @pytest.mark.torture

@@ -355,7 +355,7 @@ def make_files(path, pages: int, mode="balanced", **fields):
 @pytest.mark.parametrize("budget", [1, 2])
 def test_every_page_is_right_while_hardly_any_may_stay_mapped(tmp_path, mode, budget):
     store, names = make_files(tmp_path / "index", 1500, mode, mapping_budget=budget, descriptor_budget=1)
-    churn(store, names, 2.0, readers=3)
+    churn(store, names, 1.0, readers=3)
     stats = store.stats()
     assert stats["windows"]["recycled"] > 0 and stats["windows"]["unmap_failures"] == 0
     eventually(lambda: store.windows.mapped_files <= budget)
@@ -381,7 +381,7 @@ def test_a_thousand_files_are_read_and_written_with_few_mappings_and_descriptors
     files = store.stats()["data_files"]
     assert files["files"] >= 1000
     assert files["descriptors"]["opened"] == 0 and mappings_of(path) == descriptors_of(path) == 0
-    churn(store, names, 5.0, readers=3)
+    churn(store, names, 2.0, readers=3)
     store.checkpoint()
     eventually(lambda: mappings_of(path) <= 8 and descriptors_of(path) <= 8)
     stats = store.stats()
