@@ -388,7 +388,7 @@ def write_to_the_end(path: Path, acknowledged: list[int]) -> None:
     """Commits of all kinds, checkpoints, new files and logs, up to a clean close."""
     store = open_store(path, config=small("balanced", wal_rotate_bytes=64 << 10))
     try:
-        for n in range(12):
+        for n in range(8):
             put(store, {"both": str(n)}, size_class=n % 4)
             acknowledged.append(n)
             settle(store)
