@@ -69,8 +69,8 @@ def test_all_forms_agree():
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("form", forms.available()[1:])
 def test_the_tests_of_answers_pass_with_each_form(form):
-    files = [f"tests/test_{name}.py" for name in ("search", "nearest")]
-    histories = [f"tests/test_model.py::{HISTORIES}[{dims}-memory]" for dims in (2, 17)]
+    files = [f"tests/algorithms/test_{name}.py" for name in ("search", "nearest")]
+    histories = [f"tests/api/test_model.py::{HISTORIES}[{dims}-memory]" for dims in (2, 17)]
     arguments = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, *histories]
     environment = {**os.environ, "XTREE_SIMD": form}
     ran = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
