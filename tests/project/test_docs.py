@@ -103,3 +103,15 @@ def test_the_other_lines_of_the_readme_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(block.group(1), "README.md", "exec"), names)
     assert (7, boxes[8]) in names["tree"]
+
+
+def test_the_functions_that_the_architecture_walks_through_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    steps = re.findall(r"`((?:xtree|tools)/[\w/]+\.p(?:y|yx|xd))`\s+`(?:\w+\.)*(\w+)`", page)
+    assert len(steps) > 25
+    for file, name in steps:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        defined = rf"^\s*(?:def|class|cp?def)\b[^=(\n]*\b{name}\b *[(:]"
+        assert re.search(defined, source, re.MULTILINE), f"architecture.md names {name} in {file}"
+    for folder in re.findall(r"^\| `([\w/]+)/` \|", page, re.MULTILINE):
+        assert (ROOT / folder).is_dir(), folder
