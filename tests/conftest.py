@@ -51,9 +51,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_finish() -> None:
-    """Takes what was imported out of the collector's sight: tests that collect often looked at it each time."""
+@pytest.fixture(scope="module", autouse=True)
+def earlier_out_of_sight() -> None:
+    """Takes what was imported, and what earlier files have left, out of the collector's sight: tests that collect often
+    looked at all of it each time."""
     gc.collect()
     gc.freeze()
 
