@@ -101,6 +101,7 @@ def mean_visits(ws, state: TreeState, ids: np.ndarray, boxes: np.ndarray) -> flo
     return visits(ws, state, np.ascontiguousarray(ids), np.ascontiguousarray(boxes)) / len(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dims", [1, 2, 8])
 @pytest.mark.parametrize("shape", SHAPES)

@@ -234,6 +234,7 @@ def test_bounds_are_those_of_all_records(ws, random, dims):
         assert state.bounds.tolist() == bounds_of(boxes[: start + 50])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [1, 2, 3, 4])
 @pytest.mark.parametrize("shape", ["uniform", "all_equal", "few_places", "on_a_line"])
 def test_a_batch_as_large_as_the_tree_goes_in_whole_whatever_its_order(ws, random, shape, dims):

@@ -48,6 +48,7 @@ def test_a_join_of_grown_and_packed_trees_agrees_with_a_look_at_all_pairs(make_t
     assert_joins(left, mine, right, its)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("few", [1, 3, 40])
 def test_trees_of_different_heights_are_joined(make_tree, random, few):
     config = xtree.Config(page_bytes=4096)

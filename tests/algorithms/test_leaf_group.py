@@ -71,6 +71,7 @@ def test_queries_share_descents_in_any_dimension(random, dims):
     assert_as_alone(packed(boxes), windows_in(random, boxes, 1000, 0.1))
 
 
+@pytest.mark.slow
 def test_large_windows_among_small_ones_send_their_group_down_alone(random):
     boxes = uniform(random, 20_000, 2)
     windows = windows_in(random, boxes, 1000, 0.001)

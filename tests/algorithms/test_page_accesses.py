@@ -27,6 +27,7 @@ def differences(figures: page_accesses.Figures, expected: page_accesses.Figures)
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", page_accesses.WORKLOADS)
 def test_queries_cost_what_they_did(name):
     figures, expected = page_accesses.measure(name), page_accesses.expected()[name]

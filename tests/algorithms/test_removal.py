@@ -39,6 +39,7 @@ def test_what_is_deleted_goes_and_nothing_else(ws, random, shape, dims):
     assert_no_page_left(ws.store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", DIMS)
 @pytest.mark.parametrize("shape", ["uniform", "few_places", "flat_segments", "huge"])
 def test_the_tree_holds_what_a_multiset_holds(ws, random, shape, dims):

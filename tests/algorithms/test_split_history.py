@@ -165,6 +165,7 @@ TREES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dims", "page_bytes", "max_overlap", "n", "kinds"), TREES)
 def test_both_halves_inherit_the_history_and_add_the_axis(dims, page_bytes, max_overlap, n, kinds):
     watched = Watched(TreeState.create(dims, page_bytes=page_bytes, max_overlap=max_overlap))
@@ -213,6 +214,7 @@ def test_the_entries_of_a_packed_page_carry_the_axes_that_cut_them_apart(dims):
         assert counts == {1} if dims <= 3 else max(counts) > 1 or page["count"] <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2, 3, 8, 64])
 def test_entries_that_are_moved_keep_their_history(dims):
     """A page of the directory that is dissolved gives its entries to others; none changes on the way."""

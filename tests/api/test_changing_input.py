@@ -41,6 +41,7 @@ def spoil_at(report, spoil):
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dims", "report"), [(1, 30), (2, 1), (2, 60), (3, 40), (5, 30)])
 @pytest.mark.parametrize("how", SPOILT)
 def test_a_load_whose_callback_spoils_the_boxes_is_refused_or_right(make_tree, random, how, report, dims):

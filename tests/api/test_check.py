@@ -132,6 +132,7 @@ def require_found(index: Path, random: np.random.Generator, tally, most: int | N
     assert [str(finding) for finding in fsck(index).findings] == before
 
 
+@pytest.mark.slow
 def test_a_changed_byte_is_found_in_any_file(index, random, tally):
     require_found(index, random, tally, SAMPLE)
 

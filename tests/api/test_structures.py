@@ -259,6 +259,7 @@ def expected(skip: int, end: int) -> list[int]:
     return [number for number in range(end) if number % skip != skip - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_stack_and_a_tree_survive_kills_in_one_commit_and_in_several(tmp_path):
     seed = random.SystemRandom().randrange(1 << 32)

@@ -542,6 +542,7 @@ def test_a_power_loss_while_checkpoints_and_commits_go_on_loses_no_acknowledged_
         shutil.rmtree(target)
 
 
+@pytest.mark.slow
 @every_mode
 def test_a_kill_while_checkpoints_rotations_and_commits_go_on_loses_no_acknowledged_commit(tmp_path, mode):
     seed = secrets.randbits(32)

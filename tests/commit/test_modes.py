@@ -110,6 +110,7 @@ def superblock_epochs(path):
 # Killed at every named point.
 
 
+@pytest.mark.slow
 @every_mode
 def test_every_crash_point_keeps_what_its_mode_promises_to_a_killed_process(tmp_path, mode):
     counts: dict[str, int] = {}
@@ -213,6 +214,7 @@ class Losses:
         return self.left
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
 @pytest.mark.parametrize("seed", [1, secrets.randbits(32)], ids=["one", "random"])
 @every_mode

@@ -160,6 +160,7 @@ def records(tree):
     return brute_force.records(*tree.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITES)
 def test_an_interrupt_ends_a_writing_call_at_any_moment_with_the_tree_as_it_was(tree, name):
     call = WRITES[name]

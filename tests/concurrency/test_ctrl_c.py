@@ -70,6 +70,7 @@ print("sound")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call", ["nearest", "nearest in threads", "count", "count in threads", "explain", "join", "insert_many"]
 )

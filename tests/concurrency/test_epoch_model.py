@@ -85,6 +85,7 @@ def expect_flaw(model, tally) -> None:
     tally("mutants of protocols found out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes", [ONE_READER, ONE_OLD, {"crashes": 1, "commits": 2}, {**ONE_CRASH, "commits": 2}], ids=str
 )
@@ -115,6 +116,7 @@ def test_a_mutant_of_the_epochs_is_found_out(mutant, tally):
     expect_flaw(epoch_model.model(mutant, **EPOCH_MUTANTS[mutant]), tally)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_no_interleaving_unmaps_a_window_that_a_call_uses(calls, tally):
     expect_nothing_wrong(window_model.model(calls=calls), tally)

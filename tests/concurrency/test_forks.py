@@ -165,6 +165,7 @@ def test_a_tree_in_memory_can_be_written_whichever_thread_was_committing():
     use_all(tree, 3000)
 
 
+@pytest.mark.slow
 def test_trees_are_whole_in_the_child_though_other_threads_were_taking_and_giving_back_pages():
     trees = [xtree.XTree.from_points(ROWS[:500]) for _ in range(3)]
     mine = threading.local()
@@ -607,6 +608,7 @@ assert snapshot.query([0, 0, 1, 1]) == [1]
         assert len(tree) == 102 and tree.runtime.stats()["recovery"]["clean"]
 
 
+@pytest.mark.slow
 def test_no_fork_waits_for_long_and_two_threads_may_fork_at_once():
     tree = xtree.XTree.from_points(ROWS)
     wrong = []

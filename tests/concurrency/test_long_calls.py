@@ -67,6 +67,7 @@ def brute(data, queries):
     return found
 
 
+@pytest.mark.slow
 def test_answers_are_right_in_many_threads_while_one_window_may_stay_mapped(tree, data):
     rng = np.random.default_rng(3)
     queries = boxes_of(rng.random((200, DIMS)), 0.3)

@@ -52,6 +52,7 @@ def load(store, boxes, threads, progress=None):
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 3, 8, 10**30])
 @pytest.mark.parametrize("dims", [1, 2, 3, 6])
 def test_the_tree_is_the_same_to_the_byte(random, starts, dims, threads):
@@ -91,6 +92,7 @@ def test_a_load_without_threads_to_be_had_takes_this_one(random, monkeypatch):
     assert tree_walks.records(store, state, least_fill=0.4) == brute_force.records(np.arange(N), boxes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 5, None])
 def test_a_tree_loaded_in_threads_answers_right_and_takes_changes(random, make_tree, threads):
     boxes = brute_force.random_boxes(random, N, 2, 0.01)

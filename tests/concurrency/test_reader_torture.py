@@ -239,6 +239,7 @@ def seed_of_now() -> int:
     return int(np.random.SeedSequence().generate_state(1)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_every_answer_of_a_snapshot_is_that_of_its_epoch(tmp_path, mode, tally):
     torture(tmp_path, mode, seed_of_now(), 3.0, tally)

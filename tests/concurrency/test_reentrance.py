@@ -79,6 +79,7 @@ def run(scenario: str, mode: str, path: Path, **settings: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_every_call_at_every_named_point_answers_or_is_refused(tmp_path, mode):
     said = run("points", mode, tmp_path)
@@ -86,6 +87,7 @@ def test_every_call_at_every_named_point_answers_or_is_refused(tmp_path, mode):
         assert point in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["balanced", pytest.param("eventual", marks=pytest.mark.slow)])
 def test_some_calls_before_every_line_of_ours_answer_or_are_refused(tmp_path, mode):
     run("lines", mode, tmp_path)
@@ -103,12 +105,14 @@ def test_finalizers_and_weakref_callbacks_call_anything_while_the_collector_runs
     run("collector", mode, tmp_path)
 
 
+@pytest.mark.slow
 @needs_timers
 @pytest.mark.parametrize("mode", ["balanced", "eventual"])
 def test_signal_handlers_call_anything_at_random_moments(tmp_path, mode):
     run("signals", mode, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_close_at_every_named_point_returns_and_the_index_is_closed_cleanly(tmp_path, mode):
     run("closing", mode, tmp_path)

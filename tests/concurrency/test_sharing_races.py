@@ -338,6 +338,7 @@ keeps_locks = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @keeps_locks
 @pytest.mark.parametrize("mode", ["a", "r"])
 def test_an_interrupt_before_any_line_of_an_open_leaves_no_lock_behind(path, mode):
@@ -356,6 +357,7 @@ def test_an_interrupt_before_any_line_of_an_open_leaves_no_lock_behind(path, mod
     assert nth > 200 and elsewhere(path) == "1"
 
 
+@pytest.mark.slow
 @keeps_locks
 def test_an_interrupt_before_any_line_of_an_open_to_write_beside_a_reader_leaves_it_well(path):
     nth, step = 1, 0
@@ -382,6 +384,7 @@ def test_an_interrupt_before_any_line_of_an_open_to_write_beside_a_reader_leaves
     assert nth > 200 and elsewhere(path) == "1"
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_at_any_named_point_of_opening_to_write_beside_its_reader_loses_nothing(tmp_path):
     left, nth, died = tmp_path / "left", 0, True
     leave_unclean(left, 300)

@@ -25,6 +25,9 @@ SEEDS = 10  # ways in which a power loss turns out, for each sector size
 SAMPLE = 30
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="removes files that are open")
+
+
+@pytest.mark.slow
 @every_mode
 @every_workload
 def test_some_crashes_of_every_workload_keep_what_was_promised(tmp_path, name, mode, tally):

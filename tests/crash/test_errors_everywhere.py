@@ -66,6 +66,7 @@ def test_an_error_at_any_call_loses_nothing_and_leaves_nothing_behind(script, mo
     try_all(script, mode, tmp_path, tally, 1.0, OF_THE_REST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["EIO", "short"])
 @pytest.mark.parametrize("lasting", ["once", "for good"])
 def test_an_error_at_any_call_of_a_reader_after_a_crash_leaves_nothing_behind(tmp_path, tally, kind, lasting):

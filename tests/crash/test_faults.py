@@ -153,6 +153,7 @@ def test_a_checkpoint_that_fails_loses_nothing(store, fs, tmp_path, call, ending
     assert reopened_texts(tmp_path / "index") == {"a": "1", "b": "after"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_an_error_at_any_call_is_clean_or_poisons_and_never_loses_a_commit(tmp_path, mode):
     n = 0

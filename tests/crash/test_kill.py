@@ -194,6 +194,7 @@ def test_every_acknowledged_commit_survives_a_thousand_kills(writers, tmp_path, 
         WRITING[writing](writers, tmp_path / str(directory), seed, small, 26, tally)
 
 
+@pytest.mark.slow
 def test_a_kill_during_creation_leaves_a_directory_that_opens(writers, tmp_path, tally):
     seed = random.SystemRandom().randrange(1 << 32)
     for number in range(5):

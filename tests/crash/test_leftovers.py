@@ -55,6 +55,7 @@ def test_a_checkpoint_that_cannot_be_listed_goes_at_once(tmp_path, call, number)
     assert not unlisted(tmp_path / "index")
 
 
+@pytest.mark.slow
 def test_whatever_fails_nothing_unlisted_is_left_after_the_next_checkpoint_or_reopening(tmp_path, tally):
     nth, met = 0, True
     while met:

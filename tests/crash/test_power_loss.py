@@ -49,6 +49,7 @@ def test_what_a_power_loss_leaves_is_a_prefix_with_every_acknowledged_commit(tmp
         checked(path, states[promised : promised + 2], (path, point, promised))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, secrets.randbits(32)], ids=["three", "random"])
 def test_a_power_loss_during_recovery_changes_nothing_of_what_is_recovered(tmp_path, seed):
     print("seed", seed)

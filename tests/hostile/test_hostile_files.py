@@ -103,6 +103,7 @@ def test_what_accidents_leave_is_refused_or_answered_right(index_of, tmp_path, t
     require_no_flaws(index_of(kind), mutants, tmp_path / "trial", tally, "damaged files")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BY_NAME)
 def test_what_is_forged_is_refused_or_found_by_a_check_and_never_believed(index_of, tmp_path, tally, rng, kind):
     mutants = rng.sample(forgeries(index_of(kind), rng), SAMPLE)

@@ -426,6 +426,7 @@ def lose_at(path: Path, nth: int, lose: Callable[[Path], Path | None]) -> bool:
     return bool(there)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lose", [moved, emptied, removed], ids=lambda lose: lose.__name__)
 def test_at_whatever_moment_a_directory_is_replaced_the_new_index_is_unharmed(tmp_path, lookup, lose, tally):
     for nth in itertools.count(1):
@@ -464,6 +465,7 @@ if how == "forgotten":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lose", ["removed", "moved"])
 @pytest.mark.parametrize("how", ["forgotten", "exit", "exit with both"])
 def test_a_handle_let_go_at_the_end_of_the_interpreter_harms_nothing(tmp_path, how, lose):

@@ -123,12 +123,14 @@ def run(program: str, *arguments: object) -> str:
     return found.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("records", [0, 5, 100])
 def test_a_small_tree_in_memory_takes_less_than_64_kilobytes(records):
     resident, reserved, mappings = map(int, run(EACH, records, 1000).split())
     assert resident < 64 * 1000 and reserved < 80 * 1000 and mappings < 1000, (resident, reserved, mappings)
 
 
+@pytest.mark.slow
 def test_ten_thousand_small_trees_take_few_mappings():
     _, reserved, mappings = map(int, run(EACH, 5, 10_000).split())
     assert reserved < 64 * 10_000 and mappings < 10_000, (reserved, mappings)

@@ -287,6 +287,7 @@ class Turned:
         assert (store.allocator.slots_used, len(store.table), store.table.retired, self.pins_left) == (0, 0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("held", "crowded", "alone"),
     [(1, True, True), (1, False, True), (3, True, True), (1, True, False), (3, True, False), (300, False, False)],
@@ -303,6 +304,7 @@ def test_no_thread_ever_finds_its_pinned_epoch_reclaimed(held, crowded, alone, t
     tally("pins beside a writer without the GIL", pins)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize(("delay", "crowded"), [(0, True), (40, True), (40, False), (400, False)])
 def test_a_pin_of_an_old_epoch_is_refused_or_finds_its_pages(delay, crowded, alone, tally):

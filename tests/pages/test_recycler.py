@@ -351,6 +351,7 @@ def make_files(path, pages: int, mode="balanced", **fields):
     return open_store(path, config=config), names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["balanced", "strict", "eventual"])
 @pytest.mark.parametrize("budget", [1, 2])
 def test_every_page_is_right_while_hardly_any_may_stay_mapped(tmp_path, mode, budget):
@@ -374,6 +375,7 @@ def test_every_page_is_right_for_a_minute(tmp_path):
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_thousand_files_are_read_and_written_with_few_mappings_and_descriptors(tmp_path):
     path = tmp_path / "index"

@@ -65,6 +65,7 @@ def readme_commands():
     return [shlex.split(line, comments=True) for line in block.group(1).splitlines()]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run_as_they_are_printed(tmp_path):
     """In a clone's own folder."""
     (tmp_path / "xtree").symlink_to(ROOT / "xtree")

@@ -20,6 +20,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", COMMANDS)
 def test_is_clean(tool):
     scripts = str(Path(sys.executable).parent)

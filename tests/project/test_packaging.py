@@ -129,6 +129,7 @@ def wheel(sdist, tmp_path_factory) -> Path:
     return build("wheel", tree, tmp_path_factory.mktemp("wheel"))
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_everything_a_build_needs_and_nothing_built(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
@@ -142,6 +143,7 @@ def test_the_sdist_holds_everything_a_build_needs_and_nothing_built(sdist):
     assert not {name for name in names if name.endswith((".c", ".so", ".pyc", ".o"))}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_wheel_was_built_from_the_sdist_and_holds_extensions_headers_stubs_and_data(wheel):
     require_whole(wheel)

@@ -27,6 +27,7 @@ def judged():
     return {(f"{file}.py", int(line), kind) for file, line, kind in found}, done.stdout
 
 
+@pytest.mark.slow
 def test_correct_scripts_pass_mypy_strict(judged):
     found, said = judged
     assert not [one for one in found if one[0] == "correct.py"], said

@@ -124,6 +124,7 @@ def reached_points(path) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.slow
 def test_every_named_crash_point_is_known_and_survived(tmp_path):
     counts = reached_points(tmp_path / "count")
     assert set(counts) <= set(CRASH_POINTS)
@@ -138,6 +139,7 @@ def test_every_named_crash_point_is_known_and_survived(tmp_path):
             shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_a_crash_inside_recovery_is_recovered_from(tmp_path):
     path = tmp_path / "index"
     states = history(1, STEPS)

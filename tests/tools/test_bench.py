@@ -55,6 +55,7 @@ def result(tmp_path_factory):
     return {**json.loads(file.read_text(encoding="utf-8")), "said": done.output}
 
 
+@pytest.mark.slow
 def test_every_figure_has_samples_a_median_and_ratios_to_figures_of_the_same_run(result):
     figures = result["figures"]
     assert {figure["section"] for figure in figures} >= SECTIONS

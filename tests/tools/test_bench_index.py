@@ -75,6 +75,7 @@ def result(tmp_path_factory):
     return result
 
 
+@pytest.mark.slow
 def test_every_task_has_figures_of_both_stores_with_their_spread(result):
     assert result["benchmark"] == "index" and result["scale"]["deletes"] == TINY.deletes
     (run,) = result["runs"]

@@ -444,6 +444,7 @@ def check_crashes(path: Path, mode: str, points: list[tuple[str, int]], tally) -
         tally("states after a crash in which fsck finds no damage")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_what_a_kill_leaves_is_no_damage_and_is_repaired(tmp_path, tally, mode):
     seed = secrets.randbits(32)
@@ -577,6 +578,7 @@ def test_no_log_goes_while_pages_are_damaged(killed):
     assert bytes_of(killed) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [*REPAIRS], ids=lambda harm: harm.__name__)
 def test_a_repair_that_fails_at_any_call_can_be_run_again(made, tmp_path, tally, harm):
     for n in range(1, 1000):

@@ -31,6 +31,7 @@ def model(tmp_path):
         yield made, runtime
 
 
+@pytest.mark.slow
 def test_a_few_rounds_with_kills_in_every_mode_find_nothing_wrong(tmp_path):
     said: list[str] = []
     seed = int(np.random.SeedSequence().generate_state(1)[0])
