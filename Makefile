@@ -2,7 +2,7 @@
 #
 #   make demo          build xtree and show what it does, with a picture in demo-output/
 #   make test          build xtree and run all tests
-#   make test-quick    build xtree and run the tests that take about a minute
+#   make test-quick    build xtree and run the quick tests of each layer, in about a minute
 #   make test-all      the same with every Python from 3.10 to 3.14 that is installed
 #   make test-checked  the same tests against a build with bounds checks and C assertions
 #   make asan          the tests of the core and of hostile files against a build with AddressSanitizer and UBSan
@@ -25,6 +25,7 @@ TSAN_SKIPPED := a_long_batch
 TSAN_OPTIONS := halt_on_error=0 exitcode=0 report_thread_leaks=0 die_after_fork=0 history_size=4 \
   suppressions=$(CURDIR)/tests/tsan_suppressions.txt
 PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart 0
+QUICK_TESTS := algorithms api commit files pages project
 BENCH_ARGS ?=
 TORTURE_ARGS ?=
 SOAK_ARGS ?= --minutes 60
@@ -52,7 +53,7 @@ test: $(VENV)/installed-test
 	@$(HINT)
 
 test-quick: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not slow and not torture'
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not slow and not torture' $(QUICK_TESTS:%=tests/%)
 
 test-all:
 	@found=; for version in 3.10 3.11 3.12 3.13 3.14; do \
