@@ -310,6 +310,11 @@ def open(
         raise
 
 
+def store_of(runtime: Runtime) -> DurableStore:
+    """The store that a runtime uses now. Raises ClosedError."""
+    return runtime._store
+
+
 def discard(runtime: Runtime) -> None:
     """Closes the directory, and removes the index if this open has made it: filling it has failed."""
     try:

@@ -157,3 +157,20 @@ def test_the_import_parsers_see_what_they_should():
     cython += "    cimport xtree.split as s  # import xtree.not\n"
     assert {"xtree.box", "xtree.box.b", "xtree.split"} <= cython_imports(cython)
     assert not {"xtree.no", "xtree.not"} & cython_imports(cython)
+
+
+# What users see has no public attributes that only its own package needs: in the face, an underscore is the package's.
+FRIENDS = {"xtree"}
+# Not ours; and what a session asks of handles, which are the face's.
+FOREIGN = {"_exit", "_replace", "_fields", "_cut_off", "_is_of"}
+
+
+def test_an_underscore_is_private_to_its_module():
+    for path in SOURCES:
+        if path.suffix not in {".py", ".pyx"} or module_of(path).rpartition(".")[0] in FRIENDS:
+            continue
+        text = path.read_text(encoding="utf-8")
+        used = set(re.findall(r"\b(?!self\b|cls\b)\w+\.(_[a-z]\w*)\b", text)) - FOREIGN
+        defined = r"(?:def |self\.|cls\.|int |void |\")"
+        foreign = {name for name in used if not re.search(rf"{defined}{name}\b", text)}
+        assert not foreign, f"{path.relative_to(ROOT)} uses {sorted(foreign)} of another module"

@@ -13,7 +13,7 @@ from xtree.persistence.files import filenames
 from xtree.persistence.files.open_directory import path_in
 from xtree.persistence.files.platform_fs import FileSystem
 from xtree.persistence.store.store import Store
-from xtree.runtime import Runtime
+from xtree.runtime import Runtime, store_of
 from xtree.tools.fsck.files import READ_ERRORS, Directory
 from xtree.tools.fsck.judge import judge_files, judge_leftovers
 from xtree.tools.fsck.open import open_remains, open_whole
@@ -102,7 +102,7 @@ def _open(directory: Directory, report: Report) -> DurableStore | None:
 def _check_runtime(runtime: Runtime, progress: Progress | None) -> Report:
     """One epoch of an open runtime, and its files."""
     report = Report(runtime.path, "snapshot")
-    store = runtime._store
+    store = store_of(runtime)
     meter = _Meter(store.index_files.fs, runtime.path, progress)
     with store.call():
         try:
@@ -113,7 +113,7 @@ def _check_runtime(runtime: Runtime, progress: Progress | None) -> Report:
             store.index_files.data_files.verify_headers()
         except (CorruptionError, FormatVersionError) as error:
             report.add_error(DAMAGE, "data file", error, "a data file's header")
-        for flaw in store._file_flaws():
+        for flaw in store.flaws_of_files():
             report.add_error(DAMAGE, flaw.part, flaw.error, "what was written", file=flaw.name)
     meter.data()
     _check_epoch(store, report, meter)

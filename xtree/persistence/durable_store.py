@@ -129,11 +129,11 @@ class DurableStore(Store):
             super().check()
             self._check_places()
             self.index_files.data_files.verify_headers()
-            for flaw in self._file_flaws():
+            for flaw in self.flaws_of_files():
                 raise flaw.error
             self.verify_pages(published.epoch)
 
-    def _file_flaws(self) -> Iterator[Flaw]:
+    def flaws_of_files(self) -> Iterator[Flaw]:
         """What is wrong with superblock, manifest, checkpoints and logs (persistence.recovery.file_check)."""
         return file_flaws(self.index_files, after_crash=not self.recovery.clean)
 
