@@ -4,9 +4,10 @@
 upper bound of each axis, refs (record id in a leaf, child NodeID in a directory), and in a directory the split
 history of each entry as a bitset of axes. Capacity follows from size class and dims. docs/format.md has the table.
 
-The header bounds the ids of all records in the page or below it, as boxes bound their places: removal looks below no
-other page, and choose-subtree goes by it where boxes are equal. Entries of a directory page that have equal boxes stand
-in the order of their least ids, as long as nothing else moves them: a hint, on which no answer depends.
+The header bounds the ids of all records in the page or below it, as boxes bound their places. Removal skips a page
+whose bounds don't contain the id, and choose-subtree decides by them between equal boxes. Entries of a directory page
+that have equal boxes are in the order of their least ids, as long as nothing else moves them. That is a hint: no answer
+depends on it.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -36,23 +37,23 @@ cdef struct Bucket:                 # the header; begins with PagePrefix
     uint16_t blocks                 # of the tree's base page size that this page may fill; more than one: a supernode
     uint16_t reserved_16
     uint32_t reserved_32
-    int64_t least_id                # no record of the page, or below it, has a lesser id
+    int64_t least_id                # no record in the page or below it has a smaller id
     int64_t most_id                 # nor a greater one
     uint64_t reserved_64
 
 
-cdef struct Geometry:               # what never changes in the life of a tree, worked out once
+cdef struct Geometry:               # what never changes in the life of a tree, computed once
     int dims
-    int base_class                  # size class of a page that is no supernode
+    int base_class                  # size class of a page that is not a supernode
     int leaf_capacity               # entries of a leaf
     int block_capacity              # entries of a directory page of one block
     int capacity[2][SIZE_CLASSES]   # [is directory][size class]: the columns' stride
-    double max_overlap              # a topological directory split above it is refused (0.2)
+    double max_overlap              # a topological directory split that overlaps more is refused (0.2)
     double min_fanout               # the smaller side of an overlap-minimal split holds at least this share (0.35)
-    double min_fill                 # of a topological split and before a page is dissolved (0.4)
+    double min_fill                 # least share on a side of a topological split; a page below it is dissolved (0.4)
 
 
-# Entries of a page of `bytes` bytes: the stride of its columns, a multiple of 8.
+# Number of entries in a page of `bytes` bytes, which is the stride of its columns: a multiple of 8.
 cdef inline int column_capacity(int dims, uint64_t bytes, bint directory) noexcept nogil:
     return <int>((bytes - HEADER_BYTES) // (16 * dims + (16 if directory else 8))) & ~7
 
@@ -66,7 +67,7 @@ cdef inline int stride(const Geometry *g, const Bucket *b) noexcept nogil:
     return g.capacity[b.kind == KIND_DIRECTORY][b.size_class]
 
 
-# How many entries the page may hold before it must split or grow (a supernode of m blocks: of those m blocks).
+# How many entries the page may hold before it must split or grow (a supernode of m blocks: as many as m blocks hold).
 cdef int entry_limit(const Geometry *g, const Bucket *b) noexcept nogil
 
 
@@ -92,10 +93,10 @@ cdef void set_entry(const Geometry *g, Bucket *b, int entry, const double *box, 
                     uint64_t split_history) noexcept nogil
 cdef void append_entry(const Geometry *g, Bucket *b, const double *box, uint64_t ref,
                        uint64_t split_history) noexcept nogil
-# The same, with the entries from a position on moved up.
+# Inserts an entry at a position; the entries from there on move up.
 cdef void insert_entry(const Geometry *g, Bucket *b, int position, const double *box, uint64_t ref,
                        uint64_t split_history) noexcept nogil
-# In a leaf the last entry moves into the place of a removed one, in a directory all behind it move down.
+# In a leaf the last entry moves into the place of the removed one; in a directory all entries after it move down.
 cdef void remove_entry(const Geometry *g, Bucket *b, int entry) noexcept nogil
 # Copies all entries of one bucket into another, empty one, of the same kind but perhaps another size class.
 cdef void copy_entries(const Geometry *g, Bucket *source, Bucket *target) noexcept nogil
@@ -108,5 +109,5 @@ cdef inline void widen_ids(Bucket *b, int64_t least, int64_t most) noexcept nogi
         b.most_id = most
 
 
-# The header of a new page that WriteSet.reserve gave.
+# Fills the header of a new page that WriteSet.reserve returned.
 cdef void init_bucket(const Geometry *g, Bucket *b, int level, int blocks) noexcept nogil

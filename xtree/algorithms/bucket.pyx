@@ -1,4 +1,4 @@
-"""Bucket pages: capacities, entries, and what must hold for a page's bytes before anything follows them."""
+"""Bucket pages: capacities, entries, and the checks that a page's bytes must pass before anything relies on them."""
 
 from libc.stdint cimport INT64_MAX, INT64_MIN, uint64_t
 from libc.string cimport memcpy, memmove
@@ -12,8 +12,8 @@ from xtree.persistence.store.store cimport Store, register_kind, resolve
 from xtree.errors import CorruptionError, FormatVersionError
 
 cdef enum:
-    LEAST_BASE_ENTRIES = 48         # of the base page size that is picked for a number of dims: measured
-    LEAST_ENTRIES = 8               # of a base page size that is asked for
+    LEAST_BASE_ENTRIES = 48         # in a page of the base size that is picked for given dims; measured
+    LEAST_ENTRIES = 8               # in a page of a base size that the caller asks for
 
 PAGE_KINDS = (KIND_LEAF, KIND_DIRECTORY)
 
@@ -163,7 +163,7 @@ cdef inline int _columns(const Geometry *g, const Bucket *b) noexcept nogil:
 
 
 cdef const char *_verify(const char *page, int size_class) noexcept nogil:
-    """What is wrong with a page of ours, whatever its bytes; NULL when a reader may follow its counts."""
+    """What is wrong with one of our pages, whatever its bytes are; NULL when a reader may rely on its counts."""
     cdef const Bucket *b = <const Bucket *>page
     cdef bint directory = b.kind == KIND_DIRECTORY
     if b.size_class != size_class or size_class >= SIZE_CLASSES:
@@ -197,7 +197,7 @@ def describe(Store store, node: int) -> dict:
 
 
 def header_of(const unsigned char[::1] page not None) -> dict:
-    """The fields of a page's header as they stand in its bytes, whatever they are, and the CRC that the bytes have."""
+    """The fields of a page's header, unchecked, and the CRC computed from the page's bytes."""
     cdef const Bucket *b
     if page.shape[0] < HEADER_BYTES:
         raise ValueError(f"a page has at least {HEADER_BYTES} bytes, got {page.shape[0]}")
@@ -220,9 +220,9 @@ def header_of(const unsigned char[::1] page not None) -> dict:
 
 
 def parse(const unsigned char[::1] page not None) -> dict:
-    """What `describe` says, of a whole page wherever its bytes come from, and its NodeID as `node`.
+    """The dict of `describe`, for the bytes of a whole page from any source, and its NodeID as `node`.
 
-    Raises CorruptionError for bytes that are no right page of an X-tree by themselves, FormatVersionError.
+    Raises CorruptionError for bytes that aren't a valid page of an X-tree by themselves, FormatVersionError.
     """
     header = header_of(page)
     cdef int size_class = header["size_class"]
@@ -273,14 +273,14 @@ cdef dict _describe(const char *page):
 
 
 def entry_limits(int dims, page_bytes: int | None = None) -> tuple[int, int]:
-    """(records a leaf holds, entries a directory page of one block holds) of a tree of so many dims."""
+    """(records a leaf holds, entries a directory page of one block holds) of a tree of `dims` axes."""
     cdef Geometry g
     make_geometry(&g, dims, size_class_of(page_bytes), 0.2, 0.35, 0.4)
     return g.leaf_capacity, g.block_capacity
 
 
 def size_class_of(page_bytes: int | None) -> int:
-    """The size class of pages of so many bytes; -1 for None. Raises ValueError."""
+    """The size class of pages of `page_bytes` bytes; -1 for None. Raises ValueError."""
     if page_bytes is None:
         return -1
     for size_class in range(SIZE_CLASSES):

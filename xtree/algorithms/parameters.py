@@ -1,4 +1,4 @@
-"""TreeParameters: what may be chosen about one tree, checked where it is made."""
+"""TreeParameters: the settings of one tree, checked when the object is made."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LEAST_SHARE = 0.01
 class TreeParameters:
     """Settings that are fixed when a tree is made, and stored with it. Raises ValueError or TypeError as Config does.
 
-    - `page_bytes`: size of a page that is no supernode; None picks the smallest that holds 48 entries.
+    - `page_bytes`: size of a page that isn't a supernode; None picks the smallest that holds 48 entries.
     - `max_overlap`: a topological split of a directory page that overlaps by more than this share is refused; 1.0
       refuses none, so that the tree is an R*-tree, without supernodes.
-    - `min_fanout`: the share of entries that the smaller side of an overlap-minimal split holds at least.
-    - `min_fill`: the share that a split leaves on either side, and below which a page is dissolved; at most 0.5.
-    - `leaf_fill`: how full bulk load packs leaves, at least twice `min_fill`; what is left takes the first inserts
-      without a split. With 0.8 they are as fast as into a tree that grew, for a quarter more space.
+    - `min_fanout`: the least share of entries that the smaller side of an overlap-minimal split holds.
+    - `min_fill`: the least share that a split leaves on either side; a page below it is dissolved. At most 0.5.
+    - `leaf_fill`: how full bulk load packs leaves, at least twice `min_fill`; the space left free takes the
+      first inserts without a split. With 0.8 these are as fast as into a tree that grew, for a quarter more space.
     """
 
     TREE: ClassVar[tuple[str, ...]] = ("page_bytes", "max_overlap", "min_fanout", "min_fill", "leaf_fill")

@@ -7,7 +7,7 @@ from xtree.persistence.pages.node_id cimport NodeID
 from xtree.persistence.store.store cimport Store, resolve
 
 cdef enum:
-    MAX_LEVELS = 64                 # more than 2**63 records need at three entries a page
+    MAX_LEVELS = 64                 # 2**63 records at three entries a page need fewer
 
 
 cdef class TreeState:
@@ -15,8 +15,8 @@ cdef class TreeState:
     cdef NodeID root                # 0 for an empty tree
     cdef int levels                 # 0 empty, 1 the root is a leaf
     cdef uint64_t records
-    cdef double *box                # 2 * dims: bounds of all records, meaningful when records > 0; by refresh_bounds
-    cdef double leaf_fill           # of bulk loads
+    cdef double *box                # 2 * dims: bounds of all records (by refresh_bounds), meaningful when records > 0
+    cdef double leaf_fill           # how full bulk load packs leaves
 
     cdef int make_box(self) except -1
     cdef int refresh_bounds(self, Store store) except -1
@@ -27,7 +27,7 @@ cdef int raise_wrong_page(TreeState state, NodeID node, int level, const Bucket 
 
 
 cdef inline Bucket *resolve_bucket(Store store, TreeState state, NodeID node, int level) except NULL nogil:
-    """A page, checked for what a descent relies on: its level, its kind for that level, the tree's dims.
+    """Returns a page after checking what a descent relies on: its level, the kind for that level, the tree's dims.
 
     Raises CorruptionError.
     """

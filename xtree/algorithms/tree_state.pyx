@@ -1,4 +1,4 @@
-"""TreeState: parameters, root, size and bounds of one X-tree, and the bytes the catalog keeps of them."""
+"""TreeState: parameters, root, size and bounds of one X-tree, and the bytes in which the catalog stores them."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport isfinite
@@ -58,7 +58,10 @@ cdef class TreeState:
         release(self.box)
 
     cdef int make_box(self) except -1:
-        """The bounds, all zero, once the geometry is there: most trees have few dimensions, and each has a state."""
+        """Allocates the bounds, all zero; the geometry must be set before.
+
+        They have 2 * dims numbers, not 2 * MAX_DIMS: each tree has a state, and most trees have few dimensions.
+        """
         self.box = <double *>allocate_zeroed(2 * self.g.dims, sizeof(double))
         if self.box == NULL:
             raise MemoryError("no memory for a tree's bounds")
@@ -127,7 +130,7 @@ cdef class TreeState:
         return data
 
     def copy(self) -> TreeState:
-        """A state of its own, equal to this one."""
+        """An independent state, equal to this one."""
         cdef TreeState state = TreeState.__new__(TreeState)
         state.g = self.g
         state.make_box()
@@ -160,7 +163,7 @@ cdef class TreeState:
 
     @property
     def page_bytes(self) -> int:
-        """Size of a page that is no supernode."""
+        """Size of a page that isn't a supernode."""
         return class_bytes(self.g.base_class)
 
     @property
