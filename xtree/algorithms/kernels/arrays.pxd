@@ -21,15 +21,15 @@ cdef inline double read_once(const double *shared) noexcept nogil:
     return number
 
 
-# Copies a box that another thread may be changing. Whether the copy is one to be stored: finite, and no min above its
-# max. Whoever works on a copy works on what was judged.
+# Copies a box that another thread may be changing. Returns whether the copy may be stored: finite, and no min above its
+# max. Callers work on the copy, which is what was checked.
 cdef bint read_box(const double *shared, int dims, double *box) noexcept nogil
-# Raises InvalidBoxError for a row that was a box when the call began.
+# Raises InvalidBoxError for a row that was a valid box when the call began and was changed since.
 cdef int raise_changed(int64_t row) except -1 with gil
 
-# Raises MemoryError when so many bytes of results are more than the system has left.
+# Raises MemoryError when `size` bytes of results are more than the system has left.
 cdef int require_memory(double size) except -1
-# An arena that an earlier call has used, if there is one, and the way back. With the GIL.
+# take_arena returns one that an earlier call has used, or else a new one; keep_arena puts it back. With the GIL.
 cdef Arena take_arena()
 cdef int keep_arena(Arena arena) except -1
 
@@ -39,7 +39,7 @@ cdef int raise_no_memory() except -1 with gil
 
 @cython.final
 cdef class Arena:
-    """Results of unknown number: memory that grows without the GIL and becomes an array at the end."""
+    """Memory for an unknown number of results: it grows without the GIL and becomes an array at the end."""
 
     cdef char *data
     cdef Py_ssize_t used, room      # bytes
@@ -47,7 +47,7 @@ cdef class Arena:
     # Makes room for so many bytes behind those used; `data` may move. Raises MemoryError, also when the system hasn't
     # so much memory left: it would give it, and end the process once it is used.
     cdef int grow(self, Py_ssize_t more) except -1 nogil
-    # What was used as a new array; the arena is not to be written to afterwards.
+    # Returns the bytes used as a new array; the arena must not be written to afterwards.
     cdef object to_array(self, object dtype)
 
     cdef inline int need(self, Py_ssize_t more) except -1 nogil:

@@ -19,7 +19,7 @@ cdef enum:
     FIRST_BYTES = 1024              # as much as an allocator has at hand
     COPIED_BYTES = 65536            # up to here a copy is cheaper than handing the memory over
     LARGE_BYTES = 4194304           # from here on memory is touched in huge pages where the system has them
-    MAPPED_BYTES = 1 << 26          # from here on an allocator maps it, and moves it without copying
+    MAPPED_BYTES = 1 << 26          # from here on an allocator maps memory, and moves it without copying
     MOST_SPARE_BYTES = 1 << 23
     MOST_SPARES = 2                 # as many as one call uses
 
@@ -161,11 +161,11 @@ cdef class Arena:
 
 
 cdef Py_ssize_t _affordable(Py_ssize_t used, Py_ssize_t wanted, Py_ssize_t room) except -1 with gil:
-    """As much of `room` bytes as the system has, beside those used; at least as many as wanted."""
+    """As many of `room` bytes as the system has, besides those used; at least `wanted`. Raises MemoryError."""
     free = platform_fs.available_memory()
     if free is None:
         return room
-    if wanted - used > free - free // 8:        # not to the last byte: others live on it, too
+    if wanted - used > free - free // 8:        # not to the last byte: other processes need memory, too
         raise MemoryError(f"no memory for results of more than {used} bytes: the system has {free} left")
     return min(room, used + free - free // 8)
 
@@ -191,7 +191,7 @@ cdef int keep_arena(Arena arena) except -1:
 
 
 def forget_spares() -> None:
-    """Gives the memory back that is kept for the next calls; a few megabytes at most."""
+    """Gives back the memory that is kept for the next calls; a few megabytes at most."""
     _spares.clear()
 
 

@@ -25,11 +25,11 @@ cdef struct UnitSpace:
 
 
 cdef inline double lift_of(double least, double most) noexcept nogil:
-    """The power of two with which coordinates between two bounds are no denormals any more, nor their differences."""
+    """The power of two that brings coordinates between two bounds, and their differences, out of the denormals."""
     return SHIFT_UP if -TINY_COORDINATE < least and most < TINY_COORDINATE and most - least < TINY_EXTENT else 1.0
 
 
-# The space of a region, which holds every box to be measured in it.
+# Makes the space of a region, which must contain every box that is measured in it.
 cdef void make_unit_space(UnitSpace *space, int dims, const double *region) noexcept nogil
 
 

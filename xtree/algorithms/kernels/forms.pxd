@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "window_kernels.h" nogil:
     enum:
-        SLACK "XT_SLACK"            # words behind the last result that a kernel may overwrite
+        SLACK "XT_SLACK"            # words past the last result that a kernel may overwrite
 
     # An entry passes when first[a] <= most[a] and second[a] >= least[a] on every axis a.
     ctypedef struct WindowTest "xt_test":
@@ -53,5 +53,5 @@ cdef Form form_of(str name) except *
 
 cdef Select select                  # refs of the entries that pass, compressed and in order; returns how many
 cdef Divide divide                  # the same in two lists: entries that cross the window, entries inside it
-cdef Span span                      # from the first to behind the last entry that passes on the leading axis
+cdef Span span                      # from the first to past the last entry that passes on the leading axis
 cdef Distances distances            # Euclidean distance of a point to every box

@@ -8,7 +8,7 @@ from xtree.algorithms.kernels.radix cimport digit_bits, sort_words
 
 cdef enum:
     RUN = 12                        # entries sorted by insertion, before runs are merged
-    ENTRY_BITS = 32                 # of the words of the first, coarse sort
+    ENTRY_BITS = 32                 # low bits of a word of the first, coarse sort: the number of an entry
 
 
 cdef inline bint precedes(const SortKey *a, const SortKey *b) noexcept nogil:
@@ -16,7 +16,7 @@ cdef inline bint precedes(const SortKey *a, const SortKey *b) noexcept nogil:
 
 
 cdef const SortKey *sort(SortKey *keys, SortKey *spare, int n) noexcept nogil:
-    # Runs by insertion, then merges from array to array.
+    # Sorts runs by insertion, then merges them from array to array.
     cdef int start = 0
     cdef int width = RUN
     cdef SortKey *source = keys
@@ -35,7 +35,7 @@ cdef const SortKey *sort(SortKey *keys, SortKey *spare, int n) noexcept nogil:
 
 
 cdef const SortKey *sort_scattered(SortKey *keys, SortKey *spare, int n, uint64_t *words) noexcept nogil:
-    # First by the cell of a grid from the least to the greatest key: a radix sort, which guesses no branch.
+    # First sorts by the cell of a grid from the least to the greatest key: a radix sort has no branches to mispredict.
     cdef double least = DBL_MAX
     cdef double most = -DBL_MAX
     cdef double scale

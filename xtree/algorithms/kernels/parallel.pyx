@@ -1,7 +1,8 @@
 """Several threads that work on one call: each answers a part of a batch, or loads a part of a tree.
 
-It is compiled so that no signal handler runs between two statements here, only inside the parts, where they take
-breaths, and in the waits for them: whatever happens, a second interrupt too, a call ends after all of its threads.
+It is compiled so that no signal handler runs between two statements here. Handlers run only inside the parts, when
+these take breaths, and while this thread waits for them. Whatever happens, even a second interrupt, a call ends after
+all of its threads.
 """
 
 from functools import partial
@@ -14,14 +15,14 @@ from xtree.algorithms.kernels.arrays import copy_array
 from xtree.persistence.base.breath import Stopped
 from xtree.persistence.base.outcome import in_new_thread, outcome_of
 
-LEAST_ROWS = 64                     # a thread: with fewer, starting it takes longer than answering them
+LEAST_ROWS = 64                     # per thread: starting one takes longer than answering fewer rows
 
 
 def together(Team team not None, works):
-    """The results of the first of some functions, called in this thread, and of the others, each in a new one.
+    """Calls the first of some functions in this thread and each of the others in a new one; returns their results.
 
     Returns, or raises what one of them raised, when all have ended. One that fails stops the team, and so does an
-    interrupt that arrives while this thread waits for the others. Without threads to be had this one does it all.
+    interrupt that arrives while this thread waits for the others. If no threads can be had, this one does it all.
     """
     cdef Py_ssize_t i, n = len(works)
     cdef list requests = [None] * n
@@ -57,10 +58,10 @@ def _do(team, work):
 def in_threads(store, state, threads, function, rows, *more):
     """function(store, state, rows, *more, team), computed by up to `threads` threads, this one among them.
 
-    The function answers rows without the interpreter's lock, and breathes as one of the team; None when it is alone. It
+    The function answers rows without the GIL and breathes as one of the team, which is None when it is alone. It
     returns an array with one element a row, or (offsets (m + 1,), values …) in which row i has
     values[offsets[i]:offsets[i + 1]]. The caller keeps the state from changing. Raises what the function raises, in
-    whichever thread, once all have ended.
+    any of the threads, once all have ended.
     """
     parts = min(threads, len(rows) // LEAST_ROWS)
     if parts < 2:
@@ -90,7 +91,7 @@ def _joined_offsets(parts):
 
 
 def _joined(team, parts):
-    """The parts in one array. They are copied side by side, since most of it is to touch new memory."""
+    """The parts in one array. Threads copy them side by side, since most of the work is touching new memory."""
     whole = np.empty(sum(map(len, parts)), parts[0].dtype)
     places = np.split(whole, np.cumsum([len(part) for part in parts[: len(parts) - 1]]))
     together(team, [partial(copy_array, place, part, team) for place, part in zip(places, parts)])

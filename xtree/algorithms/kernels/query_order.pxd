@@ -1,6 +1,6 @@
-"""Query order: a batch along a Hilbert curve, so that neighbours in the batch read the same pages.
+"""Query order: sorts a batch along a Hilbert curve, so that neighbours in the batch read the same pages.
 
-A curve of 2048 by 2048 cells over the tree's first two axes; queries outside are taken to the nearest cell.
+The curve has 2048 by 2048 cells over the tree's first two axes; a query outside them belongs to the nearest cell.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -8,14 +8,14 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from xtree.persistence.base.breath cimport Breath
 
 cdef enum:
-    LEAST_ORDERED = 64              # queries: below, the order given is as good
+    LEAST_ORDERED = 64              # queries: for fewer, the given order is as good
 
 
 cdef inline uint32_t hilbert_key(uint32_t x, uint32_t y) noexcept nogil:
     """Position of a cell on the Hilbert curve of 2**16 by 2**16 cells.
 
-    Works on all 16 levels at once: a level's rotation is one of four, and the product of the rotations above it is
-    a prefix sum in their group, here in four bit sets doubled four times.
+    Works on all 16 levels at once. Each level has one of four rotations, and the product of the rotations above it
+    is a prefix sum in their group; four doubling steps compute it in four bit sets.
     """
     cdef uint32_t a = x ^ y
     cdef uint32_t b = 0xFFFF ^ a
@@ -41,7 +41,7 @@ cdef inline uint32_t hilbert_key(uint32_t x, uint32_t y) noexcept nogil:
 
 
 cdef inline uint32_t spread_bits(uint32_t x) noexcept nogil:
-    """A zero bit between each two of 16 bits."""
+    """The low 16 bits, with a zero bit put between each two."""
     x = (x | x << 8) & 0x00FF00FF
     x = (x | x << 4) & 0x0F0F0F0F
     x = (x | x << 2) & 0x33333333

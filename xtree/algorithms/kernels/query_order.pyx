@@ -12,12 +12,12 @@ from xtree.algorithms.kernels.radix cimport LARGE_DIGIT, SORT_COUNTS, WORDS_AT_O
 import numpy as np
 
 cdef enum:
-    CELL_BITS = LARGE_DIGIT         # an axis: both fit the two digits of one radix sort
+    CELL_BITS = LARGE_DIGIT         # per axis: two axes fit the two digits of one radix sort
     CELLS = 2048
 
 
 cdef inline uint32_t _cell(double low, double high, double least, double most, double lift) noexcept nogil:
-    """The cell of an interval's centre, clipped to the bounds; whatever the extents, and for infinite ends too."""
+    """The cell of an interval's centre, clipped to the bounds; right for any extents, and for infinite ends too."""
     cdef double centre, extent
     low = low if low > least else least
     high = high if high < most else most
@@ -46,7 +46,7 @@ cdef int order_queries(const double *queries, uint64_t m, int dims, bint boxed, 
 
 cdef void _find_keys(const double *queries, uint64_t first, uint64_t end, int dims, bint boxed, const double *bounds,
                      uint64_t *words) noexcept nogil:
-    """Words of number and key for some of the queries."""
+    """Writes words of number and key for the queries from `first` to `end`."""
     cdef int width = 2 * dims if boxed else dims
     cdef int to_high = dims if boxed else 0
     cdef const double *query

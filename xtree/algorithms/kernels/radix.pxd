@@ -9,11 +9,11 @@ cdef enum:
     SMALL_DIGIT = 8                 # bits: its tables cost little, which counts below a few thousand words
     LARGE_DIGIT = 11
     SORT_COUNTS = 4096              # words of the tables of both digits
-    WORDS_AT_ONCE = 32768           # between two breaths at least
+    WORDS_AT_ONCE = 32768           # at least so many between two breaths
 
 
 cdef inline uint64_t blocks_of(uint64_t n) noexcept nogil:
-    """Of WORDS_AT_ONCE words each, the last one perhaps with fewer."""
+    """How many blocks of WORDS_AT_ONCE words hold n words; the last one may have fewer."""
     return (n + WORDS_AT_ONCE - 1) // WORDS_AT_ONCE
 
 
@@ -33,7 +33,7 @@ cdef inline void count_digits(const uint64_t *words, uint64_t n, int shift, int 
 
 
 cdef inline void counts_to_places(uint64_t *counts, int bits) noexcept nogil:
-    """How many words have each value of a digit becomes where the first of them goes."""
+    """Turns the number of words with each value of a digit into the place of the first of them."""
     cdef uint64_t i, n, start = 0
     for i in range(<uint64_t>1 << bits):
         n = counts[i]
@@ -43,7 +43,7 @@ cdef inline void counts_to_places(uint64_t *counts, int bits) noexcept nogil:
 
 cdef inline void move_by_digit(const uint64_t *source, uint64_t *target, uint64_t n, int shift, int bits,
                                uint64_t *places) noexcept nogil:
-    """Moves n words to the next places of their values of a digit."""
+    """Moves n words, each to the next place for its value of a digit."""
     cdef uint64_t values = <uint64_t>1 << bits
     cdef uint64_t i, digit
     for i in range(n):
@@ -69,7 +69,7 @@ cdef inline void sort_words(uint64_t *words, uint64_t *scratch, uint64_t n, int 
 
 cdef inline int sort_many_words(uint64_t *words, uint64_t *scratch, uint64_t n, int shift, int bits, uint64_t *counts,
                                 Breath *breath) except -1 nogil:
-    """sort_words of however many words, with breaths between. Raises what a breath does."""
+    """As sort_words, for any number of words, with breaths in between. Raises what a breath does."""
     cdef uint64_t *high = counts + (<uint64_t>1 << bits)
     cdef uint64_t block, start
     memset(counts, 0, 2 * sizeof(uint64_t) << bits)

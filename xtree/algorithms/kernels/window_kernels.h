@@ -10,15 +10,15 @@
  *     inside it     upper   upper      lower    lower
  *     around it     lower   lower      upper    upper
  *
- * An entry lies inside the window when the test holds with first and second exchanged, so a directory page that was
- * tested for "intersects" tells in the same pass which subtrees need no more tests.
+ * An entry lies inside the window when the test holds with first and second exchanged, so testing a
+ * directory page for "intersects" tells in the same pass which subtrees need no more tests.
  *
- * The axis `lead` is tested first and for all entries, the others only where it leaves something to do. Entries of a
- * packed page stand in the order of one axis, so that with that axis in the lead most of a page is done.
+ * The axis `lead` is tested first, for all entries; the others are tested only where an entry is left. Entries of a
+ * packed page are in the order of one axis; with that axis as the lead, most of a page needs no other test.
  *
  * Columns of one kind stand `stride` doubles apart, and a stride is a multiple of 8, so whole vectors may be loaded
- * behind `count`. Results are written compressed and in order; the vector forms write up to 8 words behind the last
- * result, for which the caller leaves room.
+ * past `count`. Results are written compressed and in order; the vector forms write up to 8 words past the last result,
+ * and the caller leaves room for them.
  */
 #ifndef XTREE_WINDOW_KERNELS_H
 #define XTREE_WINDOW_KERNELS_H
@@ -53,7 +53,8 @@ typedef int64_t (*xt_select)(const xt_test *t, int dims, int64_t count, const ui
 typedef void (*xt_divide)(const xt_test *t, int dims, int64_t count, const uint64_t *refs, uint64_t *crossing,
                           int64_t *crossing_count, uint64_t *inside, int64_t *inside_count);
 
-/* The entries from the first to behind the last that pass on the leading axis; begins at a multiple of 8. */
+/* Sets the range of entries from the first to past the last that pass on the leading axis; it begins at a multiple
+ * of 8. */
 typedef void (*xt_span)(const xt_test *t, int64_t count, int64_t *from, int64_t *to);
 
 XT_INLINE int xt_next_axis(int axis, int dims) { return axis + 1 == dims ? 0 : axis + 1; }
@@ -110,11 +111,11 @@ static void xt_divide_portable(const xt_test *t, int dims, int64_t count, const 
 
 #if XT_X86
 
-/* The entries that there are of the next 64, as bits. */
+/* A bit for each of the next 64 entries that exists, when `left` are left. */
 XT_INLINE uint64_t xt_lanes(int64_t left) { return left >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << left) - 1; }
 
-/* Both vector forms look at 64 entries at a time: at all of them on the leading axis, without branches, then at the
- * vectors that are left. */
+/* Both vector forms look at 64 entries at a time: at all of them on the leading axis, without branches, then on the
+ * other axes at the vectors that still have one. */
 
 /* ---- AVX-512: eight entries a vector, hits packed by the compress instruction in a register (to memory it is
  * microcoded on some processors) ---- */
