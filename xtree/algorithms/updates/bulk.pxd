@@ -1,11 +1,11 @@
 """Bulk load: a packed tree, cut top-down from all records and written page by page, in one thread or several.
 
-What several threads of one load share; each cuts and writes other records and pages than the others:
+What the threads of one load share; no two of them cut the same records or write the same pages:
 
     field                      written by                              read by             order
     what plan() makes          plan(), before there are other threads  all                 starting a thread
-    order, scratch             whose records these are                 the same thread     starting and joining threads
-    pages, entries of parents  whose children these are                who started it      joining threads
+    order, scratch             the thread that has these records       the same thread     starting and joining threads
+    pages, entries of parents  the thread that writes these children   its starter         joining threads
     done                       all                                     all                 atomic
     team                       breath.pxd
     reported                   the calling thread                      the calling thread  -
@@ -26,13 +26,13 @@ cdef struct Worker:                 # a thread
     bint calls                      # whether it is the calling thread, which reports
 
 
-cdef struct Cut:                    # of the records of some children of a page, and so of these
+cdef struct Cut:                    # how some children of a page, and their records, are cut apart
     Bucket *parent
     uint64_t eldest                 # the number of the parent's first child
     int level                       # of the children
     uint64_t first, last            # the children
     uint64_t parts
-    int axis                        # the next one of slabs
+    int axis                        # the next one to cut slabs along
     uint64_t history                # the axes cut so far below the parent
 
 

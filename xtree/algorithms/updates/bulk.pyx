@@ -1,4 +1,4 @@
-"""Bulk load: packed pages, all leaves at one depth, in place of one insert after the other.
+"""Bulk load: packed pages, all leaves at one depth, instead of one insert after the other.
 
 The number of pages of each level follows from the number of records; each level's entries are dealt out evenly, so
 no page is the odd one that is nearly empty. From the root down the records of a page are cut into those of its
@@ -6,13 +6,13 @@ children, and a page is written once its children are:
 
 - up to three dims by sort-tile-recursive (Leutenegger, Edgington, Lopez, ICDE 1997): slabs along one axis, each cut
   along the next, as many as make the tiles about square;
-- above by the median of the widest axis, again and again, as in a kd-tree.
+- with more by the median of the widest axis, again and again, as in a kd-tree.
 
-A directory entry's split history holds axes along which it has really been cut from all of its siblings: of slabs the
-first axis that was cut, of medians every axis on the way from the page to the child.
+A directory entry's split history holds axes along which it has really been cut from all of its siblings: for slabs
+the first axis that was cut, for medians every axis on the way from the page to the child.
 
 Several threads write the parts of a cut side by side. How many records each page gets and where it lies is known before
-the first is written, so that the tree is the same to the byte whatever their number.
+the first is written, so the tree is the same to the byte for any number of threads.
 """
 
 from cpython.buffer cimport PyBuffer_Release
@@ -37,10 +37,10 @@ from xtree.algorithms.kernels.parallel import together
 
 cdef enum:
     INDEX_BITS = 32                 # of a word of `order`
-    MOST_TILED_DIMS = 3             # above, medians
+    MOST_TILED_DIMS = 3             # with more, cuts are by medians
     SAMPLE = 256                    # records that tell how far a page's records spread
-    REPORTS = 100                   # calls of `progress` during one load, about
-    LEAST_SHARED = 20000            # records of a cut: of fewer, starting a thread takes longer than it saves
+    REPORTS = 100                   # about how many calls of `progress` one load makes
+    LEAST_SHARED = 20000            # records of a cut: with fewer, starting a thread takes longer than it saves
 
 cdef uint64_t INDEX_MASK = (<uint64_t>1 << INDEX_BITS) - 1
 
@@ -54,7 +54,7 @@ cdef inline uint64_t _pages_for(uint64_t entries, uint64_t most, double least) n
 
 
 cdef uint64_t first_invalid(const Geometry *g, Bucket *b) noexcept nogil:
-    """The first entry of a page whose box is none: not finite, or with a min above its max. `count` if all are."""
+    """The first entry of a page whose box is invalid: not finite, or a min above its max. `count` if all are valid."""
     cdef uint64_t count = b.count
     cdef uint64_t i, first = count
     cdef int axis
@@ -90,7 +90,7 @@ cdef class PackedBuild:
         release(self.places)
 
     cdef int plan(self) except -1:
-        """How many pages each level gets, which, and memory for the order of the records."""
+        """Sets how many pages each level gets, takes them, and allocates memory for the order of the records."""
         cdef double min_fill = self.state.g.min_fill
         cdef uint64_t leaf_most = max(<uint64_t>(self.state.leaf_fill * self.state.g.leaf_capacity), <uint64_t>1)
         cdef uint64_t i, block, start, all_pages
@@ -132,7 +132,7 @@ cdef class PackedBuild:
         return page * self.records // self.pages[0]
 
     cdef int take_pages(self, int level, uint64_t page, Breath *breath) except -1 nogil:
-        """A NodeID and a place for a page and for all below it, each before what is below it."""
+        """Takes a NodeID and a place for a page, then for all pages below it."""
         cdef uint64_t i = self.before[level] + page
         cdef uint64_t child
         self.places[i] = self.ws.take(KIND_DIRECTORY if level else KIND_LEAF, self.state.g.base_class, &self.nodes[i])
@@ -204,7 +204,7 @@ cdef class PackedBuild:
             for c in range(columns):
                 column[c * step + i] = read_once(record + c)
         i = first_invalid(&self.state.g, b)
-        if i < last - first:        # it was a box when the call began
+        if i < last - first:        # it was valid when the call began
             raise_changed(self.order[first + i] & INDEX_MASK)
         bounding_box(&self.state.g, b, box)
         fetch_add(&self.done, last - first)
@@ -212,7 +212,7 @@ cdef class PackedBuild:
         return self.report() if worker.calls else 0
 
     cdef int write_children(self, Cut c, Worker *worker, int threads) except -1 nogil:
-        """Cuts the records of some children of a page apart, writes these, enters them in their parent."""
+        """Cuts apart the records of some children of a page, writes these children, and enters them in the page."""
         cdef double box[2 * MAX_DIMS]
         cdef int along
         if c.last - c.first == 1:
@@ -243,9 +243,9 @@ cdef class PackedBuild:
         return 0
 
     cdef int write_in_threads(self, const Cut *c, Worker *worker, int threads) except -1:
-        """Writes the parts of a cut, some in this thread, the others in new ones, which may have more of their own.
+        """Writes the parts of a cut, some in this thread, the others in new ones, which may start more of their own.
 
-        Whatever happens, an interrupt too, it returns when all have ended: they write to pages of the transaction.
+        Whatever happens, an interrupt too, it returns only when all have ended: they write to pages of the transaction.
         """
         cdef int shares = <int>min(<uint64_t>threads, c.parts)
         cdef int i
@@ -264,7 +264,7 @@ cdef class PackedBuild:
         return 0
 
     cdef int pick_cut(self, Cut *c, Breath *breath) except -1 nogil:
-        """The axis to cut records along; sets into how many parts."""
+        """Returns the axis to cut records along; sets the number of parts."""
         cdef int dims = self.state.g.dims
         cdef double spreads[MAX_DIMS]
         cdef double children = <double>(c.last - c.first)
@@ -284,7 +284,7 @@ cdef class PackedBuild:
             slabs *= pow(spreads[c.axis] / spreads[a] if spreads[a] > 0.0 else children, 1.0 / (dims - c.axis))
         slabs = round(slabs)
         c.parts = c.last - c.first
-        if not slabs >= children:   # nor is NaN, of records that are being changed
+        if not slabs >= children:   # true for NaN, too, which comes of records that are being changed
             c.parts = <uint64_t>slabs if slabs > 1.0 else 1
         return c.axis
 
@@ -319,7 +319,7 @@ cdef class PackedBuild:
             spreads[a] = deviation
 
     cdef int cut(self, const Cut *c, int along, Worker *worker) except -1 nogil:
-        """Orders the records of some pages along an axis, so far that each part of the pages gets its own."""
+        """Sorts the records of some pages along an axis, just far enough that each part of the pages gets its own."""
         cdef uint64_t start = self.first_record(c.level, c.first)
         cdef uint64_t end = self.first_record(c.level, c.last)
         cdef int ties = self.sort_ties(start, end, along, 0, worker)
@@ -332,10 +332,10 @@ cdef class PackedBuild:
 
     cdef int settle(self, uint64_t position, uint64_t first, uint64_t last, int axis, int ties,
                     Worker *worker) except -1 nogil:
-        """Sorts finer around a cut, while records on both sides of it share a sort key, so that the cut is exact.
+        """Sorts again around a cut, while records on both sides of it share a sort key, so that the cut is exact.
 
-        A sort key has so many bits for the range at hand; where an outlier stretches the range, nearly all records
-        have the same.
+        A sort key has a limited number of bits for the range of the records; where an outlier stretches the range,
+        nearly all records have the same key.
         """
         cdef uint64_t key = self.order[position] >> INDEX_BITS
         cdef uint64_t start, end
@@ -357,9 +357,9 @@ cdef class PackedBuild:
     cdef int sort_ties(self, uint64_t first, uint64_t last, int axis, int ties, Worker *worker) except -2 nogil:
         """Sorts a range of records, which agree in the first `ties` keys, by the first key in which they differ.
 
-        Returns how many keys there are before that one, -1 if they agree in all. First comes the centre on the axis,
-        then those on the others, the extents, the id: so that leaves of boxes about one centre, and of equal ones,
-        differ in what removal goes by.
+        Returns how many keys come before that one, -1 if they agree in all. First comes the centre on the axis, then
+        those on the other axes, the extents, and the id. So leaves of boxes about one centre, and leaves of equal
+        boxes, still differ in what removal searches by.
         """
         cdef int dims = self.state.g.dims
         cdef int key
@@ -385,7 +385,7 @@ cdef class PackedBuild:
         return 1
 
     cdef int sort_by(self, uint64_t first, uint64_t last, int key, Worker *worker) except -1 nogil:
-        """Sorts a range of records by a key, to the precision of a sort key over the range. 0 when all have one."""
+        """Sorts a range of records by a key, to the precision of a sort key over the range. 0 when all agree."""
         cdef double *keys = <double *>(self.scratch + first)
         cdef uint64_t *order = self.order + first
         cdef uint64_t n = last - first
@@ -408,10 +408,10 @@ cdef class PackedBuild:
 
     cdef int take_keys(self, uint64_t first, uint64_t last, int key, double *keys, double *least, double *most,
                        Breath *breath) except -1 nogil:
-        """Keys of a range of records, centres on an axis, extents, or ids from the least on; and the keys' bounds.
+        """Sets keys of a range of records (centres on an axis, extents, or ids from the least on) and the keys' bounds.
 
-        Centres and extents are taken at a quarter of their size, so that no difference overflows; where that would cost
-        bits of tiny ones, lifted.
+        Centres and extents are taken at a quarter of their size, so that no difference overflows; tiny ones, which that
+        would cost bits, are lifted instead.
         """
         cdef int dims = self.state.g.dims
         cdef int axis = key % dims
@@ -457,7 +457,7 @@ cdef class PackedBuild:
         return 0
 
     cdef int are_tiny(self, uint64_t first, uint64_t last, int axis, Breath *breath) except -1 nogil:
-        """Whether no coordinate of a range of records on an axis is too large to be lifted."""
+        """Whether all coordinates of a range of records on an axis are small enough to be lifted."""
         cdef int dims = self.state.g.dims
         cdef const double *record
         cdef uint64_t i
@@ -480,7 +480,7 @@ cdef class PackedBuild:
 
 
 cdef class Share:
-    """Parts of a cut for a thread of their own; the cut stays where it is until they are written."""
+    """Parts of a cut for one thread to write; the cut stays in place until they are written."""
 
     cdef PackedBuild build
     cdef const Cut *cut
@@ -511,7 +511,7 @@ def load(WriteSet ws not None, TreeState state not None, ids, boxes, progress=No
 
     `ids` is int64 (n,), `boxes` float64 (n, 2 * dims), both C-contiguous, the boxes finite. `progress(done, total)` is
     called about a hundred times, in this thread; what it raises ends the load, as do OSError, MemoryError,
-    CapacityError and what a breath raises, and then `ws` is to be aborted. Only a load that succeeded changes the
+    CapacityError and what a breath raises; the caller must then abort `ws`. Only a load that succeeds changes the
     state.
     """
     cdef PackedBuild build = PackedBuild()
@@ -566,9 +566,9 @@ def clear(WriteSet ws not None, TreeState state not None) -> None:
 
 cdef int64_t _retire_pages(WriteSet ws, TreeState state, NodeID node, int level, uint64_t before,
                            Breath *breath) except -1 nogil:
-    """Retires a page after all below it; leaves needn't be read for that. Returns the pages retired, and `before`.
+    """Retires a page after all below it; leaves needn't be read for that. Returns `before` plus the pages retired.
 
-    A page is read to its end before it is retired, since one of this transaction is given back at once.
+    A page is read to its end before it is retired, since one that this transaction made is given back at once.
     """
     cdef uint64_t retired = before
     cdef Bucket *b

@@ -24,7 +24,7 @@ cdef class Inserter:
     cdef TreeState state
     cdef SubtreeChooser chooser
     cdef Splitter splitter
-    cdef Breath breath              # of whoever uses it, taken between two records
+    cdef Breath breath              # taken between two records, by the user of this object
     # The way down, an insertion's or a removal's.
     cdef NodeID path[MAX_LEVELS]    # by level, the page
     cdef int chosen[MAX_LEVELS]     # by level, the entry taken there
@@ -34,7 +34,7 @@ cdef class Inserter:
     cdef int insert(self, const double *box, uint64_t ref, uint64_t split_history, int level) except -1 nogil
     # Makes `node` the page of the path at a level, in its parent or as the root.
     cdef int repoint(self, int level, NodeID node) except -1 nogil
-    # Gives a supernode of the path, or a page to become one, another number of blocks.
+    # Changes the number of blocks of a supernode of the path, or of a page that becomes one.
     cdef int resize(self, Bucket *b, int blocks) except -1 nogil
 
     cdef int plant(self, const double *box, uint64_t ref) except -1 nogil

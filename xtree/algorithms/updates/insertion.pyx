@@ -2,9 +2,10 @@
 
 No forced reinsertion: under copy-on-write every entry reinserted would copy another path.
 
-Records that come in an order, sorted or along a way through space, split pages behind them that are never filled again,
-and stretch the boxes of those before them. A batch therefore goes in spread over its rows. One for a tree that is as
-large goes in along a Hilbert curve, so that one record's pages are in the cache for the next: they are there already.
+Records that come in an order, sorted or along a path through space, leave split pages that are never filled again, and
+stretch the boxes of the pages ahead of them. A batch is therefore inserted in an order that is spread over its rows. A
+batch for a tree at least as large is inserted along a Hilbert curve, so that one record's pages are in the cache for
+the next; such a tree has its pages already.
 """
 
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint16_t, uint64_t
@@ -25,12 +26,12 @@ from xtree.algorithms.tree_state cimport resolve_bucket
 from xtree.errors import CapacityError, CorruptionError
 
 cdef enum:
-    PAGE_WORK = 256                 # to copy a page on a path, or to find it written already
-    SPLIT_WORK = 64                 # an entry and axis
+    PAGE_WORK = 256                 # to copy a page on a path, or to find it writable already
+    SPLIT_WORK = 64                 # per entry and axis
     ROWS_BETWEEN_REPORTS = 1024     # of progress
     LEAST_SPREAD = 16               # rows
     SPREAD_ROWS = 65536             # at a time, so that they and their pages stay in the cache
-    LEAST_SORTED = 8192             # rows: fewer find little in the cache that another one left there
+    LEAST_SORTED = 8192             # rows: fewer find little in the cache that an earlier one left there
     MOST_SORTED_DIMS = 3            # the curve is one of two axes
 
 cdef double GOLDEN_SECTION = 0.6180339887498949
@@ -60,7 +61,7 @@ cdef class Inserter:
         return self.place(box, ref, split_history, level)
 
     cdef int plant(self, const double *box, uint64_t ref) except -1 nogil:
-        """The first record of an empty tree."""
+        """Inserts the first record of an empty tree."""
         cdef Bucket *leaf = self.new_page(0, 1)
         append_entry(&self.state.g, leaf, box, ref, 0)
         widen_ids(leaf, <int64_t>ref, <int64_t>ref)
@@ -180,7 +181,7 @@ cdef class Inserter:
 
     cdef int raise_root(self, const double *box, NodeID node, const double *other_box, NodeID other,
                         uint64_t split_history) except -1 nogil:
-        """Puts a new root over two pages. What has split all their entries counts as having split them."""
+        """Puts a new root over two pages. An axis that has split all their entries counts as having split them."""
         cdef const Geometry *g = &self.state.g
         cdef Bucket *root
         if self.state.levels == MAX_LEVELS:
@@ -195,7 +196,7 @@ cdef class Inserter:
         return 0
 
     cdef Bucket *new_page(self, int level, int count) except NULL nogil:
-        """An empty page with room for so many entries."""
+        """An empty page with room for `count` entries."""
         cdef const Geometry *g = &self.state.g
         cdef int blocks = blocks_for(g, count) if level > 0 else 1
         cdef NodeID node = 0
@@ -269,9 +270,10 @@ def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
            const double[:, ::1] boxes not None, progress=None) -> None:
     """Inserts records into the tree of a transaction: ids (n,) int64, boxes (n, 2 * dims) float64, finite.
 
-    In any order: that of their rows, or another one that is faster and no worse to query. Breathes between rows.
+    The order is that of the rows, or another that is faster and no worse for queries. Breathes between rows.
     `progress(done, total)` is called now and then, if there is one; what it raises ends the insertion. Raises
-    InvalidBoxError for a row that is changed meanwhile, into no box. After any exception the transaction must abort.
+    InvalidBoxError for a row that is changed meanwhile and isn't a valid box any more. After any exception the
+    transaction must abort.
     """
     cdef Inserter inserter
     cdef Py_ssize_t n = ids.shape[0]
@@ -303,8 +305,8 @@ def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
 cdef int spread_rows(uint64_t n, uint64_t **numbers, Breath *breath) except -1 nogil:
     """Sets the numbers of n rows, SPREAD_ROWS at a time, each far from those shortly before it.
 
-    They are multiples of a step near the golden section of their number, which leave no large gap at any time. The
-    memory is the caller's to release, after an error too. Raises MemoryError, and what a breath does.
+    They are multiples of a step near the golden section of their number, modulo that number, which leave no large gap
+    at any time. The caller must release the memory, after an error too. Raises MemoryError, and what a breath does.
     """
     cdef uint64_t *order = <uint64_t *>allocate(n * sizeof(uint64_t))
     cdef uint64_t start = 0
@@ -335,7 +337,7 @@ cdef uint64_t greatest_common_divisor(uint64_t a, uint64_t b) noexcept nogil:
 
 cdef int insert_rows(Inserter inserter, const int64_t *ids, const double *boxes, const uint64_t *order,
                      Py_ssize_t start, Py_ssize_t stop) except -1 nogil:
-    """Inserts the rows of a part of an order; NULL: as they stand."""
+    """Inserts the rows from `start` to `stop` of an order, or of the input if it is NULL."""
     cdef Py_ssize_t i, row
     cdef int dims = inserter.state.g.dims
     cdef double box[2 * MAX_DIMS]

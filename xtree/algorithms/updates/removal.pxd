@@ -21,7 +21,7 @@ cdef class Remover:
     cdef WriteSet ws
     cdef Store store
     cdef TreeState state
-    cdef Inserter inserter          # puts orphans back; the path to what is removed is its path
+    cdef Inserter inserter          # puts orphans back; its path is the one to what is removed
     cdef uint64_t *orphans          # entries of dissolved pages, ORPHAN_WORDS + 2 * dims words each
     cdef Py_ssize_t orphan_count, orphan_room
     cdef uint64_t visits            # pages looked at

@@ -25,7 +25,7 @@ cdef enum:
     ORPHAN_HISTORY = 2
     ORPHAN_WORDS = 3
 
-cdef double SHRINK_AT = 0.9         # a supernode shrinks when its entries fill this share of one block fewer
+cdef double SHRINK_AT = 0.9         # a supernode shrinks when its entries fill at most this share of one block fewer
 
 
 cdef class Remover:
@@ -57,7 +57,7 @@ cdef class Remover:
         return 1
 
     cdef int find(self, const double *box, uint64_t ref) except -1 nogil:
-        """Finds a record below entries that contain its box; the path leads to it."""
+        """Finds a record below entries that contain its box, and sets the path to it. Returns 0 if there is none."""
         cdef int top = self.state.levels - 1
         self.most_visits = self.visits + load_acquire(&self.store.table.high_water)
         self.inserter.path[top] = self.state.root
@@ -66,7 +66,7 @@ cdef class Remover:
     cdef int find_below(self, int level, const double *box, uint64_t ref) except -1 nogil:
         """Finds a record in the page of the path at a level, or below it.
 
-        First where it would be inserted now, which is where it is most of the time.
+        Looks first where it would be inserted now, which is where it is most of the time.
         """
         cdef const Geometry *g = &self.state.g
         cdef Bucket *b = resolve_bucket(self.store, self.state, self.inserter.path[level], level)
@@ -98,7 +98,7 @@ cdef class Remover:
 
     cdef int find_elsewhere(self, Bucket *b, int tried, const double *box, uint64_t ref,
                             const double *region) except -1 nogil:
-        """Finds a record below another entry than the one tried, the smallest first."""
+        """Finds a record below an entry other than the one tried; looks below the smallest first."""
         cdef int count = 0
         cdef int i
         cdef SortKey *others = self.inserter.chooser.order_containing(b, box, region, &count)
@@ -241,7 +241,7 @@ cdef bint touches_side(const double *box, const double *inner, int dims) noexcep
 
 
 cdef double least_entries(const Geometry *g, const Bucket *b) noexcept nogil:
-    """A page with fewer entries is dissolved. Directories may stem from an overlap-minimal split, of either share."""
+    """A page with fewer entries is dissolved. A directory may stem from either split, so the lesser share counts."""
     if b.kind == KIND_DIRECTORY:
         return min(g.min_fill, g.min_fanout) * g.block_capacity
     return g.min_fill * g.leaf_capacity
@@ -263,9 +263,10 @@ cdef int raise_miscounted(TreeState state) except -1 with gil:
 
 def delete(WriteSet ws not None, TreeState state not None, const int64_t[::1] ids not None,
            const double[:, ::1] boxes not None) -> int:
-    """Removes records from the tree of a transaction, one copy for each row of (ids, boxes); returns how many went.
+    """Removes records from the tree of a transaction, one copy for each row of (ids, boxes); returns how many.
 
-    ids is (n,) int64, boxes (n, 2 * dims) float64. A record goes if its id and its box are equal, 0.0 to -0.0 too.
+    ids is (n,) int64, boxes (n, 2 * dims) float64. A record is removed if its id and its box equal those of the row, by
+    value: 0.0 equals -0.0.
     Breathes between rows. After any exception the transaction must be aborted.
     """
     cdef Remover remover
@@ -288,7 +289,7 @@ cdef int remove_rows(Remover remover, TreeState state, const int64_t *ids, const
     cdef int dims = state.g.dims
     cdef double box[2 * MAX_DIMS]
     for i in range(n):
-        read_box(boxes + i * 2 * dims, dims, box)       # what is none is the box of no record
+        read_box(boxes + i * 2 * dims, dims, box)       # an invalid one is the box of no record
         if remover.remove(box, <uint64_t>ids[i]):
             state.records -= 1
             if (state.root == 0) != (state.records == 0):

@@ -35,7 +35,7 @@ cdef class Splitter:
     cdef double *units              # 2 * dims: the same in the unit space
     cdef uint64_t *refs
     cdef uint64_t *history
-    cdef double *work               # SWEEP_ARRAYS of `room`, by the size of the first group
+    cdef double *work               # SWEEP_ARRAYS arrays of `room`, indexed by the size of the first group
     cdef uint64_t *sort_words
     cdef SortKey *keys
     cdef SortKey *spare_keys
@@ -51,9 +51,9 @@ cdef class Splitter:
     # Takes the entries of a page, and one more at a position among them.
     cdef int gather(self, const Geometry *g, Bucket *b, int position, const double *box, uint64_t ref,
                     uint64_t split_history) except -1 nogil
-    # Puts the records of a leaf, where the plan cuts between equal boxes, in the order of their ids.
+    # Where the plan cuts between equal boxes of a leaf, puts their records in the order of their ids.
     cdef void order_ids(self, const Geometry *g) noexcept nogil
-    # Plans the split of what was gathered. Only a page that `may_stay` is told to stay whole.
+    # Plans the split of what was gathered; decides STAY_WHOLE only if `may_stay`.
     cdef Decision plan(self, const Geometry *g, bint may_stay) noexcept nogil
     # Writes the first or the second group of the plan as the only entries of a page of the gathered one's kind.
     cdef void write_group(self, const Geometry *g, int group, Bucket *target) noexcept nogil

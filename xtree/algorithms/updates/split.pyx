@@ -105,7 +105,7 @@ cdef class Splitter:
         return SPLIT_BY_POSITION if self.all_equal() else SPLIT_ON_AXIS
 
     cdef void plan_topological(self, double min_fill) noexcept nogil:
-        """Of the axis with the least sum of margins, the cut of least overlap, then of least volume."""
+        """Plans the cut of least overlap, then of least volume, on the axis with the least sum of margins."""
         cdef int axis, by_upper
         cdef int least = smaller_side(self.count, min_fill)
         cdef double margins, least_margins = INFINITY
@@ -132,7 +132,7 @@ cdef class Splitter:
                 self.order, self.axis_order = self.axis_order, self.order
 
     cdef bint plan_by_history(self, double min_fanout, double max_overlap) noexcept nogil:
-        """Of the balanced cuts along the axes on which every entry has been split before, the one of least overlap.
+        """Plans the balanced cut of least overlap along the axes on which every entry has been split before.
 
         Only balanced ones are compared: a single entry cut off shares next to no volume with the rest. A history is
         inherited, so an axis in it may have separated this page from others rather than its entries from each other;
@@ -162,7 +162,7 @@ cdef class Splitter:
         return True
 
     cdef bint plan_equal(self) noexcept nogil:
-        """Where half of the boxes are equal, or more: half of the entries, equal ones only, as the second group.
+        """Where at least half of the boxes are equal, plans half of the entries, equal ones only, as the second group.
 
         A query that needs one of these needs them all, so it reads no more than it would of a supernode, and an insert
         reads half. Leaves the plan alone when it returns False.
@@ -189,9 +189,10 @@ cdef class Splitter:
         return True
 
     cdef void order_ids(self, const Geometry *g) noexcept nogil:
-        """Of equal boxes around the cut the ids say which go where, so that either side has ids of its own.
+        """Divides equal boxes around the cut by their ids, so that each side gets a range of ids of its own.
 
-        If all are equal, and the newest id is the last or the first, more are expected there, and find room.
+        If all are equal, and the newest id is the last or the first, more are expected there, and the cut leaves them
+        room.
         """
         cdef int start = self.first
         cdef int end = self.first
@@ -226,9 +227,10 @@ cdef class Splitter:
         return common
 
     cdef void sort_along(self, int axis, bint by_upper) noexcept nogil:
-        """Puts the entries into `candidate`, by one bound on the axis, then by the other, then as they came.
+        """Sorts the entries into `candidate`, by one bound on the axis, then by the other, then as they came.
 
-        By upper bounds only right after the lower ones: their order is nearly that one, and so soon found.
+        A call by upper bounds must come right after the one by lower bounds: it starts from that order, which is nearly
+        the one wanted.
         """
         cdef int i, entry
         cdef const double *key = self.columns + (axis + (self.dims if by_upper else 0)) * self.room
@@ -325,7 +327,7 @@ cdef double most_of(const double *values, int n) noexcept nogil:
 
 
 cdef int smaller_side(int n, double share) noexcept nogil:
-    """The least number of entries that is `share` of n; at least 1, at most half."""
+    """The least number of entries that makes up `share` of n; at least 1, at most half."""
     cdef int least = <int>ceil(share * n)
     if least > n // 2:
         least = n // 2
@@ -353,7 +355,7 @@ cdef void run_bounds(const double *low, const double *high, const int *order, in
 
 
 cdef void accumulate(double *work, int room, int n, double weight) noexcept nogil:
-    """Takes one axis into margins and volumes of every cut."""
+    """Includes one axis in the margins and volumes of every cut."""
     cdef int k
     cdef const double *left_lower = work + LEFT_LOWER * room
     cdef const double *left_upper = work + LEFT_UPPER * room
@@ -415,7 +417,7 @@ cdef Cut least_shared_cut(const double *work, int room, int n, int least) noexce
 
 
 cdef Cut least_overlap_cut(const double *work, int room, int n, int least) noexcept nogil:
-    """Of the cuts that leave `least` entries on either side the one of least overlap, by the X-tree's measure."""
+    """The cut of least overlap, by the X-tree's measure, of those that leave `least` entries on either side."""
     cdef int k
     cdef Cut cut, best
     best = NO_CUT
@@ -430,11 +432,11 @@ cdef Cut least_overlap_cut(const double *work, int room, int n, int least) noexc
 
 def plan_split(const double[:, ::1] boxes not None, histories=None, *, bint may_stay=False, double max_overlap=0.2,
                double min_fanout=0.35, double min_fill=0.4) -> dict | None:
-    """How a page with these boxes, (n, 2 * dims) with n > 1, would be split; None if it would rather stay whole.
+    """How a page with these boxes, (n, 2 * dims) with n > 1, would be split; None if it would stay whole.
 
     The dict holds `axis`, `overlap` (of the two groups), `groups` (two arrays of rows) and `by_position` (whether no
-    axis tells them apart: all boxes are equal, or half of them, which are the second group). `histories` is (n,), the
-    axes on which each entry has been split as bits.
+    axis tells them apart: all boxes are equal, or half of them, which are the second group). `histories` is (n,): as
+    bits, the axes on which each entry has been split.
     """
     cdef Geometry g
     cdef Splitter splitter = Splitter()

@@ -17,7 +17,7 @@ cdef class SubtreeChooser:
     cdef UnitSpace space                # of the page whose entries are being compared
     cdef int room                   # entries there is space for
     cdef void *block                # one allocation for all that follows
-    cdef double *measures           # MEASURES arrays of `room`, one value an entry
+    cdef double *measures           # MEASURES arrays of `room`, one value per entry
     cdef uint64_t *entries          # 0, 1, 2 ...: what a kernel packs to name the entries that pass
     cdef uint64_t *hits             # the entries that passed
     cdef uint64_t probes            # children whose ids were looked at, for tests
@@ -33,7 +33,7 @@ cdef class SubtreeChooser:
     # All entries that contain a box, smallest first; sets how many. The memory is the caller's to release.
     cdef SortKey *order_containing(self, Bucket *b, const double *box, const double *region,
                                    int *count) except NULL nogil
-    # Where a new entry of a directory page belongs: among those of an equal box by its least id, or behind all.
+    # Where a new entry of a directory page belongs: among those of an equal box by its least id, else after all.
     cdef int place_of(self, Bucket *b, const double *box, int64_t least_id) except -1 nogil
 
     cdef int make_room(self, int count) except -1 nogil

@@ -1,11 +1,12 @@
 """Choose-subtree of the R*-tree (Beckmann et al., SIGMOD 1990, section 4.1), with flat boxes in mind.
 
-Above leaf parents: least enlargement of volume. At leaf parents: least enlargement of the overlap with the other
-entries, of the CANDIDATES that are enlarged least. Ties, common among boxes without volume, go to the least growth of
-margin, then to the least volume, then to the page with the fewest entries. An entry that contains the box is enlarged
-in no way, so a page is first searched for those. The smallest takes it, by volume, and of those without any by margin.
-Equal ones share their records out by id. So where a record was put can be told again when it is to be removed, most of
-the time.
+Above leaf parents the entry whose volume is enlarged least takes the box. At leaf parents it is, of the CANDIDATES that
+are enlarged least, the one whose overlap with the other entries is enlarged least. Ties, common among boxes without
+volume, go to the least growth of margin, then to the least volume, then to the page with the fewest entries.
+
+An entry that contains the box isn't enlarged at all, so a page is first searched for such entries. The smallest of them
+takes the box: the one of least volume, and among those without volume the one of least margin. Equal ones divide their
+records by id. So removal can tell, most of the time, where a record was put.
 """
 
 from libc.math cimport INFINITY
@@ -29,7 +30,7 @@ cdef enum:
     CANDIDATES = 32
     BATCH = 32                      # entries whose overlap is added up before it is looked at
     LEAST_ROOM = 128
-    DENSE = 8                       # of so many entries more than one is a hit: then all are measured at once
+    DENSE = 8                       # when more than one in so many entries is a hit, all are measured at once
     # Arrays of measures, taken in the unit space of the page.
     VOLUME = 0
     ENLARGEMENT = 1                 # of the volume
@@ -147,7 +148,7 @@ cdef class SubtreeChooser:
         return <int>self.hits[before - 1] + 1 if before > 0 else <int>self.hits[0]
 
     cdef int count_up_to(self, Bucket *b, int hit_count, int64_t id) except -1 nogil:
-        """How many of the hits lead to ids that begin at or before one, if the children stand in that order."""
+        """How many of the hits lead to ids that begin at or before `id`, if the children are in that order."""
         cdef int low = 0
         cdef int high = hit_count
         cdef int middle
@@ -161,7 +162,7 @@ cdef class SubtreeChooser:
         return low
 
     cdef void measure_hits(self, Bucket *b, int hit_count, const double *region) noexcept nogil:
-        """Volume of every hit, and margin of those that have none; of every entry where more than a few are hits."""
+        """Sets the volume of every hit, and the margin of those without; of all entries if more than a few are hits."""
         cdef const Geometry *g = &self.state.g
         cdef double *volume = self.measures + VOLUME * self.room
         cdef double *margin = self.measures + MARGIN * self.room
@@ -181,7 +182,7 @@ cdef class SubtreeChooser:
         """The entry whose overlap with the others grows least, of those enlarged least.
 
         The candidates come in the order of their costs, so the first whose overlap doesn't grow is the best. Those
-        looked at are marked by an infinite enlargement.
+        already tried are marked by an infinite enlargement.
         """
         cdef double growth
         cdef double least = INFINITY
@@ -219,7 +220,7 @@ cdef class SubtreeChooser:
     cdef double overlap_growth(self, Bucket *b, int entry, const double *box, double least) noexcept nogil:
         """How much more volume an entry shares with the others of its page when it takes the box in.
 
-        Given up, with some number from `least` on, as soon as it comes to that.
+        Stops as soon as the sum reaches `least`, and returns some number that is at least as great.
         """
         cdef const Geometry *g = &self.state.g
         cdef double own[2 * MAX_DIMS]
@@ -245,7 +246,7 @@ cdef class SubtreeChooser:
 
 cdef void set_test(WindowTest *test, const Geometry *g, Bucket *b, const double *most,
                    const double *least) noexcept nogil:
-    """Of the entries whose lower bounds are at most `most`, and whose upper bounds are at least `least`."""
+    """Sets a test for entries whose lower bounds are at most `most`, and whose upper bounds are at least `least`."""
     test.first = lower(g, b, 0)
     test.second = upper(g, b, 0)
     test.stride = stride(g, b)
@@ -371,7 +372,7 @@ cdef double growth_with(const UnitSpace *space, const double *columns, int step,
 
 cdef void share_axis(const UnitSpace *space, int axis, const double *low, const double *high, const uint64_t *entries,
                      int n, const double *box, double *shared) noexcept nogil:
-    """Takes one axis into the volumes that entries share with a box."""
+    """Includes one axis in the volumes that entries share with a box."""
     cdef int i
     cdef double shift = space.shift[axis]
     cdef double scale = space.scale[axis]
