@@ -1,7 +1,7 @@
-"""What a query costs, whatever the machine: pages read, blocks and entries tested, level by level.
+"""What a query costs on any machine: pages read, blocks and entries tested, level by level.
 
-The walk of `search` and the search for neighbours count their own pages. A page that a search for neighbours comes to
-twice counts once.
+The walk of `search` and the search for neighbours count their own pages. A page that a search for neighbours
+reads twice counts once.
 """
 
 from cpython.buffer cimport PyBuffer_Release
@@ -26,8 +26,8 @@ cdef enum:
 def of_windows(Store store not None, TreeState state not None, boxes, int predicate) -> dict:
     """What the window queries of `search` cost altogether; boxes and predicate are as there.
 
-    A dict of queries, results, pages, blocks, entries, and levels, leaves first, each a dict of level, pages, blocks,
-    entries. Raises CorruptionError, MemoryError.
+    Returns a dict of queries, results, pages, blocks, entries, and levels, leaves first, each a dict of level, pages,
+    blocks, entries. Raises CorruptionError, MemoryError.
     """
     cdef Py_buffer view
     cdef LevelAccesses levels[MAX_LEVELS]

@@ -20,7 +20,7 @@ from xtree.algorithms.tree_state cimport MAX_LEVELS, TreeState, resolve_bucket
 from xtree.errors import CorruptionError
 
 cdef enum:
-    ALL_PAIRS = 128                 # siblings whose overlaps are all measured; of more, so many for each
+    ALL_PAIRS = 128                 # siblings whose overlaps are all measured; if there are more, so many for each
     BLOCK_WORK = 1024               # to check a page of the smallest class
 
 
@@ -44,14 +44,14 @@ cdef struct LevelFigures:
 
 
 def check(Store store not None, TreeState state not None, ReachedPages reached=None) -> None:
-    """Verifies that a tree is a right X-tree, page by page. Raises CorruptionError at the first thing that isn't so.
+    """Verifies page by page that a tree is a valid X-tree. Raises CorruptionError at the first violation.
 
-    reached: pages of other trees of the epoch, to which its own are added.
+    reached: pages of other trees of the epoch, to which those of this tree are added.
 
     Every page is reached exactly once, has the level, kind, dims and size that its place asks for and its row's CRC,
     holds neither too many nor too few entries, all finite and in order; every entry's box is the exact bounding box of
-    its child, the tree's bounds that of the root; no id is outside what a page above it says; the leaves hold as many
-    records as the tree says.
+    its child, the tree's bounds are that of the root; no id is outside the bounds in a page above it; the leaves hold
+    as many records as the tree says.
     """
     cdef Census census
     if reached is None:
@@ -70,9 +70,9 @@ def check_page(Store store not None, TreeState state not None, NodeID node, int 
                bint siblings, tuple ids=None) -> int:
     """Verifies one page of a tree and nothing below it; returns how many entries it has.
 
-    level: that its place asks for. box: (2 * dims,) float64, what its parent's entry says, or the tree's bounds of a
-    root. siblings: whether the parent has other entries. ids: the parent's bounds of ids; None of a root. The caller is
-    in flight, and has pinned an epoch of the state. Raises CorruptionError, as `check` does.
+    level: the one that its place asks for. box: (2 * dims,) float64, from its parent's entry; for a root the tree's
+    bounds. siblings: whether the parent has other entries. ids: the parent's bounds of ids; None for a root. The caller
+    must be in flight, and must have pinned an epoch of the state. Raises CorruptionError, as `check` does.
     """
     cdef Bucket *b
     cdef int64_t least_id = INT64_MIN if ids is None else ids[0]
@@ -87,7 +87,7 @@ def check_page(Store store not None, TreeState state not None, NodeID node, int 
 
 cdef int _check_page(Census *census, ReachedPages reached, Store store, TreeState state, NodeID node, int level,
                      const double *box, bint siblings, int64_t least_id, int64_t most_id) except -1 nogil:
-    """Checks a page, whose parent says it has this box, and ids within these bounds, and all below it."""
+    """Checks a page and all below it. Its parent says that it has this box, and ids within these bounds."""
     cdef double child_box[2 * MAX_DIMS]
     cdef Bucket *b = resolve_bucket(store, state, node, level)
     cdef uint32_t i
@@ -114,7 +114,7 @@ cdef int _check_content(bint durable, Store store, TreeState state, NodeID node,
 
 
 cdef int _check_slot(bint durable, Store store, TreeState state, NodeID node, Bucket *b) except -1 nogil:
-    """The header against the row and the tree's page size."""
+    """Checks the header against the row and the tree's page size."""
     cdef Row *row = store.table.row(handle_of(node))
     cdef int row_state = state_of(load_acquire(&row.word))
     cdef uint64_t block_bytes = class_bytes(state.g.base_class)
@@ -133,7 +133,7 @@ cdef int _check_slot(bint durable, Store store, TreeState state, NodeID node, Bu
 
 
 cdef int _check_count(TreeState state, NodeID node, Bucket *b, bint siblings) except -1 nogil:
-    """Not more entries than the page may hold, not fewer than make removal dissolve it; the root has no least but 1."""
+    """Checks for not more entries than fit, nor so few that removal dissolves the page; the root has no least but 1."""
     cdef uint64_t most = entry_limit(&state.g, b)
     cdef bint is_root = b.level == state.levels - 1
     cdef double least = 1.0
@@ -149,7 +149,7 @@ cdef int _check_count(TreeState state, NodeID node, Bucket *b, bint siblings) ex
 
 
 cdef int _check_ids(TreeState state, NodeID node, Bucket *b, int64_t least_id, int64_t most_id) except -1 nogil:
-    """The page's bounds of ids lie within its parent's, and a leaf's ids within them."""
+    """Checks that the page's bounds of ids lie within its parent's, and a leaf's ids within them."""
     cdef const int64_t *ids = <const int64_t *>refs(&state.g, b)
     cdef uint32_t i
     if not least_id <= b.least_id <= b.most_id <= most_id:
@@ -162,7 +162,7 @@ cdef int _check_ids(TreeState state, NodeID node, Bucket *b, int64_t least_id, i
 
 
 cdef int _check_entries(TreeState state, NodeID node, Bucket *b, const double *box) except -1 nogil:
-    """Finite boxes in order, histories of axes there are, and a bounding box that is the parent's entry."""
+    """Checks for finite boxes in order, histories of axes that exist, and a bounding box that is the parent's entry."""
     cdef int dims = state.g.dims
     cdef uint64_t axes = <uint64_t>-1 >> (64 - dims)
     cdef double bounds[2 * MAX_DIMS]
@@ -212,10 +212,10 @@ cdef int _raise_wrong_box(NodeID node, int level, int axis, bint upper_end, doub
 def stats(Store store not None, TreeState state not None) -> dict:
     """What a tree is made of: records, height, nodes, supernodes, bytes, and levels, leaves first.
 
-    A level is a dict of level, nodes, entries, fill (entries of the room that its nodes have), supernodes, blocks (of
-    the tree's page size, of all nodes), page_fill and supernode_fill (of nodes that are no supernodes, and of those
-    that are; 0 where there are none), and overlap: the volumes that its nodes share with their siblings, pair by pair,
-    as a share of the parent's, on average. Raises CorruptionError.
+    A level is a dict of level, nodes, entries, fill (entries as a share of what its nodes may hold), supernodes, blocks
+    (of the tree's page size, in all nodes), page_fill and supernode_fill (fill of the nodes that aren't supernodes, and
+    of those that are; 0 where there are none), and overlap: the volumes that its nodes share with their siblings,
+    summed over all pairs, as a share of the parent's volume; the average over the parents. Raises CorruptionError.
     """
     cdef LevelFigures figures[MAX_LEVELS]
     cdef Breath breath
@@ -283,7 +283,7 @@ cdef int _measure_page(LevelFigures *figures, Store store, TreeState state, Node
 
 
 cdef double _shared_volume(TreeState state, Bucket *b) noexcept nogil:
-    """The sum of the volumes that two entries of a page share, as a share of the page's; of large pages a sample's."""
+    """The volumes that pairs of entries of a page share, summed, as a share of the page's; large pages are sampled."""
     cdef UnitSpace space
     cdef double region[2 * MAX_DIMS]
     cdef double box[2 * MAX_DIMS]

@@ -1,8 +1,8 @@
 """Spatial join: the pairs of records of two trees that fulfil a predicate, by synchronised descent.
 
 Brinkhoff, Kriegel, Seeger, "Efficient processing of spatial joins using R-trees", SIGMOD 1993: pairs of pages whose
-boxes meet are visited depth first. Of each page only the entries that reach into the region the two share are looked
-at; sorted along one axis, they are swept. Where one tree is higher, its pages are opened until the levels agree.
+boxes meet are visited depth first. Only those entries of each page are looked at that reach into the region the two
+share; they are sorted along one axis and swept. Where one tree is higher, its pages are opened until the levels agree.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -58,7 +58,7 @@ cdef class Joiner:
     cdef PagePair *pending
     cdef int64_t pending_count, pending_room
     cdef Reaching from_left, from_right
-    cdef uint64_t *numbers          # 0, 1, 2 ...: what the kernels take for refs, to give the entries back
+    cdef uint64_t *numbers          # 0, 1, 2 ...: given to the kernels as refs, so that they return entries
     cdef int64_t number_count
     cdef Arena left_ids, right_ids
     cdef Breath breath
@@ -172,8 +172,10 @@ cdef class Joiner:
         return 0
 
     cdef int sweep(self, Bucket *a, Bucket *b, int axis) except -1 nogil:
-        """Moves a line along an axis; what it meets of one page is held against what of the other begins before its
-        end."""
+        """Moves a line along an axis and finds the entries that meet on it.
+
+        An entry that the line reaches is compared with those of the other page that begin before its end.
+        """
         cdef const SortKey *left
         cdef const SortKey *right
         cdef int i = 0, j = 0, k
@@ -198,7 +200,7 @@ cdef class Joiner:
         return 0
 
     cdef inline int meet(self, Bucket *a, int left, Bucket *b, int right, int swept) except -1 nogil:
-        """Two entries that meet on the axis of the sweep: what comes of them, if they meet on the others too."""
+        """Takes two entries that meet on the axis of the sweep: pushes their pages or adds their ids, if they match."""
         cdef double left_box[2 * MAX_DIMS]
         cdef double right_box[2 * MAX_DIMS]
         cdef int axis

@@ -1,6 +1,6 @@
-"""Leaves that neighbouring queries share: what a group of them may reach is found in one descent.
+"""Leaves that neighbouring queries share: one descent finds those that a group of queries may reach.
 
-Each query then tests the boxes of those few leaves rather than the directory pages on its way to its own.
+Each query then tests the boxes of those few leaves rather than the directory pages above its own.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -26,7 +26,7 @@ cdef struct LeafGroup:
     NodeID nodes[MOST_LEAVES + SLACK]
     double *columns                 # their boxes: 2 * dims columns of MOST_LEAVES; NULL until there is a group
     double region[2 * MAX_DIMS]     # around the queries
-    NodeID reached[2 * (MOST_LEAVES + SLACK)]       # by the query asked for last
+    NodeID reached[2 * (MOST_LEAVES + SLACK)]       # by the query that leaves_of was last called for
     Walk walk                       # to the pages above the leaves
 
 
@@ -34,8 +34,8 @@ cdef struct LeafGroup:
 cdef void open_group(LeafGroup *group, Store store, TreeState state, Predicate predicate,
                      Breath *breath) noexcept nogil
 cdef void close_group(LeafGroup *group) noexcept nogil
-# Prepares the group of queries, [mins, maxs], that begins with the first-th of an order of m (NULL: they are in none);
-# returns behind its last. Raises CorruptionError, MemoryError, and what a breath does.
+# Prepares the group of queries, [mins, maxs], that begins with number `first` of an order of m (NULL: no order);
+# returns the number past its last. Raises CorruptionError, MemoryError, and what a breath does.
 cdef int64_t next_group(LeafGroup *group, Store store, TreeState state, const double *queries, const uint64_t *order,
                         int64_t first, int64_t m) except -1 nogil
 # Puts the leaves that a query of the group reaches into `reached`; returns how many. Those from `crossing` on lie

@@ -1,4 +1,4 @@
-"""Groups of neighbouring queries, as large as lets their leaves be few."""
+"""Groups of neighbouring queries, as large as possible while their leaves are few."""
 
 from cpython.buffer cimport PyBuffer_Release
 from libc.string cimport memcpy
@@ -17,9 +17,9 @@ cdef enum:
     FIRST_SIZE = 8                  # queries
     LEAST_SIZE = 2
     MOST_SIZE = 64
-    WORTH_A_QUERY = 8               # leaves: to find more costs what it saves
+    WORTH_A_QUERY = 8               # leaves: finding more per query costs what it saves
     ALONE = 128                     # queries that walk alone when even the smallest group reaches too many leaves
-    FEW_LEAVES = 12                 # the next group is larger
+    FEW_LEAVES = 12                 # with no more than these the next group is larger
 
 cdef uint64_t[MOST_LEAVES] _numbers
 for _number in range(MOST_LEAVES):
@@ -123,8 +123,11 @@ cdef int64_t leaves_of(LeafGroup *group, const double *query, int64_t *crossing)
 
 
 def limits() -> dict[str, int]:
-    """What bounds a group: its first, least and most queries, leaves in all and a query, how few let the next one grow,
-    and the queries that walk alone when not even the least group has few enough leaves."""
+    """The limits of groups.
+
+    These are the queries of the first, the smallest and the largest group; the leaves in all and per query; how few
+    leaves let the next group grow; and how many queries walk alone when even the smallest group has too many leaves.
+    """
     return {
         "first_size": FIRST_SIZE,
         "least_size": LEAST_SIZE,
@@ -139,7 +142,7 @@ def limits() -> dict[str, int]:
 def plan_groups(Store store not None, TreeState state not None, boxes) -> list[tuple[list[int], list[int] | None]]:
     """How a batch of windows, float64 (m, 2 * dims), falls into groups, in the order in which they are answered.
 
-    Of each the rows of its windows, and the NodeIDs of its leaves; None in place of these where each walks alone.
+    Each group has the rows of its windows, and the NodeIDs of its leaves or None where each window walks alone.
     Raises CorruptionError, MemoryError.
     """
     cdef Py_buffer view

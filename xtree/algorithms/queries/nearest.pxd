@@ -37,7 +37,7 @@ cdef struct Search:
     int64_t page_count, page_room
     double *distances               # of the entries of the page being read
     int64_t distance_room
-    int64_t entry_work              # what an entry of a page is
+    int64_t entry_work              # what one entry of a page counts for in a breath
     Breath *breath                  # borrowed
     uint64_t visits
     uint64_t most_visits
@@ -46,11 +46,11 @@ cdef struct Search:
     int64_t taken[MAX_LEVELS]       # and which of its entries was followed
 
 
-# (ids, distances) of a finite point, as `nearest` has them for each. Raises CorruptionError, MemoryError.
+# Returns (ids, distances) for a finite point, as `nearest` does for each of many. Raises CorruptionError, MemoryError.
 cdef tuple nearest_of_one(Store store, TreeState state, const double *point, int64_t k, double max_distance)
-# Answers points, float64 (m, dims), in an order (NULL: as they stand): ids and distances are appended to the arenas;
-# starts[i] is where the results of the i-th one answered start, starts[m] their end. Adds the pages read to `accesses`,
-# one for each level, unless it is NULL. Raises CorruptionError, MemoryError, and what a breath does.
+# Answers points, float64 (m, dims), in an order (NULL: as they stand): appends ids and distances to the arenas;
+# starts[i] is where the results of the i-th one answered start, starts[m] where all end. Adds the pages read to
+# `accesses`, one for each level, unless it is NULL. Raises CorruptionError, MemoryError, and what a breath does.
 cdef int search_points(Store store, TreeState state, const double *points, int64_t m, int64_t k, double max_distance,
                        const uint64_t *order, Arena ids, Arena found, int64_t *starts,
                        LevelAccesses *accesses, Breath *breath) except -1 nogil

@@ -2,7 +2,7 @@
 
 Pages wait in a heap by the distance of their boxes; the k nearest records so far in another. A page farther than the
 k-th record ends the search. Distances are Euclidean, from the point to the nearest place of the box; equal ones are
-told apart by id, so pages at the very distance of the k-th record are still read.
+ordered by id, so pages at exactly the distance of the k-th record are still read.
 
 The first descent goes straight to the nearest leaf and fills the heap of records, before any other page is put into
 the heap of pages: most of them are then known to be too far.
@@ -38,7 +38,7 @@ cdef extern from "Python.h":
 cdef enum:
     A_BREATH = 64                   # points of a batch between two looks at the mappings
     FIRST_PAGES = 40                # room in the heap
-    EMITTED_AT_ONCE = 256           # results of a point between two breaths at least
+    EMITTED_AT_ONCE = 256           # results of a point: at least so many between two breaths
     LANES = 8                       # minima that are taken side by side
     MOST_GROUPS = 64
     BYTES_A_RESULT = 32             # id and distance, in the order answered and in the order asked for
@@ -197,9 +197,9 @@ cdef int64_t _nearest_entry(Search *s, int64_t n) noexcept nogil:
 
 
 cdef void _lower_limit(Search *s, int64_t n) noexcept nogil:
-    """Lowers the limit to one that k of the n records just measured keep: the nearest of each of k groups.
+    """Lowers the limit to a distance within which k of the n records measured lie: the nearest of each of k groups.
 
-    So few of them go through the heap, in whatever order they stand.
+    So only a few of them go through the heap, whatever their order.
     """
     cdef double by_group[MOST_GROUPS]
     cdef double limit
@@ -220,7 +220,7 @@ cdef void _take_records(Search *s, TreeState state, Bucket *leaf) noexcept nogil
     if s.best_count == 0:
         _lower_limit(s, leaf.count)
     for i in range(<int64_t>leaf.count):
-        # Above the safe range a rough distance may be far too large, but not below the limit.
+        # A rough distance above the safe range may be far too large, but the true one is not below such a limit.
         if s.distances[i] > s.limit and s.limit <= SAFE_MOST:
             continue
         distance = _exact(s, state, leaf, i)
@@ -242,7 +242,7 @@ cdef int _take_children(Search *s, TreeState state, Bucket *b, int64_t taken) ex
 
 
 cdef int _first_descent(Search *s, Store store, TreeState state) except -1 nogil:
-    """From the root to the leaf that looks nearest, and from its records back up along the other children."""
+    """Descends to the leaf that looks nearest and takes its records, then on the way back up the other children."""
     cdef int level = s.levels - 1
     cdef NodeID node = state.root
     cdef Bucket *b
@@ -268,7 +268,7 @@ cdef int _first_descent(Search *s, Store store, TreeState state) except -1 nogil
 cdef int _search(Search *s, Store store, TreeState state, const double *points, int64_t row) except -1 nogil:
     """Fills `best` with the results of one of the points, as a heap.
 
-    Among distances that aren't numbers there is no nearest: the point is looked at once more, since its owner may be
+    Among distances that aren't numbers there is no nearest, so the point is checked once more: its owner may be
     changing it.
     """
     cdef Page page
@@ -329,7 +329,7 @@ cdef int _emit(Search *s, Arena ids, Arena found) except -1 nogil:
 
 
 cdef int64_t _heap_work(int64_t k) noexcept nogil:
-    """What it is to put a record into a heap of k, which few of a search do while k is small."""
+    """The work of putting a record into a heap of k: none while k is small, since then few records get there."""
     cdef int64_t work = 0
     while k > MOST_GROUPS:
         work += 4
@@ -389,7 +389,7 @@ def require_room(TreeState state not None, long long m, long long k, double max_
 
 
 cdef Py_ssize_t _bytes_of(int64_t m, int64_t k) except -1:
-    """What k ids for each of m points take. Raises MemoryError when no address space has that."""
+    """How many bytes k ids for each of m points take. Raises MemoryError when no address space has so many."""
     if <double>sizeof(int64_t) * m * k >= PY_SSIZE_T_MAX:
         raise MemoryError(f"no memory for {k} neighbours of {m} points")
     return m * k * sizeof(int64_t)

@@ -20,12 +20,12 @@ cdef struct FoundLeaf:
     int64_t end
 
 
-# Leaves on their way from the walk to the results, across the queries of a batch. Each stage asks the memory for what
-# the next one reads, and leaves it the time of a few other leaves to come.
+# Leaves on their way from the walk to the results, across the queries of a batch. Each stage prefetches what the
+# next one reads; it has the time of a few other leaves to arrive.
 cdef enum:
     PIPELINE = 16                   # places, at least TAKEN
-    ASKED = 3                       # leaves found since: its row is at hand, its page is asked for
-    LOOKED = 7                      # its leading axis is at hand, the rest of the entries that passed it is asked for
+    ASKED = 3                       # leaves found since: its row has arrived, its page is prefetched
+    LOOKED = 7                      # its leading axis has arrived, the rest of the entries that pass it is prefetched
     TAKEN = 11                      # its records go to the results
 
 

@@ -1,7 +1,7 @@
 """Window queries: ids of the records whose boxes intersect a query box, lie inside it or around it.
 
 Many small windows are answered along a Hilbert curve, which keeps the pages they share in the cache and lets neighbours
-share a descent, and handed back in the caller's order.
+share a descent. The results are returned in the caller's order.
 """
 
 from cpython.buffer cimport PyBuffer_Release
@@ -39,10 +39,10 @@ cdef extern from *:
     void prefetch "xt_prefetch"(const void *p) noexcept nogil
 
 cdef enum:
-    QUERIES_AHEAD = 64              # asked for before they are needed: the next group, however large
+    QUERIES_AHEAD = 64              # prefetched before they are needed: the next group, however large
     MOST_BYTES_AHEAD = 1024         # of a column of a leaf
-    MOST_ORDERED_HITS = 1000        # a query: above, putting the results in order costs more than it saves
-    MOST_EXPECTED = 1 << 25         # bytes of results: room asked for before the first is known
+    MOST_ORDERED_HITS = 1000        # per query: with more, putting the results in order costs more than it saves
+    MOST_EXPECTED = 1 << 25         # bytes of results: the most room made before the first is known
     SAMPLE = 64                     # queries that tell how large a batch's windows are
     A_BREATH = 64                   # queries of a batch, or leaves of a scan, between two looks at the mappings
 
@@ -58,7 +58,7 @@ cdef inline void _prefetch_range(const char *start, Py_ssize_t n) noexcept nogil
 
 
 cdef inline void _ask_for_leaf(Store store, TreeState state, FoundLeaf *leaf) noexcept nogil:
-    """Asks for the header and for what will be read first, wherever the row says the page is."""
+    """Prefetches the header and what will be read first, from where the row says the page is."""
     cdef Row *row = store.table.row(handle_of(leaf.node))
     cdef Py_ssize_t column_bytes = sizeof(double) * state.g.leaf_capacity
     cdef char *page = NULL
@@ -75,7 +75,7 @@ cdef inline void _ask_for_leaf(Store store, TreeState state, FoundLeaf *leaf) no
 
 
 cdef inline int _look_at_leaf(Store store, TreeState state, Predicate predicate, FoundLeaf *leaf) except -1 nogil:
-    """Finds out which records pass on the leading axis, and asks for the next one's bounds and the ids of those."""
+    """Finds the records that pass on the leading axis, and prefetches their bounds on the next axis and their ids."""
     cdef WindowTest test
     cdef Py_ssize_t n
     leaf.page = resolve_bucket(store, state, leaf.node, 0)
@@ -92,7 +92,7 @@ cdef inline int _look_at_leaf(Store store, TreeState state, Predicate predicate,
 
 cdef int _take_leaf(TreeState state, Predicate predicate, const FoundLeaf *leaf, bint keep, Arena found,
                     int64_t *counts) except -1 nogil:
-    """Adds the records of a leaf that qualify to its query's count and, with `keep`, their ids to those found."""
+    """Counts the records of a leaf that qualify for its query and, with `keep`, adds their ids to those found."""
     cdef WindowTest test
     cdef uint64_t *ids
     cdef const uint64_t *leaf_ids = refs(&state.g, leaf.page) + leaf.first
@@ -167,7 +167,7 @@ cdef int _answer(Store store, TreeState state, const double *queries, int64_t m,
 
 cdef int _drain_pipeline(Store store, TreeState state, Predicate predicate, FoundLeaf *pipeline, int64_t leaves,
                          bint keep, Arena found, int64_t *counts) except -1 nogil:
-    """Takes every leaf found so far; no pointer to a page is left."""
+    """Takes every leaf found so far, so that no pointer to a page is left."""
     cdef int64_t step
     for step in range(leaves + 1, leaves + TAKEN + 1):
         _move_pipeline(store, state, predicate, pipeline, step, leaves, keep, found, counts)
@@ -176,7 +176,7 @@ cdef int _drain_pipeline(Store store, TreeState state, Predicate predicate, Foun
 
 cdef inline int _move_pipeline(Store store, TreeState state, Predicate predicate, FoundLeaf *pipeline, int64_t step,
                                int64_t leaves, bint keep, Arena found, int64_t *counts) except -1 nogil:
-    """Does the step-th step with those of the leaves found so far that are due."""
+    """Does a step of the pipeline, with those of the leaves found so far that are due."""
     if step <= leaves:
         prefetch(store.table.row(handle_of(pipeline[(step - 1) % PIPELINE].node)))
     if 0 <= step - ASKED < leaves:
@@ -195,7 +195,7 @@ cdef int _require_predicate(int predicate) except -1:
 
 
 cdef double _expected_hits(TreeState state, const double *queries, int64_t m) noexcept nogil:
-    """The mean number of hits of a query, going by a sample's share of the tree's bounds on two axes."""
+    """An estimate of the mean number of hits of a query: from a sample's share of the tree's bounds on two axes."""
     cdef int dims = state.g.dims
     cdef int axis
     cdef int64_t i
@@ -210,7 +210,7 @@ cdef double _expected_hits(TreeState state, const double *queries, int64_t m) no
             if extent > 0:
                 share *= min(max((0.5 * q[dims + axis] - 0.5 * q[axis]) / extent, 0.0), 1.0)
         hits += share * state.records / n
-    return hits if hits > 0.0 else 0.0          # nor NaN, of windows that are being changed
+    return hits if hits > 0.0 else 0.0          # 0.0 for NaN, too, of windows that are being changed
 
 
 def query(Store store not None, TreeState state not None, boxes, int predicate, Team team=None):

@@ -25,7 +25,7 @@ cdef enum Predicate:                # of a record's box and the query box
 cdef struct Walk:
     int dims
     int levels
-    int bottom                      # level of the pages that are handed out
+    int bottom                      # level of the pages that the walk returns
     Predicate predicate
     const double *query             # [mins, maxs]; borrowed
     NodeID *stack
@@ -34,7 +34,7 @@ cdef struct Walk:
     int level                       # being looked at
     int64_t next[MAX_LEVELS]        # per level: the child to visit next
     int64_t inside[MAX_LEVELS]      # per level: the first child inside the window
-    int64_t end[MAX_LEVELS]         # per level: behind the last child
+    int64_t end[MAX_LEVELS]         # per level: past the last child
     uint64_t visits
     LevelAccesses *accesses         # borrowed; NULL: nobody counts the directory pages
     Breath *breath                  # borrowed
@@ -42,13 +42,13 @@ cdef struct Walk:
     uint64_t most_visits            # as many as there are handles: more means that a page is reached twice
 
 
-# Prepares walks over a tree to the pages of a level, which it has. `walk` has to stay where it is until close_walk.
+# Prepares walks over a tree to its pages of the level `bottom`. `walk` has to stay where it is until close_walk.
 cdef void open_walk(Walk *walk, Store store, TreeState state, Predicate predicate, int bottom,
                     Breath *breath) noexcept nogil
 cdef void close_walk(Walk *walk) noexcept nogil
 # Starts over, with a query box; NULL reaches every page.
 cdef void start_walk(Walk *walk, TreeState state, const double *query) noexcept nogil
-# Whether there is another page; then which, and whether all below it qualifies. The caller resolves it. Raises
+# Returns whether there is another page; sets which, and whether all below it qualifies. The caller resolves it. Raises
 # CorruptionError, MemoryError, and what a breath does.
 cdef int next_page(Walk *walk, Store store, TreeState state, NodeID *page, bint *inside) except -1 nogil
 # The test of a page's entries against a query: of records, or of directory entries that may lead to one.

@@ -57,7 +57,7 @@ cdef void window_test(TreeState state, Bucket *b, Predicate predicate, const dou
     test.first = lower(&state.g, b, 0)
     test.second = upper(&state.g, b, 0)
     test.most, test.least = maxs, mins
-    test.lead = 0 if b.level else state.g.dims - 1      # as bulk load leaves them, up to three dims
+    test.lead = 0 if b.level else state.g.dims - 1      # the order in which bulk load leaves entries, up to three dims
     if predicate == Predicate.AROUND:
         test.most, test.least = mins, maxs
     elif predicate == Predicate.INSIDE and b.level == 0:
