@@ -1,6 +1,6 @@
 """Column names: which columns of a table are the bounds of boxes, or the coordinates of points, and of which axis.
 
-Names count, not their order, and case doesn't: `minx`, `min_x`, `xmin`, `x_min`, `left`, `west` are all the least x.
+Names count; their order and their case don't: `minx`, `min_x`, `xmin`, `x_min`, `left`, `west` are all the least x.
 Longitude is x and latitude y. Axes may be numbered too: min0, max0, min1 …
 """
 
@@ -14,7 +14,7 @@ from xtree.errors import DimensionError
 __all__ = ["box_columns", "point_columns", "shown_names"]
 
 AXES = {"x": 0, "lon": 0, "lng": 0, "long": 0, "longitude": 0, "y": 1, "lat": 1, "latitude": 1, "z": 2}
-SIDES = {  # where all four of a line are there: (least or most, axis)
+SIDES = {  # (least or most, axis); they count where all four of a line are there
     "left": (0, "x"), "bottom": (0, "y"), "right": (1, "x"), "top": (1, "y"),
     "west": (0, "lon"), "south": (0, "lat"), "east": (1, "lon"), "north": (1, "lat"),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Columns: one column of a pandas, polars or Arrow table as numbers, with what is missing marked.
 
 Integers stay integers until they are known to have an exact value in float64: columns with missing values, which the
-libraries turn to floats themselves, are read without these.
+libraries themselves would turn into floats, are read without these values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def is_column(given: object) -> bool:
 
 
 def column_values(column: Any) -> tuple[NDArray[Any], Mask | None]:
-    """The values of a column, in its own type, zero where they are missing, and a mask of these; None: nothing is."""
+    """The values of a column, in its own type, zero where they are missing, and a mask of these; None if none is."""
     if is_a(column, "polars", "Series"):
         return _filled(column.drop_nulls().to_numpy(), column.is_null().to_numpy() if column.null_count() else None)
     if is_a(column, "pyarrow", "Array", "ChunkedArray"):

@@ -1,6 +1,6 @@
 """Conversion: boxes, points and ids as users pass them, turned once into the arrays that the tree works on.
 
-Boxes come out as float64, C-contiguous, exactly equal to what went in, or they don't come out: every function raises
+Boxes come out as float64, C-contiguous, exactly equal to what went in. Where they can't, every function raises
 TypeError, DimensionError, InvalidBoxError or OverflowError before anything else has happened. An array that has the
 right form already is passed on as it is, not copied.
 """
@@ -88,7 +88,7 @@ def width_of(given, bint points=False):
 
 
 cpdef bint is_plain(object given) except -1:
-    """Whether it is a numpy array of numbers, or a list or tuple that begins like one: there is no more to find out."""
+    """Whether it is a numpy array of numbers, or a list or tuple that begins like one, with no more to find out."""
     if type(given) is ndarray:
         return given.dtype.kind in "fiu"
     if type(given) is not list and type(given) is not tuple:
@@ -201,7 +201,7 @@ cdef object widened(const double *points, Py_ssize_t rows, int dims, bint one):
 
 
 cdef int require_valid(const double *boxes, Py_ssize_t rows, int dims, bint stored, bint one) except -1:
-    """Raises InvalidBoxError for the first box that isn't one."""
+    """Raises InvalidBoxError for the first box that isn't valid."""
     cdef Py_ssize_t row, count, start = 0
     cdef int axis
     cdef double least, most
@@ -296,7 +296,7 @@ def many_ids(given):
 
 
 cdef int64_t whole_number(object given, Py_ssize_t index) except? -1:
-    """An integer that int64 holds; a bool is none. A negative index stands for a single id."""
+    """An integer that int64 holds; a bool isn't one. A negative index stands for a single id."""
     cdef int overflow = 0
     cdef int64_t value
     if not PyLong_CheckExact(given):

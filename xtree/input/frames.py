@@ -1,7 +1,7 @@
 """Frames: pandas, polars and Arrow tables, and rows of them, as boxes or points, read by the names of their columns.
 
-What names say is in `column_names`. A table without such names goes by position, but only when it is exactly as wide as
-what is asked for, or when its columns have no names, only numbers. The index of a frame is never looked at.
+What names say is in `column_names`. A table without such names is read by position, but only when it is exactly as wide
+as what is asked for, or when its columns have no names, only numbers. The index of a frame is never looked at.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Frame(NamedTuple):
     """A table with named columns; `one`: a single row."""
 
     names: list[Any]
-    column: Callable[[int], NDArray[np.float64]]  # the numbers of one
+    column: Callable[[int], NDArray[np.float64]]  # the numbers of one column
     one: bool
 
 
 def frame_numbers(given: Any, dims: int | None, points: bool) -> tuple[Any, Any] | None:
-    """Boxes (n, 2*d) or points (n, d) of a table, (2*d,) or (d,) of one row, and which are missing; None: no table.
+    """Boxes (n, 2*d) or points (n, d) of a table, (2*d,) or (d,) of one row, and which are missing; None for no table.
 
-    dims: None when the table is to tell. points: boxes won't do. A row is missing when none of its values is there.
+    dims: None where the table decides. points: only points will do. A row is missing when none of its values is there.
     Raises DimensionError that names the columns, TypeError, InvalidBoxError.
     """
     frame = _frame(given)

@@ -1,4 +1,4 @@
-"""Geometries: what shapely and geopandas hold, by its bounds.
+"""Geometries: those of shapely and geopandas, read as their bounds.
 
 A geometry is one box; an array, list or GeoSeries of them, or a GeoDataFrame with its active geometry, is many. Only x
 and y count. `None` and empty geometries have no bounds.
@@ -22,8 +22,8 @@ Bounds = tuple[NDArray[np.float64], NDArray[np.bool_]]
 def geometry_bounds(given: Any, points: bool) -> Bounds | None:
     """Bounds (n, 4), or (4,) of one geometry, and which of them are missing, (n,) or (); None for other things.
 
-    points: only points will do, whose coordinates (n, 2), or (2,), are returned. Raises TypeError for an array that
-    holds other things beside geometries, DimensionError for another geometry than a point.
+    points: only points will do, and their coordinates (n, 2), or (2,), are returned. Raises TypeError for an array that
+    holds other things besides geometries, DimensionError for a geometry other than a point.
     """
     geometries = _geometries(given)
     if geometries is None:

@@ -1,6 +1,6 @@
-"""Libraries whose objects users pass, and which may not be installed: their types, where they have been imported.
+"""Libraries whose objects users pass, and which may not be installed: their types, once they have been imported.
 
-An object of a library that nobody has imported doesn't exist, so nothing is imported here.
+Nobody can pass an object of a library that hasn't been imported, so nothing is imported here.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ cdef extern from *:
     """
     const long long SAFE_INTEGER "XT_SAFE_INTEGER"      # every integer up to here is exact in float64
 
-# The array, float64 and C-contiguous.
+# The numbers of an array-like, float64 and C-contiguous.
 cdef object numbers_of(object given)
-# An array-like as an array. Raises `error` where a mask hides a value: it is none.
+# An array-like as an array. Raises `error` where a mask hides a value, since it has none there.
 cdef object array_of(object given, error)
-# What was given, and became this array, for a message.
+# A name, for a message, for what was given and became this array.
 cdef object called(array, given)
 # The array as an aligned, C-contiguous one of this dtype; itself when it is one.
 cdef object plain(array, dtype)

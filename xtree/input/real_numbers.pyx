@@ -1,7 +1,7 @@
 """Real numbers: any array-like of them as a float64 array of the same shape and the same values.
 
-Exactly equal to what went in, or a TypeError, DimensionError or InvalidBoxError. An array that has the right form
-already is passed on as it is, not copied.
+The values are exactly equal to what went in; where they can't be, TypeError, DimensionError or InvalidBoxError is
+raised. An array that has the right form already is passed on as it is, not copied.
 """
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -37,7 +37,7 @@ cdef object numbers_of(object given):
 
 
 cdef object array_of(object given, error):
-    """An array-like as an array. Raises `error` where a mask hides a value: it is none."""
+    """An array-like as an array. Raises `error` where a mask hides a value, since it has none there."""
     if type(given) is not ndarray and isinstance(given, ndarray) and np.ma.is_masked(given):
         place = tuple(int(i) for i in np.argwhere(np.ma.getmaskarray(given))[0])
         raise error(f"the value{place_in(place)} is masked")
@@ -52,7 +52,7 @@ cdef int require_real(array, given) except -1:
 
 
 cdef object called(array, given):
-    """What was given, and became this array, for a message."""
+    """A name, for a message, for what was given and became this array."""
     if array.ndim == 0 and not isinstance(given, ndarray):
         return f"a {type(given).__name__}"
     return "an array of objects" if array.dtype.kind == "O" else f"an array of {array.dtype}"
@@ -170,7 +170,7 @@ cdef tuple row_items(given, Py_ssize_t row):
 
 
 cdef bint read_number(object item, double *out, Py_ssize_t row, Py_ssize_t column) except -1:
-    """Reads one number; False when the item is a row of numbers instead. A negative row: it is in none."""
+    """Reads one number; False when the item is a row of numbers instead. `row` is negative if it is in no row."""
     return read_plain_number(item, out) or read_rare_number(item, out, row, column)
 
 

@@ -1,6 +1,6 @@
-"""Inputs: what users pass that is no array of numbers: tables, columns, geometries. They become one here.
+"""Inputs: the tables, columns and geometries that users pass, turned into arrays of numbers.
 
-`conversion` asks for it only where it has something else than lists of numbers or a numpy array of them before it.
+`conversion` calls this only for what isn't a list of numbers or a numpy array of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Mask = NDArray[np.bool_]
 
 
 def rows_given(given: Any, dims: int | None, points: bool = False) -> tuple[Any, Any]:
-    """Numbers, or what is to become them, and a mask of the rows that are missing or empty; None: nothing can be.
+    """Numbers, or what will become them, and a mask of the rows that are missing or empty; None where none can be.
 
     Raises DimensionError, TypeError, InvalidBoxError.
     """
@@ -54,7 +54,7 @@ def rows_to_store(given: Any, dims: int | None, points: bool = False) -> Any:
 
 
 def present(given: Any, dims: int | None, points: bool = False) -> tuple[Any, Mask | None]:
-    """The rows that are neither missing nor empty, and a mask of them; None: all are there.
+    """The rows that are neither missing nor empty, and a mask of them; None where all are there.
 
     In arrays of numbers a row is missing when it is all NaN, as shapely.bounds gives it.
     """
@@ -67,7 +67,7 @@ def present(given: Any, dims: int | None, points: bool = False) -> tuple[Any, Ma
 
 
 def ids_given(given: Any) -> Any:
-    """Ids, of a column too. Raises ValueError where one is missing."""
+    """Ids, also those in a column. Raises ValueError where one is missing."""
     if not is_column(given):
         return given
     values, missing = column_values(given)
