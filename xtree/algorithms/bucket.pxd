@@ -34,7 +34,7 @@ cdef struct Bucket:                 # the header; begins with PagePrefix
     uint16_t level                  # 0 for a leaf
     uint16_t dims
     uint32_t count                  # entries
-    uint16_t blocks                 # of the tree's base page size that this page may fill; more than one: a supernode
+    uint16_t blocks                 # of the base page size: how many this page may fill; more than one: a supernode
     uint16_t reserved_16
     uint32_t reserved_32
     int64_t least_id                # no record in the page or below it has a smaller id

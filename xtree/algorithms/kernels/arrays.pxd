@@ -8,7 +8,7 @@ from xtree.persistence.base.atomics cimport load_relaxed
 
 
 # Borrows the memory of a C-contiguous array until PyBuffer_Release; returns how many rows of `row_bytes` it holds.
-# Raises BufferError for one that isn't contiguous, ValueError for a size that is no number of rows.
+# Raises BufferError for one that is not contiguous, ValueError for a size that is not a multiple of `row_bytes`.
 cdef Py_ssize_t borrow(object array, Py_buffer *view, Py_ssize_t row_bytes) except -1
 # The first byte of an array just made here, which its owner keeps alive.
 cdef char *data_of(object array) except NULL
@@ -44,8 +44,8 @@ cdef class Arena:
     cdef char *data
     cdef Py_ssize_t used, room      # bytes
 
-    # Makes room for so many bytes behind those used; `data` may move. Raises MemoryError, also when the system hasn't
-    # so much memory left: it would give it, and end the process once it is used.
+    # Makes room for `more` bytes after those used; `data` may move. Raises MemoryError, also when the system has less
+    # memory left than that: it would grant the memory, and end the process once it is used.
     cdef int grow(self, Py_ssize_t more) except -1 nogil
     # Returns the bytes used as a new array; the arena must not be written to afterwards.
     cdef object to_array(self, object dtype)

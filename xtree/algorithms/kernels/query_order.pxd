@@ -49,16 +49,16 @@ cdef inline uint32_t spread_bits(uint32_t x) noexcept nogil:
 
 
 # Sets the numbers of m boxes (or points, when `boxed` is false) of `dims` axes, in curve order within `bounds`. The
-# memory is the caller's to release, after an error too. Raises MemoryError, and what a breath does.
+# caller must release the memory, after an error too. Raises MemoryError, and what a breath does.
 cdef int order_queries(const double *queries, uint64_t m, int dims, bint boxed, const double *bounds,
                        uint64_t **numbers, Breath *breath) except -1 nogil
 
-# The numbers of results of m queries become the places where each one's start, m + 1 of them.
+# Turns the numbers of results of m queries into m + 1 places: where the results of each start, and where all end.
 cdef void counts_to_starts(int64_t *counts, int64_t m) noexcept nogil
 
-# The way back. Query order[i] was answered as the i-th, its results are at starts[i] to starts[i + 1]: the offsets of
-# the results in the caller's order, m + 1 of them, and with these the results themselves, words of 8 bytes. Raises what
-# a breath does.
+# The way back to the order of the caller. Query order[i] was answered as the i-th, and its results are at starts[i] to
+# starts[i + 1]. restore_offsets sets the m + 1 offsets of the results in the order of the caller; with these,
+# restore_words copies the results themselves, words of 8 bytes. Both raise what a breath does.
 cdef int restore_offsets(const int64_t *starts, const uint64_t *order, int64_t m, int64_t *offsets,
                          Breath *breath) except -1 nogil
 cdef int restore_words(const uint64_t *found, const int64_t *starts, const uint64_t *order, int64_t m,

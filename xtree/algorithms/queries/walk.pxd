@@ -20,8 +20,8 @@ cdef enum Predicate:                # of a record's box and the query box
 
 
 # A descent in progress. The stack holds, for the level being looked at and each one above it, the children of one page
-# that are still to be visited; a level's children stand behind those of the level above. Of a level's children those
-# from `inside` on lie inside the window, so that nothing below them needs a test.
+# that are still to be visited; the children of a level come after those of the level above. Those of a level from
+# `inside` on lie inside the window, so that nothing below them needs a test.
 cdef struct Walk:
     int dims
     int levels

@@ -25,12 +25,12 @@ cdef class Inserter:
     cdef SubtreeChooser chooser
     cdef Splitter splitter
     cdef Breath breath              # taken between two records, by the user of this object
-    # The way down, an insertion's or a removal's.
+    # The way down, of an insertion or a removal.
     cdef NodeID path[MAX_LEVELS]    # by level, the page
     cdef int chosen[MAX_LEVELS]     # by level, the entry taken there
 
-    # Puts an entry into a page of a level: a record at level 0, a subtree above it. Bounds grow, the records' count
-    # doesn't: that is the caller's. After an error the tree is in no defined state, and its transaction must abort.
+    # Puts an entry into a page of a level: a record at level 0, a subtree above it. Bounds grow, but the caller counts
+    # the records. After an error the state of the tree is undefined, and its transaction must abort.
     cdef int insert(self, const double *box, uint64_t ref, uint64_t split_history, int level) except -1 nogil
     # Makes `node` the page of the path at a level, in its parent or as the root.
     cdef int repoint(self, int level, NodeID node) except -1 nogil
@@ -48,8 +48,8 @@ cdef class Inserter:
     cdef int bound_ids(self, Bucket *b) except -1 nogil
 
 
-# A page that the transaction may change: itself, or a copy under a new NodeID. Raises CorruptionError for a page whose
-# level, size or fill isn't of this tree, since splits and growth rely on them.
+# Returns a page that the transaction may change: the page itself, or a copy, whose NodeID it sets. Raises
+# CorruptionError for a page whose level, size or fill does not fit this tree, since splits and growth rely on them.
 cdef Bucket *make_writable(WriteSet ws, TreeState state, NodeID *node, int level) except NULL nogil
 # The least number of blocks of a directory page for so many entries.
 cdef int blocks_for(const Geometry *g, int count) noexcept nogil

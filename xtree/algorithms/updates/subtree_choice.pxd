@@ -27,8 +27,8 @@ cdef class SubtreeChooser:
     cdef int choose(self, Bucket *b, const double *box, int64_t id, const double *region) except -1 nogil
     # Fills `hits` with the entries that contain a box; returns how many.
     cdef int find_containing(self, Bucket *b, const double *box) except -1 nogil
-    # Of the first hits, each of which contains the box: the smallest. Of those as small, which are equal most of the
-    # time, the last whose ids begin at or before the record's.
+    # The smallest of the first `hit_count` hits, each of which contains the box. Where several are as small, and mostly
+    # equal, the last whose ids begin at or before `id`.
     cdef int choose_containing(self, Bucket *b, int hit_count, int64_t id, const double *region) except -1 nogil
     # All entries that contain a box, smallest first; sets how many. The memory is the caller's to release.
     cdef SortKey *order_containing(self, Bucket *b, const double *box, const double *region,
