@@ -50,7 +50,7 @@ cdef struct Geometry:               # what never changes in the life of a tree, 
     int capacity[2][SIZE_CLASSES]   # [is directory][size class]: the columns' stride
     double max_overlap              # a topological directory split that overlaps more is refused (0.2)
     double min_fanout               # the smaller side of an overlap-minimal split holds at least this share (0.35)
-    double min_fill                 # least share on a side of a topological split; a page below it is dissolved (0.4)
+    double min_fill                 # least share on a side of a topological split; a leaf below it is dissolved (0.4)
 
 
 # Number of entries in a page of `bytes` bytes, which is the stride of its columns: a multiple of 8.

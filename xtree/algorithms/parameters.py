@@ -20,7 +20,8 @@ class TreeParameters:
     - `max_overlap`: a topological split of a directory page that overlaps by more than this share is refused; 1.0
       refuses none, so that the tree is an R*-tree, without supernodes.
     - `min_fanout`: the least share of entries that the smaller side of an overlap-minimal split holds.
-    - `min_fill`: the least share that a split leaves on either side; a page below it is dissolved. At most 0.5.
+    - `min_fill`: the least share that a split leaves on either side; a leaf below it is dissolved, and a directory page
+      below it and `min_fanout`. At most 0.5.
     - `leaf_fill`: how full bulk load packs leaves, at least twice `min_fill`; the space left free takes the
       first inserts without a split. With 0.8 these are as fast as into a tree that grew, for a quarter more space.
     """

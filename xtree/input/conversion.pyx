@@ -80,7 +80,7 @@ def finite_points(given, int dims):
 
 
 def width_of(given, bint points=False):
-    """The array that `given` is, and its width: (converted, 2*dims). Raises DimensionError when it tells no width."""
+    """The array that `given` is, and the length of its last axis. Raises DimensionError when it tells no width."""
     boxes = numbers_of(given if is_plain(given) else rows_to_store(given, None, points))
     if boxes.ndim not in (1, 2) or boxes.shape[boxes.ndim - 1] == 0:
         raise DimensionError(f"boxes of shape {boxes.shape} don't tell their dimension; give dims=")

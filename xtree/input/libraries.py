@@ -12,7 +12,7 @@ __all__ = ["is_a", "loaded"]
 
 
 def loaded(library: str) -> Any:
-    """The module, None when nobody has imported it (or is in the middle of it)."""
+    """The module, perhaps in the middle of its import; None when nobody has imported it."""
     return sys.modules.get(library)
 
 

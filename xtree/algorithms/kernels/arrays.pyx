@@ -191,7 +191,7 @@ cdef int keep_arena(Arena arena) except -1:
 
 
 def forget_spares() -> None:
-    """Gives back the memory that is kept for the next calls; a few megabytes at most."""
+    """Gives back the memory that is kept for the next calls; 16 MiB at most."""
     _spares.clear()
 
 
