@@ -2,11 +2,11 @@
  *
  * Every field that one thread writes while another reads without a lock goes through these, so that the
  * memory order stands at the place of use. GCC and Clang have builtins; MSVC's Interlocked functions are full
- * barriers, which is stronger than asked for and therefore right. There are no fences apart from a word: the order stands
- * at each access, where ThreadSanitizer understands it too.
+ * barriers, which is stronger than asked for and therefore right. There are no stand-alone fences: each access names
+ * its order, which ThreadSanitizer understands too.
  *
- * A spin lock is such a word too: 0 open, 1 held. It is for a few dozen instructions that take no other lock; who waits
- * for it gives its time slice away now and then, in case the holder lost its processor.
+ * A spin lock is such a word too: 0 free, 1 held. It is for a few dozen instructions that take no other lock. A thread
+ * that waits for it gives up its time slice now and then, in case the holder lost its processor.
  */
 #ifndef XTREE_ATOMICS_H
 #define XTREE_ATOMICS_H

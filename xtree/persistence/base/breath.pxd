@@ -1,16 +1,17 @@
 """Breaths: the moments at which a long call without the GIL sees whether it is still wanted.
 
-A call counts its work, and takes a breath when it has done about a tenth of a millisecond's, or a hundred times as long
-where each page comes from the disk. Then a thread of a team sees whether
-that has been stopped, and the main thread, when more than LOOK_EVERY_NS have passed, takes the GIL and lets Python
-handle signals: while another thread runs Python code, that may take as long as the interpreter lets one run. What a
-handler raises ends the call, as an error of its own would; when it returns, the call goes on.
+A call counts its work, and takes a breath after about a tenth of a millisecond of it, or after a hundred times as long
+where each page comes from the disk. At a breath, a thread of a team checks whether the team has been stopped. The main
+thread, when more than LOOK_EVERY_NS have passed, takes the GIL and lets Python handle signals; while another thread
+runs Python code, it may wait for the GIL as long as the interpreter lets a thread run. What a handler raises ends the
+call, as an error of the call's own would; when the handler returns, the call goes on.
 
-A handler runs Python code, which may call anything, in the middle of whatever takes a breath. So nobody does while a
-page is half changed, or with a lock that others wait for. Pointers stay good: the call's flight protects them.
+A handler runs Python code, which may call anything, in the middle of whatever takes a breath. So nobody takes one while
+a page is half changed, or while holding a lock that others wait for. Pointers stay good: the flight of the call
+protects them.
 
     field                         written by               read by             order
-    Team.stopped                  any thread of the team   all threads of it   relaxed: nothing hangs on when it is seen
+    Team.stopped                  any thread of the team   all threads of it   relaxed: no matter when it is seen
     main_thread                   import, fork             any thread          relaxed
     watched, countdown, breaths   a test                   any thread          atomic
 """
@@ -27,8 +28,8 @@ cdef class Team:
 cdef struct Breath:                 # of one call, or of one thread of it
     int64_t left                    # work until the next one
     uint64_t looked_at_ns           # when it last looked for signals; 0 before the first breath
-    uint64_t *stopped               # of the team, which the caller keeps; NULL: it has none
-    bint is_main                    # it is in the thread that handles signals
+    uint64_t *stopped               # of the team, which the caller keeps alive; NULL: there is none
+    bint is_main                    # it is of the thread that handles signals
 
 
 # Prepares the breaths of a call in this thread. `team` may be None.
@@ -37,11 +38,11 @@ cdef void first_breath(Breath *breath, Team team) noexcept nogil
 cdef int look_up(Breath *breath) except -1 nogil
 
 
-# memcpy of any size, with breaths between. Raises what a breath does.
+# memcpy of any size, with breaths in between. Raises what a breath raises.
 cdef int copy_block(char *target, const char *source, size_t n, Breath *breath) except -1 nogil
 
 
 cdef inline int spend(Breath *breath, int64_t work) except -1 nogil:
-    """Counts work, above 0: comparisons of one number, or nanoseconds. Takes a breath when that is due."""
+    """Counts work, above 0, in comparisons of one number or in nanoseconds. Takes a breath when one is due."""
     breath.left -= work
     return look_up(breath) if breath.left < 0 else 0

@@ -16,12 +16,12 @@ cdef extern from "pythread.h" nogil:
 
 cdef enum:
     A_BREATH = 1 << 17              # work
-    COPIED_AT_ONCE = 1 << 18        # bytes: with memory touched for the first time, some 100 microseconds
-    LOOK_EVERY_NS = 30000000        # of the 200 ms within which an interrupt ends a call
+    COPIED_AT_ONCE = 1 << 18        # bytes: about 100 microseconds where memory is touched for the first time
+    LOOK_EVERY_NS = 30000000        # a part of the 200 ms within which an interrupt ends a call
 
 cdef uint64_t main_thread = 0
 cdef uint64_t watched = 0
-cdef uint64_t countdown = 0         # breaths of the main thread until one is interrupted; 0: none is to be
+cdef uint64_t countdown = 0         # breaths of the main thread until one is interrupted; 0: no interrupt is planned
 cdef uint64_t breaths = 0
 
 
@@ -35,13 +35,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class Stopped(Exception):
-    """Another thread of the team has failed, or was interrupted: what that raised is the error to tell."""
+    """Another thread of the team has failed, or was interrupted; the error to report is the one that it raised."""
 
 
 cdef class Team:
 
     def stop(self):
-        """Has every thread of the team raise Stopped at its next breath."""
+        """Makes every thread of the team raise Stopped at its next breath."""
         store_relaxed(&self.stopped, 1)
 
     @property
@@ -95,7 +95,7 @@ cdef int raise_stopped() except -1 with gil:
 
 
 cdef int interrupt_if_due(Breath *breath) except -1 nogil:
-    """For tests: counts breaths of the main thread, and has SIGINT arrive at the one that was asked for."""
+    """For tests: counts breaths of the main thread, and makes SIGINT arrive at the one that was asked for."""
     if not breath.is_main:
         return 0
     fetch_add(&breaths, 1)
@@ -107,16 +107,16 @@ cdef int interrupt_if_due(Breath *breath) except -1 nogil:
 
 
 def watch_breaths(bint on):
-    """Begin to count the breaths of the main thread, one for each piece of work however small, or end it."""
+    """Turns the counting of the main thread's breaths on or off. While it is on, each piece of work takes a breath."""
     store_relaxed(&countdown, 0)
     store_relaxed(&breaths, 0)
     store_relaxed(&watched, on)
 
 
 def interrupt_breath(uint64_t n):
-    """Have SIGINT arrive at the n-th breath of the main thread from now on; begins to watch. 0 cancels that.
+    """Makes SIGINT arrive at the n-th breath of the main thread from now on, and turns counting on. 0 cancels that.
 
-    Returns how many breaths the interrupt asked for before still had to wait for, 0 when it has come.
+    Returns how many breaths were left until the interrupt that was asked for before; 0 when it has come.
     """
     cdef uint64_t left = load_relaxed(&countdown)
     if n:
@@ -126,5 +126,5 @@ def interrupt_breath(uint64_t n):
 
 
 def breath_count():
-    """Breaths of the main thread since they are watched."""
+    """Breaths of the main thread since counting began."""
     return load_relaxed(&breaths)

@@ -1,4 +1,4 @@
-"""The clock: time as the coordinator measures it. A test may put one in its place that it moves by hand."""
+"""The clock: time as the coordinator measures it. A test may replace it by one that it moves by hand."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ class Clock:
     """The system's monotonic clock."""
 
     def now(self) -> float:
-        """Seconds that only grow."""
+        """The time in seconds, which never goes back."""
         return time.monotonic()
 
     def get(self, items: queue.SimpleQueue[Any], timeout: float | None) -> Any:
-        """The next item of a queue; None when `timeout` seconds pass before there is one. None waits for ever."""
+        """The next item of a queue, None when `timeout` seconds pass first. Without a timeout it waits for ever."""
         try:
             return items.get(timeout=timeout)
         except queue.Empty:
             return None
 
     def wait(self, condition: threading.Condition, timeout: float) -> bool:
-        """Wait for a condition, which the caller holds, at most `timeout` seconds; False when they have passed."""
+        """Waits for a condition, which the caller holds, at most `timeout` seconds. False when they have passed."""
         return condition.wait(timeout)

@@ -1,4 +1,4 @@
-"""StoreConfig: what may be chosen about a store, checked where it is made; and the checks of such fields."""
+"""StoreConfig: the settings of a store, checked when it is made; and the checks of such fields."""
 
 from __future__ import annotations
 
@@ -32,41 +32,43 @@ class StoreConfig:
 
     - `durability`: when a commit counts as done. "balanced": once its log frame is on the disk; "strict": once its
       pages, its frame and a superblock that names it are; "eventual": once the operating system has its frame.
-    - `sync_interval_ms`: with "eventual", how long a written frame waits at most for the sync of the log to begin.
-    - `group_window_ms`: the least time from one group of commits to the next, which then share a sync; a commit that
-      comes alone never waits with 0. Without effect with "eventual".
+    - `sync_interval_ms`: with "eventual", the longest time from the write of a frame until a sync of the log begins.
+    - `group_window_ms`: the least time from one group of commits to the next; the commits of a group share a sync. With
+      0, a commit that comes alone never waits. Has no effect with "eventual".
     - `data_file_first_bytes`: disk space reserved when a data file is made.
-    - `data_file_bytes`: the size from which a data file isn't grown any more, and a new one is made, but each has room
-      for a page; a multiple of 4 KiB, at most `window_bytes`, which it is with None. Longer files stay as they are.
+    - `data_file_bytes`: the size from which a data file isn't grown any more, and a new one is made; but each file has
+      room for a page. A multiple of 4 KiB, at most `window_bytes`; None stands for `window_bytes`. Longer files stay as
+      they are.
     - `mapping_budget`: how many data files stay mapped. A target: while long calls use more of them, more are mapped.
-    - `descriptor_budget`: how many data files stay open. A target too: one that waits for a sync stays open anyway.
+    - `descriptor_budget`: how many data files stay open. A target too: a file that waits for a sync stays open anyway.
     - `slow_reader_s`: the age, in seconds, from which stats() counts a snapshot, query or transaction as a slow reader.
     - `max_payload_in_wal`: a page above this size is written to its data file instead of the log, in bytes.
-    - `bulk_payload_limit`: a transaction with more bytes of new pages than this writes all of them there.
-    - `checkpoint_log_bytes`: so many bytes of log since the last checkpoint make another one due, unless the log grows
-      fast: at its pace it would reach `checkpoint_burst_log_bytes` before `checkpoint_interval_s` has passed. Then that
-      size makes it due (where it is the larger one), or `checkpoint_burst_epochs` commits.
-    - `checkpoint_interval_s`, `checkpoint_idle_s`: a checkpoint is due so long after the first commit that the last one
-      doesn't hold, and so long after the last commit.
-    - `checkpoint_min_interval_s`: the least time from one checkpoint to the next that nobody asked for.
-    - `wal_fill_bytes`, `wal_fill_limit_bytes`: how far a log is filled with zeros ahead of need: first the one, then
-      twice as much each time, up to the other.
-    - `wal_segment_bytes`: the most that a log made ahead is filled; each is twice as large as the one before, up to it.
+    - `bulk_payload_limit`: a transaction with more bytes of new pages than this writes all of them to data files.
+    - `checkpoint_log_bytes`: a checkpoint is due when the log has grown by so many bytes since the last one. But if the
+      log grows so fast that it would reach `checkpoint_burst_log_bytes` before `checkpoint_interval_s` has passed, the
+      checkpoint is due at that size (if it is the larger one), or after `checkpoint_burst_epochs` commits.
+    - `checkpoint_interval_s`, `checkpoint_idle_s`: a checkpoint is due `checkpoint_interval_s` after the first commit
+      that the last checkpoint doesn't hold, or `checkpoint_idle_s` after the latest commit.
+    - `checkpoint_min_interval_s`: the least time from a checkpoint to the next one that nobody asked for.
+    - `wal_fill_bytes`, `wal_fill_limit_bytes`: a log is filled with zeros ahead of need, first by `wal_fill_bytes`,
+      then by twice as much each time, up to `wal_fill_limit_bytes`.
+    - `wal_segment_bytes`: how far a log made ahead of need is filled at most; each is filled twice as far as the one
+      before, up to this size.
     - `wal_rotate_bytes`, `wal_rotate_age_s`: the size and the age at which a log is followed by the next one.
-    - `gc_on_checkpoint`, `gc_on_rotate`: whether logs that no checkpoint kept needs are deleted after a checkpoint, and
-      after a change of logs; one of them must be true.
-    - `gc_keep_logs`, `gc_min_age_s`: how many closed logs stay in any case, and how long each does. A clean close and a
-      full disk end that.
+    - `gc_on_checkpoint`, `gc_on_rotate`: whether logs that none of the kept checkpoints needs are deleted after a
+      checkpoint, and after a change of logs; one of the two must be true.
+    - `gc_keep_logs`, `gc_min_age_s`: how many closed logs stay in any case, and for how long each stays. A clean close
+      and a full disk override both.
     - `gc_lag_checkpoints`: how many checkpoints must follow the first one that makes a log unnecessary; at least
       `checkpoints_kept` - 1, which None stands for.
-    - `log_limit_bytes`, `backpressure_timeout_s`: with so many bytes of log that no checkpoint holds, transactions wait
-      for one before they begin, those without a timeout of their own so long.
+    - `log_limit_bytes`, `backpressure_timeout_s`: with `log_limit_bytes` of log that no checkpoint holds, transactions
+      wait for a checkpoint before they begin; those without a timeout of their own wait `backpressure_timeout_s`.
     - `epoch_stride`: by how many epochs the ceiling in the superblock is raised at a time.
     - `checkpoints_kept`: how many checkpoints stay, with the logs that follow the oldest of them; at least 1.
     - `shard_rows`: how many pages each part of the object table has, on average, before threads get one more part to
       spread over; there are up to 64.
-    - `reserve_bytes`: data files don't grow into so many last bytes of a disk, so that an index on a full disk can
-      still be deleted from and checkpointed.
+    - `reserve_bytes`: data files leave so many bytes of the disk free, so that pages of an index on a full disk can
+      still be deleted, and the index checkpointed.
     """
 
     STORED: ClassVar[tuple[str, ...]] = ("window_bytes",)
@@ -173,7 +175,7 @@ class StoreConfig:
 
 
 def check_whole(config: object, name: str, least: int, most: int, multiple: int = 1) -> None:
-    """Requires a whole number in a range of a field, and makes it an int. Raises TypeError, ValueError."""
+    """Requires a field to be a whole number in a range, and makes it an int. Raises TypeError, ValueError."""
     value = getattr(config, name)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
@@ -186,7 +188,7 @@ def check_whole(config: object, name: str, least: int, most: int, multiple: int 
 
 
 def check_number(config: object, name: str, least: float, most: float) -> None:
-    """Requires a finite number in a range of a field, and makes it a float. Raises TypeError, ValueError."""
+    """Requires a field to be a finite number in a range, and makes it a float. Raises TypeError, ValueError."""
     value = getattr(config, name)
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, not {value!r}")

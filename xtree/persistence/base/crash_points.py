@@ -48,7 +48,7 @@ CRASH_POINTS: tuple[str, ...] = (
     "commit.synced",
     "commit.superblock_synced",
     "commit.published",
-    # the sync behind eventual commits
+    # the sync that follows eventual commits
     "sync.before_sync",
     "sync.synced",
     "sync.superblock_written",
@@ -77,12 +77,12 @@ _hook: Callable[[str], None] | None = None
 
 
 def reach(name: str) -> None:
-    """Say that the point `name` is reached: the hook, if one is set, is called with the name and may raise or kill."""
+    """Says that the point `name` is reached: calls the hook, if one is set, with the name. It may raise or kill."""
     if _hook is not None:
         _hook(name)
 
 
 def set_hook(hook: Callable[[str], None] | None) -> None:
-    """Set the function that is called at every point; None removes it."""
+    """Sets the function that is called at every point; None removes it."""
     global _hook
     _hook = hook

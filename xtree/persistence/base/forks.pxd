@@ -1,4 +1,4 @@
-"""Forks: what a process inherits is told from what it has made itself.
+"""Forks: how a process distinguishes what it has inherited from what it has made itself.
 
     field    written by                          read by       order
     forks    the at-fork handler, in the child,  any thread    plain: there is one thread then

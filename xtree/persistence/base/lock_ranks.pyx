@@ -1,7 +1,7 @@
 """Lock ranks: what a thread may wait for, and what it is refused where it would wait for itself. docs: lock_ranks.pxd.
 
-All of it is compiled: no signal handler comes between taking a lock and noting its rank; and since nothing here
-allocates what the garbage collector knows, no finalizer does.
+All of it is compiled, so no signal handler runs between taking a lock and noting its rank; and since nothing here
+allocates objects that the garbage collector tracks, no finalizer does either.
 """
 
 import os
@@ -77,7 +77,7 @@ def rank_held():
 
 
 def _forked():
-    """In a forked child: what its thread held is its parent's."""
+    """In a forked child: what its thread held belongs to the parent."""
     resume(FREE)
 
 
@@ -87,7 +87,8 @@ if hasattr(os, "register_at_fork"):
 
 @cython.final
 cdef class RankedLock:
-    """A lock with a rank. Waited for in the order of ranks; out of order it is only tried, and refused when it's taken.
+    """A lock with a rank. Threads wait for it in the order of ranks; out of order it is only tried, and a call that
+    finds it taken is refused.
 
     reentrant: its owner may take it again, and what it guards allows for that.
     """
@@ -142,7 +143,7 @@ cdef class RankedLock:
         return 0
 
     def acquire(self, bint blocking=True, double timeout=-1.0):
-        """Takes it; returns whether it has. Raises TransactionError where waiting could be for ever."""
+        """Takes the lock; returns whether it did. Raises TransactionError where it could wait for ever."""
         return self.take(blocking, timeout)
 
     def release(self):
@@ -187,7 +188,7 @@ class Worker(threading.Thread):
         super().__init__(target=target, name=name, daemon=True)
 
     def _bootstrap(self):
-        # What `threading` itself does before run() allocates, and who starts a thread waits for that.
+        # `threading` itself allocates before run(), and the thread that starts this one waits for that.
         hold(IN_THREAD)
         super()._bootstrap()
 

@@ -12,5 +12,5 @@ cdef void release(void *block) noexcept nogil
 # `count` cache lines of 64 bytes, zeroed and aligned to 64 bytes; given back with release_lines.
 cdef void *allocate_lines(size_t count) noexcept nogil
 cdef void release_lines(void *lines) noexcept nogil
-# Says that all of a large block is going to be written. A hint, which makes that faster where the system knows it.
+# Says that all of a large block is going to be written. A hint, which makes that faster where the system supports it.
 cdef void prefault(void *start, size_t bytes) noexcept nogil

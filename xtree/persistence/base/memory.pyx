@@ -8,8 +8,8 @@ from xtree.persistence.base.atomics cimport fetch_add, load_relaxed, store_seq
 cdef extern from "prefault.h" nogil:
     void xt_prefault(void *start, size_t bytes) noexcept
 
-# Nothing is counted unless a test watches: otherwise threads that allocate would share a cache line that they write to.
-# Written by that test, and then by whichever thread allocates: with atomic adds, so that exactly one allocation fails.
+# Nothing is counted unless a test watches: otherwise all threads that allocate would write to one shared cache line.
+# The test writes these, and then every thread that allocates does, with atomic adds: so exactly one allocation fails.
 cdef uint64_t watched = 0
 cdef uint64_t countdown = 0     # allocations still allowed before one fails; 0 means no failure is planned
 cdef uint64_t allocations = 0
@@ -73,15 +73,15 @@ cdef void prefault(void *start, size_t bytes) noexcept nogil:
 
 
 def watch_allocations(bint on):
-    """Begin to count allocations, or end it. Cancels a planned failure."""
+    """Turns the counting of allocations on or off. Cancels a planned failure."""
     store_seq(&countdown, 0)
     store_seq(&watched, on)
 
 
 def fail_allocation(uint64_t n):
-    """Make the n-th allocation from now on return NULL, once; begins to watch. 0 cancels a planned failure.
+    """Makes the n-th allocation from now on return NULL, once, and turns counting on. 0 cancels a planned failure.
 
-    Returns how many allocations the failure planned before still had to wait for, 0 when it has happened.
+    Returns how many allocations were left until the failure that was planned before; 0 when it has happened.
     """
     cdef uint64_t left = load_relaxed(&countdown)
     if n:
@@ -91,10 +91,10 @@ def fail_allocation(uint64_t n):
 
 
 def allocation_count():
-    """Allocations asked for while they were watched."""
+    """Allocations asked for while they were counted."""
     return load_relaxed(&allocations)
 
 
 def live_allocations():
-    """Blocks allocated less blocks released, while that was watched: negative when older ones have been released."""
+    """Blocks allocated less blocks released while they were counted; negative when older ones have been released."""
     return <int64_t>load_relaxed(&live)

@@ -18,8 +18,8 @@ assert len(BOUNDS_S) == BUCKETS - 1
 cdef class Latency:
     """How long something took: number, sum, longest, and a histogram with fixed bounds.
 
-    Thread-safe: it is compiled, so that nothing comes between two steps of a method, and takes no lock, which a signal
-    handler that asks for the figures could meet.
+    Thread-safe: it is compiled, so that nothing runs between two steps of a method. It takes no lock, since a signal
+    handler that asks for the figures could find its own thread holding it.
     """
 
     cdef double seconds
@@ -27,7 +27,7 @@ cdef class Latency:
     cdef unsigned long long[BUCKETS] counts
 
     def observe(self, double seconds):
-        """Counts one more."""
+        """Counts one more that took so many seconds."""
         cdef int bucket = 0
         while bucket < BUCKETS - 1 and bounds[bucket] < seconds:
             bucket += 1
@@ -36,7 +36,7 @@ cdef class Latency:
         self.counts[bucket] += 1
 
     def as_dict(self):
-        """count, seconds, max_seconds, and buckets: how many took at most so many seconds, for each bound."""
+        """count, seconds, max_seconds, and buckets: for each bound, how many took at most so many seconds."""
         cdef unsigned long long[BUCKETS] counts = self.counts
         cdef unsigned long long so_far = 0
         cdef double seconds = self.seconds, longest = self.longest

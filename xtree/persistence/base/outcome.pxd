@@ -1,4 +1,4 @@
-"""Outcome: what another thread does for this one, and the wait until it is known.
+"""Outcome: the result of what another thread does for this one, and the wait until it is known.
 
 It is compiled so that no Python-level signal handler runs between its steps: a KeyboardInterrupt can only arrive inside
 the wait, where it is kept, and raised once the outcome is known.
@@ -14,10 +14,10 @@ cdef class Outcome:
     cdef object result
     cdef object error
 
-    # Another thread is going to finish it.
+    # Says that another thread is going to finish it.
     cdef int expect(self) except -1
 
 
-# Waits until an outcome is known; returns the result or raises the error, or an interrupt. on_interrupt: what makes the
-# work end soon, called in the middle of the wait.
+# Waits until an outcome is known; returns the result or raises the error, or an interrupt. on_interrupt: called in the
+# middle of the wait when an interrupt arrives, to make the work end soon.
 cpdef object outcome_of(Outcome outcome, object on_interrupt=*)

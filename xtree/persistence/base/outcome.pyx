@@ -1,4 +1,4 @@
-"""Outcome: what another thread does for this one, and the wait until it is known. docs: outcome.pxd."""
+"""Outcome: the result of what another thread does for this one, and the wait for it. docs: outcome.pxd."""
 
 import sys
 import threading
@@ -26,14 +26,14 @@ cdef class Outcome:
 
     @property
     def finished(self):
-        """Whether the outcome is known, of one that another thread finishes."""
+        """Whether another thread was to finish it, and has."""
         return self.done is not None and not self.done.locked()
 
 
 cdef object wait_for(object lock, object on_interrupt=None):
-    """Waits for a lock; returns the exception of a signal that arrived meanwhile, having called on_interrupt().
+    """Waits for a lock; returns the exception of a signal that arrived meanwhile, after calling on_interrupt().
 
-    A signal that came before the wait begins would be seen at its end only.
+    Signals are checked first: one that came before the wait would otherwise be seen only at its end.
     """
     interrupt = None
     while True:
@@ -48,16 +48,16 @@ cdef object wait_for(object lock, object on_interrupt=None):
 
 
 def uninterrupted(function, *arguments):
-    """function(*arguments), in a thread where no signal handler runs; an interrupt is raised once it has ended."""
+    """Calls function(*arguments) in a thread where no signal handler runs; raises an interrupt once that has ended."""
     if threading.current_thread() is not threading.main_thread():
         return function(*arguments)     # handlers run in the main thread only
     return outcome_of(in_new_thread(function, *arguments))
 
 
 def in_new_thread(function, *arguments):
-    """Has a new thread call function(*arguments), or calls it here if none can be started: an Outcome to wait for.
+    """Calls function(*arguments) in a new thread, or here if none can be started; returns an Outcome to wait for.
 
-    None can when the interpreter is at its end, where a new thread would never get to run.
+    None is started when the interpreter is about to end, where a new thread would never get to run.
     """
     outcome = Outcome()
     outcome.expect()

@@ -1,4 +1,4 @@
-/* Asks the system for the memory behind a range at once, where it can: a fault for each page costs twice as much. */
+/* Asks the system for all the memory of a range at once, where it can: a fault for each page costs twice as much. */
 #ifndef XTREE_PREFAULT_H
 #define XTREE_PREFAULT_H
 

@@ -1,4 +1,4 @@
-"""Progress: how long work tells its caller how far it is."""
+"""Progress: how a long operation tells its caller how far it is."""
 
 from __future__ import annotations
 

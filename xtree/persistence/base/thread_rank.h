@@ -1,4 +1,4 @@
-/* A number of the calling thread's own: how far in the order of locks it stands (lock_ranks.pyx). */
+/* A number for each thread: the highest rank of what it holds (lock_ranks.pyx). */
 #ifndef XTREE_THREAD_RANK_H
 #define XTREE_THREAD_RANK_H
 

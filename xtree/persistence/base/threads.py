@@ -1,4 +1,4 @@
-"""Threads: how the library starts its own, where the system may have none to give."""
+"""Threads: how the library starts its own, and the error when the system has none to give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xtree.persistence.base.lock_ranks import Worker
 
 
 def start_worker(target: Callable[[], Any], name: str) -> Worker:
-    """A daemon thread that runs target(). Raises OSError (EAGAIN) when the system has none to give."""
+    """Starts a daemon thread that runs target(). Raises OSError (EAGAIN) when the system has none to give."""
     worker = Worker(target, name)
     try:
         worker.start()
@@ -22,7 +22,7 @@ def start_worker(target: Callable[[], Any], name: str) -> Worker:
 
 
 def start_detached(name: str, function: Callable[..., Any], *arguments: Any) -> None:
-    """Has a thread call function(*arguments) that nobody waits for to begin. Raises OSError as `start_worker` does."""
+    """Calls function(*arguments) in a new thread that it doesn't wait for. Raises OSError as `start_worker` does."""
     try:
         start_new_thread(function, arguments)
     except RuntimeError as error:
@@ -30,5 +30,5 @@ def start_detached(name: str, function: Callable[..., Any], *arguments: Any) -> 
 
 
 def _none_to_be_had(name: str) -> OSError:
-    """A limit of the process or its user is reached, or the interpreter is about to end."""
+    """The error when a limit of the process or its user is reached, or the interpreter is about to end."""
     return OSError(errno.EAGAIN, f"{os.strerror(errno.EAGAIN)}: no thread can be started for {name}")
