@@ -2,7 +2,7 @@
  *
  * Where the processor has the instruction, three independent streams hide its latency; the streams' sums are
  * joined by tables that advance a CRC over a fixed number of zero bytes. LONG is chosen so that three streams
- * and little more make up the smallest page. Elsewhere, slicing by 8.
+ * and little more make up the smallest page. Elsewhere the kernel slices by 8.
  *
  * crc32c_setup() picks the kernel, once, at import: asking the processor costs microseconds in a virtual machine.
  */
@@ -68,7 +68,7 @@ static inline uint64_t crc32c_load8(const unsigned char *p) {
     return word;
 }
 
-/* The kernels work on the raw register; the complements at both ends are crc32c_update's. */
+/* The kernels work on the raw register; crc32c_update takes the complements at both ends. */
 static uint32_t crc32c_sliced(uint32_t crc, const unsigned char *data, size_t n) {
     for (; n >= 8; data += 8, n -= 8) {
         uint64_t word = crc32c_load8(data) ^ crc;

@@ -1,4 +1,4 @@
-"""Which window holds which data file, while rows and deltas that name files are turned into addresses."""
+"""Which window holds which data file: turns the file numbers in rows and deltas into addresses."""
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
@@ -21,12 +21,12 @@ cdef class FilePlaces:
     cdef FilePlace *places          # by rising file number
     cdef Py_ssize_t count
     cdef Py_ssize_t last            # the one found last: most rows name the file of the row before
-    cdef uint64_t window_bytes      # no slot ends behind this offset
+    cdef uint64_t window_bytes      # no slot ends after this offset
     cdef readonly uint64_t slots    # that fit into all files at their largest
 
     cdef inline const char *locate(self, uint32_t file_number, uint64_t size_class, uint64_t offset,
                                    uint64_t *address) noexcept nogil:
-        """The address of a slot; what is wrong with it, or NULL when nothing is. For one thread."""
+        """Fills the address of a slot; returns what is wrong with the slot, NULL when nothing is. For one thread."""
         cdef uint64_t size
         if self.last >= self.count or self.places[self.last].file_number != file_number:
             self.last = self.find(file_number)
@@ -42,5 +42,5 @@ cdef class FilePlaces:
         address[0] = make_address(self.places[self.last].window, offset)
         return NULL
 
-    # The place of a file, `count` when there is none.
+    # The index of a file in `places`, `count` when it has none.
     cdef Py_ssize_t find(self, uint32_t file_number) noexcept nogil

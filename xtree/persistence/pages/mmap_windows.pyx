@@ -1,8 +1,8 @@
 """Windows: large mappings of data files, or of anonymous memory, behind small logical ids. docs: mmap_windows.pxd.
 
 A file's window maps what the file has, and some of what it may grow into; only bytes below the file's end may be
-touched. A file is mapped at the first use of its window, so that opening an index with many files maps none, and again
-when it has outgrown its mapping. The descriptor is needed for these moments only.
+touched. A file is mapped at the first use of its window, so that opening an index with many files maps none; it is
+mapped again when it has outgrown its mapping. The descriptor is needed for these moments only.
 """
 
 import heapq
@@ -55,9 +55,9 @@ DEFAULT_BUDGET = 64
 cdef enum:
     LEAST_ROOM = 8                  # windows in the first tables
     LINE_BYTES = 64
-    WINDOWS_A_LINE = 8              # bases in the place of one entry
-    LEAST_LENGTH = 1 << 20          # mapped of a file that may grow
-    LEAST_MAPPED = 1 << 16          # windows of memory that are smaller are blocks of the heap
+    WINDOWS_A_LINE = 8              # bases that take the place of one entry
+    LEAST_LENGTH = 1 << 20          # how much is mapped of a file that may grow
+    LEAST_MAPPED = 1 << 16          # smaller windows of memory are blocks of the heap
 
 assert sizeof(Window) == WINDOWS_A_LINE * sizeof(uint64_t)
 
@@ -82,8 +82,8 @@ cdef int _check_window(Windows windows, uint32_t window) except -1:
     return 0
 
 
-# Makes room in the tables for one more window. They are copied while nobody can change them, and then replaced:
-# outgrown ones stay for whoever is reading them, each in a word before the one that has replaced it.
+# Makes room in the tables for one more window. They are copied while nobody can change them, and then replaced.
+# Outgrown tables stay for whoever is reading them; the address of each is in a word before the table that replaced it.
 cdef int _make_room(Windows windows) except -1:
     cdef uint32_t room = max(2 * windows.room, <uint32_t>LEAST_ROOM)
     cdef Window *table
@@ -120,7 +120,7 @@ cdef object _append(Windows windows, object file, uint64_t bytes, uint64_t end, 
     return window
 
 
-# Whether a window of memory is a block of the heap: small trees would take as many mappings as there are.
+# Whether a window of memory is a block of the heap: many small trees would use up the mappings that a process may have.
 cdef inline bint _is_block(const Window *at) noexcept nogil:
     return at.touched == ANONYMOUS and at.bytes < LEAST_MAPPED
 
@@ -234,20 +234,20 @@ cdef class Windows:
             table = before
 
     def set_budget(self, uint32_t budget):
-        """How many files may be mapped before the recycler is asked to unmap some."""
+        """Sets how many files may be mapped before the recycler is asked to unmap some."""
         self.budget = budget
 
     def set_recycler(self, recycler):
-        """What to tell of too many mappings: an object with wake() and stop(), neither of which maps anything."""
+        """Sets what is told of too many mappings: an object with wake() and stop(), neither of which maps anything."""
         self.recycler = recycler
 
     def add_file(self, file, uint64_t bytes, end=None):
-        """A window of up to `bytes` bytes over a file that goes to `end` (None: to the window's); returns its id.
+        """Adds a window of up to `bytes` bytes over a file that goes to `end` (None: to the window's); returns its id.
 
-        Maps nothing yet. As the file grows, `grow` is told.
+        Maps nothing yet. `grow` is called when the file grows.
 
-        Of the file `opened()` is used, a context manager that gives an object with fileno(), and `keep()`, which
-        is called before the first write through a mapping, and again before the first one after `expect_writes`.
+        The file has `opened()`, a context manager that gives an object with fileno(), and `keep()`, which is called
+        before the first write through a mapping, and again before the first one after `expect_writes`.
         """
         cdef uint64_t file_end = bytes if end is None else end
         _check_new(self, bytes)
@@ -259,7 +259,7 @@ cdef class Windows:
         return _append(self, file, bytes, file_end, NULL)
 
     def add_anonymous(self, uint64_t bytes):
-        """A window of zeroed memory, mapped at once; returns its id. Memory is used as pages are touched.
+        """Adds a window of zeroed memory, mapped at once; returns its id. Memory is used as pages are touched.
 
         A small one is a block of the heap, aligned to cache lines.
         """
@@ -278,9 +278,9 @@ cdef class Windows:
         return _append(self, None, bytes, bytes, base)
 
     def grow(self, uint32_t window, uint64_t end):
-        """A window's file goes to `end` now: from here on pages may be there.
+        """Says that a window's file goes to `end` now: from here on pages may lie up to there.
 
-        If that is beyond what is mapped, a larger mapping takes its place; the recycler unmaps the other. Raises
+        If that is beyond what is mapped, a larger mapping replaces the old one, which the recycler unmaps. Raises
         OSError, with everything as it was, and what opening the file raises.
         """
         _check_window(self, window)
@@ -294,7 +294,7 @@ cdef class Windows:
         if self.recycler is not None:
             self.recycler.wake()
 
-    # Mapping, and the sampling of use: whoever meets a hidden base shows it again.
+    # Mapping, and the sampling of use: a call that meets a hidden base shows it again.
 
     cdef char *map_window(self, uint32_t window) except NULL:
         cdef char *base
@@ -312,7 +312,7 @@ cdef class Windows:
         return base
 
     def map(self, uint32_t window):
-        """Map a window now rather than at its first use, or show it again. Mapping it twice is fine."""
+        """Maps a window now rather than at its first use, or shows it again. Mapping it twice is fine."""
         self.map_window(window)
 
     cdef int announce(self, uint32_t window) except -1:
@@ -326,7 +326,7 @@ cdef class Windows:
         return 0
 
     def expect_writes(self, uint32_t window):
-        """Have the next write to a window told to its file; called as a sync of the file begins."""
+        """Makes the next write to a window be told to its file again; called as a sync of the file begins."""
         _check_window(self, window)
         if not self.is_anonymous(window):
             store_release(&self.at(window).announced, 0)
@@ -346,7 +346,7 @@ cdef class Windows:
         return chosen
 
     cdef bint may_go(self, uint32_t window) noexcept:
-        """Whether nothing needs the mappings themselves, as a flush does, which may have to come before they go."""
+        """Whether a window's mappings may go: no flush is using them, and none has to come before they go."""
         return not self.at(window).busy and (
             XT_SYNC_COVERS_UNMAPPED or not self.writable or not self.is_announced(window))
 
@@ -400,11 +400,11 @@ cdef class Windows:
         return dropped
 
     def hide_windows(self, Py_ssize_t n):
-        """Hide up to n windows of files, those longest untouched; returns which. For tests and the recycler."""
+        """Hides up to n windows of files, those longest untouched; returns which. For tests and the recycler."""
         return self.hide(n)
 
     def drop_hidden(self, list windows):
-        """Unmap those of the windows that are still hidden, until the budget is kept; returns how many."""
+        """Unmaps those of the windows that are still hidden, until the budget is kept; returns how many."""
         return self.drop(windows)
 
     def outgrown_mappings(self):
@@ -412,7 +412,7 @@ cdef class Windows:
         return self.find_outgrown()
 
     def drop_mappings(self, list mappings):
-        """Unmap outgrown mappings, once nobody can have a pointer into them; returns how many."""
+        """Unmaps outgrown mappings, once nobody can have a pointer into them; returns how many."""
         return self.drop_outgrown(mappings)
 
     # Contents.
@@ -443,7 +443,7 @@ cdef class Windows:
         return self.at(window).length if self.at(window).mapping else 0
 
     def write(self, uint32_t window, uint64_t offset, data):
-        """Copy bytes, a buffer, into a window of anonymous memory."""
+        """Copies bytes, a buffer, into a window of anonymous memory."""
         cdef Py_buffer view
         cdef uint64_t size
         _check_window(self, window)
@@ -460,7 +460,7 @@ cdef class Windows:
             PyBuffer_Release(&view)
 
     def flush(self, uint32_t window, uint64_t offset, uint64_t length):
-        """Write changed bytes of a file's window to its file and wait for it (msync).
+        """Writes changed bytes of a file's window to its file and waits for that (msync).
 
         On Linux a sync of the descriptor covers them too; macOS and Windows need this before it. A window that was
         unmapped since it was written is mapped again, for its pages may still be on their way.
@@ -496,9 +496,9 @@ cdef class Windows:
         return 0
 
     cdef int cover_files(self) except -1:
-        """In a forked child: memory of its own in the place of every mapping of a file.
+        """In a forked child: puts memory of the child's own in the place of every mapping of a file.
 
-        Whatever goes on in the middle of a call of its parent's finds zeros there, and writes to nobody's file.
+        A call of the parent's that the child goes on with, from its middle, finds zeros there, and writes to no file.
         """
         cdef uint32_t window, i
         for window in range(self.count):
@@ -509,7 +509,7 @@ cdef class Windows:
         return 0
 
     cpdef int unmap_all(self) except -1:
-        """Unmap and forget every window, and end the recycler. Nothing may read through a pointer any more."""
+        """Unmaps and forgets every window, and ends the recycler. Nothing may read through a pointer any more."""
         cdef uint32_t window, count, i
         cdef Window *at
         cdef int code, failure = 0
@@ -548,9 +548,9 @@ cdef class Windows:
                 + sum([self.outgrown[i].length for i in range(self.outgrown_count)]))
 
     def stats(self):
-        """Windows, and how many files are mapped now, may be, and were at most; mappings that larger ones have replaced
-        and that aren't gone yet; how often a mapping was recycled, shown again before that, made beyond the budget, and
-        couldn't be unmapped; address space reserved, in bytes."""
+        """How many windows there are; how many files are mapped now, may be, and were at most; how many mappings that
+        larger ones have replaced aren't gone yet; how often a mapping was recycled, shown again before that, made
+        beyond the budget, and couldn't be unmapped; address space reserved, in bytes."""
         return dict(windows=self.count, mapped=self.mapped_files, budget=self.budget, mapped_peak=self.mapped_peak,
                     outgrown=self.outgrown_count, recycled=self.recycled, revived=self.revived,
                     over_budget=self.over_budget,

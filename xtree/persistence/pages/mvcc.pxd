@@ -35,7 +35,7 @@ cdef struct PinSlot:                # one cache line, so that two readers never 
     uint64_t epoch                  # pinned epoch; 2**64 - 1 while the slot is free
     uint64_t owner                  # the thread that took it, 0 while it is free
     uint64_t since_ns               # monotonic clock at the pin; 2**64 - 1 while it isn't known
-    uint64_t kept                   # 1: by an object, not by a call of the thread
+    uint64_t kept                   # 1: the pin belongs to an object, not to a call of the thread
     uint64_t spare[4]
 
 

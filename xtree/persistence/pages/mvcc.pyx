@@ -1,13 +1,13 @@
 """Epochs and pins: readers say which epoch they look at, the reclaimer frees only what none of them can see.
 
-A reader takes a slot by putting the current epoch in it and looks whether the current epoch moved meanwhile; if so, it
-stores the new one. The reclaimer looks at the current epoch first and at the slots afterwards. All of these are
+A reader takes a slot by putting the current epoch in it, then checks whether the current epoch moved meanwhile; if so,
+it stores the new one. The reclaimer looks at the current epoch first and at the slots afterwards. All of these are
 sequentially consistent, so one of the two sees the other: either the scan finds the pin, or the reader found an epoch
 that is no older than the one the scan began with. Weaker orders would let a reader's load pass its own store, and then
 neither might see the other. Only the end of a pin is a plain release: what was read under it comes before.
 
 A pin of an older epoch checks the horizon instead, which the reclaimer publishes between two scans: either the second
-scan finds the pin, or the pin finds the horizon and is refused when it is below.
+scan finds the pin, or the pin finds the horizon and is refused when its epoch is below.
 """
 
 from libc.stdint cimport UINT64_MAX, uint64_t
@@ -69,8 +69,8 @@ cdef inline int _following(int slot) noexcept nogil:
     return SLOTS_PER_BLOCK if slot == SLOTS_OF_FIRST - 1 else slot + 1
 
 
-# Takes a slot of the blocks [begin, end), preferring one that this thread is likely to have had before, with the epoch
-# it pins: one exchange for both. NULL: all are taken.
+# Takes a slot of the blocks [begin, end), preferring one that this thread is likely to have had before. One exchange
+# both takes it and stores the epoch that it pins. NULL: all are taken.
 cdef PinSlot *_take_slot_of(Epochs e, int begin, int end, uint64_t epoch, int *slot) noexcept nogil:
     cdef uint64_t me = PyThread_get_thread_ident()
     cdef unsigned int hint = me * 0x9E3779B97F4A7C15ULL >> 56
@@ -133,7 +133,7 @@ cdef PinSlot *_take_slot(Epochs e, uint64_t epoch, int *slot) except NULL nogil:
         _add_block(e, blocks)
 
 
-# Has a slot that the calling thread owns, and where it has put `epoch`, name the current one.
+# Makes a slot of the calling thread, which it has filled with `epoch`, hold the current epoch.
 cdef inline void _settle(Epochs e, PinSlot *at, uint64_t epoch) noexcept nogil:
     cdef uint64_t seen = load_seq(&e.current)
     while seen != epoch:
@@ -195,7 +195,7 @@ cdef class Epochs:
         store_relaxed(&_slot_at(self, slot).kept, kept)
 
     def forget_other_threads(self):
-        """In a forked child: calls of threads that don't exist there have no pins."""
+        """In a forked child: ends the pins of calls whose threads don't exist there."""
         cdef uint64_t me = PyThread_get_thread_ident()
         cdef int end = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
         cdef int slot = 0
@@ -258,14 +258,14 @@ cdef class Epochs:
         return min(least, self.min_active())
 
     def pin_epoch(self, epoch=None):
-        """Pin the current epoch, or a given one that is still protected; returns the pin's number.
+        """Pins the current epoch, or a given one that is still protected; returns the pin's number.
 
         Raises ValueError for an epoch whose pages may be gone already, or that isn't there yet.
         """
         return self.pin() if epoch is None else self.pin_at(epoch)
 
     def release(self, int slot):
-        """End a pin. Raises ValueError when it isn't one."""
+        """Ends a pin. Raises ValueError when it isn't one."""
         self.epoch_of(slot)
         self.unpin(slot)
 
@@ -278,7 +278,7 @@ cdef class Epochs:
         return self.pinned_epoch(slot)
 
     def advance_to(self, uint64_t epoch):
-        """Move the current epoch on. Raises ValueError for an earlier one."""
+        """Moves the current epoch on. Raises ValueError for an earlier one."""
         if epoch < self.current_epoch():
             raise ValueError(f"epoch {epoch}: expected {self.current_epoch()} or a later one")
         self.advance(epoch)
@@ -292,12 +292,13 @@ cdef class Epochs:
         return self.reclaim_horizon()
 
     def renew_own(self):
-        """Move the calling thread's pin to the current epoch, if it has exactly one."""
+        """Moves the calling thread's pin to the current epoch, if it has exactly one."""
         self.renew()
 
     def stats(self):
-        """Current epoch, horizon, pins, slots, epochs by which the oldest pin lags; and where pins are timed the age of
-        the one that began first, in seconds, its epoch (None without pins), and how many are slow readers'."""
+        """Current epoch, horizon, how many pins and slots, and by how many epochs the oldest pin lags; where pins are
+        timed, also the age in seconds of the pin that began first, its epoch (None without pins), and how many pins are
+        slow readers'."""
         cdef uint64_t epoch, since, now = xt_monotonic_ns(), oldest_since = now, pins = 0, slots = 0, slow = 0
         cdef int slot = 0, end = <int>load_seq(&self.block_count) * SLOTS_PER_BLOCK
         cdef uint64_t current = self.current_epoch()

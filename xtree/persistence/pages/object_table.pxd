@@ -1,6 +1,6 @@
 """The object table: NodeID -> where the page is, when it was born and retired.
 
-One row (row.pxd) a handle, in slabs whose addresses never move, in up to 64 shards that threads change side by side.
+One row (row.pxd) for each handle, in slabs that never move, in up to 64 shards that threads change side by side.
 States go free -> reserved -> live -> retired -> free; a handle's tag moves once a life, at the reservation.
 
     field               written by                                 read by              order
@@ -11,11 +11,11 @@ States go free -> reserved -> live -> retired -> free; a handle's tag moves once
     marks[shard]        reserve (the shard's lock), restore        any thread           release / acquire
     high_water          reserve, restore                           any thread           acq_rel add / acquire
     active              reserve (compare-exchange), restore        any thread           seq_cst / acquire
-    shards[i].lock      who changes the shard                      the same             acquire / release
+    shards[i].lock      whoever changes the shard                  the same             acquire / release
     shards[i], the rest under the shard's lock                     under it; a peek     relaxed; a peek may be wrong
                                                                    at a list's head
 
-A shard's lock is held for moments: no other lock, no GIL is asked for, and nothing is raised while it is.
+A shard's lock is held for moments; meanwhile nobody asks for another lock or the GIL, and nothing is raised.
 """
 
 cimport cython
@@ -35,7 +35,7 @@ cdef enum:
     BLOCK_ROWS = 128
     SLAB_BITS = 16                  # rows of the largest slab
     SLAB_ROWS = 65536
-    MAX_SLABS = 16384               # of that size: 2**30 rows a shard, 2**36 in all: 256 TiB of the smallest pages
+    MAX_SLABS = 16384               # of that size: 2**30 rows a shard, 2**36 in all, for 256 TiB of the smallest pages
 
 
 cdef struct Shard:                  # two cache lines
@@ -48,8 +48,8 @@ cdef struct Shard:                  # two cache lines
 
 @cython.final
 cdef class ObjectTable:
-    # Of each shard in use its directory, a uint64_t *: for each block of rows a Row *, 0 until there is a slab. It is
-    # replaced by a larger copy when it is full, and stays until the end for whoever is still looking into it.
+    # The directory of each shard in use, a uint64_t *: for each block of rows a Row *, 0 until there is a slab. A full
+    # directory is replaced by a larger copy, and stays until the end for whoever is still looking into it.
     cdef uint64_t slabs[MAX_SHARDS]
     cdef Shard *shards
     cdef uint64_t marks[MAX_SHARDS]  # of each shard: every slot given out is below it
@@ -66,7 +66,7 @@ cdef class ObjectTable:
 
     # The same for a handle of any shard.
     cdef Row *row_of_shard(self, uint64_t handle) noexcept nogil
-    # The handle given out behind this one, shard by shard; 0 behind the last, and the first of all behind 0.
+    # The next handle that was given out, shard by shard: the first of all after 0, and 0 after the last.
     cdef uint64_t next_handle(self, uint64_t handle) noexcept nogil
     # How many handles were given out in the shards before each one, and in all: MAX_SHARDS + 1 numbers.
     cdef void number_handles(self, uint64_t *before) noexcept nogil
@@ -87,14 +87,14 @@ cdef class ObjectTable:
     # Sets the verified bit if the row still carries the node's tag.
     cdef void mark_verified(self, NodeID node) noexcept nogil
 
-    # For recovery, before anyone else sees the table. Makes all slots of a shard below `mark` handles that were given
-    # out; their rows are zero, and on no list before rebuild_lists. Raises MemoryError, CapacityError.
+    # For recovery, before anyone else sees the table. Counts all slots of a shard below `mark` as handles that were
+    # given out; their rows are zero, and on no list before rebuild_lists. Raises MemoryError, CapacityError.
     cdef int cover(self, uint64_t shard, uint64_t mark) except -1 nogil
-    # Frees a row that is on no list: its word keeps the tag only.
+    # Frees a row that is on no list: its word keeps only the tag.
     cdef void free_row(self, uint64_t handle, Row *row) noexcept nogil
-    # Lists and counts anew, from rows that are free or live.
+    # Makes lists and counts anew, from rows that are free or live.
     cdef void rebuild_lists(self) noexcept nogil
-    # In a forked child, where nobody is writing: no page is claimed.
+    # In a forked child, where nobody is writing: makes every page unclaimed.
     cdef void let_claims_go(self) noexcept nogil
 
 

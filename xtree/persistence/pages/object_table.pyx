@@ -8,8 +8,9 @@ Invariants (check() verifies them, while nobody changes the table):
 4. a reserved row has an infinite birth, a live row an infinite retire epoch;
 5. shards that aren't active have no rows.
 
-A new handle is taken where it is cheapest: freed in the calling thread's shard, freed in another one, never used in the
-thread's shard. The next shard opens when those that are active have `shard_rows` rows each, or are full.
+A new handle is taken where it is cheapest: one freed in the calling thread's shard, else one freed in another shard,
+else one of the thread's shard that was never used. The next shard opens when the active ones have `shard_rows` rows
+each, or are full.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
@@ -101,7 +102,7 @@ cdef inline Row *_row_at(ObjectTable t, uint64_t handle) noexcept nogil:
     return <Row *>load_acquire(&directory[slot >> BLOCK_BITS]) + (slot & (BLOCK_ROWS - 1))
 
 
-# How many rows the slab has that begins at a slot: each is as large as all before it together, up to SLAB_ROWS.
+# How many rows the slab that begins at slot `first` has: each is as large as all before it together, up to SLAB_ROWS.
 cdef inline uint64_t _rows_of_slab(uint64_t first) noexcept nogil:
     return min(max(first, <uint64_t>BLOCK_ROWS), <uint64_t>SLAB_ROWS)
 
@@ -127,7 +128,7 @@ cdef bint _make_directory(ObjectTable t, uint64_t shard, uint64_t entries) noexc
     return True
 
 
-# Makes sure that the slab of a slot exists, and those before it do. False when there is no memory for it.
+# Makes sure that the slab of a slot exists; those before it do already. False when there is no memory for it.
 cdef bint _make_slab(ObjectTable t, uint64_t shard, uint64_t slot) noexcept nogil:
     cdef uint64_t *directory = <uint64_t *>t.slabs[shard]
     cdef uint64_t block = slot >> BLOCK_BITS, blocks, i
@@ -176,7 +177,7 @@ cdef inline Row *_take_first(ObjectTable t, uint64_t *head, uint64_t *tail) noex
     return row
 
 
-# Frees a row that is on no list: its word keeps the tag only.
+# Frees a row that is on no list: its word keeps only the tag.
 cdef inline void _free_row(ObjectTable t, Shard *shard, uint64_t handle, Row *row) noexcept nogil:
     store_release(&row.word, load_relaxed(&row.word) & WORD_TAG)
     _append(t, &shard.free_head, &shard.free_tail, handle, row)
@@ -212,7 +213,7 @@ cdef inline uint64_t _home_shard(uint64_t active) noexcept nogil:
     return (thread * <uint64_t>0x9E3779B97F4A7C15 >> 32) % active
 
 
-# Reserves a free handle of a shard, or with `fresh` one that was never used; 0 when it gives none, `why` says why.
+# Reserves a free handle of a shard, or with `fresh` one that was never used; 0 when there is none, `why` says why.
 cdef NodeID _reserve_in(ObjectTable t, uint64_t which, bint fresh, uint64_t word, uint64_t address,
                         int *why) noexcept nogil:
     cdef Shard *shard = &t.shards[which]
@@ -253,7 +254,8 @@ cdef NodeID _reserve_in(ObjectTable t, uint64_t which, bint fresh, uint64_t word
     return make_node_id(handle, tag)
 
 
-# The same where a shard before had none: freed in any shard, fresh in any, fresh in one that opens now.
+# The same when the home shard has no freed handle: one freed in another shard, else a fresh one of any active shard,
+# else a fresh one of a shard that opens now.
 cdef NodeID _reserve_elsewhere(ObjectTable t, uint64_t home, uint64_t word, uint64_t address, int *why) noexcept nogil:
     cdef uint64_t active = load_acquire(&t.active), i, which
     cdef NodeID node
@@ -282,8 +284,8 @@ cdef NodeID _reserve_elsewhere(ObjectTable t, uint64_t home, uint64_t word, uint
 cdef class ObjectTable:
     """The rows of one store: up to `max_shards` shards of up to `slabs_per_shard` times 65,536 rows.
 
-    A further shard opens when those before have `shard_rows` rows each. Any thread may change rows, each row one thread
-    at a time; check is for moments when nobody else does.
+    A further shard opens when those before have `shard_rows` rows each. Any thread may change rows, but only one thread
+    at a time the same row; check() is for moments when nobody changes any.
     """
 
     def __cinit__(self, uint64_t shard_rows=DEFAULT_SHARD_ROWS, uint64_t max_shards=MAX_SHARDS,
@@ -460,7 +462,7 @@ cdef class ObjectTable:
     # For people, tests and tools.
 
     def visible(self, uint64_t epoch):
-        """The rows visible at an epoch, which is pinned, as an array of VISIBLE_ROW, by handle."""
+        """The rows visible at a pinned epoch as an array of VISIBLE_ROW, in the order of their handles."""
         cdef uint64_t handle = self.next_handle(0), word, birth, retire
         cdef Py_ssize_t room = self.high_water, used = 0
         cdef bytearray found = PyByteArray_FromStringAndSize(NULL, room * sizeof(VisibleRow))
@@ -486,24 +488,24 @@ cdef class ObjectTable:
         return np.frombuffer(found, VISIBLE_ROW, used)
 
     def reserve_node(self, int kind, int size_class, uint64_t address):
-        """Reserve a handle for a page at an address; returns its NodeID. Raises MemoryError, CapacityError."""
+        """Reserves a handle for a page at an address; returns its NodeID. Raises MemoryError, CapacityError."""
         if not 0 < kind <= LAST_KIND or not 0 <= size_class < SIZE_CLASSES:
             raise ValueError(f"kind {kind}, size class {size_class}: expected 1 to {LAST_KIND} and "
                              f"0 to {SIZE_CLASSES - 1}")
         return self.reserve(kind, size_class, address)
 
     def seal_node(self, NodeID node, uint32_t crc):
-        """Record the CRC of a reserved page that is finished."""
+        """Records the CRC of a reserved page that is finished."""
         _require_state(self, node, STATE_RESERVED)
         self.seal(node, crc)
 
     def publish_node(self, NodeID node, uint64_t epoch):
-        """Make a reserved page visible from an epoch on."""
+        """Makes a reserved page visible from an epoch on."""
         _require_state(self, node, STATE_RESERVED)
         self.publish(node, epoch)
 
     def retire_node(self, NodeID node, uint64_t epoch):
-        """Make a live page invisible from an epoch on; epochs of successive calls must not fall."""
+        """Makes a live page invisible from an epoch on; epochs of successive calls must not fall."""
         cdef uint64_t last = self.shards[shard_of(handle_of(node))].retired_tail
         _require_state(self, node, STATE_LIVE)
         if last and _row_at(self, last).retire > epoch:
@@ -511,18 +513,18 @@ cdef class ObjectTable:
         self.retire(node, epoch)
 
     def abandon_node(self, NodeID node):
-        """Give a reserved handle back."""
+        """Gives a reserved handle back."""
         _require_state(self, node, STATE_RESERVED)
         self.abandon(node)
 
     def reclaim(self, uint64_t horizon):
-        """Free a handle that was retired at or before `horizon`: (address, size class) of its page, or None."""
+        """Frees a handle that was retired up to `horizon`; returns (address, size class) of its page, or None."""
         cdef uint64_t address = 0
         cdef int size_class = 0
         return (address, size_class) if self.reclaim_one(horizon, &address, &size_class) else None
 
     def verify_node(self, NodeID node):
-        """Mark a node's page as verified."""
+        """Marks a node's page as verified."""
         self.mark_verified(node)
 
     def resolves(self, NodeID node):
@@ -557,7 +559,7 @@ cdef class ObjectTable:
         return found
 
     def exercise(self, Py_ssize_t times, uint64_t base):
-        """Reserve, publish and retire `times` pages, abandoning every third and reclaiming as it goes, without the GIL.
+        """Reserves, publishes and retires `times` pages, abandons every third, reclaims as it goes, without the GIL.
 
         For tests and benchmarks of threads that share a table. Epochs begin at `base`; retire epochs are all `base`.
         """
@@ -599,7 +601,7 @@ cdef class ObjectTable:
         return {**totals, "shards": shards}
 
     def check(self):
-        """Verify the invariants at the top of this file. Raises CorruptionError."""
+        """Verifies the invariants at the top of this file. Raises CorruptionError."""
         cdef uint64_t shard
         for shard in range(MAX_SHARDS):
             _check_shard(self, shard)
@@ -642,7 +644,7 @@ cdef int _check_shard(ObjectTable t, uint64_t which) except -1:
     return _check_list(t, shard.retired_head, shard.retired_tail, shard.retired_count, which, STATE_RETIRED)
 
 
-# A list of as many rows as are in its state, which ends where it should, holds each of them once.
+# A list that has as many rows as are in its state, and ends where it should, holds each of them once.
 cdef int _check_list(ObjectTable t, uint64_t head, uint64_t tail, uint64_t count, uint64_t which,
                      int state) except -1:
     cdef uint64_t handle = head, last = 0, seen = 0

@@ -29,7 +29,7 @@ cdef inline uint64_t class_bytes(int size_class) noexcept nogil:
     return <uint64_t>SMALLEST_PAGE << size_class
 
 
-# Zeros, but for the prefix.
+# Fills a page with zeros, except for its prefix.
 cdef inline void clear_page(char *page, int kind, int size_class, NodeID node) noexcept nogil:
     cdef PagePrefix *prefix = <PagePrefix *>page
     memset(page, 0, class_bytes(size_class))
@@ -41,5 +41,5 @@ cdef inline void clear_page(char *page, int kind, int size_class, NodeID node) n
 
 
 # Says what is wrong with a page whose prefix and CRC are right, NULL when nothing is. A structure registers one
-# for each kind of page it writes; it must hold for any bytes, since a forged page has a right CRC too.
+# for each kind of page it writes; it must cope with any bytes, since a forged page has a right CRC too.
 ctypedef const char *(*PageVerifier)(const char *page, int size_class) noexcept nogil

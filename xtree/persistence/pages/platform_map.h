@@ -3,7 +3,7 @@
  * Every function returns 0 or the system's error code (errno; on Windows GetLastError).
  *
  * XT_SYNC_COVERS_UNMAPPED: whether a sync of a file covers what was written through a mapping that is gone. On Linux
- * dirty pages belong to the file, mapped or not; elsewhere they are flushed while they are mapped.
+ * dirty pages belong to the file, mapped or not; elsewhere they must be flushed while they are mapped.
  */
 #ifndef XTREE_PLATFORM_MAP_H
 #define XTREE_PLATFORM_MAP_H
@@ -30,8 +30,8 @@ static inline size_t xt_granularity(void) {
     return info.dwPageSize;
 }
 
-/* A section can't reach beyond the end of its file: a file mapped for writing is made sparse, so that the
- * system's growing it to the window's size takes no space; one mapped for reading is mapped as far as it goes. */
+/* A section can't reach beyond the end of its file, so the system grows a file mapped for writing to the window's
+ * size; the file is made sparse, so that this takes no space. One mapped for reading is mapped as far as it goes. */
 static inline int xt_map_file(int fd, uint64_t bytes, int writable, void **base) {
     HANDLE file = (HANDLE)_get_osfhandle(fd);
     HANDLE section;
@@ -101,7 +101,7 @@ static inline int xt_map_file(int fd, uint64_t bytes, int writable, void **base)
     return *base == MAP_FAILED ? errno : 0;
 }
 
-/* A wish for memory about to be touched, heard for the whole huge pages in it: without it everything works as well. */
+/* Asks for huge pages, for memory about to be touched: for the whole ones that lie in it. A hint, not needed. */
 static inline void xt_ask_for_huge_pages(void *base, uint64_t bytes) {
 #if defined(MADV_HUGEPAGE)
     uintptr_t start = ((uintptr_t)base + XT_HUGE_PAGE - 1) & ~(uintptr_t)(XT_HUGE_PAGE - 1);
@@ -124,7 +124,7 @@ static inline int xt_map_anonymous(uint64_t bytes, void **base) {
 
 static inline int xt_unmap(void *base, uint64_t bytes) { return munmap(base, (size_t)bytes) ? errno : 0; }
 
-/* Zeroed memory of the process's own in the place of a mapping; where there is none to be had, nothing. */
+/* Puts zeroed memory of the process's own in the place of a mapping; unmaps the range when there is none to be had. */
 static inline int xt_cover(void *base, uint64_t bytes) {
     void *covered = mmap(base, (size_t)bytes, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);

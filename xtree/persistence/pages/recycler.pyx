@@ -1,10 +1,10 @@
-"""The recycler: unmaps the windows that were not used for longest, when more files are mapped than the budget says.
+"""The recycler: unmaps the windows that have been unused for longest, when more files are mapped than the budget says.
 
-One pass hides some windows' bases, moves the generation of the mappings on, waits until every flight has ended that
-may still hold a pointer, and drops the mappings that nobody has shown again meanwhile, and those that larger ones had
-replaced when it began. Calls wait for none of this: one
-that meets a hidden base shows it again, which is also how it is known that a window is in use. More windows are hidden
-than have to go, so that those in use are told from the others.
+One pass hides the bases of some windows, moves the generation of the mappings on, and waits until every flight that may
+still hold a pointer has ended. Then it drops the mappings that nobody has shown again meanwhile, and those that larger
+ones had replaced when the pass began. Calls wait for none of this: a call that meets a hidden base shows it again,
+which also tells the recycler that the window is in use. More windows are hidden than have to go, so that those in use
+can be distinguished from the others.
 
 It is a thread of its own, which begins at the first need, ends when there was nothing to do for a while, and keeps
 neither the process nor the store alive. It holds no lock: what it shares with others is guarded by the GIL.
@@ -27,10 +27,10 @@ cdef extern from "pythread.h" nogil:
 
 log = logging.getLogger("xtree")
 
-SETTLE_S = 0.002                # for windows in use to be shown again, before the first look at the flights
+SETTLE_S = 0.002                # time for windows in use to be shown again, before the first look at the flights
 LONGEST_PAUSE_S = 0.05          # between two looks
 LINGER_S = 1.0                  # how long the thread waits for something to do
-SPARE_SHARE = 4                 # one window of so many of the budget is hidden beyond those that have to go
+SPARE_SHARE = 4                 # about budget / SPARE_SHARE windows are hidden besides those that have to go
 
 
 @cython.final
@@ -54,10 +54,10 @@ cdef class Recycler:
         self.stopped.acquire()
         self.ended = allocate_lock()
 
-    # Compiled code, so that neither a signal handler nor another thread comes between a look and what it leads to.
+    # Compiled code, so that neither a signal handler nor another thread comes between a check and what it leads to.
 
     def wake(self):
-        """Have the thread look at the budget; starts it if need be. Waits for nothing."""
+        """Makes the thread look at the budget; starts it if need be. Waits for nothing."""
         if self.stopping:
             return
         if self.wakes.empty():
@@ -66,12 +66,12 @@ cdef class Recycler:
             self.running = True
             try:
                 start_new_thread(self._run, ())
-            except RuntimeError:            # too many threads, or the interpreter ends: the budget is a wish
+            except RuntimeError:            # too many threads, or the interpreter ends: the budget is only a target
                 self.running = False
                 self.ended.release()
 
     def stop(self):
-        """End the thread, and wait until it has ended, unless this is it. Idempotent."""
+        """Ends the thread, and waits until it has ended, unless called by that thread. Idempotent."""
         cdef object interrupt = None
         if not self.stopping:
             self.stopping = True
@@ -122,7 +122,7 @@ cdef class Recycler:
         self.ended.release()
 
     cdef bint wait(self) except -1:
-        """Whether there may be something to do, now or soon."""
+        """Waits up to LINGER_S; returns whether there may be something to do, now or soon."""
         try:
             self.wakes.get(True, LINGER_S)
         except queue.Empty:
@@ -130,7 +130,7 @@ cdef class Recycler:
         return True
 
     cdef int one_pass(self, double pause) except -1:
-        """Hide, wait, drop; returns how many mappings are gone."""
+        """Hides, waits, drops; returns how many mappings are gone."""
         cdef uint64_t generation
         cdef list hidden = [], outgrown
         if self.windows.mapped_files > self.windows.budget:

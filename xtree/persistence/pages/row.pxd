@@ -1,14 +1,15 @@
-"""The row of a handle: one cache line, of which one word says state, tag and kind.
+"""The row of a handle: one cache line. One word of it holds state, tag and kind.
 
     field               written by                                 read by              order
     word                reserve, publish, retire, free;            any thread           release / acquire
                         verified bit: any reader (exchange)
     address             reserve                                    any thread           relaxed, ordered by word
-    birth, retire       reserve, publish, retire                   with a pin           release / acquire; who may meet
-                                                                                        a reservation reads retire first
+    birth, retire       reserve, publish, retire                   with a pin           release / acquire; code that may
+                                                                                        meet a reservation reads retire
+                                                                                        first
     crc                 seal, before publish                       with a pin           plain, ordered by word
     next                the shard's lists                          the shard's lock     plain
-    log_number          who carries a commit; reserve              who carries one      plain, the turn
+    log_number          whoever carries a commit; reserve          whoever carries one  plain, the turn
     claimed             writers (compare-exchange), reserve        writers              seq_cst
     made_at             the write set that reserved the row;       the same one         plain
                         replay, before anyone else sees the table
@@ -35,9 +36,9 @@ cdef struct Row:
     uint64_t address
     uint64_t birth                  # 2**64 - 1 while reserved
     uint64_t retire                 # 2**64 - 1 until it is retired
-    uint64_t next                   # handle behind this one in the free list or the retired list, 0 at its end
+    uint64_t next                   # the next handle in the free list or the retired list, 0 at its end
     uint32_t crc                    # of the page, known when it is sealed
-    uint32_t log_number             # the log that the page can be rebuilt from, 0: none, it was flushed
+    uint32_t log_number             # the log that the page can be rebuilt from; 0: none, the page was flushed
     uint64_t claimed                # 1 while a write set is going to retire the page; no second one may
     uint64_t made_at                # while reserved: its place in the list of the write set that made it
 

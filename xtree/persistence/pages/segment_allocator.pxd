@@ -7,7 +7,7 @@ free slot O(1).
     everything of the allocator    whoever holds the store's lock     the same           the lock
     and its extents
 
-Nothing here is read without the lock, so that the whole is thread-safe and needs no atomics.
+Nothing here is read without the lock, so the whole is thread-safe and needs no atomics.
 """
 
 cimport cython
@@ -21,7 +21,7 @@ cdef enum:
 
 cdef struct Extent:                 # the slots of one window; all of one class
     uint32_t window
-    uint32_t next                   # the next extent of this class, NO_EXTENT behind the last
+    uint32_t next                   # the next extent of this class, NO_EXTENT after the last
     int size_class
     uint64_t first_offset           # of slot 0
     uint64_t slots                  # usable now
@@ -44,8 +44,8 @@ cdef class SegmentAllocator:
     cdef dict offers                           # windows that growth gave and that couldn't be attached yet, by class
     cdef object growth
 
-    # Gives a free slot; makes room by growing a window or asking for a new one, with `spends_reserve` also from the
-    # reserve of the disk. Raises OSError when the disk is full, MemoryError, CapacityError.
+    # Gives a free slot. If need be, makes room by growing a window or asking for a new one; with `spends_reserve` that
+    # may use the reserve of the disk. Raises OSError when the disk is full, MemoryError, CapacityError.
     cdef int allocate(self, int size_class, bint spends_reserve, uint64_t *address) except -1 nogil
     # Returns a slot. Raises RuntimeError for one that isn't in use.
     cdef int free(self, uint64_t address) except -1 nogil

@@ -107,7 +107,7 @@ cdef uint64_t _free_runs(const Extent *e, uint64_t *longest) noexcept nogil:
     return runs
 
 
-# The first slot from `slot` on that is free, or used; `slots` when there is none.
+# The first slot from `slot` on that is free, or with `free` false one that is used; `slots` when there is none.
 cdef uint64_t _next_of(const Extent *e, uint64_t slot, bint free) noexcept nogil:
     cdef uint64_t word
     while slot < e.slots:
@@ -230,8 +230,8 @@ cdef Extent *_find(SegmentAllocator a, uint64_t address, uint64_t *slot) noexcep
 cdef class SegmentAllocator:
     """The slots of one store.
 
-    Not thread-safe by itself: the store's lock guards every method, stats() and check() too, and makes it so. What
-    `growth` is asked for happens under that lock.
+    Not thread-safe by itself: the store's lock guards every method, stats() and check() too. `growth` is called under
+    that lock.
     """
 
     def __cinit__(self, growth):
@@ -253,7 +253,7 @@ cdef class SegmentAllocator:
 
     def attach(self, uint32_t window, int size_class, uint64_t first_offset, uint64_t usable_bytes,
                uint64_t limit_bytes):
-        """Take over a window, all of its slots free. Raises ValueError when it can't be one, MemoryError."""
+        """Takes over a window whose slots are all free. Raises ValueError when it can't be attached, MemoryError."""
         cdef Extent *e
         cdef uint64_t slots, limit, words, segments
         if not 0 <= size_class < SIZE_CLASSES:
@@ -324,7 +324,7 @@ cdef class SegmentAllocator:
         return 0
 
     def allocate_slot(self, int size_class):
-        """The address of a slot, now in use: the lowest free one of the class."""
+        """Takes the lowest free slot of the class into use; returns its address."""
         cdef uint64_t address
         if not 0 <= size_class < SIZE_CLASSES:
             raise ValueError(f"size class {size_class}: expected 0 to {SIZE_CLASSES - 1}")
@@ -332,11 +332,11 @@ cdef class SegmentAllocator:
         return address
 
     def free_slot(self, uint64_t address):
-        """Give a slot back. Raises RuntimeError for one that isn't in use."""
+        """Gives a slot back. Raises RuntimeError for one that isn't in use."""
         self.free(address)
 
     def occupy_slot(self, int size_class, uint64_t address):
-        """Mark a slot as used. Raises CorruptionError when it can't be a free slot of the class."""
+        """Marks a slot as used. Raises CorruptionError when it can't be a free slot of the class."""
         self.occupy(size_class, address)
 
     def is_used(self, uint64_t address):
@@ -382,10 +382,10 @@ cdef class SegmentAllocator:
         return result
 
     def exercise(self, int size_class, Py_ssize_t n):
-        """Allocate n slots and free them, in the order in which they were given.
+        """Allocates n slots and frees them, in the order in which they were given.
 
-        For benchmarks, without the cost of n calls. It ends as it began, but for room that was made. Raises what making
-        room raises.
+        For benchmarks, without the cost of n calls. Afterwards everything is as before, except for room that was made.
+        Raises what making room raises.
         """
         cdef Py_ssize_t i, taken = 0
         cdef uint64_t *addresses
@@ -407,7 +407,7 @@ cdef class SegmentAllocator:
             release(addresses)
 
     def check(self):
-        """Verify the invariants at the top of this file. Raises CorruptionError."""
+        """Verifies the invariants at the top of this file. Raises CorruptionError."""
         cdef uint32_t i
         for i in range(self.extent_count):
             _check_extent(&self.extents[i])

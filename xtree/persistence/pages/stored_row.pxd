@@ -1,6 +1,6 @@
 """The row of a live page as a checkpoint stores it: 32 bytes, little-endian.
 
-By rising handle. Of all other handles a checkpoint holds the tags only.
+The rows are stored by rising handle. Of all other handles a checkpoint holds only the tags.
 """
 
 from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
@@ -28,9 +28,9 @@ cdef struct StoredRow:
 
 cdef inline const char *load_row(const StoredRow *stored, uint8_t tag, uint64_t epoch, FilePlaces places,
                                  Row *row) noexcept nogil:
-    """Fills a row that is all zero, of a handle with this tag, from a checkpoint of an epoch.
+    """Fills the row of a handle with this tag, which is all zero, from a checkpoint of an epoch.
 
-    What is wrong with the stored one, or NULL when nothing is.
+    Returns what is wrong with the stored row, or NULL when nothing is.
     """
     cdef const char *wrong
     if tag == 0 or tag_of(stored.node_id) != tag or stored.kind == 0:
@@ -53,7 +53,7 @@ cdef inline const char *load_row(const StoredRow *stored, uint8_t tag, uint64_t 
 cdef inline bint is_visible(const Row *row, uint64_t word, uint64_t epoch) noexcept nogil:
     """Whether the page of a row, whose word has been read, is visible at an epoch.
 
-    Another thread may reserve the row meanwhile, which sets birth before retire.
+    Another thread may reserve the row meanwhile, which sets birth before retire; so retire is read first.
     """
     cdef uint64_t retire = load_acquire(&row.retire), birth = load_acquire(&row.birth)
     return state_of(word) >= STATE_LIVE and birth <= epoch < retire
@@ -63,7 +63,7 @@ cdef inline const char *store_row(const Row *row, uint64_t word, NodeID node, co
                                   StoredRow *out) noexcept nogil:
     """Stores the row of a visible page; `files` has the file number of each window.
 
-    What is wrong with it, or NULL when nothing is.
+    Returns what is wrong with it, or NULL when nothing is.
     """
     cdef uint64_t address = load_relaxed(&row.address)
     if window_of(address) >= windows:

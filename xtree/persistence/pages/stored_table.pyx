@@ -1,6 +1,6 @@
 """The object table as a checkpoint stores it: the tags of all handles, and the rows visible at its epoch.
 
-A table is restored before anyone else sees it. While a snapshot is taken of one, which is pinned, other threads may
+A table is restored before anyone else sees it. A snapshot is taken at a pinned epoch; meanwhile other threads may
 reserve rows, but nobody publishes, retires or reclaims any.
 """
 
@@ -22,11 +22,11 @@ assert ROW_BYTES == 32
 
 
 def restore_table(ObjectTable table not None, uint64_t epoch, handles, tags, rows, FilePlaces places not None):
-    """Load a checkpoint of an epoch into an empty table: how many handles each shard has, their tags, live rows.
+    """Loads a checkpoint of an epoch into an empty table: how many handles each shard has, their tags, live rows.
 
-    Every row's handle is above that of the row before it and among the shard's, its tag the handle's; its slot is in a
-    file of its class, aligned, and inside the most that the file may hold. Otherwise CorruptionError is raised.
-    MemoryError; after an error the table is of no use.
+    Each row must have a handle of its shard, above that of the row before it, and the tag of that handle. Its slot must
+    lie in a file of its class, aligned, and within the largest size of the file. Raises CorruptionError when a row
+    doesn't, and MemoryError; after an error the table is of no use.
     """
     cdef Py_buffer tag_view, row_view
     cdef uint64_t shard, count, at = 0
@@ -58,7 +58,7 @@ def restore_table(ObjectTable table not None, uint64_t epoch, handles, tags, row
 
 
 def snapshot_table(ObjectTable table not None, uint64_t epoch, list file_of_window):
-    """(handles of each shard, their tags, live rows) of a checkpoint: live are those visible at its epoch.
+    """(handles of each shard, their tags, live rows) of a checkpoint; live rows are those visible at its epoch.
 
     `file_of_window` gives the number of each window's data file. Raises CorruptionError, MemoryError.
     """
@@ -132,7 +132,7 @@ cdef int _restore(ObjectTable t, FilePlaces places, uint64_t epoch, uint64_t whi
     return 0
 
 
-# How many rows of a shard are visible at one epoch, at most, for which nothing has been reclaimed.
+# The most rows of a shard that can be visible at one epoch, if nothing that it sees has been reclaimed.
 cdef uint64_t _most_visible(Shard *shard) noexcept nogil:
     cdef uint64_t count
     spin_lock(&shard.lock)
@@ -141,7 +141,7 @@ cdef uint64_t _most_visible(Shard *shard) noexcept nogil:
     return count
 
 
-# Stores the tags of a shard, and at `out`, which moves behind them, the rows visible at an epoch.
+# Stores the tags of a shard, and the rows visible at an epoch at `out`, which moves past them.
 cdef int _snapshot(ObjectTable t, uint64_t which, uint64_t count, uint64_t epoch, const uint32_t *files,
                    uint32_t windows, uint8_t *tags, StoredRow **out, StoredRow *end) except -1 nogil:
     cdef StoredRow *place = out[0]
