@@ -178,7 +178,7 @@ def encode_changes(changes: Changes) -> bytes:
 
 
 def decode_changes(data: bytes, path: str = "catalog", offset: int = 0) -> dict[str, CatalogEntry | None]:
-    """The changes that `encode_changes` wrote, a later one of the same name last. Raises CorruptionError."""
+    """The changes that `encode_changes` wrote; of several for one name the last counts. Raises CorruptionError."""
     return {name: entry for _, name, entry in _records(data, path, offset)}
 
 

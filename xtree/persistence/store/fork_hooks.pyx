@@ -1,12 +1,13 @@
 """Fork hooks: what a fork does to the stores of the process.
 
-A fork copies what is in memory at one moment, and of the threads only the one that forks. A durable store is the
-parent's alone, with its threads, its lock, its files: in the child it is at its end. One in memory is held still before
-the fork: while nobody commits or allocates in it, it is whole, and the child's copy goes on.
+A fork copies memory as it is at one moment, and of the threads only the one that forks. A durable store, with its
+threads, its lock and its files, belongs to the parent alone: in the child it is at its end. A store in memory is held
+still before the fork: while nobody commits or allocates in it, it is whole, and the child goes on with its copy.
 
-Locks of commits are taken before any store's own, for which who has one of those may wait (lock_ranks.pxd). Where
-garbage collection forks in the middle of what others wait for, it waits for nothing, and nobody waits for long: another
-library's hook may keep those up who have the locks. What can't be held still is lost to the child.
+The locks of commits are taken before any store's own lock, since a thread that has a lock of commits may wait for that
+one (lock_ranks.pxd). A fork by garbage collection, in the middle of what others wait for, waits for nothing. No fork
+waits for long: another library's hook may hold up the threads that have the locks. A store that can't be held still is
+lost to the child.
 """
 
 import os
@@ -30,14 +31,14 @@ cdef extern from "pythread.h" nogil:
 cdef uint64_t LONGEST_WAIT_NS = 2000000000
 cdef set _stores = set()            # weak references to all
 cdef PyThread_type_lock _forking = PyThread_allocate_lock()     # taken by the thread that forks
-cdef unsigned long _forker = 0      # which that is
-cdef dict _still = {}               # Store -> None: where it has the lock of commits
+cdef unsigned long _forker = 0      # that thread; 0: none
+cdef dict _still = {}               # Store -> None: those whose lock of commits it has
 cdef list _locked = []              # stores whose own lock it has as well
 cdef int _nested = 0                # forks by garbage collection in the middle of that
 
 
 def watch_forks(Store store not None):
-    """From now on forks are told to a store; every store is made with this."""
+    """Makes the hooks below look after a store from now on; called for every store as it is made."""
     _stores.add(PyWeakref_NewRef(store, _stores.discard))
 
 
@@ -61,7 +62,7 @@ def _hold_still():
                 _locked.append(store)
         if xt_monotonic_ns() >= until_ns or not _moving():
             return
-        _unlock_all()               # while one was awaited another one was made
+        _unlock_all()               # while it waited for one store, another one was made
 
 
 cdef bint take_until(PyThread_type_lock lock, uint64_t until_ns) noexcept:
@@ -87,7 +88,7 @@ def _moving():
 
 
 def _stop_commits(uint64_t until_ns):
-    """Takes the lock of commits of each of them; returns whether it could take one."""
+    """Takes the lock of commits of each store that `_moving` finds; returns whether it could take one."""
     taken = False
     for store in _moving():
         if store.stop_commits(until_ns):

@@ -16,8 +16,8 @@ class MemoryGrowth:
     """The growth of a SegmentAllocator over anonymous memory.
 
     The first window of a class has room for a few pages, and each further one is as large as all before it, so that a
-    small tree is small; where that much address space isn't to be had, it is smaller. All of a window may be used at
-    once, since memory is taken only as pages are touched; so no window is ever asked to extend.
+    small tree is small. A window is smaller where that much address space isn't to be had. All of a window may be used
+    at once, since memory is taken only as pages are touched; so no window is ever asked to extend.
     """
 
     def __init__(self, windows: Windows):

@@ -9,9 +9,9 @@ from xtree.persistence.store.store cimport Store, resolve
 
 
 def copy_pages(Store store not None, const uint64_t[::1] nodes, int size_class, unsigned char[::1] out):
-    """Copies pages of one size class, one behind the other, to the beginning of `out`; every copy is verified.
+    """Copies pages of one size class, one after the other, to the beginning of `out`; every copy is verified.
 
-    nodes: their NodeIDs, of pages that are visible at an epoch which the caller has pinned. To be called inside
+    nodes: NodeIDs of pages that are visible at an epoch which the caller has pinned. To be called inside
     `store.call()`. Raises CorruptionError for a page that isn't what was written, OSError.
     """
     cdef Py_ssize_t i, count = nodes.shape[0]

@@ -13,7 +13,7 @@ from xtree.errors import CorruptionError
 
 
 cdef class ReachedPages:
-    """A bit for each handle that had been given out when it was made: after the epoch was pinned, so for all of it."""
+    """A bit for each handle given out before this was made, after the epoch was pinned: so for every page of it."""
 
     def __cinit__(self, Store store not None):
         self.bits = NULL
@@ -39,15 +39,19 @@ cdef class ReachedPages:
         return 0
 
     def reach_page(self, NodeID node):
-        """Notes that a page was reached; returns whether it had been before. Raises CorruptionError for no page."""
+        """Notes that a page was reached; returns whether it had been before.
+
+        Raises CorruptionError when it isn't there.
+        """
         if not self.store.table.resolves(node):
             raise CorruptionError(f"node {node:#x} isn't there")
         return bool(self.reach(node))
 
     def lost(self, uint64_t epoch, kinds=None):
-        """How many pages that are visible at an epoch, which is pinned, weren't reached, and the first one's NodeID.
+        """How many of the pages visible at a pinned epoch weren't reached, and the NodeID of the first, 0 for none.
 
-        kinds: of pages, to look at no others. Writers may go on meanwhile: what they make isn't visible at the epoch.
+        kinds: the kinds of pages to look at; None: all. Writers may go on meanwhile: what they make isn't visible at
+        the epoch.
         """
         cdef uint8_t wanted[256]
         cdef uint64_t handle = self.store.table.next_handle(0), shard, number, word, birth, retire, count = 0

@@ -6,7 +6,7 @@ without a lock. A writer collects its new pages in a WriteSet (write_set.pxd) an
 Pointers are borrowed: for published pages as long as a pin protects them, for pages of a WriteSet until they are
 retired, and in both cases no longer than the call that resolved them is in flight. Keep NodeIDs, not pointers.
 
-A pin says which pages somebody may still want to see, a flight which mappings a running call may be reading from.
+A pin says which pages somebody may still want to see; a flight says which mappings a running call may be reading from.
 
     field             written by                              read by                 order
     published         the publisher, with the GIL             any thread              the GIL
@@ -19,14 +19,15 @@ A pin says which pages somebody may still want to see, a flight which mappings a
                                                                                       out before an id is reused
     epochs, flights   see mvcc.pxd                            any thread              seq_cst
     windows           see mmap_windows.pxd                    any thread              seq_cst / acquire
-    lock_holder       whoever holds `lock`, for itself        any thread              relaxed: only one's own counts
+    lock_holder       whoever holds `lock`, for itself        any thread              relaxed: each asks for itself only
     *_failures        whoever holds `lock`                    stats                   relaxed
     table, allocator  whoever holds `lock`                    see their headers
 
-`lock` is never awaited while holding the GIL, and may be held while asking for it; so the two can't deadlock. Who has
-the GIL may try it, and then holds it only as long as nothing gives the GIL away. hold_lock notes its rank
-(lock_ranks.pxd): garbage collection may abort a forgotten write set under it, or under a lock that comes after it; the
-write set then can't wait for it and is put on the list `abandoned` instead.
+No thread waits for `lock` while it holds the GIL, but it may ask for the GIL while it holds `lock`; so the two can't
+deadlock. A thread that has the GIL may try `lock`, and then holds it only as long as nothing gives the GIL away.
+hold_lock notes the rank of `lock` (lock_ranks.pxd): garbage collection may abort a forgotten write set in a thread that
+holds `lock`, or a lock that comes after it. The write set then can't wait for `lock`, and is put on the list
+`abandoned` instead.
 """
 
 cimport cython
@@ -69,7 +70,7 @@ cdef inline void lock_with_gil(PyThread_type_lock lock) noexcept:
 
 @cython.final
 cdef class Published:
-    """What one epoch is: its number and its catalog. Immutable; the store replaces its attribute of this name whole."""
+    """What one epoch is: its number and its catalog. Immutable: the store replaces its `published` as a whole."""
 
     cdef readonly uint64_t epoch
     cdef readonly object catalog
@@ -88,7 +89,7 @@ cdef class Pin:
 cdef class Store:
     cdef readonly ObjectTable table
     cdef readonly Epochs epochs
-    cdef readonly Epochs flights    # what calls are running, by the generation of the mappings
+    cdef readonly Epochs flights    # which calls are running, by the generation of the mappings
     cdef readonly Windows windows
     cdef readonly SegmentAllocator allocator
     cdef readonly Published published
@@ -107,7 +108,7 @@ cdef class Store:
     cdef object closer              # the thread that carries it out
     cdef object idle                # a lock, given back when the last running call has ended, once the store is closing
     cdef Py_ssize_t pins_kept       # Pins that weren't released
-    cdef object unused              # what is called once there are no calls and no Pins; None: nothing is
+    cdef object unused              # called once there are no calls and no Pins; None: nothing is
     cdef dict write_sets            # weak references to those that haven't ended, by their ids
     cdef uint64_t allocation_failures   # pages for which there was no slot; written under `lock`
     cdef uint64_t handle_failures       # pages for which there was no handle; written under `lock`
@@ -121,9 +122,9 @@ cdef class Store:
     cdef void leave(self, int flight) noexcept
     # Ends the flight of a call that goes on without using pages: it is going to wait. Gives the number for leave.
     cdef int land(self, int flight) noexcept
-    # The byte at an address, its window mapped if need be; for whoever is in flight. Raises what mapping a file raises.
+    # The byte at an address; maps its window if need be. The caller is in flight. Raises what mapping a file raises.
     cdef char *place(self, uint64_t address) except NULL nogil
-    # The same for a page about to be written: its file knows that it will have to be synced.
+    # The same for a page about to be written: its file is told that it will have to be synced.
     cdef char *place_to_write(self, uint64_t address) except NULL nogil
     cdef int go_on_in_child(self) except -1
     # Calls `unused` if nobody is left.
@@ -166,7 +167,7 @@ cdef inline bint holds_lock(Store store) noexcept nogil:
 
 
 cdef inline int breathe(Store store, uint64_t *generation) except -1 nogil:
-    """Between the parts of a long call, where it holds no pointer: lets mappings go that it has done with.
+    """Lets go of the mappings that a long call has done with. Called between its parts, where it holds no pointer.
 
     `generation` is that of the last breath, 0 before the first. Does nothing inside another call of this thread.
     """

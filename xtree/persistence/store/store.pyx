@@ -28,7 +28,7 @@ cdef extern from "<assert.h>" nogil:
     void c_assert "assert"(bint condition) noexcept     # in the checked build only
 
 cdef enum:
-    WORK_BYTES = 4                  # of a page to be verified, as a breath counts work
+    WORK_BYTES = 4                  # of a page to be verified: one unit of work, as breaths count it
 
 assert sizeof(PagePrefix) == 24
 
@@ -40,13 +40,13 @@ _closing = set()                    # stores that a thread of their own closes
 
 @atexit.register
 def _wait_for_closing():
-    """At the end of the process: what a finalizer or a signal handler has begun to close is closed cleanly."""
+    """At the end of the process: closes cleanly what a finalizer or a signal handler has begun to close."""
     for store in list(_closing):
         store.close()
 
 
 cdef int lock_to_read(Store store) except -1:
-    """Takes the store's lock, of whose rank the thread may hold something: then it doesn't wait."""
+    """Takes the store's lock. Doesn't wait in a thread that holds its rank or above: may raise TransactionError."""
     if held() < STORE_LOCK:
         with nogil:
             hold_lock(store)
@@ -229,7 +229,7 @@ cdef class Store:
         return 0
 
     def when_unused(self, function):
-        """Has function() called, by whoever is the last, once no call runs and no Pin is held; at once, if so now."""
+        """Has function() called once no call runs and no Pin is held, by whoever ends the last; at once, if so now."""
         self.unused = function
         self.look_for_users()
 
@@ -239,7 +239,7 @@ cdef class Store:
         return -1
 
     def waits_for_itself(self):
-        """Whether the calling thread is inside a call, which close() would wait for, or others may wait for it."""
+        """Whether close() would wait for the calling thread, which is in a call, or others may wait for it."""
         cdef Py_ssize_t i
         cdef unsigned long me = PyThread_get_thread_ident()
         if held() != FREE:
@@ -292,9 +292,9 @@ cdef class Store:
     def close(self):
         """Refuses new calls, waits for those running, aborts open write sets, lets go of everything. Idempotent.
 
-        A second thread that closes it waits for the first to be done. From inside one of its own calls (a signal
-        handler, a callback), or where others may wait for the thread, it returns at once, and the rest is done by a
-        thread of its own, as soon as that call has ended.
+        A second thread that closes the store waits for the first to be done. From inside one of the store's own calls
+        (a signal handler, a callback), or where others may wait for the calling thread, close returns at once, and a
+        thread of its own does the rest as soon as that call has ended.
         """
         closing = allocate_lock()
         closing.acquire()
@@ -304,7 +304,7 @@ cdef class Store:
             other = self.closing
             other.acquire()
             other.release()
-            if self.status >= CLOSED:       # not interrupted, and open again
+            if self.status >= CLOSED:       # else the close was interrupted, and it is open again
                 return
         failed = self.status == POISONED
         self.status = CLOSED
@@ -352,7 +352,7 @@ cdef class Store:
         self.closing.release()
 
     def _forget_contents(self):
-        """After close: a handle that somebody keeps keeps no catalog and no rows. Pins still end, so epochs stay.
+        """After close: lets catalog and rows go, though somebody may keep the handle. Pins still end, so epochs stay.
 
         A write set may still be in the middle of its abort: it gives its pages back under the lock, or not at all.
         """
@@ -372,16 +372,17 @@ cdef class Store:
     # In memory: what a fork does to it.
 
     def stop_commits(self, uint64_t until_ns):
-        """Takes the lock of commits, waiting up to a moment. False when it has not, or had it before."""
+        """Takes the lock of commits; waits up to a moment of the clock. False when it couldn't, or had it before."""
         return False
 
     def let_commit(self):
-        """Gives it back."""
+        """Gives the lock of commits back."""
 
     cdef int go_on_in_child(self) except -1:
-        """Goes on in a forked child, at the last commit: other threads' calls, write sets and pins of then are gone.
+        """Goes on in a forked child, at the last commit. The calls of other threads are gone, with their pins, and so
+        are all write sets begun before.
 
-        What a call has reserved that they were in the middle of stays reserved: nobody knows how far it was.
+        What a call that was cut off in the middle has reserved stays reserved: nobody knows how far it was.
         """
         cdef Py_ssize_t i = 0
         cdef unsigned long me = PyThread_get_thread_ident()
@@ -405,7 +406,7 @@ cdef class Store:
     # What a durable store does differently.
 
     def wait_for_room(self, timeout):
-        """Waits, up to `timeout` seconds, as long as too much that was written waits to be tidied up."""
+        """Waits, up to `timeout` seconds, while too much that was written is still to be tidied up."""
 
     def make_ready(self):
         """Before a write: makes the allocator ready."""
@@ -440,9 +441,9 @@ cdef class Store:
             write_set.end("committed")
 
     def reclaim(self, durable_epoch=None, Py_ssize_t limit=1 << 62):
-        """Frees slots and handles under the reuse rule: retired at or before every pin and the durable epoch.
+        """Frees slots and handles under the reuse rule: of pages retired at or before every pin and the durable epoch.
 
-        At most `limit` pages; returns how many.
+        Frees at most `limit` pages; returns how many.
         """
         cdef uint64_t horizon, address = 0
         cdef uint64_t durable = <uint64_t>-1 if durable_epoch is None else durable_epoch
@@ -471,7 +472,7 @@ cdef class Store:
             drop_lock(self)
 
     def _occupy_live_slots(self, SegmentAllocator allocator not None):
-        """Tells an allocator, which knows the files but no slot in use yet, which of their slots the live rows have.
+        """Marks the slots of the live rows as used in an allocator that knows the files, but no slot in use yet.
 
         Raises CorruptionError when two rows overlap, or one has no slot of its class.
         """
@@ -545,7 +546,7 @@ cdef class Store:
         return self.place(address)
 
     cdef int verify(self, NodeID node, Row *row, const char *page) except -1 nogil:
-        """A page against its row, at the first touch."""
+        """Checks a page against its row, as at its first touch."""
         cdef uint64_t word = load_acquire(&row.word), address = load_relaxed(&row.address), size
         cdef int size_class = class_of(word)
         cdef const PagePrefix *prefix = <const PagePrefix *>page
@@ -592,7 +593,7 @@ cdef class Store:
         return f"{self.path}, window {window}"
 
     def read_page(self, NodeID node):
-        """What the structure wrote to a page, behind its prefix, as bytes. The caller holds a pin or a write set.
+        """What the structure wrote to a page, after its prefix, as bytes. The caller holds a pin or a write set.
 
         Raises CorruptionError for a node that isn't there.
         """
@@ -608,7 +609,7 @@ cdef class Store:
             self.leave(flight)
 
     def verify_pages(self, uint64_t epoch):
-        """Verifies every live page anew, touched before or not, that was born up to an epoch, which is pinned.
+        """Verifies anew every live page that was born up to a pinned epoch, whether it was touched before or not.
 
         Returns how many. The caller is in flight. Raises CorruptionError.
         """
@@ -657,7 +658,7 @@ cdef class Store:
             }
 
     def _allocator_stats(self):
-        """The allocator's counters, under the lock: this thread's own, if it is a signal handler's or a finalizer's."""
+        """The allocator's counters, under the lock; in a signal handler or finalizer its thread may have it."""
         if holds_lock(self):
             return self.allocator.stats()
         lock_to_read(self)

@@ -1,11 +1,11 @@
 """WriteSet: the pages that one transaction makes and retires, and their way into an epoch.
 
-One thread at a time. The cdef methods run without the GIL, and must: they wait for the store's lock. Nobody else sees
-what they change before the commit: rows of reserved pages can only be reached from pages of the same transaction, or
-of one that builds on it.
+For one thread at a time. The cdef methods must run without the GIL, since they wait for the store's lock. Nobody else
+sees what they change before the commit: rows of reserved pages can only be reached from pages of the same transaction,
+or of one that builds on it.
 
-A write set may build on others that are queued and not published yet. If one of those fails, this one does; and the
-pages of one that failed are given back only when nothing that builds on it is left.
+A write set may build on others that are queued and not published yet. If one of those fails, this one fails too; and
+the pages of a failed one are given back only when nothing that builds on it is left.
 
     field                      written by                            read by                          order
     made, retired, bytes_made, the owner; nobody once it is queued,  the owner, then the leader       the queue
@@ -36,7 +36,7 @@ cdef class WriteSet:
     cdef NodeID *retired            # pages that this transaction removes
     cdef Py_ssize_t retired_count, retired_room
     cdef readonly uint64_t bytes_made   # of all pages made and not given back
-    cdef public bint spends_reserve  # it gives space back in the end: its pages may take the reserve of the disk
+    cdef public bint spends_reserve  # its pages may take the reserve of the disk, as it gives space back in the end
     cdef int pin                    # protects the base epoch; -1 when released
     cdef readonly Published base    # what this transaction builds on; None once it has ended
     cdef list depends               # write sets that this one builds on, as long as it hasn't ended
@@ -47,12 +47,12 @@ cdef class WriteSet:
 
     # A new page: zeroed but for its prefix (magic, format, kind, size class, own NodeID). Raises OSError, MemoryError.
     cdef char *reserve(self, int kind, int size_class, NodeID *node) except NULL nogil
-    # The same, but for its bytes: they are whatever they were, until clear_page.
+    # The same, except that the bytes of the page are whatever they were before, until clear_page.
     cdef char *take(self, int kind, int size_class, NodeID *node) except NULL nogil
     # The page as this transaction may change it: itself when this transaction made it, else a copy under a new NodeID,
     # with the old one retired. `node` is updated.
     cdef char *writable(self, NodeID *node) except NULL nogil
-    # Removes a page: a published one is retired at the commit, one of this transaction returns at once.
+    # Removes a page: a published one is retired at the commit, one of this transaction is given back at once.
     cdef int retire(self, NodeID node) except -1 nogil
     # Whether this transaction made the page (a reserved page can only be reached by the transaction that made it).
     cdef bint made_here(self, NodeID node) noexcept nogil

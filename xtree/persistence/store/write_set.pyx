@@ -25,7 +25,7 @@ cdef enum:                          # work so short that giving the GIL away for
 
 
 cdef inline bint fits(int size_class, Py_ssize_t content_bytes) noexcept nogil:
-    """Whether a page of a class has room for so much behind its prefix."""
+    """Whether a page of a class has room for so many bytes after its prefix."""
     return <uint64_t>content_bytes <= class_bytes(size_class) - sizeof(PagePrefix)
 
 
@@ -179,14 +179,14 @@ cdef class WriteSet:
         return 0
 
     cdef int claim(self, NodeID node) except -1 nogil:
-        """Says that this write set retires a page, which only one can: a page has one parent."""
+        """Says that this write set retires a page. Only one write set can: a page has one parent."""
         if not compare_exchange(&self.store.table.row(handle_of(node)).claimed, 0, 1):
             with gil:
                 raise CorruptionError(f"{self.store.where()}: node {node:#x} is reached twice")
         return 0
 
     cdef int seal_all(self) except -1 nogil:
-        """Every page made gets its CRC, in its header and in its row."""
+        """Gives every page made its CRC, in its header and in its row."""
         cdef Py_ssize_t i
         cdef char *page
         cdef uint32_t crc
@@ -201,7 +201,7 @@ cdef class WriteSet:
     # Pages for structures written in Python; compiled ones use the cdef methods.
 
     def add_page(self, int kind, int size_class, const unsigned char[::1] content):
-        """A new page with this content behind its prefix; returns its NodeID. Kinds from 128 on are free to use.
+        """Makes a page with this content after its prefix; returns its NodeID. Kinds from 128 on are free to use.
 
         Raises ValueError for content that doesn't fit, OSError, MemoryError.
         """
@@ -271,9 +271,9 @@ cdef class WriteSet:
         return self.made_count > 0 or self.retired_count > 0
 
     def depend_on(self, WriteSet before):
-        """Builds on the pages of a write set that is queued. Does nothing when it has ended well meanwhile.
+        """Builds on the pages of a write set that is queued. Does nothing when that has ended well meanwhile.
 
-        Raises TransactionError when it is going to fail, because one that it builds on itself has failed.
+        Raises TransactionError when that is going to fail, because one that it builds on itself has failed.
         """
         self.require_open()
         depends = [] if self.depends is None else self.depends
@@ -340,7 +340,7 @@ cdef class WriteSet:
         return 0
 
     cdef void drop_lists(self) noexcept nogil:
-        """At the end, once nothing has to be done with the pages any more."""
+        """Frees the lists, at the end, once nothing has to be done with the pages any more."""
         release(self.made)
         release(self.retired)
         self.made = NULL
@@ -353,7 +353,7 @@ cdef class WriteSet:
         self.give_back_pages()
 
     cdef void let_claims_go(self) noexcept nogil:
-        """At once, though the pages it made may have to wait: others may retire now what it would have retired."""
+        """Lets others retire what this would have retired: at once, though the pages it made may have to wait."""
         cdef Py_ssize_t i
         if self.store.emptied:
             return
@@ -366,7 +366,7 @@ cdef class WriteSet:
                 self.made[i].replaces = 0
 
     cdef int give_back_pages(self) except -1:
-        """Gives the pages back as soon as nothing builds on them, and where it can't wait for the lock, later."""
+        """Gives the pages back as soon as nothing builds on them; later, where the thread can't wait for the lock."""
         self.held_back = self.dependants > 0
         if self.held_back:
             return 0
@@ -380,13 +380,13 @@ cdef class WriteSet:
         return 0
 
     def give_back(self):
-        """Gives back what a write set has that was aborted where it couldn't."""
+        """Gives the pages back after an abort that couldn't wait for the lock."""
         with nogil:
             self.give_all_back()
         self._let_foundation_go()
 
     def _let_foundation_go(self):
-        """The end: what this one builds on needn't be kept for it any more."""
+        """At the end: what this one builds on needn't be kept for it any more."""
         cdef WriteSet before
         depends, self.depends = self.depends, None
         if depends is not None:
@@ -409,15 +409,15 @@ cdef class WriteSet:
         return 0
 
     def orphan(self):
-        """In a forked child: it was begun in the parent. A call in its middle may not be over, so the lists stay."""
+        """Ends it in a forked child: it was begun in the parent. A call may be using it, so the lists stay."""
         self.status = "aborted"
         self.release_pin()
         self.base = self.depends = None
 
-    # For those who carry it out.
+    # For the code that carries the commit out.
 
     def seal(self):
-        """Finishes the pages: CRCs. Nothing changes them any more."""
+        """Finishes the pages with their CRCs. Nothing changes them after this."""
         cdef int flight = self.store.flights.pin()
         try:
             if self.bytes_made <= SEALED_WITH_GIL:
@@ -434,7 +434,7 @@ cdef class WriteSet:
         self.status = "queued"
 
     def publish_rows(self, uint64_t epoch):
-        """The rows become live and retired; nobody can see it before the catalog that names them. Can't fail."""
+        """Makes the rows live and retired; nobody can see that before the catalog that names them. Can't fail."""
         lock_with_gil(self.store.lock)
         if self.made_count + self.retired_count <= PUBLISHED_WITH_GIL:
             self.publish_all(epoch)
