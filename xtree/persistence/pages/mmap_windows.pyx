@@ -1,4 +1,4 @@
-"""Windows: large mappings of data files, or of anonymous memory, behind small logical ids. docs: mmap_windows.pxd.
+"""Windows: large mappings of data files, or of anonymous memory, each with a small logical id. docs: mmap_windows.pxd.
 
 A file's window maps what the file has, and some of what it may grow into; only bytes below the file's end may be
 touched. A file is mapped at the first use of its window, so that opening an index with many files maps none; it is
