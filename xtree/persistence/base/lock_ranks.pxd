@@ -48,7 +48,7 @@ cpdef enum:
 
 # The highest rank of what the calling thread holds.
 cdef int held() noexcept nogil
-# Notes that it holds something of a rank; gives what `resume` takes when it doesn't any more.
+# Notes that the calling thread holds something of a rank; returns what `resume` takes once it no longer does.
 cdef int hold(int rank) noexcept nogil
 cdef void resume(int before) noexcept nogil
 # Raises TransactionError when the thread holds anything.

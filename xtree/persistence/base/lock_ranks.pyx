@@ -175,7 +175,7 @@ cdef class RankedLock:
             try:
                 self.take(True, -1.0)
                 break
-            except BaseException as arrived:    # a signal handler's: whoever waited gives the lock back behind this
+            except BaseException as arrived:    # a signal handler's; the waiting thread gives the lock back after this
                 interrupt = arrived
         if interrupt is not None:
             raise interrupt

@@ -7,7 +7,7 @@ from xtree.persistence.pages.mmap_windows cimport make_address
 from xtree.persistence.pages.page cimport SIZE_CLASSES, class_bytes
 
 cdef enum:
-    FIRST_SLOT = 4096               # behind the file's header
+    FIRST_SLOT = 4096               # right after the header of the file
 
 
 cdef struct FilePlace:

@@ -141,8 +141,8 @@ cdef inline char *_show(Windows windows, uint32_t window) noexcept:
     return <char *>at.mapping
 
 
-# Maps a file as far as it goes, `end`, and if possible as far as it may soon go, so that it isn't mapped anew each time
-# it grows: twice as much each time.
+# Maps a file up to its end, `end`, and if possible further, so that it is not mapped anew each time it grows: the
+# length doubles each time.
 cdef int _map(Windows windows, uint32_t window, object file, uint64_t end, void **base, uint64_t *length) except -1:
     cdef uint64_t needed = min(end + <uint64_t>(-end % xt_granularity()), windows.at(window).bytes)
     cdef uint64_t wanted = needed
@@ -178,8 +178,8 @@ cdef char *_map_file(Windows windows, uint32_t window, object file) except NULL:
     return _show(windows, window)
 
 
-# Has a larger mapping take the place of a window's, if that is too short; a window that is hidden stays hidden. From
-# the look at it to the end nobody else has the GIL.
+# Replaces the mapping of a window by a larger one, if it is too short; a window that is hidden stays hidden. From the
+# check to the end nobody else has the GIL.
 cdef int _map_anew(Windows windows, uint32_t window, object file, uint64_t end) except -1:
     cdef void *base = NULL
     cdef void *larger

@@ -49,7 +49,8 @@ cdef int _refused(uint64_t epoch, uint64_t horizon, uint64_t current) except -1 
     raise ValueError(f"epoch {epoch} can't be pinned: expected {horizon} to {current}")
 
 
-# The place of a block's pointer. Beyond the near ones it is there once the block is counted, or being added.
+# The place of the pointer to a block. For a block beyond the near ones it exists once the block is counted, or is being
+# added.
 cdef inline uint64_t *_place_of(Epochs e, int block) noexcept nogil:
     if block < NEAR_BLOCKS:
         return &e.near[block]
@@ -64,7 +65,8 @@ cdef inline PinSlot *_slot_at(Epochs e, int slot) noexcept nogil:
     return <PinSlot *>load_seq(_place_of(e, slot // SLOTS_PER_BLOCK)) + slot % SLOTS_PER_BLOCK
 
 
-# The slot behind a slot, in the next block behind a block's last: for walks from 0 up to block_count * SLOTS_PER_BLOCK.
+# The slot after a slot; after the last one of a block, the first of the next block. For walks from 0 up to
+# block_count * SLOTS_PER_BLOCK.
 cdef inline int _following(int slot) noexcept nogil:
     return SLOTS_PER_BLOCK if slot == SLOTS_OF_FIRST - 1 else slot + 1
 

@@ -71,8 +71,8 @@ cdef class ObjectTable:
     # How many handles were given out in the shards before each one, and in all: MAX_SHARDS + 1 numbers.
     cdef void number_handles(self, uint64_t *before) noexcept nogil
 
-    # Any thread may call these, but for one row only one at a time. Those that are noexcept can't fail: they allocate
-    # nothing. Raises MemoryError, CapacityError.
+    # Any thread may call these, but only one at a time for the same row. Those that are noexcept allocate nothing, so
+    # they cannot fail. `reserve` raises MemoryError, CapacityError.
     cdef NodeID reserve(self, int kind, int size_class, uint64_t address) except 0 nogil
     # Marks a reserved row's page as finished, with its CRC.
     cdef void seal(self, NodeID node, uint32_t crc) noexcept nogil
@@ -81,8 +81,8 @@ cdef class ObjectTable:
     cdef void retire(self, NodeID node, uint64_t epoch) noexcept nogil
     # reserved -> free: an aborted reservation. The tag stays used up.
     cdef void abandon(self, NodeID node) noexcept nogil
-    # Takes a retired row whose retire epoch is <= horizon, a shard's first, off its list and frees its handle; fills
-    # the address and the class of the slot that the caller gives back. False when there is none.
+    # Takes the first retired row of a shard, if its retire epoch is <= horizon, off its list and frees its handle;
+    # fills the address and the class of the slot, which the caller gives back. False when no shard has such a row.
     cdef bint reclaim_one(self, uint64_t horizon, uint64_t *address, int *size_class) noexcept nogil
     # Sets the verified bit if the row still carries the node's tag.
     cdef void mark_verified(self, NodeID node) noexcept nogil

@@ -103,7 +103,7 @@ cdef int _require_room(ObjectTable t, list handles) except -1:
     return 0
 
 
-# Fills a shard, and moves `stored` behind the live rows that are the shard's, as long as they come in order.
+# Fills a shard, and moves `stored` past the live rows of the shard, as long as they come in order.
 cdef int _restore(ObjectTable t, FilePlaces places, uint64_t epoch, uint64_t which, const uint8_t *tags, uint64_t count,
                   const StoredRow **stored, const StoredRow *end) except -1 nogil:
     cdef Shard *shard = &t.shards[which]

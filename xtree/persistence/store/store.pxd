@@ -129,7 +129,7 @@ cdef class Store:
     cdef int go_on_in_child(self) except -1
     # Calls `unused` if nobody is left.
     cdef int look_for_users(self) except -1
-    # Gives back what write sets have that were aborted where they couldn't.
+    # Gives back the pages of write sets that were aborted where they could not wait for the lock.
     cdef int give_back_abandoned(self) except -1
     # Gives an unused slot and handle back; the lock is held.
     cdef int give_back(self, NodeID node) except -1 nogil
