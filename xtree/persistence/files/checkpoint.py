@@ -1,9 +1,10 @@
 """The checkpoint: the object table and the whole catalog at one epoch, from which recovery starts.
 
-A header page (file_header.py) with the number of handles of each shard, the rows of live pages (32 bytes each, by
-rising handle), the data files that they name, the tags of all handles (a byte each, shard by shard) and zeros up to a
-multiple of 8, the catalog and zeros up to a multiple of 8, a footer. The footer's CRC covers the whole file with that
-field as zero. All lengths are in the header and must add up to the size of the file, before anything is read by them.
+The file is a header page (file_header.py) with the number of handles of each shard, the rows of live pages (32 bytes
+each, by rising handle), the data files that they name, the tags of all handles (a byte each, shard by shard) and zeros
+up to a multiple of 8, the catalog and zeros up to a multiple of 8, and a footer. The footer's CRC covers the whole file
+with the CRC field as zero. All lengths are in the header; they must add up to the size of the file before anything is
+read by them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FORMAT = 3
 BODY = Struct("<QQQQI4xQ")  # number, epoch, live rows, bytes of catalog, data files, bytes of the file
 assert BODY.size == 48
 SHARDS = 64
-COUNTS = Struct(f"<{SHARDS}Q")  # handles of each shard; behind the body and a LogLink
+COUNTS = Struct(f"<{SHARDS}Q")  # handles of each shard; after the body and a LogLink
 COUNTS_OFFSET = PREFIX.size + BODY.size + LINK_BYTES
 
 Table = tuple[Sequence[int], Buffer, Buffer]  # handles of each shard, their tags, live rows: ObjectTable.snapshot
@@ -65,7 +66,7 @@ assert FOOTER.size == FOOTER_BYTES
 class Checkpoint:
     """A checkpoint whose CRC is right; `table` and `catalog` are as they were given to `write`.
 
-    Tags and rows are views of the mapped file, which stays mapped as long as there is one.
+    Tags and rows are views of the mapped file, which stays mapped as long as one of them exists.
     """
 
     number: int
@@ -89,7 +90,7 @@ def write(
     data_files: Sequence[DataFileEntry],
     last_log: LogLink,
 ) -> CheckpointEntry:
-    """Make a checkpoint's file, durably, and return its entry for the manifest. The data files must be synced."""
+    """Writes a checkpoint's file, durably, and returns its entry for the manifest. The data files must be synced."""
     handles, tags, rows = list(table[0]), memoryview(table[1]), memoryview(table[2])
     if tags.nbytes != sum(handles) or rows.nbytes % ROW_BYTES:
         raise ValueError(

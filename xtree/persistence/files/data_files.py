@@ -1,15 +1,15 @@
-"""Data files: where pages live. One file a window, all slots of one size class, the first at 4096.
+"""Data files: where pages live. Each file is one window; its slots are of one size class, the first at 4096.
 
-The `growth` of a SegmentAllocator: it makes files and extends them, always with disk space behind every byte that may
-be mapped, and knows which have changed since their last sync. A file is in the durable manifest before a row in it
-commits (`manifest_needed` says that it isn't yet), and `entries` speaks only of sizes that have been synced.
+DataFiles is the `growth` of a SegmentAllocator: it makes files and extends them, always with disk space for every byte
+that may be mapped, and knows which have changed since their last sync. A file is in the durable manifest before a row
+in it commits (`manifest_needed` says that one isn't yet), and `entries` gives only sizes that have been synced.
 
-A file is opened at its first use, and its header is verified then. It stays open from the first write since its last
-sync (the first page given out in it, as far as that is known, the commit of one at the latest) to the sync that covers
-it; beyond that only so many files are open as StoreConfig.descriptor_budget says.
+A file is opened at its first use, and its header is verified then. It stays open from its first write after a sync to
+the sync that covers that write. The first write is taken to be when a page in it is given out, as far as that is known,
+and at the latest when such a page commits. Other files stay open only as far as StoreConfig.descriptor_budget allows.
 
 Locks: `_lock` guards the tables and is held for moments. Each file has a lock that is held while it is synced, so that
-whoever asks for a sync that another thread has begun waits for its end. A failed sync is never repeated. `extend` and
+a thread that asks for a sync which another has begun waits for its end. A failed sync is never repeated. `extend` and
 `new_window` are called under the store's lock, which guards the sizes.
 """
 
@@ -42,7 +42,7 @@ FIRST_SLOT = HEADER_BYTES
 SMALLEST_PAGE = 4096
 LEAST_SLOTS = 4  # of a new file
 IN_MEMORY = 0  # the file number of anonymous memory
-LEAST_KEPT = 256  # files that may wait for a sync before a commit syncs some that it needn't
+LEAST_KEPT = 256  # files that may wait for a sync before a commit syncs some of them early
 
 
 class DataFile:
@@ -52,18 +52,18 @@ class DataFile:
         self.file = file
         self.number = number
         self.size_class = size_class
-        # bytes: extend, under the store's lock. synced_bytes, sync_failed: a sync, under sync_lock. changed: the GIL;
-        # pages are written before it is set, and a sync clears it before it begins, so what that might miss is marked
-        # again.
+        # bytes is set by extend, under the store's lock; synced_bytes and sync_failed by a sync, under sync_lock.
+        # changed has the GIL: pages are written before it is set, and a sync clears it before it begins, so a page
+        # that the sync might miss sets it again.
         self.bytes = bytes_  # its size: every byte below has disk space
-        self.synced_bytes = synced_bytes  # of these it is known that they outlive a power loss
+        self.synced_bytes = synced_bytes  # these are known to survive a power loss
         self.changed = False  # pages were written since the last sync began
         self.sync_failed = False
         self.sync_lock = RankedLock(SYNCING)
 
 
 def read_header(file: File, uuid: bytes) -> tuple[int, int, int]:
-    """(number, window bytes, size class) by a file's header. Raises CorruptionError, FormatVersionError."""
+    """(number, window bytes, size class) from a file's header. Raises CorruptionError, FormatVersionError."""
     page = file.pread(HEADER_BYTES, 0)
     number, window_bytes, size_class = unpack_header(page, MAGIC, FORMAT, BODY, file.path, uuid)[1]
     if not MIB <= window_bytes <= MAX_WINDOW_BYTES or window_bytes % MIB:
@@ -85,9 +85,9 @@ class DataFiles:
         take_number: Callable[[], int],
     ) -> None:
         self.windows = windows
-        self.listed = 0  # files that the durable manifest lists
+        self.listed = 0  # how many files the durable manifest lists
         self.report_failed_sync: Callable[[BaseException], None] = lambda error: None
-        self.file_of_window: list[int] = []  # number of the file behind each window; IN_MEMORY for none
+        self.file_of_window: list[int] = []  # the number of each window's file; IN_MEMORY for none
         self._fs = fs
         self._directory = os.fspath(directory)
         self._uuid = uuid
@@ -102,10 +102,10 @@ class DataFiles:
     # Opening.
 
     def attach(self, entry: DataFileEntry, extend: bool = True) -> int:
-        """Learn of a file that the manifest lists and return its window. The file isn't opened.
+        """Adds a file that the manifest lists and returns its window. The file isn't opened.
 
-        One that isn't as long as it was any more is made so, with `extend` and when it may be written to; without
-        `extend` that is corruption. Raises CorruptionError, also when it is missing or too long, OSError.
+        With `extend`, a file that has become shorter is lengthened again if it may be written to; without `extend` that
+        is corruption. Raises CorruptionError, also when the file is missing or too long, and OSError.
         """
         path = path_in(self._directory, data_name(entry.size_class, entry.number))
         try:
@@ -125,7 +125,7 @@ class DataFiles:
         return self._add(data_file)
 
     def in_memory(self, pages: Iterable[Buffer]) -> list[int]:
-        """Put pages into anonymous memory, as the file IN_MEMORY, and return their offsets. For read-only opens."""
+        """Puts pages into anonymous memory, as the file IN_MEMORY, and returns their offsets. For read-only opens."""
         views = [memoryview(page).cast("B") for page in pages]
         offsets = []
         end = FIRST_SLOT
@@ -142,9 +142,9 @@ class DataFiles:
     # What the allocator asks for.
 
     def new_window(self, size_class: int, spends_reserve: bool = False) -> tuple[int, int, int, int]:
-        """Make a file: (window, offset of its first slot, usable bytes, bytes at most), the bytes from offset 0.
+        """Makes a file: (window, offset of its first slot, usable bytes, bytes at most), the bytes from offset 0.
 
-        It is on the disk, and its name, when this returns. Raises OSError, leaving nothing behind.
+        The file and its name are on the disk when this returns. Raises OSError, and then leaves no file.
         """
         page = SMALLEST_PAGE << size_class
         limit = max(self._config.data_file_limit, FIRST_SLOT + page)
@@ -173,7 +173,7 @@ class DataFiles:
         return window, FIRST_SLOT, first, limit
 
     def extend(self, window: int, wanted_bytes: int, spends_reserve: bool = False) -> int:
-        """Give a file disk space up to `wanted_bytes` from its beginning; returns how many it has. Raises OSError."""
+        """Gives a file disk space up to `wanted_bytes` from its beginning; returns how many it has. Raises OSError."""
         data_file = self._files[window]
         wanted = min(wanted_bytes, self._limit_of(data_file))
         if wanted > data_file.bytes:
@@ -191,7 +191,7 @@ class DataFiles:
             return file.pread(n, offset)
 
     def write(self, number: int, offset: int, data: Buffer) -> None:
-        """Write bytes to a file, which becomes as long as that takes."""
+        """Writes bytes to a file, which is lengthened if need be."""
         window = self.windows_by_number()[number]
         data_file = self._files[window]
         end = offset + memoryview(data).nbytes
@@ -208,14 +208,14 @@ class DataFiles:
     # Syncing.
 
     def mark_dirty(self, window: int) -> None:
-        """Say that pages of a window were written; before the sync that must cover them. Raises OSError."""
+        """Notes that pages of a window were written, before the sync that must cover them. Raises OSError."""
         data_file = self._files[window]
         if not data_file.changed:  # a sync that begins from now on clears the mark before it begins
             data_file.file.keep()
             data_file.changed = True
 
     def overdue(self) -> set[int]:
-        """Windows to sync earlier than need be: of the files that wait longest for it, when very many do."""
+        """The windows to sync early: when very many files wait for a sync, those of the files that wait longest."""
         kept = self._open_files.kept_count
         if kept <= LEAST_KEPT or kept <= self._config.descriptor_budget:
             return set()
@@ -223,7 +223,7 @@ class DataFiles:
         return {window for window, data_file in list(self._files.items()) if data_file.file in longest}
 
     def sync(self, windows: Iterable[int] | None = None) -> list[int]:
-        """Put all that was written to these windows (None: to any) on the disk; returns those that took a sync.
+        """Puts all that was written to these windows (None: to any) on the disk; returns those that needed a sync.
 
         Raises OSError, and from then on StoreFailedError for a file whose sync has failed.
         """
@@ -257,21 +257,21 @@ class DataFiles:
         return {number: window for window, number in enumerate(self.file_of_window)}
 
     def in_memory_only(self) -> list[int]:
-        """The windows with no file behind them."""
+        """The windows that have no file."""
         return [window for window in range(len(self.file_of_window)) if window not in self._files]
 
     def path_of(self, window: int) -> str:
-        """The path of the file behind a window, for messages."""
+        """The path of a window's file, for messages."""
         data_file = self._files.get(window)
         return f"{self._directory} (rebuilt page)" if data_file is None else data_file.file.path
 
     def verify_headers(self) -> None:
-        """Read the header of every file anew. Raises CorruptionError, FormatVersionError, OSError."""
+        """Reads the header of every file anew. Raises CorruptionError, FormatVersionError, OSError."""
         for window in list(self._files):
             self.verify_header(window)
 
     def verify_header(self, window: int) -> None:
-        """The same of the file behind a window."""
+        """Reads the header of a window's file anew; raises what `verify_headers` does."""
         data_file = self._files[window]
         with data_file.file.opened() as file:
             self._verify_header(file, data_file.number, data_file.size_class)
@@ -293,10 +293,10 @@ class DataFiles:
     # Closing.
 
     def trim(self, top_bytes: Callable[[int], int]) -> list[int]:
-        """Before a clean close: let `entries` speak of no more than each file's used slots; returns which will shrink.
+        """Before a clean close, lets `entries` give no more than each file's used slots; returns which will shrink.
 
         `top_bytes(window)` is where the highest used slot ends. The caller saves the manifest, unmaps the windows and
-        then calls `cut`: were a file cut first, a crash would leave it shorter than the manifest says.
+        then calls `cut`: if a file were cut first, a crash would leave it shorter than the manifest says.
         """
         shrinking = []
         for window, data_file in self._files.items():
@@ -307,7 +307,7 @@ class DataFiles:
         return shrinking
 
     def cut(self, windows: Iterable[int]) -> None:
-        """Shorten files to what `trim` has left of them. No process may have them mapped beyond."""
+        """Shortens files to the sizes that `trim` has set. No process may have them mapped beyond that."""
         for window in windows:
             data_file = self._files[window]
             with data_file.file.opened() as file:
@@ -316,7 +316,7 @@ class DataFiles:
         reach("data.truncated")
 
     def close(self) -> None:
-        """Close every descriptor; nothing is written."""
+        """Closes every descriptor; nothing is written."""
         self._open_files.close()
 
     def _lazy(self, path: str, number: int, size_class: int, file: File | None = None) -> LazyFile:
@@ -332,11 +332,11 @@ class DataFiles:
         return LazyFile(self._open_files, path, open_, file)
 
     def _limit_of(self, data_file: DataFile) -> int:
-        """How long a file may get. One that is longer than those made now stays as it is."""
+        """How long a file may get. One that is longer already than files may get now stays as it is."""
         return max(data_file.bytes, self._config.data_file_limit)
 
     def _lengthen(self, data_file: DataFile, n: int) -> None:
-        """Give a file disk space up to `n` bytes, which the next sync makes durable."""
+        """Gives a file disk space up to `n` bytes, which the next sync makes durable."""
         with data_file.file.opened() as file:
             data_file.file.keep()
             file.reserve(n)
@@ -357,7 +357,7 @@ class DataFiles:
             if data_file.sync_failed:
                 raise StoreFailedError(f"{data_file.file.path}: an earlier sync of it failed")
             if not data_file.changed:
-                if data_file.file.kept:  # for a transaction that was undone, or says mark_dirty when it commits
+                if data_file.file.kept:  # for a transaction that was undone, or will call mark_dirty when it commits
                     self._begin_sync(window, data_file)
                     data_file.file.end_sync()
                 return False

@@ -14,7 +14,7 @@ from xtree.persistence.files.platform_fs import FileSystem, Path
 
 
 def require_space(fs: FileSystem, directory: Path, n: int, keep_free: int) -> None:
-    """Raise OSError (ENOSPC) when writing `n` more bytes would leave less than `keep_free` on the disk."""
+    """Raises OSError (ENOSPC) when writing `n` more bytes would leave less than `keep_free` on the disk."""
     if keep_free and fs.free_space(directory) < n + keep_free:
         reason = f"{os.strerror(errno.ENOSPC)}: the last {keep_free} bytes stay in reserve"
         raise OSError(errno.ENOSPC, reason, os.fspath(directory))

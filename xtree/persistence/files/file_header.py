@@ -8,7 +8,7 @@
     16      16    uuid    of the index
     32      -     body    the file's own fields, then zeros
 
-The first 32 bytes are the same in all versions of all formats, so that another version is told from damage.
+The first 32 bytes are the same in all versions of all formats, so that a reader can tell another version from damage.
 """
 
 from __future__ import annotations

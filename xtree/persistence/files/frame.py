@@ -2,8 +2,9 @@
 
 A frame is a header of 128 bytes, deltas of 64 bytes (what happened to each page), catalog records (catalog.py), zeros
 up to a multiple of 8, payloads (page images), zeros up to a multiple of 8. Its CRC covers all of that, with the CRC
-field as zero. It carries the index's UUID, its log's number, its own offset and the CRC of the frame before it: what
-doesn't link is no frame, be it stale, zeros, or an image of a frame inside a payload. docs/format.md has the tables.
+field as zero. It carries the index's UUID, its log's number, its own offset and the CRC of the frame before it: bytes
+that don't link aren't a frame, whether they are stale, zeros, or the image of a frame inside a payload. docs/format.md
+has the tables.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ _ZERO_CRC = bytes(CRC.size)
 
 @dataclass(frozen=True)
 class LogLink:
-    """How a log ended: its number, last epoch, the offset behind its last frame, and that frame's CRC.
+    """How a log ended: its number, last epoch, the offset after its last frame, and that frame's CRC.
 
-    All zeros: there was none before.
+    All zeros when there was no log before.
     """
 
     number: int = 0
@@ -83,7 +84,7 @@ class LogLink:
 
     @classmethod
     def decode(cls, data: Buffer) -> LogLink:
-        """The link of 32 bytes that a CRC has vouched for."""
+        """The link in 32 bytes whose CRC was verified."""
         number, last_epoch, end_offset, last_crc, _ = LINK.unpack(data)
         return cls(number, last_epoch, end_offset, last_crc)
 
@@ -171,7 +172,7 @@ class Frame:
 
 
 class FrameHeader:
-    """The fields of a frame header whose magic is right; nothing of it is verified yet."""
+    """The fields of a frame header whose magic is right; nothing else in it is verified yet."""
 
     __slots__ = ("length", "crc", "uuid", "offset", "previous_crc", "fields")
 

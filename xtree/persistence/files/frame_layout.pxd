@@ -15,7 +15,7 @@ cdef enum:                          # as stored. Never renumber.
     PAYLOAD_RANGES = 2
     FRAME_ALIGNMENT = 8
     SECTOR_BYTES = 4096
-    WORD_BYTES = 8                  # in which ranges are counted
+    WORD_BYTES = 8                  # the unit in which ranges are counted
     FIRST_WORD = 2                  # the first that a range may hold: magic, CRC and NodeID follow from the delta
 
 

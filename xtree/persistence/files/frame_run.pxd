@@ -1,4 +1,4 @@
-"""Frames of a log that link, verified: magic, UUID, place, previous CRC, length, CRC, fields, deltas."""
+"""Verified frames of a log, which link: magic, UUID, place, previous CRC, length, CRC, fields and deltas are right."""
 
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

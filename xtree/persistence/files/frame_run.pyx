@@ -1,8 +1,8 @@
 """Following the chain of a log's frames through chunks of its file, without the GIL. docs: frame_run.pxd.
 
-What doesn't link ends the chain, and `problem` says why; what links but can't be right was forged or written by another
-version, and raises. Whether a chain that has ended was torn or damaged, and whether a frame of strict mode is a commit,
-others decide.
+Bytes that don't link end the chain, and `problem` says why. A frame that links but can't be right was forged or written
+by another version, and raises. It is for others to decide whether the end of a chain is a torn tail or damage, and
+whether a frame of strict mode is a commit.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -21,7 +21,7 @@ from xtree.persistence.pages.page_checksum cimport crc32c
 from xtree.errors import CorruptionError, FormatVersionError
 from xtree.persistence.base.config import MAX_EPOCH as _MAX_EPOCH
 
-cdef enum:                          # how a look at a place ends
+cdef enum:                          # what is found at an offset
     GOOD
     MORE
     END_OF_FILE
@@ -107,10 +107,11 @@ cdef class FrameChain:
         self.problem = ""
 
     def follow(self, chunk, uint64_t start, uint64_t limit, int kind, Py_ssize_t most, uint64_t exposed_through):
-        """The frames of one kind that come next, as a FrameRun: up to `most`, in a chunk read at `start`.
+        """The next frames of one kind, as a FrameRun: up to `most`, in a chunk that was read at `start`.
 
-        Frames end at `limit` at the latest. A frame of strict mode with epochs above `exposed_through` is not taken:
-        the problem is "ask" then, and "" when the run is full. Raises CorruptionError, FormatVersionError, MemoryError.
+        Frames must end at `limit` at the latest. A frame of strict mode with epochs above `exposed_through` isn't
+        taken, and `problem` is "ask" then; it is "" when the run is full. Raises CorruptionError, FormatVersionError,
+        MemoryError.
         """
         cdef FrameRun run = FrameRun(self.path, chunk, start)
         cdef int found = GOOD
@@ -121,7 +122,7 @@ cdef class FrameChain:
         return run
 
 
-# The frame that follows, right behind the last one or on the next boundary, goes into the run.
+# Adds the next frame to the run. It begins right after the last one or on the next boundary.
 cdef int _take_next(FrameChain chain, FrameRun run, uint64_t limit, int kind, uint64_t exposed_through) except -1 nogil:
     cdef uint64_t at = chain.end_offset, boundary = aligned(at, SECTOR_BYTES)
     cdef int found = _look_at(chain, run, at, limit), there
@@ -144,7 +145,7 @@ cdef int _take_next(FrameChain chain, FrameRun run, uint64_t limit, int kind, ui
     return GOOD
 
 
-# Whether the frame that comes next stands at an offset.
+# Whether the next frame begins at an offset.
 cdef int _look_at(FrameChain chain, FrameRun run, uint64_t at, uint64_t limit) noexcept nogil:
     cdef uint64_t have = 0
     cdef const char *data = NULL
@@ -185,7 +186,7 @@ cdef bint _all_zero(const char *header) noexcept nogil:
     return True
 
 
-# Whether the length is that of the parts, none of which is longer than the whole.
+# Whether the length is the sum of the parts, none of which is longer than the whole.
 cdef bint _adds_up(const FrameHeader *header) noexcept nogil:
     if header.catalog_bytes > header.length or header.payload_bytes > header.length:
         return False
@@ -201,7 +202,7 @@ cdef uint32_t _frame_crc(const char *data, uint64_t length) noexcept nogil:
     return crc32c(data + 8, length - 8, crc32c(head, 8, 0))
 
 
-# What the CRC has vouched for, and yet may be forged.
+# Checks the fields of a frame whose CRC is right: it may be forged all the same.
 
 
 cdef int _require_right(FrameChain chain, FrameRun run, const FrameHeader *header, uint64_t at,
@@ -241,7 +242,7 @@ cdef int _require_right_deltas(FrameChain chain, const FrameHeader *header, uint
 
 
 cdef const char *_flaw(const FrameHeader *header, const Delta *delta, const char *payloads) noexcept nogil:
-    """What a writer can't have written, as far as the frame alone tells; NULL for nothing."""
+    """What is wrong with a delta, as far as the frame alone tells; NULL when a writer may have written it."""
     if not _is_node(delta.node_id):
         return "no page"
     if not header.first_epoch <= delta.epoch <= header.last_epoch:

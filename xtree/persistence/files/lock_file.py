@@ -1,7 +1,7 @@
 """Locks on directories: an advisory lock, shared or exclusive, on a file in each.
 
-The system's lock belongs to the open file: another handle of the same process can't have it either, and no close of
-another descriptor gives it back.
+The system's lock belongs to the open file: another handle of the same process can't take it either, and closing another
+descriptor doesn't release it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def _close_locks_in_child() -> None:
-    """After a fork, also one in the middle of an open: a child that lives on must not hold its parent's locks."""
+    """After a fork, even one in the middle of an open: a child that lives on must not hold its parent's locks."""
     for lock in list(_locks):
         lock.close_in_child()
 
@@ -38,9 +38,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class Lock:
-    """A lock on a directory, held or about to be. The kernel lets go of it when the process ends, however it ends.
+    """A lock on a directory, held or about to be. The kernel releases it when the process ends, however it ends.
 
-    One on a path of `path_in` has the open directory as its own, which is closed with it.
+    A lock on a path from `path_in` owns the open directory, which is closed with it.
     """
 
     directory: OpenDirectory | None = None
@@ -51,15 +51,16 @@ class Lock:
         self.path = os.fspath(path)
         self.directory = path.directory if isinstance(path, PathIn) else None
         self.shared = shared
-        self.held = False  # it is being taken
+        self.held = False  # until it has been taken
         self._pid = os.getpid()
         _locks.add(self)
 
     def make_exclusive(self) -> bool:
-        """Whether this shared lock could be made an exclusive one at once; if not, it may be lost: `make_shared` tells.
+        """Makes this shared lock an exclusive one, without waiting; returns whether it could.
 
-        The system lets the one go before it grants the other, so that another process may have been in between; but not
-        another one that does the same, where the system has locks of bytes that belong to open files (Linux).
+        If not, the lock may be lost: `make_shared` tells. The system releases the shared lock before it grants the
+        exclusive one, so another process may have held the lock in between. Where the system has locks of bytes that
+        belong to open files (Linux), that can't be a process which does the same.
         """
         if not _lock_byte(self._fd, True):
             return False
@@ -74,7 +75,7 @@ class Lock:
         return True
 
     def make_shared(self) -> bool:
-        """Whether it could be made, or kept, a shared one."""
+        """Makes the lock a shared one, or keeps it so; returns whether it could."""
         if not self.shared:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, 0)
@@ -87,7 +88,7 @@ class Lock:
         return owner_of(self._fd, self)
 
     def release(self) -> None:
-        """Let go of the lock. Releasing twice does nothing; in a forked child only the descriptor is closed."""
+        """Releases the lock. Releasing twice does nothing; in a forked child only the descriptor is closed."""
         if self._fd >= 0 and os.getpid() == self._pid:
             if not self.shared:
                 with contextlib.suppress(OSError):
@@ -96,10 +97,10 @@ class Lock:
         self.close_in_child()
 
     def __del__(self) -> None:
-        self.close_in_child()  # after an open that an interrupt has ended in a bad moment
+        self.close_in_child()  # after an open that an interrupt has ended at a bad moment
 
     def is_on(self, fd: int) -> bool:
-        """Whether this lock is held, and on the file behind a descriptor."""
+        """Whether this lock is held, and on the file of this descriptor."""
         held = self._fd
         if held < 0 or not self.held:
             return False
@@ -109,7 +110,7 @@ class Lock:
             return False
 
     def close_in_child(self) -> None:
-        """Close the descriptor without unlocking: after a fork the lock stays with the parent, for its whole life."""
+        """Closes the descriptor without unlocking: after a fork the lock stays with the parent, for its whole life."""
         if self.directory is not None:
             self.directory.close()
         fd, self._fd = self._fd, -1
@@ -118,9 +119,9 @@ class Lock:
 
 
 def open_lock(path: Path, shared: bool, directory: int | None) -> int:
-    """A descriptor for the lock file; -1 when a shared lock must do without.
+    """Opens the lock file and returns its descriptor; -1 when a shared lock must do without.
 
-    One that may write, if possible: a shared lock may become an exclusive one.
+    The file is opened for writing if possible: a shared lock may become an exclusive one.
     """
     flags = os.O_RDWR | OPEN_FLAGS
     try:
@@ -135,7 +136,7 @@ def open_lock(path: Path, shared: bool, directory: int | None) -> int:
 
 
 def try_lock(fd: int, shared: bool) -> bool:
-    """Whether the lock could be taken at once."""
+    """Takes the lock if that is possible at once; returns whether it was."""
     if WINDOWS:
         kind = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
         try:
@@ -151,7 +152,7 @@ def try_lock(fd: int, shared: bool) -> bool:
 
 
 def _lock_byte(fd: int, taken: bool) -> bool:
-    """Takes the first byte of a lock file, or gives it back: whether nobody else had it."""
+    """Locks the first byte of a lock file, or unlocks it; returns False when somebody else has it."""
     if not BYTE_LOCKS:
         return True
     kind = fcntl.F_WRLCK if taken else fcntl.F_UNLCK
@@ -159,7 +160,7 @@ def _lock_byte(fd: int, taken: bool) -> bool:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0))
     except BlockingIOError:
         return False
-    except OSError:  # opened to read, or a file system that has none
+    except OSError:  # opened to read, or on a file system that has no such locks
         return True
     return True
 
@@ -172,7 +173,7 @@ def _unlock(fd: int) -> None:
 
 
 def note_owner(fd: int) -> None:
-    """Leave this process's id in the file of a lock that it holds exclusively."""
+    """Leaves this process's id in the file of a lock that it holds exclusively."""
     with contextlib.suppress(OSError):  # on a full disk the lock holds without it
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0) if hasattr(os, "pwrite") else os.write(fd, b"%d\n" % os.getpid())

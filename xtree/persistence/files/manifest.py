@@ -5,8 +5,8 @@ One line that this module writes and reads byte by byte, then the body, which an
     {"format": 1, "crc32c": "0123abcd", "body":
     { ... }}
 
-The CRC covers the whole file with its eight digits as zeros. Saved by atomic replacement, and only with names and
-sizes of what has been synced before: what the manifest says exists is on the disk.
+The CRC covers the whole file with its eight digits as zeros. The manifest is saved by atomic replacement, and only with
+names and sizes of what has been synced before: whatever it lists is on the disk.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CheckpointEntry:
 
 @dataclass(frozen=True)
 class ClosedLog:
-    """How a log ended: what its file holds beyond this never existed."""
+    """How a log ended: whatever its file holds beyond this doesn't count."""
 
     end_offset: int
     last_epoch: int
@@ -59,7 +59,7 @@ class ClosedLog:
 
 @dataclass(frozen=True)
 class LogEntry:
-    """A log, in the order of their chain; `closed` is None while it may still grow."""
+    """A log of the chain; `closed` is None while it may still grow."""
 
     number: int
     closed: ClosedLog | None = None
@@ -108,7 +108,7 @@ class Manifest:
             raise CorruptionError(f"{path}: expected a JSON body, found {error}") from None
 
     def save(self, fs: FileSystem, directory: str | os.PathLike[str]) -> None:
-        """Put this manifest in the place of the directory's, durably."""
+        """Replaces the directory's manifest by this one, durably."""
         fs.write_atomically(path_in(directory, MANIFEST), self.encode())
 
     @classmethod
@@ -119,7 +119,7 @@ class Manifest:
 
 
 def _verified_body(data: bytes, path: str) -> str:
-    """The JSON text of the body, when the CRC says that it is what was written and it is harmless to parse."""
+    """The JSON text of the body, once its CRC is verified and it is known to be harmless to parse."""
     head = _HEAD.match(data)
     if head is None or not data.endswith(b"}\n"):
         raise CorruptionError(f"{path}: at offset 0: expected the first line of a manifest, found {data[:60]!r}")

@@ -1,8 +1,8 @@
-"""An open directory: the names in it, wherever its path leads by now.
+"""An open directory: names are looked up in it, wherever its path leads by now.
 
-A path comes to lead elsewhere: a link is turned, a directory moved, removed, put in the place of another. An index
-works in the directory that it has opened, by the descriptor, and finds out by the lock file that it holds whether that
-directory is still the one at its path. If not, nothing is made, replaced or removed there any more, nor committed.
+A path may come to lead elsewhere: a link is changed; a directory is moved, removed or replaced by another. An index
+works in the directory that it has opened, through the descriptor, and checks by the lock file that it holds whether
+that directory is still the one at its path. If not, nothing is made, replaced, removed or committed there any more.
 
 Where the system can't look names up in an open directory (Windows), they are looked up by the path.
 """
@@ -25,14 +25,14 @@ _open: weakref.WeakValueDictionary[int, OpenDirectory] = weakref.WeakValueDictio
 
 
 class DirectoryLostError(StoreFailedError):
-    """Raised when a directory that is locked isn't what its path leads to any more: nothing may be changed."""
+    """Raised when the path of a locked directory doesn't lead to it any more: nothing may be changed."""
 
 
 class OpenDirectory(str):
-    """A directory that is open; as a string its real path, resolved once. `path_in` gives the paths of its names.
+    """A directory that is open; as a string it is its real path, resolved once. `path_in` gives the paths of its names.
 
-    `identity`: device and inode of its lock file, once that is held: the number isn't given to another file as long as
-    the descriptor is open. `report_lost` is called once, with the error, by who finds that it was lost.
+    `identity`: device and inode of its lock file, once that is held; the inode isn't given to another file as long as
+    the descriptor is open. `report_lost` is called once, with the error, when the directory is found to be lost.
     """
 
     identity: tuple[int, int] | None
@@ -40,11 +40,11 @@ class OpenDirectory(str):
     _fd: int | None = None
     _closed = False
     # Set once, with the GIL, and never cleared; two threads that find it may both report it.
-    _lost: str | None = None  # what became of it
+    _lost: str | None = None  # what became of the directory
     _lock_path: str
 
     def __new__(cls, path: Path) -> OpenDirectory:
-        """Open the directory at `path`. Raises OSError."""
+        """Opens the directory at `path`. Raises OSError."""
         directory = super().__new__(cls, os.path.realpath(path))
         directory.identity = None
         directory.report_lost = lambda error: None
@@ -61,9 +61,9 @@ class OpenDirectory(str):
         return self._fd
 
     def require_own(self) -> None:
-        """Raise DirectoryLostError unless the path leads here, and to the lock that is held; OSError if nobody knows.
+        """Raises DirectoryLostError unless the path leads here and to the lock that is held; OSError if it can't tell.
 
-        Once lost, it stays so.
+        A directory that is lost stays lost.
         """
         if self.identity is None:
             return
@@ -82,7 +82,7 @@ class OpenDirectory(str):
         return self.is_at(self)
 
     def is_at(self, path: str) -> bool:
-        """Whether a path leads to this directory; not to one that is closed."""
+        """Whether a path leads to this directory; False once it is closed."""
         try:
             fd = self.fileno()
             return fd is None or os.path.samestat(os.fstat(fd), os.stat(path))
@@ -90,7 +90,7 @@ class OpenDirectory(str):
             return False
 
     def close(self) -> None:
-        """Close the descriptor. Closing twice does nothing."""
+        """Closes the descriptor. Closing twice does nothing."""
         self._closed = True
         fd, self._fd = self._fd, None
         if fd is not None:
@@ -100,7 +100,7 @@ class OpenDirectory(str):
         self.close()
 
     def _lose(self, found: os.stat_result | None) -> None:
-        """Raise the error; the first time also report it."""
+        """Raises the error; the first time it also reports it."""
         first = self._lost is None
         if self._lost is None:
             self._lost = (
@@ -123,7 +123,7 @@ class OpenDirectory(str):
 
 
 class PathIn(str):
-    """The path of a name in an open directory. A FileSystem takes the two from here, the string is for messages."""
+    """The path of a name in an open directory. A FileSystem uses `directory` and `name`; the string is for messages."""
 
     __slots__ = ("directory", "name")
 
@@ -138,7 +138,7 @@ class PathIn(str):
 
 
 def path_in(directory: Path, name: str) -> str:
-    """The path of a name in a directory: in that one, if it is open, whatever its own path leads to."""
+    """The path of a name in a directory. In an OpenDirectory the name is found wherever the directory's path leads."""
     return PathIn(directory, name) if isinstance(directory, OpenDirectory) else os.path.join(directory, name)
 
 

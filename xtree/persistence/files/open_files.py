@@ -1,12 +1,12 @@
 """Files that are open only while somebody needs them, and how many of them stay open.
 
-A LazyFile is opened at its first use and stays open while one lasts. Afterwards it may be closed, the least recently
+A LazyFile is opened at its first use and stays open while it is in use. Afterwards it may be closed, the least recently
 used first, as soon as more files are open than the budget says. One that was written to stays open until the sync that
-covers it: the system reports a failed write-back to descriptors that were open when it happened.
+covers the write: the system reports a failed write-back to descriptors that were open when it happened.
 
-Locks: one guards all tables, is held for moments, and is reentrant, since garbage collection may run anything anywhere.
-So each step allows for a whole use of any file, this one too, before the next one: a user is counted before the file is
-looked at, and a file among the idle may be closed already. Files are opened and closed outside of the lock.
+Locks: one lock guards all tables. It is held for moments and is reentrant, since garbage collection may run anything
+anywhere. So a whole use of any file, even of the same one, may come between two steps: a user is counted before the
+file is looked at, and a file among the idle may be closed already. Files are opened and closed outside of the lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xtree.persistence.files.platform_fs import File
 
 
 class LazyFile:
-    """A file of an OpenFiles. Any thread may use it; a descriptor is good inside `opened` only."""
+    """A file of an OpenFiles. Any thread may use it; a descriptor is valid inside `opened` only."""
 
     def __init__(self, files: OpenFiles, path: str, open_: Callable[[], File], file: File | None = None) -> None:
         self.path = path
@@ -30,7 +30,7 @@ class LazyFile:
         self.file: File | None = None
         self.users = 0
         self.kept = False  # must stay open until end_sync
-        self.kept_again = False  # since begin_sync
+        self.kept_again = False  # kept since begin_sync
         if file is not None:
             files.take_over(self, file)
 
@@ -47,20 +47,20 @@ class LazyFile:
             self._files.give_back(self)
 
     def keep(self) -> None:
-        """Open the file and keep it open until a sync that begins after this has succeeded."""
+        """Opens the file and keeps it open until a sync that begins after this has succeeded."""
         self._files.keep(self)
 
     def begin_sync(self) -> None:
-        """A sync begins: `keep` from now on is for the next one."""
+        """Notes that a sync begins: `keep` from now on is for the next one."""
         self.kept_again = False
 
     def end_sync(self) -> None:
-        """The sync has succeeded: the file may be closed, unless it was written to meanwhile."""
+        """Notes that the sync has succeeded: the file may be closed, unless it was written to meanwhile."""
         self._files.let_go(self)
 
 
 class OpenFiles:
-    """Those of a set of LazyFiles that are open. `budget`: how many of them stay open for nothing but the next use."""
+    """Those of a set of LazyFiles that are open. `budget`: with more files open than that, unused ones are closed."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -118,7 +118,7 @@ class OpenFiles:
         self.give_back(lazy)
 
     def let_go(self, lazy: LazyFile) -> None:
-        """The end of a sync."""
+        """Ends a sync: the file may be closed, unless it was kept again meanwhile."""
         with self._lock:
             if not lazy.kept_again:
                 lazy.kept = False
@@ -127,7 +127,7 @@ class OpenFiles:
         self._keep_to_budget()
 
     def take_over(self, lazy: LazyFile, file: File) -> None:
-        """An open file becomes that of a LazyFile."""
+        """Makes an open file that of a LazyFile."""
         with self._lock:
             self._install(lazy, file)
             self._settle(lazy)

@@ -1,9 +1,9 @@
-"""Files, syncs and renames: beside open_directory.py and lock_file.py the only caller of the operating system.
+"""Files, syncs and renames: the only caller of the operating system besides open_directory.py and lock_file.py.
 
-A `FileSystem` is passed to everything that touches a disk, so that a test can put one in its place that fails, tears
-or forgets. Where a path comes from `path_in`, its name is looked up in the open directory, and made, replaced or
-removed only while that is the one at its path. All reads and writes name their position; a `File` has no other state
-than its descriptor and may be used from any thread.
+A `FileSystem` is passed to everything that touches a disk, so that a test can pass one that fails, or tears or forgets
+writes. The name of a path from `path_in` is looked up in the open directory, and is made, replaced or removed only
+while that directory is the one at its path. All reads and writes name their position; a `File` has no other state than
+its descriptor and may be used from any thread.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None) if not WINDOWS else None
 _MOST_BUFFERS = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") and "SC_IOV_MAX" in os.sysconf_names else 16
 _ZEROS = memoryview(bytes(1 << 20))
 _POLL_S = 0.02
-_MOST_REPLACED = 1000  # times that a directory may be another one when its lock has been taken
+_MOST_REPLACED = 1000  # how often a directory may turn out to be replaced once its lock has been taken
 
 
 class SyncFailedError(OSError):
-    """Raised when a sync fails: what was written before may be on the disk or not, and asking again won't tell."""
+    """Raised when a sync fails: what was written before may be on the disk or not, and another sync won't tell."""
 
 
 def _name(error: OSError, path: str) -> None:
-    """Says in the error of a call by descriptor, which names no file by itself, which one it was."""
+    """Adds the path to the error of a call on a descriptor, which doesn't name the file itself."""
     if error.filename is None:
         error.filename = path
 
@@ -78,7 +78,7 @@ class File:
         """The descriptor. Raises ValueError when the file is closed, ClosedError when it's that of a parent process."""
         if self._fd < 0:
             raise ValueError(f"{self.path} is closed")
-        if self._forks != fork_count():  # in the middle of a call that was begun there
+        if self._forks != fork_count():  # in the middle of a call that the parent has begun
             raise ClosedError(f"{self.path} was opened before a fork")
         return self._fd
 
@@ -98,7 +98,7 @@ class File:
         return b"".join(parts)
 
     def pwrite(self, data: Buffer, offset: int) -> None:
-        """Write all of `data` at `offset`."""
+        """Writes all of `data` at `offset`."""
         done = self._write_once(data, offset)
         if done < memoryview(data).nbytes:
             view = memoryview(data).cast("B")
@@ -106,7 +106,7 @@ class File:
                 done += self._write_once(view[done:], offset + done)
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
-        """Write buffers one behind the other, from `offset` on, without joining them."""
+        """Writes buffers one after the other, from `offset` on, without joining them."""
         if not hasattr(os, "pwritev"):
             self._write_rest(buffers, 0, offset)
             return
@@ -121,9 +121,9 @@ class File:
             offset += size
 
     def map(self, n: int) -> Buffer:
-        """The first `n` bytes, mapped to be read; nothing is copied. Unmapped with the last reference to them.
+        """The first `n` bytes, mapped to be read; nothing is copied. They are unmapped with the last reference to them.
 
-        For a file that nobody shortens meanwhile.
+        Only for a file that nobody shortens meanwhile.
         """
         if n == 0:
             return b""
@@ -136,7 +136,7 @@ class File:
             raise
 
     def write_zeros(self, offset: int, n: int) -> None:
-        """Write `n` zero bytes at `offset`, as blocks on the disk, not as a hole."""
+        """Writes `n` zero bytes at `offset`, as blocks on the disk, not as a hole."""
         while n > 0:
             step = min(n, _ZEROS.nbytes)
             self.pwrite(_ZEROS[:step], offset)
@@ -144,9 +144,9 @@ class File:
             n -= step
 
     def sync(self) -> None:
-        """Return when everything written before, and the size, is on the disk. Never call it again after it failed.
+        """Returns when everything written before, and the size, is on the disk. Raises SyncFailedError.
 
-        Raises SyncFailedError.
+        After a failure it must not be called again.
         """
         fd = self.fileno()
         try:
@@ -168,7 +168,7 @@ class File:
             raise
 
     def truncate(self, n: int) -> None:
-        """Make the file exactly `n` bytes long."""
+        """Makes the file exactly `n` bytes long."""
         try:
             os.ftruncate(self.fileno(), n)
         except OSError as error:
@@ -176,7 +176,7 @@ class File:
             raise
 
     def reserve(self, n: int) -> None:
-        """Make the file at least `n` bytes long, with disk space behind every byte added.
+        """Makes the file at least `n` bytes long, with disk space for every byte added.
 
         When there isn't enough space the file is left as long as it was, and OSError is raised.
         """
@@ -188,12 +188,12 @@ class File:
                 self.write_zeros(size, n - size)
 
     def fill(self, start: int, end: int) -> None:
-        """Write zeros from `start`, the end of the file or before it, to `end`; fails as cleanly as `reserve`."""
+        """Writes zeros from `start`, the end of the file or before it, to `end`; fails as cleanly as `reserve`."""
         with self._as_long_as_before(self.size()):
             self.write_zeros(start, end - start)
 
     def close(self) -> None:
-        """Close the descriptor. Closing twice does nothing."""
+        """Closes the descriptor. Closing twice does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -224,7 +224,7 @@ class File:
             raise
 
     def _write_rest(self, buffers: Sequence[Buffer], done: int, offset: int) -> None:
-        """Write what comes behind the first `done` bytes of buffers that belong at `offset`."""
+        """Writes what follows the first `done` bytes of buffers that belong at `offset`."""
         for buffer in buffers:
             view = memoryview(buffer).cast("B")
             if done < view.nbytes:
@@ -251,7 +251,7 @@ class File:
             raise
 
     def _allocate(self, offset: int, n: int) -> bool:
-        """Ask the file system for blocks; False when it doesn't know how."""
+        """Asks the file system for blocks; returns False when it doesn't know how."""
         if not hasattr(os, "posix_fallocate"):
             return False
         try:
@@ -268,12 +268,12 @@ class FileSystem:
     """The operating system's file system."""
 
     def open(self, path: Path, mode: str) -> File:
-        """Open a file: "r" to read, "rw" to read and write, "create" to make one that must not exist yet."""
+        """Opens a file: "r" to read, "rw" to read and write, "create" to make one that must not exist yet."""
         with self._named(path, mode == "create") as (name, directory):
             return File(path, os.open(name, _FLAGS[mode] | OPEN_FLAGS, 0o666, dir_fd=directory))
 
     def sync_directory(self, path: Path) -> None:
-        """Return when the names in a directory are on the disk. Raises SyncFailedError."""
+        """Returns when the names in a directory are on the disk. Raises SyncFailedError."""
         if WINDOWS:  # has no such call; the journal of NTFS keeps the order of renames
             return
         with self._descriptor(path) as fd:
@@ -283,21 +283,21 @@ class FileSystem:
                 raise SyncFailedError(error.errno, error.strerror, os.fspath(path)) from error
 
     def replace(self, source: Path, target: Path) -> None:
-        """Give `source` the name `target`, atomically, in the place of what had it."""
+        """Renames `source` to `target`, atomically, in the place of what had that name."""
         with self._named(target, True) as (new, target_directory), self._named(source, False) as (old, directory):
             os.replace(old, new, src_dir_fd=directory, dst_dir_fd=target_directory)
 
     def unlink(self, path: Path) -> None:
-        """Remove a file."""
+        """Removes a file."""
         with self._named(path, True) as (name, directory):
             os.unlink(name, dir_fd=directory)
 
     def mkdir(self, path: Path) -> None:
-        """Make a directory."""
+        """Makes a directory."""
         os.mkdir(path)
 
     def remove_directory(self, path: Path) -> None:
-        """Remove an empty directory; nothing else that may have come to stand in an open one's place."""
+        """Removes an empty directory; an open one only if it is still the one at its path."""
         if not isinstance(path, OpenDirectory) or path.is_at_path():
             os.rmdir(path)
 
@@ -338,16 +338,16 @@ class FileSystem:
         return shutil.disk_usage(path).free
 
     def open_directory(self, path: Path) -> OpenDirectory:
-        """Open a directory, for names of `path_in`. Raises OSError."""
+        """Opens a directory, to be used with `path_in`. Raises OSError."""
         return OpenDirectory(path)
 
     def require_own(self, directory: Path) -> None:
-        """Raise DirectoryLostError when a locked directory isn't the one at its path any more, OSError if unknown."""
+        """Raises DirectoryLostError when a locked directory isn't the one at its path any more, OSError if unknown."""
         if isinstance(directory, OpenDirectory):
             directory.require_own()
 
     def read_file(self, path: Path) -> bytes:
-        """All of a file."""
+        """The content of a file."""
         file = self.open(path, "r")
         try:
             return file.pread(file.size(), 0)
@@ -355,7 +355,7 @@ class FileSystem:
             file.close()
 
     def write_atomically(self, path: Path, *parts: Buffer) -> None:
-        """Put a file with the parts as its content in the place of `path`: whole and on the disk, or not at all."""
+        """Replaces the file at `path` by one made of the parts: whole and on the disk, or not at all."""
         directory = path.directory if isinstance(path, PathIn) else os.path.dirname(path)
         temporary = path_in(directory, temporary_name(os.path.basename(path)))
         if self.exists(temporary):
@@ -381,9 +381,9 @@ class FileSystem:
         reach("atomic.directory_synced")
 
     def lock(self, path: Path, shared: bool, timeout: float | None = 0) -> Lock:
-        """Take the lock at `path`, made if missing, waiting up to `timeout` seconds (None: as long as it takes).
+        """Takes the lock at `path`, made if missing; waits up to `timeout` seconds (None: as long as it takes).
 
-        A shared lock admits other shared ones; it writes nothing, and where a lock file can't be opened or made, on
+        A shared lock admits other shared ones and writes nothing. Where no lock file can be opened or made, as on
         read-only media, it holds nothing. An exclusive one leaves the process's id in the file. Raises LockedError.
         """
         with self._named(path, False) as (name, directory):
@@ -411,7 +411,7 @@ class FileSystem:
         return lock
 
     def lock_directory(self, path: Path, shared: bool, timeout: float | None = 0) -> tuple[OpenDirectory, Lock]:
-        """Open the directory at `path` and take its lock, as `lock` does. The directory is closed with the lock.
+        """Opens the directory at `path` and takes its lock, as `lock` does. The directory is closed with the lock.
 
         It is the one that `path` led to when the lock was taken, not one that was removed or replaced meanwhile. Raises
         FileNotFoundError, LockedError, OSError.
@@ -438,9 +438,9 @@ class FileSystem:
                     raise
 
     def make_exclusive(self, directory: OpenDirectory, lock: Lock) -> None:
-        """Make the shared lock of a directory an exclusive one, at once. Raises LockedError.
+        """Makes the shared lock of a directory an exclusive one, without waiting. Raises LockedError.
 
-        Another process may have had it in between; and where this fails, it may have it since (`Lock.make_shared`).
+        Another process may have held it in between, and after a failure may still hold it (`Lock.make_shared`).
         """
         if not lock.make_exclusive():
             raise _in_use(lock.owner, directory)
@@ -458,10 +458,10 @@ class FileSystem:
         return found.st_dev, found.st_ino
 
     def give_up(self, directory: OpenDirectory, lock: Lock, made: bool) -> None:
-        """Let go of a lock and, when there is nothing else in the directory, remove its file; if `made`, both."""
+        """Releases a lock; removes an exclusive one's file if nothing else is there and, if `made`, the directory."""
         with contextlib.suppress(OSError, DirectoryLostError):
             if not lock.shared and self.listdir(directory) == [LOCK]:
-                if WINDOWS:  # no file is removed that anybody has open, and no directory
+                if WINDOWS:  # which removes no file and no directory that is open
                     lock.release()
                 self.unlink(str(lock.path) if WINDOWS else lock.path)
                 if made:
@@ -470,9 +470,9 @@ class FileSystem:
 
     @contextlib.contextmanager
     def _named(self, path: Path, changes: bool) -> Iterator[tuple[Path, int | None]]:
-        """For a block with one call: a name and the descriptor of its directory, or a path and None.
+        """For a block with one call: yields a name and the descriptor of its directory, or a path and None.
 
-        changes: what has the name will be another file, or none. Errors name the whole path.
+        changes: the call makes, replaces or removes what has the name. Errors name the whole path.
         """
         if not isinstance(path, PathIn):
             yield path, None
@@ -504,9 +504,9 @@ class FileSystem:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process could have, as far as the system says, before something would be ended for want of them.
+    """Bytes that this process could take, as the system tells, before it would end a process for lack of memory.
 
-    None where it says nothing, or refuses by itself to give more than there is.
+    None where the system doesn't tell, or refuses by itself to give more than there is.
     """
     try:
         with open("/proc/meminfo", encoding="ascii") as said:

@@ -13,7 +13,7 @@ Invariants:
 
 1. At every moment at least one copy is on the disk whole: a write goes only to the copy that isn't the last synced
    one. After opening nobody knows which that is, so the first write rewrites the newest copy in place, byte for byte,
-   and syncs it. If it is the only one that can be read it is synced as it is: a crash may tear what is being written.
+   and syncs it. If only one copy can be read, it is synced as it is: a crash could tear it while it is rewritten.
 2. Generations grow by one; epochs never regress; durable_epoch <= epoch <= epoch_ceiling.
 """
 
@@ -39,8 +39,8 @@ FORMAT = 1
 BODY = Struct("<QQQQB7x")
 assert BODY.size == 40
 COPIES = 2
-MOST = 2 * MAX_EPOCH  # that a generation or a ceiling can have reached
-CREATED = 2  # generation of an index that nothing was published of since it was made
+MOST = 2 * MAX_EPOCH  # the most that a generation or a ceiling can have reached
+CREATED = 2  # generation of a new index, as long as nothing was published
 MODES = {"strict": 1, "balanced": 2, "eventual": 3}  # never renumber
 MODE_NAMES = {number: name for name, number in MODES.items()}
 _EPOCHS = ("epoch", "durable_epoch", "epoch_ceiling")
@@ -88,21 +88,21 @@ class SuperblockFile:
     """The open superblock of a directory. `publish` may be called from any thread."""
 
     def __init__(self, file: File, value: Superblock, newest: int, readable: int, synced: int | None) -> None:
-        # value, _generation, _newest, _synced: written by `publish`, under the lock. `verify` reads them without: a
-        # generation is counted before its write begins, value follows when it has ended, and wrong bytes count only if
-        # neither has moved since before they were read and no write of that copy is under way.
+        # `publish` writes value, _generation, _newest and _synced under the lock. `verify` reads them without it:
+        # _generation is raised before a write begins and value is set after it has ended, so wrong bytes count only if
+        # neither has changed since before they were read and no write of that copy is under way.
         self.value = value
         self.copies_readable = readable
         self._file = file
         self._newest = newest
-        self._synced = synced  # the last synced copy; None: not known, just opened
+        self._synced = synced  # the last synced copy; None when it isn't known, after opening
         self._generation = value.generation  # the last one that was written, or was about to be
-        self._failed = False  # a sync has
+        self._failed = False  # whether a sync has failed
         self._lock = RankedLock(SUPERBLOCK_RANK)
 
     @classmethod
     def create(cls, fs: FileSystem, directory: str, value: Superblock) -> SuperblockFile:
-        """Make superblock.bin with both copies, generations n and n + 1, and sync it and the directory."""
+        """Makes superblock.bin with both copies, generations n and n + 1, and syncs it and the directory."""
         path = path_in(directory, SUPERBLOCK)
         file = fs.open(path, "create")
         try:
@@ -120,7 +120,7 @@ class SuperblockFile:
 
     @classmethod
     def open(cls, fs: FileSystem, directory: str, writable: bool) -> SuperblockFile:
-        """Read both copies and take the newer one.
+        """Reads both copies and takes the newer one.
 
         Raises FileNotFoundError; CorruptionError when neither copy can be read; FormatVersionError when one of them is
         of another version.
@@ -135,7 +135,7 @@ class SuperblockFile:
         return cls(file, value, newest, readable, None)
 
     def confirm_creation(self, fs: FileSystem, directory: str) -> None:
-        """Put the file on the disk, and its name, if nothing has since it was made: its maker may have been killed.
+        """Syncs the file and its directory if nothing was published since it was made: its maker may have been killed.
 
         Raises SyncFailedError.
         """
@@ -144,9 +144,9 @@ class SuperblockFile:
             fs.sync_directory(directory)
 
     def verify(self, after_crash: bool) -> None:
-        """Read both copies once more, beside whoever writes; after a crash one may be torn until both are written.
+        """Reads both copies once more, while others may write; after a crash one may be torn until both are written.
 
-        A copy that is being written, or whose write has failed, is nobody's damage. Raises CorruptionError,
+        A copy that is being written, or whose write has failed, doesn't count as damaged. Raises CorruptionError,
         FormatVersionError, OSError.
         """
         for copy in range(COPIES):
@@ -158,7 +158,7 @@ class SuperblockFile:
 
     def _verify_copy(self, copy: int) -> None:
         offset = copy * HEADER_BYTES
-        for _ in range(COPIES + 1):  # whoever writes meanwhile puts right what is read as wrong
+        for _ in range(COPIES + 1):  # a write that goes on meanwhile may be read half done: read again
             generation, settled = self._generation, self._newest if self._synced is None else self._synced
             try:
                 found = Superblock.decode(self._file.pread(HEADER_BYTES, offset), self._file.path, offset)
@@ -174,9 +174,9 @@ class SuperblockFile:
                     raise
 
     def sync(self) -> None:
-        """Put on the disk what was found in the file: a process that was killed may have left it in the cache only.
+        """Puts on the disk what was found in the file: a process that was killed may have left it in the cache only.
 
-        Nothing is written, so that no copy is torn that was whole. Raises SyncFailedError.
+        Nothing is written, so no whole copy can be torn. Raises SyncFailedError.
         """
         with self._lock:
             try:
@@ -186,11 +186,11 @@ class SuperblockFile:
                 raise
 
     def publish(self, sync: bool, **changes: Any) -> Superblock:
-        """Write the values with some changed as the next generation, to the copy that may be overwritten.
+        """Writes the values with these changes, as the next generation, to the copy that may be overwritten.
 
-        An epoch that is further on already stays there: several threads may publish what each has reached. Raises
-        ValueError, and writes nothing, for values that can't be. After a failed sync nobody knows which copy is on the
-        disk: the file isn't written again, and StoreFailedError raised.
+        An epoch never goes back: several threads may publish what each has reached. Raises ValueError, and writes
+        nothing, for values that can't be. After a failed sync nobody knows which copy is on the disk: the file isn't
+        written again, and StoreFailedError is raised.
         """
         with self._lock:
             if self._failed:
@@ -226,7 +226,7 @@ class SuperblockFile:
         self._newest = target
 
     def close(self) -> None:
-        """Close the file; nothing is written."""
+        """Closes the file; nothing is written."""
         self._file.close()
 
     def _settle(self) -> None:

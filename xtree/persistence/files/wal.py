@@ -1,15 +1,15 @@
-"""Writing the write-ahead log: frames (frame.py) one behind the other in files filled with zeros ahead of need.
+"""Writing the write-ahead log: frames (frame.py) one after the other in files filled with zeros in advance.
 
 A log file is a header page (file_header.py; the body is the log's number), a link frame at 4096 that names the end of
 the log before, then group frames. A frame starts on the next 4 KiB boundary after a sync, so that no write touches a
-sector that holds synced bytes, and right behind its predecessor otherwise.
+sector that holds synced bytes, and right after its predecessor otherwise.
 
 Order in the life of a log:
 
 1. `LogWriter.create`, and `fill_ahead` in the background: header and zeros, synced, directory synced. No frame yet.
 2. The manifest that lists the log is made durable.
-3. `follow`, once the log before is synced and ends; `write_link`: the link frame, synced. From now on any group frame
-   in this file proves that the link was on the disk.
+3. `follow`, once the log before is synced and has ended; `write_link`: the link frame, synced. From now on any group
+   frame in this file proves that the link was on the disk.
 4. `reserve`, `frame_of`, `write`, `sync` for each group.
 5. The end (`LogWriter.end`) goes into the next log's link, the manifest and the next checkpoint.
 """
@@ -57,7 +57,7 @@ _PADDING = [bytes(n) for n in range(ALIGNMENT)]
 
 
 class Ground:
-    """The space of a log file that its next frames will take: given by the disk before, and reading as zeros.
+    """The space of a log file that its next frames will take: allocated on the disk in advance, and read as zeros.
 
     With `filled` the zeros are on the disk.
     """
@@ -82,7 +82,7 @@ class Ground:
         self._filled = filled
 
     def cover(self, used: int, end: int) -> None:
-        """Give a file whose first `used` bytes hold something ground up to `end`, and more ahead. Raises OSError."""
+        """Extends the ground of a file that uses its first `used` bytes to `end`, and further ahead. Raises OSError."""
         if end <= self.end:
             return
         start = max(self.end, used)
@@ -103,7 +103,7 @@ class Ground:
             self._fill(start, aligned(end, SECTOR_BYTES))
 
     def extend(self, end: int) -> None:
-        """Give the file ground up to `end`, or to the next boundary behind it. Raises OSError."""
+        """Extends the ground to `end`, or to the next boundary after it. Raises OSError."""
         end = aligned(end, SECTOR_BYTES)
         while self.end < end:
             self._fill(self.end, min(end, self.end + self._fill_limit_bytes))
@@ -143,7 +143,7 @@ class LogWriter:
         self._link = link
         self._file = file
         self._uuid = uuid
-        # begin_sync has the turn, finish_sync has not: a stale end only means a sync too many.
+        # begin_sync is called with the turn, finish_sync without: a stale end only means a sync too many.
         self._synced_end = HEADER_BYTES
         self._boundary = HEADER_BYTES  # the end when the last sync began: the next frame doesn't share its sector
         self._ground = ground
@@ -162,7 +162,7 @@ class LogWriter:
         keep_free: int = 0,
         mode: str = "balanced",
     ) -> LogWriter:
-        """Make a log file: header and zeros, synced, its name too. Raises OSError, leaving no file behind.
+        """Makes a log file with header and zeros, and syncs it and its name. Raises OSError, and then leaves no file.
 
         The first `fill_bytes` are filled with zeros now, then twice as many each time, up to `fill_limit_bytes`. The
         log doesn't grow into the last `keep_free` bytes of the disk. `mode` is the durability mode of its frames; in
@@ -189,16 +189,16 @@ class LogWriter:
         return cls(file, uuid, number, link, header, ground, mode)
 
     def fill_ahead(self, end: int) -> None:
-        """Give the log ground up to `end`, step by step, so that no sync takes long. Raises OSError."""
+        """Extends the log's ground to `end`, step by step, so that no sync takes long. Raises OSError."""
         self._ground.extend(end)
 
     def follow(self, link: LogLink) -> None:
-        """Name the log that this one follows, if it wasn't known when it was made; before `write_link`."""
+        """Names the log that this one follows, if that wasn't known when it was made; called before `write_link`."""
         self._link = link
         self.last_epoch = link.last_epoch
 
     def write_link(self, durable_through: int) -> None:
-        """Write and sync the first frame, once the manifest that lists this log is durable."""
+        """Writes and syncs the first frame, once the manifest that lists this log is durable."""
         epoch = self._link.last_epoch
         link = [self._link.encode()]
         self.write(self.frame_of(epoch, epoch, durable_through, [], b"", 0, link, LINK_BYTES, 0, FRAME_LINK))
@@ -206,15 +206,15 @@ class LogWriter:
         reach("wal.linked")
 
     def reserve(self, n: int) -> None:
-        """Make sure that appending a frame of `n` bytes can't fail for lack of space. Raises OSError.
+        """Makes sure that appending a frame of `n` bytes can't fail for lack of space. Raises OSError.
 
         Small frames get ground that is filled with zeros and synced, which makes their own sync cheap; one longer than
-        the most that is filled at a time gets disk space.
+        the most that is filled at a time gets only disk space.
         """
         self._ground.cover(self.end_offset, self._next_offset() + n)
 
     def has_room(self, n: int) -> bool:
-        """Whether a frame of `n` bytes fits the ground that is given."""
+        """Whether a frame of `n` bytes fits the ground there is."""
         return self._next_offset() + n <= self._ground.end
 
     def append(
@@ -228,7 +228,7 @@ class LogWriter:
         payloads: Sequence[Buffer],
         delta_count: int,
     ) -> int:
-        """Write the frame of a group behind the last one and return its length; `sync` makes it durable.
+        """Writes the frame of a group after the last one and returns its length; `sync` makes it durable.
 
         `deltas` and `payloads` are buffers whose contents follow one another. After an OSError nothing more may be
         appended: part of the frame may be there.
@@ -302,7 +302,7 @@ class LogWriter:
         return PlannedFrame(parts, offset, offset + length, crc, last_epoch)
 
     def write(self, frame: PlannedFrame) -> None:
-        """Write a frame that was planned for this place. Doing it again, before the next one, does the same again."""
+        """Writes a frame that was planned for this place. Called again before the next one, it does the same again."""
         reach("wal.before_append")
         self._file.pwritev(frame.parts, frame.offset)
         self.end_offset = frame.end_offset
@@ -311,16 +311,16 @@ class LogWriter:
         reach("wal.appended")
 
     def sync(self) -> None:
-        """Return when every appended frame is on the disk. After an OSError, never call it again."""
+        """Returns when every appended frame is on the disk. After an OSError it must not be called again."""
         self.finish_sync(self.begin_sync())
 
     def begin_sync(self) -> int:
-        """Note how far a sync will reach: a frame appended from now on, even during it, begins in its own sector."""
+        """Notes how far a sync will reach: a frame appended from now on, even during it, begins in its own sector."""
         self._boundary = self.end_offset
         return self.end_offset
 
     def finish_sync(self, end: int) -> None:
-        """Return when every frame before `end`, which begin_sync gave, is on the disk; see `sync`."""
+        """Returns when every frame before `end`, which begin_sync gave, is on the disk; see `sync`."""
         self._file.sync()
         self._synced_end = end
         reach("wal.synced")
@@ -331,12 +331,12 @@ class LogWriter:
         return self._synced_end == self.end_offset
 
     def close(self) -> None:
-        """Close the descriptor; nothing is written."""
+        """Closes the descriptor; nothing is written."""
         self._file.close()
 
     @property
     def ground_end(self) -> int:
-        """How far the ground reaches that frames may take at once."""
+        """The end of the ground that frames may take at once."""
         return self._ground.end
 
     @property

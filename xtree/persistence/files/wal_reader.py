@@ -1,4 +1,4 @@
-"""Reading the write-ahead log: the frames that link, and whether what ends their chain is a torn tail or damage."""
+"""Reading the write-ahead log: follows the chain of frames and tells whether it ends in a torn tail or in damage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALL_FRAMES = 2**63 - 1
 
 
 class Admits(Protocol):
-    """Which frames of strict mode are commits: those of epochs up to `through`, and those for which a call says so."""
+    """Which frames of strict mode are commits: those of epochs up to `through`, and those that a call admits."""
 
     through: int
 
@@ -47,9 +47,9 @@ class LogReader:
 
     `link` is what the first frame says about the log before; None when there is no valid first frame, and then there
     are no others either. When iteration has ended, `stopped_because` says why: nothing but zeros follow ("zeros"),
-    the file ended ("end of file"), the recorded end was reached ("recorded end"), what stands there is no frame of
-    this chain ("no frame", "unlinked", "bad length", "bad CRC"), or it is one that `admits`, asked about frames of
-    strict mode in order, turned down ("not exposed").
+    the file ended ("end of file"), the recorded end was reached ("recorded end"), the bytes there aren't a frame of
+    this chain ("no frame", "unlinked", "bad length", "bad CRC"), or `admits`, which is asked about the frames of
+    strict mode in order, turned this one down ("not exposed").
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class LogReader:
             self._chain = self._chain_from(self.link.last_epoch)
 
     def runs(self) -> Iterator[FrameRun]:
-        """The group frames, as many at a time as were read at a time."""
+        """Yields the group frames: each run holds those of one chunk that was read from the file."""
         while self.link is not None:
             run = self._next(FRAME_GROUP, ALL_FRAMES)
             if run is None:
@@ -120,9 +120,10 @@ class LogReader:
         return last - self.end_offset
 
     def stray_byte(self, end: int, run: FrameRun) -> int | None:
-        """Where the first byte that isn't zero stands between frames, from `end`, that of the frame before the run, on.
+        """The offset of the first byte between the frames of a run that isn't zero; None when there is none.
 
-        A frame that doesn't begin where the last one ends begins on the next boundary, in a file that was all zeros.
+        `end` is where the frame before the run ends. A frame that doesn't begin where the last one ends begins on the
+        next boundary, in a file that was all zeros.
         """
         first = run.offset - run.place(0)[0]
         for i in range(len(run)):
@@ -134,7 +135,7 @@ class LogReader:
         return None
 
     def count_unexposed(self) -> int:
-        """How many frames link behind the last one read."""
+        """How many more frames link to the last one read."""
         before = self._chain, self._admits, self.stopped_because
         self._chain, self._admits = self._chain_from(self.last_epoch), None
         try:
@@ -143,11 +144,11 @@ class LogReader:
             self._chain, self._admits, self.stopped_because = before
 
     def close(self) -> None:
-        """Close the file. Frames that were read stay usable."""
+        """Closes the file. Frames that were read stay usable."""
         self._file.close()
 
     def _next(self, kind: int, most: int) -> FrameRun | None:
-        """The frames that follow, of those read so far, one at least; None at the end of the chain."""
+        """The next frames, at least one, as far as the chunk reaches; None at the end of the chain."""
         limit = self.file_bytes if self._recorded_end is None else min(self.file_bytes, self._recorded_end)
         through = ALL_EPOCHS if self._admits is None or kind == FRAME_LINK else self._admits.through
         while True:
@@ -166,7 +167,7 @@ class LogReader:
                 return None
 
     def _ask(self, limit: int, kind: int) -> FrameRun | None:
-        """The one frame that follows, if it is a commit."""
+        """The next frame alone, if it is a commit; else None."""
         before = self._chain
         self._chain = self._chain_from(before.last_epoch)
         run = self._chain.follow(self._chunk, self._chunk_at, limit, kind, 1, ALL_EPOCHS)
@@ -178,7 +179,7 @@ class LogReader:
         return None
 
     def _chain_from(self, last_epoch: int) -> FrameChain:
-        """The chain as it stands, behind a given epoch."""
+        """The chain as it stands, to go on after a given epoch."""
         end = self._chain
         return FrameChain(str(self.path), self.uuid, self.number, end.end_offset, end.last_crc, last_epoch)
 
@@ -206,10 +207,10 @@ def read_log(
     recorded_end: int | None = None,
     admits: Admits | None = None,
 ) -> LogReader:
-    """Open a log to read it; with `recorded_end` no further than that offset, with `admits` up to what it turns down.
+    """Opens a log to read it: with `recorded_end` up to that offset, with `admits` up to the first frame it turns down.
 
-    Raises CorruptionError when the header page is damaged or another log's, or the link isn't the expected one;
-    FormatVersionError; OSError.
+    Raises CorruptionError when the header page is damaged or belongs to another log, or when the link isn't the
+    expected one; FormatVersionError; OSError.
     """
     file = fs.open(path, "r")
     try:
@@ -226,7 +227,7 @@ def read_log(
 
 @dataclass(frozen=True)
 class FrameEvidence:
-    """A whole frame behind a bad one, which shows that the bad one was on the disk once."""
+    """A whole frame after a bad one: it shows that the bad one was on the disk once."""
 
     offset: int
     last_epoch: int
@@ -238,14 +239,15 @@ def find_later_link(
 ) -> FrameEvidence | None:
     """A whole frame of this log at or after `start` that says that an epoch later than `after_epoch` was durable.
 
-    Call it with the end of the chain and its last epoch: evidence means that the log is damaged there, none that its
-    tail is torn. With None any whole frame is evidence: the link frame was on the disk before any other was written.
-    Raises CorruptionError for a file with more overlapping frames than can be judged in reasonable time.
+    `start` and `after_epoch` are the end of the chain and its last epoch. If there is such a frame, the log is damaged
+    at `start`; if there is none, its tail is torn. With `after_epoch` None any whole frame counts: the link frame was
+    on the disk before any other was written. Raises CorruptionError for a file with more overlapping frames than can
+    be judged in reasonable time.
     """
     file = fs.open(path, "r")
     try:
         size = file.size()
-        budget = 8 * size  # of bytes to verify; frames that were written don't overlap
+        budget = 8 * size  # bytes to verify at most; frames that were written don't overlap
         for offset in _magics(file, start, size):
             header = FrameHeader(file.pread(FRAME_HEADER_BYTES, offset))
             if not header.belongs(uuid, number, offset) or not header.consistent or header.length > size - offset:
