@@ -1,8 +1,9 @@
 """Backpressure: writers wait before they begin while the log is too far ahead of the checkpoints.
 
-Below four fifths of the limit nothing happens. From there on each writer pauses for a moment, the longer the nearer the
-limit is; at the limit it waits until a checkpoint has made room, or its time is up. Who waits here holds no lock but
-those of other transactions that its thread is in, which no checkpoint needs; the leader, which one needs, never waits.
+Below four fifths of the limit nothing happens. From there on each writer pauses for a moment, which is longer the
+nearer the limit is; at the limit it waits until a checkpoint has made room, or its time is up. A thread that waits here
+holds no lock but those of other transactions that it is in, which no checkpoint needs; the leader, which a checkpoint
+does need, never waits.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ class Backpressure:
         require_writable: Callable[[], None],
         last_error: Callable[[], BaseException | None],
     ) -> None:
-        """Return when less log than the limit is outstanding.
+        """Returns when less log than the limit is outstanding.
 
-        Raises TimeoutError after `timeout` seconds (None: those of the config), from the last failed checkpoint's error
-        if that is why; and what `require_writable` raises when the store has closed or failed meanwhile.
+        Raises TimeoutError after `timeout` seconds (None: those of the config), with the last failed checkpoint's error
+        as its cause if there is one; and what `require_writable` raises when the store has closed or failed meanwhile.
         """
         outstanding = self._outstanding()
         if outstanding < self.slow_from:
@@ -72,7 +73,7 @@ class Backpressure:
             self.wait_seconds += waited  # no call in between, in which another thread's wait could be lost
 
     def wake(self) -> None:
-        """Let those who wait look again: there may be room, or no sense in waiting."""
+        """Lets those who wait look again: there may be room, or no point in waiting."""
         with self._changed:
             self._changed.notify_all()
 

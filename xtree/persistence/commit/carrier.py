@@ -1,4 +1,4 @@
-"""Carrier: who takes groups of commits to disk, step after step, as the commit queue drives it."""
+"""Carrier: what takes groups of commits to disk, step after step, as the commit queue drives it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Group = TypeVar("Group")
 class Carrier(Protocol[Group]):
     """The coordinator, as `commit_queue.carry` drives it for a commit that its own thread takes to disk.
 
-    turn_lock: held by whoever writes to the log. waits_for_turn: whether a thread may wait for it, since no turn
-    includes a sync. sync_at: when the frames that wait for a sync must get it, None: there are none.
+    turn_lock: held while the log is written to. waits_for_turn: whether a thread may wait for that lock, which is so
+    where no turn includes a sync. sync_at: when the frames that wait for a sync must get it; None when there are none.
     """
 
     store: Store
@@ -25,16 +25,16 @@ class Carrier(Protocol[Group]):
     sync_at: float | None
 
     def plan(self, request: Any) -> Group | None:
-        """Makes everything ready for a group of one request; None when it is for the leader. May fail cleanly."""
+        """Makes a group of one request ready; returns None when it is for the leader. May fail cleanly."""
 
     def write_group(self, group: Group) -> None:
-        """Write, sync, publish; past its first byte there is no way back. May be begun again after an interrupt."""
+        """Writes, syncs, publishes; past its first byte there is no way back. May be begun again after an interrupt."""
 
     def has_published(self, group: Group) -> bool:
         """Whether a group is visible: whatever is raised after that, it is committed."""
 
     def finish_group(self, group: Group) -> None:
-        """After the publication: the callers go on, and what the commit has left is tidied up."""
+        """After the publication, lets the callers go on and tidies up what the commit has left."""
 
     def fail(self, group: Group, error: BaseException) -> None:
-        """After the point of no return: what is on the disk isn't known, and nothing more is written."""
+        """Gives up after the point of no return: what is on the disk isn't known, and nothing more is written."""

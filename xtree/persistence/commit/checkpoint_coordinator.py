@@ -1,8 +1,8 @@
-"""The coordinator: one thread, the leader, carries commits to disk, and whatever must happen between two groups.
+"""The coordinator: one thread, the leader, carries commits to disk and does what must happen between two groups.
 
 The method that matters reads top to bottom: `write_group` (write, sync, publish, in each durability mode). Checkpoints
-are the checkpointer's. Python handles signals in the main thread only, so nothing interrupts the leader between two of
-these steps.
+are taken by the checkpointer. Python handles signals in the main thread only, so nothing interrupts the leader between
+two of these steps.
 """
 
 from __future__ import annotations
@@ -86,22 +86,22 @@ class Coordinator:
         self.store = store
         self.index_files = index_files
         # Written by the holder of the turn; durable_epoch by the leader too, after a sync in the background. stats()
-        # may be a moment behind, and so may the ceiling that a checkpoint raises, which never falls.
+        # may show an old value, and so may the ceiling that a checkpoint raises, which never falls.
         self.following_epoch = following_epoch
         self.durable_epoch = store.published.epoch
         self.counters = Counters()
-        # Set by whoever sees a sync fail or finds the directory lost, before the store's status; read by all that
-        # write.
+        # Set by the thread that sees a sync fail or finds the directory lost, before the store's status; read by all
+        # that write.
         self.failure: BaseException | None = None
         self._clock = clock
         self._queue = CommitQueue(clock)
-        # These two are written by the holder of the turn and the leader; who carries the first commit that waits for a
-        # sync wakes the leader.
+        # These two are written by the holder of the turn and the leader; the thread that carries the first commit that
+        # waits for a sync wakes the leader.
         self._next_group_at = clock.now()  # when the window of the group before has passed
         self.sync_at: float | None = None  # when the frames that wait for a sync must get it; None: there are none
         self._thread: Worker | None = None
         self._start_lock = RankedLock(STARTING)
-        self.turn_lock = RankedLock(TURN)  # held by who writes to the log: the leader, or a thread that commits alone
+        self.turn_lock = RankedLock(TURN)  # held to write to the log, by the leader or a thread that commits alone
         self.waits_for_turn = index_files.config.durability == "eventual"
         self._carries_alone = index_files.config.durability != "strict" and not index_files.config.group_window_ms
         self.checkpointer = Checkpointer(self, clock, on_error)
@@ -163,7 +163,7 @@ class Coordinator:
             log.error("xtree: %s failed and takes no more writes: %s", self.store.path, error)
 
     def abandon(self, error: BaseException) -> None:
-        """The same without a word in the log."""
+        """Refuses every later write, without a word in the log."""
         if self.failure is None:
             self.failure = error
         self.store.poison()
@@ -232,7 +232,7 @@ class Coordinator:
                     self._answer(request, self._finish)
 
     def _leave(self, requests: list[Request], error: BaseException) -> None:
-        """Ends requests that nobody will carry out; what was in the middle of it has failed."""
+        """Ends requests that nobody will carry out; a commit that was being carried out has failed."""
         for request in requests:
             if not request.finished:
                 if request.what == "commit" and request.write_set.status == "queued":
@@ -240,9 +240,9 @@ class Coordinator:
                 request.finish(error=error)
 
     def _gather(self, requests: list[Request]) -> None:
-        """Adds what is queued, as soon as there is something, but commits alone not before their window has begun.
+        """Adds what is queued, as soon as there is something; if that is only commits, once their window has begun.
 
-        Comes back with nothing when the sync of what was written before is due.
+        Returns without any when the sync of what was written before is due.
         """
         requests += self._queue.take(self._seconds_until(self.sync_at))
         if self.index_files.config.group_window_ms and self.index_files.config.durability != "eventual":
@@ -310,7 +310,7 @@ class Coordinator:
         return group
 
     def _prepare(self, requests: list[Request]) -> Group:
-        """Everything that may fail cleanly: epochs, files, room in the log, the frame's parts."""
+        """Does everything that may fail cleanly: epochs, files, room in the log, the frame's parts."""
         if self.failure is not None:
             raise StoreFailedError(f"{self.store.path} failed earlier: {self.failure}")
         for request in requests:
@@ -334,7 +334,7 @@ class Coordinator:
         return group
 
     def _with_room(self, requests: list[Request]) -> Group:
-        """A group, and room for it in the log; its deltas are made anew if that takes the next log."""
+        """Makes a group, and room for it in the log; if that takes the next log, its deltas are made anew."""
         writer = self._log_for(0)
         group = self._group_of(requests, writer.number)
         chosen = self._log_for(group.bytes)
@@ -344,7 +344,7 @@ class Coordinator:
         return group
 
     def _log_for(self, size: int) -> LogWriter:
-        """The log for a frame of so many bytes; what the one before holds is on the disk if that is another one."""
+        """The log for a frame of so many bytes; if it is a new one, what the log before holds is on the disk."""
         before = self.index_files.log
         writer = self.index_files.log_for(size, self.durable_epoch)
         if before is not None and writer is not before:
@@ -352,13 +352,13 @@ class Coordinator:
         return writer
 
     def _make_room(self) -> None:
-        """On a full disk the room for the log comes from checkpoints, which let older logs go."""
+        """Makes room for the log on a full disk, by checkpoints, which let older logs go."""
         self.checkpointer.give_back_spare()
         for _ in range(self.index_files.config.checkpoints_kept):
             self.checkpointer.take_here("full disk")
 
     def _group_of(self, requests: list[Request], log_number: int) -> Group:
-        """The parts of a frame for the log of a number; changes nothing."""
+        """The parts of a frame for log `log_number`; changes nothing."""
         store, files = self.store, self.index_files.data_files.file_of_window
         epoch = self.following_epoch
         changes: dict[str, Any] = requests[0].changes
@@ -380,9 +380,9 @@ class Coordinator:
         return group
 
     def write_group(self, group: Group) -> None:
-        """Write, sync, publish. From the first byte appended there is no way back.
+        """Writes, syncs, publishes. From the first byte appended there is no way back.
 
-        What the frame carries no payload of has been flushed before: everything in strict, large pages in balanced. It
+        Pages without a payload in the frame have been flushed before: all pages in strict, large ones in balanced. This
         may be begun again after an interrupt: every step then does again what it did, or nothing.
         """
         mode = self.index_files.config.durability
@@ -420,11 +420,11 @@ class Coordinator:
         reach("commit.published")
 
     def has_published(self, group: Group) -> bool:
-        """Whether a group is visible: whatever is raised behind that, it is committed."""
+        """Whether a group is visible: whatever is raised after that, it is committed."""
         return bool(self.store.published.epoch >= group.commits[-1][1])
 
     def finish_group(self, group: Group) -> None:
-        """After the publication: the callers go on, and what the commit has left is tidied up."""
+        """After the publication, lets the callers go on and tidies up what the commit has left."""
         counters = self.counters
         counters.commits += len(group.requests)
         counters.groups += 1
@@ -436,7 +436,7 @@ class Coordinator:
         self._tidy_up(group)
 
     def fail(self, group: Group, error: BaseException) -> None:
-        """After the point of no return: what is on the disk isn't known, and nothing more is written."""
+        """Gives up after the point of no return: what is on the disk isn't known, and nothing more is written."""
         self.poison(error)
         for request in group.requests:
             if request.write_set.status == "queued":
@@ -444,7 +444,7 @@ class Coordinator:
                 request.finish(error=error if len(group.requests) == 1 else _copy_of(error))
 
     def _sync_in_background(self) -> None:
-        """Eventual: what commits have written gets to the disk, and then the superblock says so.
+        """In eventual mode, puts what commits have written on the disk; then the superblock says so.
 
         The sync doesn't take the turn: other threads go on committing. Only the leader changes the log they append to.
         """
@@ -457,15 +457,15 @@ class Coordinator:
             reach("sync.superblock_written")
             self.checkpointer.reclaimer.run(self.durable_epoch)
         except OSError as error:
-            if isinstance(error, SyncFailedError):  # nobody waits for it: the next commit says so
+            if isinstance(error, SyncFailedError):  # nobody waits for this sync: the next commit says so
                 self.poison(error)
-            else:  # of the superblock, which only follows: it is written again behind the next sync
+            else:  # of the superblock, which only follows: it is written again after the next sync
                 log.warning("xtree: writing the superblock of %s failed: %s", self.store.path, error)
         except Exception as error:
             self.poison(error)
 
     def sync_log(self, turn: contextlib.AbstractContextManager[Any] = NO_TURN) -> None:
-        """Every commit so far is on the disk when this returns. turn: to be taken, unless it is held."""
+        """Returns when every commit so far is on the disk. turn: the lock to take, unless it is held already."""
         with turn:
             self.sync_at = None
             writer = self.index_files.log
@@ -479,7 +479,7 @@ class Coordinator:
         self.durable_epoch = last_epoch
 
     def _tidy_up(self, group: Group) -> None:
-        """After the callers have gone on: pages that nobody sees any more are freed, and the checkpointer is told."""
+        """After the callers have gone on, frees pages that nobody sees any more, and tells the checkpointer."""
         try:
             self.checkpointer.reclaimer.committed(group.delta_count, self.durable_epoch)
             self.checkpointer.committed(len(group.requests))  # it wakes the thread for what couldn't be freed
@@ -489,13 +489,13 @@ class Coordinator:
     # The beginning and the end.
 
     def end_recovery(self) -> None:
-        """Ends an unclean open: what was recovered is on the disk, and no log tail is trusted twice.
+        """Ends an unclean open: puts what was recovered on the disk, so that no log tail is trusted twice.
 
-        Log and superblock are synced first: a killed process has left in the cache only what made its last frames
-        commits, and a checkpoint and the manifest are about to say that they are, and where they end.
+        Log and superblock are synced first: what made the last frames of a killed process commits may be in the cache
+        only, and a checkpoint and the manifest are about to say that they are commits, and where they end.
 
-        The epochs of the gap count as passed from here on, also if a clean close comes before the next commit. Before
-        the superblock says so the logs stay: without any, the next open would take this one's end for a clean close.
+        The epochs of the gap count as passed over from here on, even if a clean close comes before the next commit. The
+        logs stay until the superblock says so: without any, the next open would take this one's end for a clean close.
         """
         with self.poisoning_failed_syncs():
             self.index_files.sync_last_log()
@@ -506,13 +506,13 @@ class Coordinator:
             self.index_files.publish_superblock(sync=True, epoch=self.following_epoch - 1)
 
     def _finish(self) -> None:
-        """A clean close: nothing is left to replay, and the files end where their last page ends."""
+        """Closes cleanly: nothing is left to replay, and the files end where their last page ends."""
         index_files, store = self.index_files, self.store
         had_spare = index_files.drop_spare()
         if self._finished and not had_spare:
             return
         with self.poisoning_failed_syncs():
-            for _ in range(index_files.config.checkpoints_kept):  # one epoch, until the oldest kept covers every log
+            for _ in range(index_files.config.checkpoints_kept):  # of one epoch: the oldest kept must cover every log
                 if not self._finished:
                     self.checkpointer.take_here("close")
             store.make_ready()  # the allocator knows where each file's last page ends
@@ -536,7 +536,7 @@ class Coordinator:
 
 
 def _copy_of(error: BaseException) -> BaseException:
-    """An exception of its own for one of several threads that one error concerns."""
+    """A separate exception for one of several threads that one error concerns."""
     try:
         twin = copy.copy(error)
     except Exception:  # one that can't be copied

@@ -7,10 +7,10 @@ Three situations, each with its own measure (StoreConfig has the figures):
 - idle: a while after the last commit, so that an index which is only read needs no replay.
 
 The log grows fast when, at its pace since that first commit, it would reach the burst's size before the time of the
-steady case is over. A burst that ends so becomes a steady case by itself as time goes on.
+steady case is over. So a burst that has ended becomes a steady case by itself as time goes on.
 
-Between two checkpoints lies a least interval, except where they are demanded; after a failure there is a pause that
-doubles each time. A pure object: it does nothing but judge.
+Checkpoints are at least a minimum interval apart, except where one is demanded; after a failure there is a pause, which
+doubles each time. The policy only judges and has no side effects.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class Pause:
         self._failures = 0
 
     def failed(self, now: float) -> None:
-        """Begin a pause, longer than the one before."""
+        """Begins a pause, longer than the one before."""
         self.until = now + min(FIRST_PAUSE_S * 2.0**self._failures, LONGEST_PAUSE_S)
         self._failures = min(self._failures + 1, 30)
 
     def shorten(self, now: float) -> None:
-        """Wait no longer from now on than after a first failure."""
+        """Shortens the pause to that of a first failure, counted from now."""
         self.until = min(self.until, now + FIRST_PAUSE_S)
 
     def succeeded(self) -> None:
-        """End the pauses."""
+        """Ends the pauses."""
         self.until = -math.inf
         self._failures = 0
 
@@ -49,7 +49,7 @@ class Pause:
 class CheckpointPolicy:
     """Judges by the clock, by commits and by the size of the log that no checkpoint holds.
 
-    `committed` and `began` are called by who holds the coordinator's turn, the others by the checkpointer.
+    `committed` and `began` are called by the holder of the coordinator's turn, the others by the checkpointer.
     """
 
     def __init__(self, config: StoreConfig, clock: Clock) -> None:
@@ -62,8 +62,8 @@ class CheckpointPolicy:
         self._least_interval = config.checkpoint_min_interval_s
         self._epochs = 0  # committed
         self._covered = 0  # of these, how many the last checkpoint holds
-        self._covering = 0  # and how many the one under way
-        self._changed_at: float | None = None  # first commit that no checkpoint holds, nor will
+        self._covering = 0  # and how many the one under way will hold
+        self._changed_at: float | None = None  # first commit in no checkpoint, not even in the one under way
         self._changed_before: float | None = None  # the same before the checkpoint under way began
         self._last_at = 0.0  # last commit
         self._ended_at = -math.inf
@@ -76,24 +76,24 @@ class CheckpointPolicy:
         return self._epochs - self._covered
 
     def committed(self, epochs: int) -> None:
-        """Note commits."""
+        """Notes commits."""
         self._last_at = self._clock.now()
         if self._changed_at is None:
             self._changed_at = self._last_at
         self._epochs += epochs
 
     def demand(self) -> None:
-        """Ask for a checkpoint: without a least interval, and with no more than a short pause after a failure."""
+        """Asks for a checkpoint: without a minimum interval, and with no more than a short pause after a failure."""
         self._demanded = True
         self._pause.shorten(self._clock.now())
 
     def began(self) -> None:
-        """Note that a checkpoint holds all commits so far."""
+        """Notes that a checkpoint begins, which will hold all commits so far."""
         self._covering = self._epochs
         self._changed_before, self._changed_at = self._changed_at, None
 
     def succeeded(self) -> None:
-        """Note that it is on the disk."""
+        """Notes that the checkpoint is on the disk."""
         self._ended_at = self._clock.now()
         self._covered = self._covering
         self._changed_before = None
@@ -101,18 +101,18 @@ class CheckpointPolicy:
         self._pause.succeeded()
 
     def failed(self) -> None:
-        """Note that it isn't, or that none could begin."""
+        """Notes that the checkpoint failed, or that none could begin."""
         if self._changed_before is not None:
             self._changed_at = self._changed_before
         self._changed_before = None
         self._pause.failed(self._clock.now())
 
     def large(self, log_bytes: int) -> bool:
-        """Whether `due` may say something new without time going on: a cheap look, for after each commit."""
+        """Whether `due` may say something new though no time has passed: a cheap test, for after each commit."""
         return log_bytes >= self._steady_bytes or self.epochs >= self._burst_epochs
 
     def due(self, log_bytes: int) -> str | None:
-        """Why a checkpoint is due: "demand", "burst", "steady" or "idle"; None: it isn't."""
+        """Why a checkpoint is due: "demand", "burst", "steady" or "idle"; None when it isn't."""
         now = self._clock.now()
         if now < self._pause.until:
             return None
@@ -144,6 +144,6 @@ class CheckpointPolicy:
         return max(moment, self._ended_at + self._least_interval, self._pause.until)
 
     def _burst_end(self, log_bytes: int) -> float:
-        """When the pace of the log, if it doesn't grow any more, has become that of a steady case."""
+        """When the pace of the log will be that of a steady case, if the log doesn't grow any more."""
         assert self._changed_at is not None
         return self._changed_at + self._interval * log_bytes / self._burst_bytes

@@ -1,15 +1,15 @@
-"""The checkpointer: a thread that takes checkpoints while commits go on, and makes logs ahead of need.
+"""The checkpointer: a thread that takes checkpoints while commits go on, and makes logs in advance.
 
 A checkpoint has two halves. `begin` runs between two groups, in the leader: the log ends, and the rows and the catalog
 of its last epoch are copied. `complete` reads top to bottom and runs in the checkpointer's thread: sync the data files,
 write the checkpoint, the manifest, the superblock, collect garbage. A slot that is used again meanwhile was retired by
 a later commit, and the log that says so is kept.
 
-One checkpoint at a time. `begin` takes the checkpoint lock, `complete` gives it back, and no log is made ahead
-meanwhile. Whoever holds it never waits for the leader, so the leader may wait for it.
+There is one checkpoint at a time. `begin` takes the checkpoint lock, `complete` releases it, and no log is made ahead
+meanwhile. A thread that holds it never waits for the leader, so the leader may wait for it.
 
-A failed sync poisons. Any other failure is counted, logged, handed to those who asked and to the user's callback, and
-what was due is tried again after a pause.
+A failed sync poisons the store. Any other failure is counted, logged, and handed to those who asked and to the user's
+callback; what was due is tried again after a pause.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Counters:
 class Leader(Protocol):
     """What a checkpointer asks of the coordinator, which carries the commits.
 
-    failure: what poisoned the store. following_epoch: of the next commit. durable_epoch: no later one is on the disk
-    for certain.
+    failure: what poisoned the store. following_epoch: that of the next commit. durable_epoch: the last one that is on
+    the disk for certain.
     """
 
     store: Store
@@ -115,8 +115,8 @@ class Checkpointer:
         self._queue = CommitQueue(clock)
         self._checkpoint_lock = threading.Lock()
         self._thread: Worker | None = None
-        # These two and _rotations_seen are set before the thread looks at what it waits for; who commits reads them
-        # with the GIL to see whether to wake it, so that no commit is missed.
+        # These two and _rotations_seen are set before the thread looks at what it waits for; a thread that commits
+        # reads them with the GIL to see whether to wake this one, so that no commit is missed.
         self._unaware = True  # the thread waits for the first commit that no checkpoint holds
         self._reclaiming = False  # the thread looks at retired pages now and then
         self._spare_pause = Pause()
@@ -127,14 +127,14 @@ class Checkpointer:
     # Called by users' threads.
 
     def request(self) -> None:
-        """Has a checkpoint taken that begins after this call, and waits for it; if nothing is new there is none.
+        """Has a checkpoint taken that begins after this call, and waits for it; none is taken if nothing is new.
 
         Raises OSError, StoreFailedError.
         """
         self._queue.submit(Request("checkpoint"))
 
     def wait_for_room(self, timeout: float | None) -> None:
-        """Waits, never without bound, until less log than Config.log_limit_bytes is in no checkpoint.
+        """Waits, for a limited time, until less than Config.log_limit_bytes of the log is in no checkpoint.
 
         Raises TimeoutError, ClosedError, StoreFailedError.
         """
@@ -152,7 +152,7 @@ class Checkpointer:
             self._thread = start_worker(self._run, "xtree-checkpointer")
 
     def stop(self) -> None:
-        """Ends the thread, once the checkpoint under way has ended, and every wait for room."""
+        """Ends every wait for room, and the thread once the checkpoint under way has ended."""
         self.wake_waiting()
         if self._thread is not None:
             self._queue.submit(Request("close"))
@@ -175,7 +175,7 @@ class Checkpointer:
             **self.reclaimer.stats(),
         }
 
-    # Called by who has carried a group, and still has the turn.
+    # Called by the thread that has carried a group and still has the turn.
 
     def committed(self, epochs: int) -> None:
         """Notes commits, and wakes the thread when there is something new for it to do or to wait for."""
@@ -198,7 +198,7 @@ class Checkpointer:
     # A checkpoint.
 
     def begin(self, again: bool = False) -> Copy | None:
-        """The first half, between two groups; None when nothing is new, unless it is wanted `again`.
+        """The first half, between two groups; None when nothing is new, unless `again` is set.
 
         Commits that come later go into the next log, which is opened for the first of them.
         """
@@ -222,7 +222,7 @@ class Checkpointer:
         return Copy(epoch, table, catalog, index_files.last_log, started)
 
     def complete(self, copied: Copy, reason: str, hold_back: bool = True, collect: bool = True) -> None:
-        """The second half, in any thread. Without `hold_back` every log goes that nothing needs: IndexFiles.keep."""
+        """The second half, in any thread. Without `hold_back` every log that nothing needs goes: IndexFiles.keep."""
         index_files = self.index_files
         try:
             with self._coordinator.poisoning_failed_syncs():
@@ -267,9 +267,9 @@ class Checkpointer:
         self._count(reason, time.perf_counter() - copied.started)
 
     def take_here(self, reason: str, collect: bool = True) -> None:
-        """A whole checkpoint in the calling thread, also when nothing is new: between two groups, or before the first.
+        """Takes a whole checkpoint in this thread, even when nothing is new: between two groups, or before the first.
 
-        Waits for the one under way. Every log goes that nothing needs, or with `collect` false none.
+        Waits for the one under way. Every log that nothing needs goes; with `collect` false, none.
         """
         try:
             with self._coordinator.poisoning_failed_syncs():
@@ -370,7 +370,7 @@ class Checkpointer:
         self._reclaiming = self.reclaimer.backlog > 0
 
     def _take(self, reason: str, asked: list[Request]) -> None:
-        """A checkpoint, for all who asked before it begins."""
+        """Takes a checkpoint, for all who asked before it begins."""
         try:
             self._require_healthy()
             copied = self._coordinator.between_groups(self.begin)
@@ -390,7 +390,7 @@ class Checkpointer:
                 request.finish()
 
     def _relieve(self, error: BaseException) -> None:
-        """On a full disk the log made ahead gives way to the next checkpoint."""
+        """On a full disk, deletes the log made ahead to make room for the next checkpoint."""
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and self.index_files.spare is not None:
             try:
                 self._coordinator.between_groups(self.give_back_spare)
@@ -427,7 +427,7 @@ class Checkpointer:
                 log.exception("xtree: the callback for failures of %s failed", self._store.path)
 
     def _seconds_to_wait(self) -> float | None:
-        """Until the next moment at which something may be due without a commit; None: there is none."""
+        """Seconds until something may be due without a commit; None when nothing will be."""
         if self._coordinator.failure is not None:
             return None
         index_files, now = self.index_files, self._clock.now()
@@ -446,7 +446,7 @@ class Checkpointer:
 
 
 def _without_traceback(error: BaseException) -> BaseException:
-    """An error to keep: its traceback would keep the rows of a checkpoint."""
+    """A copy of an error, to keep: its traceback would keep the rows of a checkpoint in memory."""
     try:
         return copy.copy(error)
     except Exception:  # one that can't be copied

@@ -15,7 +15,7 @@ from xtree.persistence.pages.mvcc cimport Epochs
 from xtree.errors import XTreeError
 
 cdef enum:
-    MOST_INTERRUPTS = 100       # of one commit; what arrives more often is an error of the code
+    MOST_INTERRUPTS = 100       # of one commit; if there are more, they are an error of the code
     MOST_AT_TURN = 2            # threads that wait to carry their own commits: more are faster as a group
 
 
@@ -44,9 +44,9 @@ cdef class Request(Outcome):
 def carry(carrier, CommitQueue queue, Request request):
     """Carries a commit to disk in the calling thread, if nothing stands in the way; returns whether it did.
 
-    carrier: the coordinator, as carrier.Carrier describes it. Its turn is held meanwhile; it is waited for
+    carrier: the coordinator, as carrier.Carrier describes it. Its turn is held meanwhile; the thread waits for the turn
     only where no turn includes a sync. `plan` makes everything ready, has changed nothing when it raises, and returns
-    None when the commit is for the leader. From there an interrupt waits until the group is finished: `write_group` may
+    None when the commit is for the leader. After that an interrupt waits until the group is finished: `write_group` may
     be begun again, since it writes the same bytes to the same place.
     """
     cdef int arrivals = 0, flight = -1
@@ -72,7 +72,7 @@ def carry(carrier, CommitQueue queue, Request request):
             except BaseException as arrived:
                 arrivals += 1
                 if hides_failure(arrived, handled, arrivals > MOST_INTERRUPTS):
-                    if carrier.has_published(group):    # no memory behind it, say: that changes nothing
+                    if carrier.has_published(group):    # it was raised later, for lack of memory, say: no matter
                         break
                     fail(carrier, group, arrived)
                     return True
@@ -100,10 +100,10 @@ cdef object tell_queued(Request request):
 
 
 cdef bint hides_failure(object arrived, object handled, bint any_error):
-    """Whether it is an error of a write or sync, or an interrupt that arrived while one was on its way, its context.
+    """Whether it is an error of a write or sync, or an interrupt that has such an error, on its way, as its context.
 
-    handled: the exception that was being handled before, and says nothing. any_error: every Exception counts, those
-    too that a signal handler may have raised.
+    handled: the exception that was being handled before; it doesn't count. any_error: every Exception counts, even one
+    that a signal handler may have raised.
     """
     while arrived is not None and arrived is not handled:
         if isinstance(arrived, OSError):
@@ -116,7 +116,7 @@ cdef bint hides_failure(object arrived, object handled, bint any_error):
 
 
 cdef int fail(object carrier, object group, object error) except -1:
-    """Poisons, whatever arrives meanwhile."""
+    """Poisons the store, whatever interrupts arrive meanwhile."""
     while True:
         try:
             carrier.fail(group, error)
@@ -132,9 +132,9 @@ cdef class CommitQueue:
 
     cdef object queue
     cdef object clock
-    # All with the GIL. waiting is counted before the put and until the outcome: who builds on a queued commit finds it
-    # counted, because its writer lock came later. woken is cleared after the wait and before the look: who finds it set
-    # did what it wakes for before the look.
+    # All are read and written with the GIL. waiting counts a request from before the put until the outcome: a writer
+    # that builds on a queued commit finds it counted, because it took its lock later. woken is cleared after the wait
+    # and before the look into the queue: a thread that finds it set has done what it wakes for before that look.
     cdef readonly Py_ssize_t waiting    # threads in submit
     cdef readonly Py_ssize_t carried    # commits that their own thread carries to disk
     cdef Py_ssize_t at_turn             # threads that wait to carry their own commits
@@ -171,7 +171,7 @@ cdef class CommitQueue:
         return result
 
     cdef int enqueue(self, Request request) except -1:
-        """Gives a request its place. Without memory for that a commit has been undone when MemoryError is raised."""
+        """Puts a request into the queue. Without memory for that it undoes a commit and raises MemoryError."""
         write_set = request.write_set
         if write_set is not None:
             write_set.queue()
@@ -188,7 +188,7 @@ cdef class CommitQueue:
         self.queue.put(None)
 
     def wake_once(self):
-        """The same, once until the wait has ended: as cheap as it gets for who calls it after every commit."""
+        """Ends a wait in `take`, once until the wait has ended: cheap enough to be called after every commit."""
         if not self.woken:
             self.woken = True
             self.queue.put(None)

@@ -1,4 +1,4 @@
-"""Deltas: what the write-ahead log records of a write set, 64 bytes a page made or removed, and the pages."""
+"""Deltas: what the write-ahead log records of a write set, 64 bytes for each page made or removed, and the pages."""
 
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
@@ -23,7 +23,7 @@ cdef enum:
 
 
 def touched_windows(WriteSet ws, uint64_t largest_payload):
-    """(the windows that hold pages it made, those of them that hold pages of more than `largest_payload` bytes)."""
+    """(windows that hold pages the write set made, those of them with pages of more than `largest_payload` bytes)."""
     cdef Py_ssize_t i
     cdef Row *row
     cdef int64_t last = -1
@@ -44,12 +44,12 @@ def touched_windows(WriteSet ws, uint64_t largest_payload):
 
 def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t payload_base, list file_numbers,
               uint32_t log_number):
-    """What the log of a number records of this write set: (deltas as bytes, their number, payloads, payload bytes).
+    """What log `log_number` records of this write set: (deltas as bytes, their number, payloads, payload bytes).
 
     Payloads are buffers that follow one another. Pages of more than `largest_payload` bytes have none: they have been
     flushed. A page that replaces one which this log holds is logged as the words that differ, if they are few.
     Payload offsets count from the start of the frame's payload section, where `payload_base` bytes are taken already.
-    The views are good as long as the caller is in flight.
+    The views are valid as long as the caller is in flight.
     """
     cdef Py_ssize_t i, count = 0, found
     cdef uint64_t size, start = payload_base
@@ -128,8 +128,8 @@ def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t pa
 
 cdef Py_ssize_t changed_ranges(const char *before, const char *after, uint64_t size, char *out,
                                Py_ssize_t room) noexcept nogil:
-    """Writes the words in which two pages differ, but for those of their identity; returns how many bytes, -1 when
-    there is no room for them."""
+    """Writes the words in which two pages differ, except those of their identity, to `out`; returns how many bytes, or
+    -1 when they need more than `room`."""
     cdef const uint64_t *a = <const uint64_t *>before
     cdef const uint64_t *b = <const uint64_t *>after
     cdef uint64_t words = size // sizeof(uint64_t), i = FIRST_WORD, first

@@ -1,8 +1,9 @@
 """The index files: those that say what the current state is, and how one state of them becomes the next.
 
-Manifest, superblock, the open log and the one made ahead, the data files and the counter that numbers them. The leader
-opens and ends logs, between two groups; the checkpointer makes them ahead, keeps checkpoints and collects garbage; both
-save the manifest, under a lock. Threads that build a transaction use the data files and the counter.
+They are the manifest, the superblock, the open log and the one made ahead, the data files, and the counter of file
+numbers. The leader opens and ends logs, between two groups; the checkpointer makes them ahead, keeps checkpoints and
+collects garbage; both save the manifest, under a lock. Threads that build a transaction use the data files and the
+counter.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class FileNumbers:
         return self._following
 
     def take(self) -> int:
-        """A number that no file of this directory has had. Raises CapacityError when there is none any more."""
+        """A number that no file of this directory has had. Raises CapacityError when there is none left."""
         with self._lock:
             number = self._following
             if number > filenames.MAX_NUMBER:
@@ -69,7 +70,7 @@ class IndexFiles:
         self.data_files = data_files
         self.numbers = numbers
         # last_log, log, rotations: written by the holder of the turn, between two groups. The checkpointer may read an
-        # old value and looks once more. log_aged: set by the checkpointer, cleared by who closes the log.
+        # old value, and then looks once more. log_aged: set by the checkpointer, cleared when the log is closed.
         self.last_log = last_log  # how the log before the next one ended
         self.log: LogWriter | None = None
         self.spare: LogWriter | None = None  # made ahead and in the durable manifest, no frame in it yet
@@ -78,8 +79,8 @@ class IndexFiles:
         self.logs_collected = 0
         # Guards manifest, spare and _closed_bytes, from reading the old manifest until the new one is durable.
         self._manifest_lock = RankedLock(MANIFEST, reentrant=True)  # held while the manifest is changed or saved
-        # A number is here from before its file exists until a manifest lists it; `remove_unlisted` lets such files be.
-        # The GIL.
+        # A number is in this set from before its file exists until a manifest lists it; `remove_unlisted` leaves such
+        # files alone. Read and written with the GIL.
         self._making: set[int] = set()  # numbers of logs that are being made, which no manifest lists yet
         self._garbage: LogGarbage | None = None
         self._closed_bytes = 0
@@ -87,7 +88,7 @@ class IndexFiles:
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest as it is on the disk, but for what is known of logs since then."""
+        """The manifest as it is on the disk, except for what has become known of logs since then."""
         return self._manifest
 
     @manifest.setter
@@ -114,7 +115,7 @@ class IndexFiles:
     def save_manifest(
         self, checkpoints: tuple[CheckpointEntry, ...] | None = None, logs: tuple[LogEntry, ...] | None = None
     ) -> None:
-        """Replaces the manifest by one with these checkpoints and logs, and the data files' sizes of now."""
+        """Replaces the manifest by one with these checkpoints and logs, and the data files' current sizes."""
         with self._manifest_lock:
             manifest = dataclasses.replace(
                 self.manifest,
@@ -140,7 +141,7 @@ class IndexFiles:
                 found = Manifest.load(self.fs, self.directory)
             except FileNotFoundError as error:
                 raise CorruptionError(f"{error.filename}: expected the manifest, found none") from None
-            if found.uuid != known.uuid or found.generation < known.generation:  # a save that failed may have succeeded
+            if found.uuid != known.uuid or found.generation < known.generation:  # a failed save may have succeeded
                 raise CorruptionError(
                     f"{path_in(self.directory, filenames.MANIFEST)}: expected generation {known.generation} of "
                     f"index {known.uuid.hex()}, found generation {found.generation} of {found.uuid.hex()}"
@@ -154,8 +155,8 @@ class IndexFiles:
     def raise_ceiling(self, epoch: int) -> None:
         """Makes sure that the superblock reserves `epoch`: durably, before the epoch is handed out.
 
-        The copy that isn't written last then says one stride less, at most: so much may have been handed out above the
-        only copy that a crash leaves. Raises CapacityError when there are no more epochs.
+        The older copy's ceiling is then at most one stride lower: if a crash leaves only that copy, epochs of up to one
+        stride above it may have been handed out. Raises CapacityError when there are no more epochs.
         """
         if epoch > MAX_EPOCH:
             raise CapacityError(f"all epochs of the index up to {MAX_EPOCH} are used up")
@@ -169,7 +170,7 @@ class IndexFiles:
     def log_for(self, size: int, durable_through: int) -> LogWriter:
         """The log for a group whose frame has `size` bytes: the open one, or the next one when that is ready and due.
 
-        `durable_through` is the last epoch that is known to be on the disk. Raises OSError; no frame was written then.
+        `durable_through` is the last epoch that is known to be on the disk. Raises OSError before a frame is written.
         """
         log = self.log
         if log is None:
@@ -200,7 +201,7 @@ class IndexFiles:
         """Makes the next log: file, zeros and name on the disk, then the manifest that lists it.
 
         Returns False when the leader has needed a log meanwhile and made a later one. Raises OSError. A file that is of
-        no use goes with the next garbage.
+        no use is deleted with the next garbage.
         """
         before = self.log
         size = 0 if before is None else 2 * before.ground_end
@@ -254,7 +255,7 @@ class IndexFiles:
             self.manifest = dataclasses.replace(self.manifest, logs=logs)
 
     def drop_spare(self) -> bool:
-        """Lets go of the log made ahead, if there is one; its file goes once a manifest without it is saved."""
+        """Drops the log made ahead, if there is one; its file can be deleted once a manifest without it is saved."""
         spare, self.spare = self.spare, None
         if spare is None:
             return False
@@ -316,17 +317,18 @@ class IndexFiles:
             raise
 
     def _forget_log(self, number: int) -> None:
-        """Drops a log that nothing was ever committed to; its file goes once no manifest on the disk lists it."""
+        """Drops a log that nothing was ever committed to; its file can be deleted once the manifest on the disk doesn't
+        list it."""
         with self._manifest_lock:
             logs = tuple(entry for entry in self.manifest.logs if entry.number != number)
             self.manifest = dataclasses.replace(self.manifest, logs=logs)
 
-    # Checkpoints and garbage. For whoever holds the checkpointer's place.
+    # Checkpoints and garbage. For the checkpointer, or a thread that acts in its place.
 
     def keep(self, entry: CheckpointEntry, now: float, hold_back: bool = True, collect: bool = True) -> None:
-        """Makes a written checkpoint part of the manifest, and drops what the oldest one kept makes useless.
+        """Adds a written checkpoint to the manifest, and drops logs that the oldest checkpoint kept makes useless.
 
-        Without `hold_back` the knobs of StoreConfig that let logs stay longer don't count; without `collect` all stay.
+        Without `hold_back` the fields of StoreConfig that let logs stay longer don't count; without `collect` all stay.
         """
         garbage = self._log_garbage
         with self._manifest_lock:
@@ -342,14 +344,14 @@ class IndexFiles:
     def discard(self, name: str) -> None:
         """Deletes a file whose listing has failed, unless the manifest on the disk lists it all the same.
 
-        What can't be deleted now goes with the next garbage. Not after a failed sync, which poisons.
+        A file that can't be deleted now goes with the next garbage. Not called after a failed sync, which poisons.
         """
         with self._manifest_lock, contextlib.suppress(OSError, CorruptionError, FormatVersionError):
             if name not in _numbered(Manifest.load(self.fs, self.directory)):
                 self.fs.unlink(path_in(self.directory, name))
 
     def collect_logs(self, now: float) -> None:
-        """Drops what may go from the manifest, makes that durable, and deletes it."""
+        """Drops logs that may go from the manifest, makes that durable, and deletes their files."""
         with self._manifest_lock:
             logs = self.manifest.logs
             going = self._log_garbage.going(self.manifest.checkpoints, logs, now)
@@ -384,9 +386,9 @@ class IndexFiles:
                     self.fs.unlink(path_in(self.directory, name))
 
     def remove_leftovers(self) -> None:
-        """Deletes every file that the manifest doesn't list: what failed, or was cut off, before it was to be listed.
+        """Deletes every file that the manifest doesn't list: its making failed, or was cut off, before it was listed.
 
-        Only before the first write after an open, while no transaction and no checkpoint can be making a file.
+        Only called before the first write after an open, while no transaction and no checkpoint can be making a file.
         """
         self.remove_unlisted()
         listed = {filenames.data_name(entry.size_class, entry.number) for entry in self.manifest.data_files}

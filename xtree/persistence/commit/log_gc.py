@@ -1,9 +1,9 @@
 """Log garbage: which closed logs may be deleted.
 
-A log may go once its last epoch isn't above that of the oldest checkpoint kept: recovery from any of them then begins
-after it. While fewer checkpoints are there than are kept, the empty index counts as the oldest. The fields gc_* of
-StoreConfig let logs stay longer than that, never shorter. What goes leaves the manifest first, and the directory once
-that manifest is durable (IndexFiles).
+A log may go once its last epoch isn't above that of the oldest checkpoint kept: recovery from any checkpoint kept then
+begins after it. While there are fewer checkpoints than are to be kept, the empty index counts as the oldest. The fields
+gc_* of StoreConfig let logs stay longer than that, never shorter. A log leaves the manifest first, and the directory
+once that manifest is durable (IndexFiles).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def oldest_epoch(config: StoreConfig, checkpoints: Sequence[CheckpointEntry]) ->
 
 
 class LogGarbage:
-    """Knows of each closed log how long it has been one and how many checkpoints cover it.
+    """Knows how long each closed log has been closed and how many checkpoints cover it.
 
-    Both begin anew at an open, which lets logs stay longer at most. For the thread that collects.
+    Both begin anew at an open, which can only let logs stay longer. For the thread that collects.
     """
 
     def __init__(self, config: StoreConfig, checkpoints: Iterable[CheckpointEntry], logs: Iterable[LogEntry]) -> None:
@@ -35,7 +35,7 @@ class LogGarbage:
             self.count_checkpoint(entry, logs)
 
     def count_checkpoint(self, checkpoint: CheckpointEntry, logs: Iterable[LogEntry]) -> None:
-        """Note that there is one more checkpoint."""
+        """Notes that there is one more checkpoint."""
         for log in logs:
             if log.closed is not None and log.closed.last_epoch <= checkpoint.epoch:
                 self._covered[log.number] = self._covered.get(log.number, 0) + 1
@@ -43,7 +43,7 @@ class LogGarbage:
     def going(
         self, checkpoints: Sequence[CheckpointEntry], logs: Sequence[LogEntry], now: float, hold_back: bool = True
     ) -> frozenset[int]:
-        """The numbers of the logs that may go at the time `now`. Without `hold_back` all that nothing needs."""
+        """The numbers of the logs that may go at the time `now`: without `hold_back`, all that nothing needs."""
         config = self._config
         closed = [log for log in logs if log.closed is not None]
         for log in closed:
@@ -63,7 +63,7 @@ class LogGarbage:
         )
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Drop what is known of logs that have gone."""
+        """Drops what is known of logs that have gone."""
         for number in numbers:
             self._seen_at.pop(number, None)
             self._covered.pop(number, None)

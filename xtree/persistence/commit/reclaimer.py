@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 STEP_PAGES = 1024
 LEAST_PAGES = 4096  # a call may free at least so many
-FRESH_PAGES = 64  # changed by commits before it is worth a look whether a pin has ended meanwhile
+FRESH_PAGES = 64  # so many must change before it is worth looking whether a pin has ended meanwhile
 
 
 class Reclaimer:
@@ -24,7 +24,7 @@ class Reclaimer:
         self._store = store
         self.reclaimed = 0
         self.steps = 0
-        # These two: the holder of the turn.
+        # These two are written by the holder of the turn.
         self._fresh = 0  # pages changed since the last look
         self._looked_at = 0  # the durable epoch at the last look
 
@@ -34,7 +34,7 @@ class Reclaimer:
         return self._store.table.retired
 
     def committed(self, pages: int, durable_epoch: int) -> None:
-        """After a group of commits that changed so many pages: free pages, if it is likely that there are some."""
+        """Frees pages after a group of commits that changed so many, if there are likely to be some."""
         self._fresh += pages
         if durable_epoch > self._looked_at or self._fresh >= FRESH_PAGES:
             self.run(durable_epoch, self._fresh)
@@ -42,7 +42,7 @@ class Reclaimer:
             self._fresh = 0
 
     def run(self, durable_epoch: int, new_garbage: int = 0) -> int:
-        """Free what may be freed, up to some more pages than have just become garbage; returns how many those were."""
+        """Frees what may be freed, up to some more pages than have just become garbage; returns how many it freed."""
         limit = LEAST_PAGES + 2 * new_garbage
         freed = 0
         while freed < limit:
