@@ -1,8 +1,8 @@
-"""The files of a store that is open, read once more: superblock, manifest, checkpoints, logs.
+"""Checks the files of an open store by reading them once more: superblock, manifest, checkpoints, logs.
 
-What the store needs of them is in memory, so that damage there would show at the next open only. Writers go on
-meanwhile: a file is judged by what was true of it before it was read, and may be replaced or deleted since. Data files
-and pages are the store's own to verify.
+What the store needs of these files is in memory, so damage in them would only show at the next open. Writers go on
+meanwhile: a file is judged by what was true of it before it was read, and may be replaced or deleted since. The store
+itself verifies data files and pages.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Flaw(NamedTuple):
 def file_flaws(index_files: IndexFiles, after_crash: bool) -> Iterator[Flaw]:
     """What is wrong with the files of an index in use, one after the other.
 
-    after_crash: the open found the index as a crash leaves it, with one copy of the superblock torn maybe. Raises
+    after_crash: the open found the index as a crash leaves it, perhaps with one copy of the superblock torn. Raises
     OSError.
     """
     try:
@@ -51,7 +51,7 @@ def file_flaws(index_files: IndexFiles, after_crash: bool) -> Iterator[Flaw]:
                 yield Flaw("checkpoint", name, _missing(index_files, name))
         except (CorruptionError, FormatVersionError) as error:
             yield Flaw("checkpoint", name, error)
-    writer = index_files.log  # before the list: what is written to it since has no end there, and need not have one
+    writer = index_files.log  # before the list: frames written since need not be found, and need no end in the list
     written = (0, 0) if writer is None else (writer.number, writer.end_offset)
     for entry in index_files.manifest.logs:
         name = filenames.log_name(entry.number)
@@ -70,7 +70,7 @@ def _missing(index_files: IndexFiles, name: str) -> CorruptionError:
 
 
 def _verify_log(index_files: IndexFiles, entry: LogEntry, written: int) -> None:
-    """One log up to its recorded end, or at least as far as it had been written to. Raises CorruptionError."""
+    """Verifies a log up to its recorded end, or at least as far as it had been written to. Raises CorruptionError."""
     path = path_in(index_files.directory, filenames.log_name(entry.number))
     end = None if entry.closed is None else entry.closed.end_offset
     uuid = index_files.manifest.uuid

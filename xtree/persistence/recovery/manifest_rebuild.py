@@ -1,7 +1,7 @@
 """The directory scan: a manifest made anew from the files themselves, when the one on disk can't be read.
 
-It believes only what carries a CRC and this index's UUID, and of the logs only one linked chain: the one that ends in
-the newest log with a valid first frame.
+It trusts only what carries a valid CRC and this index's UUID, and of the logs only one linked chain: the one that ends
+in the newest log with a valid first frame.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xtree.persistence.files.wal_reader import read_log
 
 
 def rebuild_manifest(fs: FileSystem, directory: str, uuid: bytes) -> Manifest:
-    """What the directory holds of the index `uuid`. Raises CorruptionError, FormatVersionError, OSError."""
+    """A manifest of what the directory holds of index `uuid`. Raises CorruptionError, FormatVersionError, OSError."""
     names = fs.listdir(directory)
     checkpoints_, ends = _checkpoints(fs, directory, uuid, names)
     data_files, window_bytes = _data_files(fs, directory, uuid, names)
@@ -41,7 +41,7 @@ def rebuild_manifest(fs: FileSystem, directory: str, uuid: bytes) -> Manifest:
 def _checkpoints(
     fs: FileSystem, directory: str, uuid: bytes, names: list[str]
 ) -> tuple[list[CheckpointEntry], dict[int, LogLink]]:
-    """The checkpoints that can be read, oldest first, and the ends of the logs that they record."""
+    """The checkpoints that can be read, oldest first, and the log ends that they record, by log number."""
     found: list[CheckpointEntry] = []
     ends: dict[int, LogLink] = {}
     for name in names:
@@ -101,7 +101,7 @@ def _data_files(
             try:
                 header = read_header(file, uuid)
             except CorruptionError:
-                continue  # made in the moment of a crash; a row that needs it will say so
+                continue  # made at the moment of a crash; a row that needs it will say so
             if (header[0], header[2]) == (number, size_class):
                 window_bytes = header[1]
                 found.append(DataFileEntry(number, size_class, file.size()))

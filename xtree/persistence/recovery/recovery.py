@@ -1,9 +1,10 @@
 """Recovery: from the files of a directory to the state of the last exposed commit.
 
-`recover` reads top to bottom: superblock, manifest, newest good checkpoint, logs in link order into memory, every image
-checked against its row, only then images written. Writing them as frames are read would overwrite slots that a later
-transaction, flushed before its frame, has used again. It may stop anywhere and run again: until the checkpoint that
-ends it (Coordinator.end_recovery) nothing is replaced, only pages of the final state go to their final places.
+`recover` reads top to bottom: superblock, manifest, newest good checkpoint, logs in link order into memory; then every
+image is checked against its row, and only then are the images written. Writing them as frames are read would overwrite
+slots that a later transaction, flushed before its frame, has used again. Recovery may stop anywhere and run again:
+until the checkpoint that ends it (Coordinator.end_recovery) nothing is replaced; only pages of the final state are
+written, to their final places.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ from xtree.persistence.store.catalog import Catalog
 class RecoveryReport:
     """What recovery found and did.
 
-    `clean`: the index had been closed. `checkpoint_epoch`, `epoch`: from where to where it went. `bytes_read`: of the
-    checkpoint and of frames. Dropped: `tail_bytes` behind the end of the last log, of which `unexposed_frames` are
-    whole frames that were no commits yet; `notes` say why. `checkpointed`: a checkpoint of that epoch followed.
+    `clean`: the index had been closed. `checkpoint_epoch`, `epoch`: where recovery began and where it ended.
+    `bytes_read`: of the checkpoint and of frames. `tail_bytes`: dropped after the end of the last log;
+    `unexposed_frames`: how many whole frames, not yet commits, are among them; `notes` say why. `checkpointed`: a
+    checkpoint of that epoch followed.
     """
 
     clean: bool = True
@@ -67,18 +69,18 @@ class RecoveryReport:
         self._total = 0
 
     def watch(self, progress: Progress | None, total: int) -> None:
-        """Calls `progress` from now on whenever something was read, of so many bytes in all."""
+        """Calls `progress` from now on whenever something was read; `total`: bytes to read in all."""
         self._total = total
         if progress is not None:
             self._progress = progress
 
     def advance(self, n: int) -> None:
-        """So many more bytes were read."""
+        """Notes that `n` more bytes were read."""
         self.bytes_read += n
         self._progress(min(self.bytes_read, self._total), self._total)
 
     def end(self) -> None:
-        """All is read; what wasn't there to be read counts as well."""
+        """Notes that all is read; bytes that weren't there to be read count as well."""
         self._progress(self._total, self._total)
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,9 +104,9 @@ class Recovered:
 class Exposure:
     """Which groups of the open log are commits, by the mode that each frame carries.
 
-    A frame is the commit point of its group except in `strict`, where the superblock is: it names the last epoch. When
-    one of its copies can't be read, that one may have named the group that follows the other copy's epoch, which is
-    then a commit as well; a later one can't be, since a copy is only overwritten once the other is on the disk.
+    A frame is the commit point of its group except in `strict`, where the superblock is: it names the last epoch. A
+    copy of it that can't be read may have named the group that follows the other copy's epoch, so that group is a
+    commit as well. A later group can't be one, since a copy is only overwritten once the other is on the disk.
     """
 
     def __init__(self, superblock: SuperblockFile) -> None:
@@ -131,9 +133,9 @@ def recover(
     """Brings the directory's last exposed state into memory; with `writable` also its pages into their places.
 
     `progress(bytes read, bytes to read)` is called between reads; what it raises ends the recovery. Without
-    `check_pages`, which is for looking at what is left of a damaged index, a page that isn't its row's is met only when
-    it is touched. The caller holds the lock. Raises CorruptionError, FormatVersionError, OSError; nothing was changed
-    then, except that pages of the recovered state may have been written again.
+    `check_pages`, which is for looking at what is left of a damaged index, a page that doesn't match its row is noticed
+    only when it is touched. The caller holds the lock. Raises CorruptionError, FormatVersionError, OSError; nothing was
+    changed then, except that pages of the recovered state may have been written again.
     """
     if writable and not check_pages:
         raise ValueError("pages are only written where all have been checked")
@@ -259,11 +261,11 @@ def _starts_at_nothing(fs: FileSystem, directory: str, manifest: Manifest) -> bo
 def _bytes_to_read(
     fs: FileSystem, directory: str, manifest: Manifest, base: checkpoints.Checkpoint | None
 ) -> int:
-    """The size of the checkpoint and of the logs behind it, as far as frames may reach."""
+    """The size of the checkpoint and of the logs after it, as far as frames may reach."""
     total, epoch = (0, 0) if base is None else (base.entry.bytes, base.epoch)
     for entry in manifest.logs:
         if entry.closed is None:
-            with contextlib.suppress(FileNotFoundError):  # which is judged when it is needed
+            with contextlib.suppress(FileNotFoundError):  # a missing log is judged when it is needed
                 total += fs.size(path_in(directory, filenames.log_name(entry.number)))
         elif entry.closed.last_epoch > epoch:
             total += entry.closed.end_offset
@@ -293,7 +295,7 @@ def _start(
 
 
 def _replay_logs(index_files: IndexFiles, replay: Replay, report: RecoveryReport) -> None:
-    """Every frame after the checkpoint, in link order. Records how each log ended."""
+    """Applies every frame after the checkpoint, in link order, and records how each log ended."""
     ended = index_files.last_log
     logs = []
     for entry in _ends_by_links(index_files, ended):
@@ -308,9 +310,9 @@ def _replay_logs(index_files: IndexFiles, replay: Replay, report: RecoveryReport
 
 
 def _ends_by_links(index_files: IndexFiles, checkpointed: LogLink) -> list[LogEntry]:
-    """The logs of the manifest, oldest first; where it records no end, the one that the next log's link names.
+    """The logs of the manifest, oldest first; an end that it doesn't record is taken from the next log's link.
 
-    What has no end then is the last log that was written to, or was made ahead of need and never used.
+    A log that has no end even then is the last one that was written to, or was made ahead and never used.
     """
     entries: list[LogEntry] = []
     following: LogLink | None = None
@@ -356,7 +358,7 @@ def _open_log(index_files: IndexFiles, entry: LogEntry, admits: Exposure | None 
 def _replay_log(
     index_files: IndexFiles, entry: LogEntry, before: LogLink, replay: Replay, report: RecoveryReport
 ) -> tuple[LogLink, list[LogEntry]]:
-    """One log; returns how the chain ends now, and the log's entry, if it is part of the chain."""
+    """Replays one log; returns how the chain ends now, and the log's entry, if it is part of the chain."""
     path = _log_path(index_files, entry)
     admits = Exposure(index_files.superblock) if entry.closed is None else None  # up to a known end all was exposed
     with contextlib.closing(_open_log(index_files, entry, admits)) as reader:
@@ -382,7 +384,7 @@ def _replay_log(
 
 
 def _judge_tail(index_files: IndexFiles, reader: LogReader, replay: Replay, report: RecoveryReport) -> None:
-    """What stands behind the last good frame of the open log: nothing, a torn tail, or damage."""
+    """Judges what follows the last good frame of the open log: nothing, a torn tail, or damage."""
     if not reader.tail_bytes:
         return
     known = None if reader.link is None else replay.epoch
@@ -403,7 +405,7 @@ def _judge_tail(index_files: IndexFiles, reader: LogReader, replay: Replay, repo
 
 
 def _require_durable(epoch: int, index_files: IndexFiles, superblock: SuperblockFile, manifest: Manifest) -> None:
-    """What is known to have been durable must be there."""
+    """Raises CorruptionError unless all that is known to have been durable is there."""
     told = [(superblock.value.durable_epoch, filenames.SUPERBLOCK)]
     told += [(entry.epoch, filenames.MANIFEST) for entry in manifest.checkpoints]
     known, witness = max(told)

@@ -4,7 +4,7 @@ Rows are changed in the table itself. Page images stay in memory until the last 
 into the image it changes, which then belongs to the page that replaces the old one, and the image of a page that is
 retired is dropped. So memory is bounded by the pages that are live and by the log.
 
-Invariant, until finish(): a live row that a log has brought in has `made_at` = 1 + its place in `born`; any other 0.
+Invariant, until finish(): a live row that a log has brought in has `made_at` = 1 + its place in `born`; others have 0.
 """
 
 cimport cython
@@ -35,7 +35,7 @@ from xtree.errors import CorruptionError
 from xtree.persistence.store.catalog import decode_changes
 
 cdef enum:
-    SLACK_ROWS = 65536              # handles beyond the slots there can be: threads that looked at the same moment
+    SLACK_ROWS = 65536              # more handles than slots there can be: of threads that looked at the same moment
 
 
 cdef struct Born:                   # a live page that a log has brought in
@@ -61,7 +61,7 @@ cdef int _by_address(const void *a, const void *b) noexcept nogil:
 cdef class Replay:
     """The state that recovery brings forward, from `epoch` on. Every error names the log and the offset of the frame.
 
-    The table isn't shared yet; its lists are right again after finish(), behind which no frame may follow.
+    The table isn't shared yet; its lists are right again after finish(), after which no frame may follow.
     """
 
     cdef readonly ObjectTable table
@@ -93,7 +93,7 @@ cdef class Replay:
     # Frames.
 
     def apply(self, FrameRun run not None):
-        """The frames of a run, in order; of each the deltas in order, then the catalog. Raises CorruptionError."""
+        """Applies the frames of a run in order: of each the deltas, then the catalog. Raises CorruptionError."""
         cdef Py_ssize_t i
         for i in range(run.count):
             self._apply_frame(run, <const FrameHeader *>run.frame(i))
@@ -151,7 +151,7 @@ cdef class Replay:
     # The end.
 
     def finish(self):
-        """No frame follows: the table's lists are made."""
+        """Makes the table's lists, once no frame follows."""
         cdef Py_ssize_t i
         cdef Row *row
         with nogil:
@@ -164,8 +164,7 @@ cdef class Replay:
             self.table.rebuild_lists()
 
     def check_pages(self, read, path_of, Py_ssize_t most_bytes=1 << 20):
-        """Every page that a log has brought in has the CRC of its row: its image, or what was flushed.
-
+        """Verifies that each page a log has brought in, as an image or flushed, has the CRC of its row.
         `read(window, offset, n)` gives bytes of a data file, `path_of(window)` its path. Raises CorruptionError.
         """
         cdef Py_ssize_t first = 0, behind, i
@@ -186,7 +185,7 @@ cdef class Replay:
             first = behind
 
     def image_runs(self, Py_ssize_t most_bytes=1 << 20):
-        """(window, offset, bytes) of the images, those that stand side by side joined."""
+        """Yields (window, offset, bytes) of the images; adjacent ones are joined."""
         cdef Py_ssize_t first = 0, behind, i
         cdef bytearray joined
         cdef char *out
@@ -202,12 +201,12 @@ cdef class Replay:
             first = behind
 
     def images(self):
-        """The images, as views that end with this object."""
+        """The images, as views that are valid as long as this object."""
         return [PyMemoryView_FromMemory(self.born[i].image, self._size_of(i), PyBUF_READ)
                 for i in range(self.born_count) if self.born[i].image != NULL]
 
     def place_images(self, uint32_t window, list offsets):
-        """The rows of the pages with images, in the order of images(), now say that they stand in this window."""
+        """Sets the rows of the pages with images, in the order of images(), to these offsets of this window."""
         cdef Py_ssize_t i, n = 0
         for i in range(self.born_count):
             if self.born[i].image != NULL:
@@ -220,7 +219,7 @@ cdef class Replay:
     cdef uint64_t _bytes_between(self, Py_ssize_t first, Py_ssize_t behind) noexcept:
         return self.born[behind - 1].address + self._size_of(behind - 1) - self.born[first].address
 
-    # The end of the pages from `first` on that stand side by side and all have images, or all have none.
+    # The end of the run of adjacent pages from `first` on that all have images, or all have none.
     cdef Py_ssize_t _neighbours(self, Py_ssize_t first, Py_ssize_t most_bytes) noexcept:
         cdef Py_ssize_t i = first + 1
         while (i < self.born_count and (self.born[i].image == NULL) == (self.born[first].image == NULL)
@@ -274,7 +273,7 @@ cdef int _apply_delta(Replay r, const Delta *delta, const char *payloads, const 
     return _bear(r, delta, payloads + delta.payload_offset, row, address, image)
 
 
-# The row of a handle that a page may be born under, made if need be; NULL when there is none.
+# The row of a handle under which a page may be born, made if need be; NULL when there is none.
 cdef int _find_free_row(Replay r, uint64_t node, Row **row) except -1 nogil:
     cdef uint64_t handle = handle_of(node), shard = shard_of(handle), slot = slot_of(handle)
     if slot >= r.table.marks[shard]:
@@ -288,7 +287,7 @@ cdef int _find_free_row(Replay r, uint64_t node, Row **row) except -1 nogil:
     return 0
 
 
-# Retires the page that a birth replaces. Its image goes to the new page, where that has one of the same size.
+# Retires the page that a birth replaces. Its image goes to the new page if that has one too, of the same size.
 cdef const char *_replace(Replay r, const Delta *delta, char **image) noexcept nogil:
     cdef Row *row = r.table.row(handle_of(delta.replaces))
     if row == NULL or state_of(row.word) != STATE_LIVE or (row.word & WORD_TAG) != tag_of(delta.replaces):
@@ -356,7 +355,7 @@ cdef int _bear(Replay r, const Delta *delta, const char *payload, Row *row, uint
     return 0
 
 
-# Ranges, whose form is right, become part of a page; what its first words say follows from the delta.
+# Writes ranges, whose form is right, into the image of a page; its first words follow from the delta.
 cdef void _patch(char *image, const Delta *delta, const char *payload) noexcept nogil:
     cdef PagePrefix *prefix = <PagePrefix *>image
     cdef uint64_t at = 0, n
@@ -371,7 +370,7 @@ cdef void _patch(char *image, const Delta *delta, const char *payload) noexcept 
     prefix.node_id = delta.node_id
 
 
-# Room for one more page; an image that has no place yet goes if there is none.
+# Makes room for one more page; if there is no memory for it, frees an image that has no place yet.
 cdef int _make_room(Replay r, char *image) except -1 nogil:
     cdef Py_ssize_t room = 2 * r.born_room + 64
     cdef void *larger = reallocate(r.born, room * sizeof(Born))
