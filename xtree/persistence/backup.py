@@ -1,7 +1,7 @@
 """Backup: the current epoch of a store as an index of its own, copied while writers go on.
 
-A pin keeps the epoch's pages. They are copied as they stand, densely, with their NodeIDs, births and checksums; only
-files and offsets are new, and so is the UUID: no log, page file or checkpoint of the one can be taken for the other's.
+A pin keeps the epoch's pages. They are copied as they are, densely, with their NodeIDs, births and checksums. Files and
+offsets are new, and so is the UUID: no log, data file or checkpoint of one index can be taken for the other's.
 
 `_write` reads top to bottom: data files, checkpoints, manifest, each synced before the next, then the superblock,
 without which a directory doesn't open. So a crash at any moment leaves a whole backup or none.
@@ -51,7 +51,7 @@ class Pages:
 
 @dataclass
 class NewFile:
-    """A data file to be written: which rows' pages it gets, in their order."""
+    """A data file to be written. chosen: the rows whose pages it gets, in their order."""
 
     number: int
     size_class: int
@@ -68,9 +68,9 @@ def write_backup(
 ) -> None:
     """Copies the store's current epoch into the directory `path`, which must be missing or empty.
 
-    progress: called with (bytes copied, bytes in all) now and then; what it raises ends the backup. fs: to write with;
-    None for the store's. Raises FileExistsError, ValueError for a path inside the store's own, CorruptionError,
-    ClosedError, OSError; whatever was written is removed then.
+    progress: called with (bytes copied, bytes in all) now and then; what it raises ends the backup. fs: the file system
+    to write with; None for the store's. Raises FileExistsError, ValueError for a path inside the store's own,
+    CorruptionError, ClosedError, OSError; whatever was written is removed then.
     """
     require_nothing_held("a backup")
     fs = fs or store.fs
@@ -85,7 +85,7 @@ def write_backup(
 
 @contextlib.contextmanager
 def _new_directory(fs: FileSystem, source: str, target: str) -> Iterator[OpenDirectory]:
-    """The target, made if missing, open and locked; emptied again when the block fails."""
+    """The target directory for a block, open and locked; made if missing, and emptied again when the block fails."""
     if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source)):
         raise ValueError(f"{target} is inside the index that is to be copied")
     made = not fs.exists(target)
@@ -115,7 +115,7 @@ def _new_directory(fs: FileSystem, source: str, target: str) -> Iterator[OpenDir
 
 
 def _write(store: DurableStore, pin: Pin, fs: FileSystem, target: OpenDirectory, progress: Progress | None) -> None:
-    """Writes every file of the backup: write, sync, and the superblock at the end."""
+    """Writes and syncs every file of the backup, the superblock last."""
     identity = uuid.uuid4().bytes
     pages = _pages_at(store, pin.epoch)
     files = _place(pages.rows, store.config.window_bytes)
@@ -131,7 +131,7 @@ def _write(store: DurableStore, pin: Pin, fs: FileSystem, target: OpenDirectory,
     entries = [DataFileEntry(file.number, file.size_class, file.bytes) for file in files]
     first = len(files) + 1
     catalog = pin.published.catalog.encode()
-    # No log precedes it; but one that follows it must not be taken for the beginning of everything.
+    # No log precedes the backup; but one that follows it must not be taken for the beginning of everything.
     before = LogLink(last_epoch=pin.epoch)
     checkpoints = tuple(
         checkpoint.write(fs, target, number, identity, pin.epoch, pages.table, catalog, entries, before)

@@ -1,7 +1,7 @@
-"""Making an index in a directory, and unmaking it: whoever does either holds the directory's lock.
+"""Making an index in a directory, and unmaking it; both are done with the directory's lock held.
 
 A creation that fails leaves nothing behind: no file, and no directory that it made. One that was killed leaves files
-without a superblock, and the next begins by removing them.
+without a superblock, and the next creation begins by removing them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xtree.persistence.files.superblock import Superblock, SuperblockFile
 
 
 class Creation:
-    """What an open makes in a directory that it has locked. made: it has made the directory itself."""
+    """What an open makes in a directory that it has locked. made: whether it has made the directory itself."""
 
     def __init__(self, fs: FileSystem, directory: OpenDirectory, lock: Lock, made: bool) -> None:
         self.directory = directory
@@ -47,14 +47,14 @@ class Creation:
         reach("create.superblock_synced")
 
     def undo(self) -> None:
-        """Removes what was made, as far as that can be done, and lets the lock go; an index that was there stays."""
+        """Removes what was made, as far as that can be done, and releases the lock; an index that was there stays."""
         with contextlib.suppress(OSError, DirectoryLostError):  # a directory that isn't there any more is left alone
             if self.begun:
                 self._remove_files()
         self._fs.give_up(self.directory, self._lock, self._made)
 
     def _remove_files(self) -> None:
-        """All but the lock's; the superblock first and for good, since without it nothing of the rest opens."""
+        """Removes all files but the lock's: the superblock first and durably, since nothing else opens without it."""
         fs, directory = self._fs, self.directory
         names = [name for name in fs.listdir(directory) if filenames.is_ours(name) and name != filenames.LOCK]
         if filenames.SUPERBLOCK in names:
@@ -67,9 +67,9 @@ class Creation:
                 fs.unlink(path_in(directory, name))
 
     def _sync_name(self) -> None:
-        """Puts the directory's own name on the disk, also when it was there: its maker may have been killed before.
+        """Puts the directory's own name on the disk, even when it was there: its maker may have been killed before.
 
-        Nobody's, if it was made by somebody else in a directory that may not be read.
+        Does nothing if somebody else made it, in a directory that may not be read.
         """
         try:
             self._fs.sync_directory(os.path.dirname(self.directory))

@@ -60,7 +60,7 @@ class DurableStore(Store):
         watch_forks(self)
         self._recycler = Recycler(self.windows, self.flights)
         self.windows.set_recycler(self._recycler)
-        self._first_epoch = recovered.following_epoch  # behind a gap, after an unclean end
+        self._first_epoch = recovered.following_epoch  # after a gap, if the end was unclean
         self._coordinator = Coordinator(self, index_files, recovered.following_epoch, clock, on_error)
         if recovered.needs_checkpoint and not read_only:
             self._coordinator.end_recovery()
@@ -83,7 +83,7 @@ class DurableStore(Store):
         return held is not None and held.is_at(path)
 
     def require_own(self) -> None:
-        """Raises DirectoryLostError when the directory isn't what its path leads to any more, OSError."""
+        """Raises DirectoryLostError when its path doesn't lead to the directory any more, OSError."""
         self.index_files.fs.require_own(self.index_files.directory)
 
     @property
@@ -107,21 +107,20 @@ class DurableStore(Store):
             self._coordinator.submit_checkpoint()
 
     def discard(self) -> None:
-        """Closes the store and, if this open has made the index, removes it again: what was to fill it has failed."""
+        """Closes the store; removes the index again if this open has made it. Called when filling it has failed."""
         if self.creation is not None and self.creation.begun:
             self._coordinator.abandon(StoreFailedError("the index wasn't filled"))
             self._discarded = True
         self.close()
 
     def wait_for_room(self, timeout: float | None = None) -> None:
-        """Waits while more log than Config.log_limit_bytes is in no checkpoint: before a write, and before any lock.
-
+        """Waits while more log than Config.log_limit_bytes is in no checkpoint. Called before a write and any lock.
         timeout: seconds, None for Config.backpressure_timeout_s. Raises TimeoutError, ClosedError, StoreFailedError.
         """
         self._coordinator.checkpointer.wait_for_room(timeout)
 
     def check(self) -> None:
-        """Verifies table, allocator, their agreement, every file but for unused slots, and every live page's CRC.
+        """Verifies table, allocator, their agreement, every file except unused slots, and every live page's CRC.
 
         Raises CorruptionError, FormatVersionError, OSError.
         """
@@ -163,7 +162,7 @@ class DurableStore(Store):
                     self._allocator_ready = True
 
     def _check_places(self) -> None:
-        """Before the first write: no two live rows overlap, and each has a slot of its class."""
+        """Verifies, before the first write, that no two live rows overlap and that each has a slot of its class."""
         with self._rebuild_lock:
             if not self._allocator_ready:
                 self._rebuild_allocator()
@@ -196,7 +195,7 @@ class DurableStore(Store):
         return epoch
 
     def _largest_payload(self, bytes_made: int) -> int:
-        """The size of the largest page that the log carries, of a transaction with so many bytes of new pages."""
+        """The size of the largest page that the log carries for a transaction with so many bytes of new pages."""
         config = self.index_files.config
         if config.durability == "strict" or bytes_made > config.bulk_payload_limit:
             return 0

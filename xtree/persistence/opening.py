@@ -1,4 +1,4 @@
-"""Opening a directory: is there an index, whose is it, and how does it become a store."""
+"""Opening a directory: whether there is an index, who holds its lock, and how it becomes a store."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MOST_ATTEMPTS = 100  # at a directory that is removed between its making and its
 
 
 def exists(path: str | os.PathLike[str], fs: FileSystem | None = None) -> bool:
-    """Whether there is an index at `path`: born, that is, with a superblock. A damaged one counts.
+    """Whether there is an index at `path`: it is there ("born") once it has a superblock. A damaged one counts.
 
-    Raises CorruptionError for something else that isn't an empty directory, NotADirectoryError for a file.
+    Raises CorruptionError for any other directory that isn't empty, NotADirectoryError for a file.
     """
     fs = fs or FileSystem()
     directory = path if isinstance(path, OpenDirectory) else os.path.abspath(os.fspath(path))
@@ -67,8 +67,9 @@ def open_store(
     mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. timeout: seconds to wait for the
     directory's lock, None for ever. progress(bytes read, bytes to read) is called while the state is read; what it
     raises ends the open. on_error: called with the exception when a checkpoint, or making the next log, fails in the
-    background, in the thread where it failed; it may read and close, not write. Raises FileNotFoundError,
-    FileExistsError, NotADirectoryError, LockedError, CorruptionError, FormatVersionError, OSError, ValueError.
+    background. It is called in the thread where that failed, and may read and close, not write. Raises
+    FileNotFoundError, FileExistsError, NotADirectoryError, LockedError, CorruptionError, FormatVersionError, OSError,
+    ValueError.
     """
     require_nothing_held("opening an index")
     require_mode(mode)
@@ -94,9 +95,9 @@ def open_store(
 def open_for_writing(
     reader: DurableStore, config: StoreConfig, progress: Progress | None = None, on_error: OnError | None = None
 ) -> DurableStore | None:
-    """A store that writes, of the directory that `reader` has open for reading only, whose lock it shares.
+    """A store that writes, for a directory that `reader` has open for reading only; the two share its lock.
 
-    The reader goes on showing what it shows, also when this fails; but it is closed, and None is returned, when another
+    The reader goes on showing what it shows, even when this fails. But it is closed, and None is returned, when another
     process may have written to the index in the middle of this. Raises LockedError when other processes have it open
     too, and what `open_store` raises.
     """
@@ -118,15 +119,16 @@ def open_for_writing(
 
 
 def _stamp(fs: FileSystem, directory: OpenDirectory) -> list[bytes]:
-    """What is another one after anybody has written to an index: no commit leaves both files as they were."""
+    """Superblock and manifest, to tell whether anybody has written to the index: no commit leaves both as they were."""
     paths = [path_in(directory, name) for name in (filenames.SUPERBLOCK, filenames.MANIFEST)]
     return [fs.read_file(path) for path in paths if fs.exists(path)]
 
 
 def _claim(fs: FileSystem, path: str, mode: str, timeout: float | None) -> tuple[Lock, Creation]:
-    """The lock of the directory, which is made if that is missing; and what was made of an index so far.
+    """Takes the lock of the directory, which is made if missing; returns it and what was made of an index so far.
 
-    Whoever makes an index holds the lock meanwhile; if that fails he removes the directory, and another one may begin.
+    A process that makes an index holds the lock meanwhile; if that fails, it removes the directory, and another process
+    may begin.
     """
     for attempt in range(MOST_ATTEMPTS):
         made = mode in ("a", "x") and not fs.exists(path)
@@ -148,7 +150,7 @@ def _claim(fs: FileSystem, path: str, mode: str, timeout: float | None) -> tuple
 
 
 def _make_directory(fs: FileSystem, path: str) -> bool:
-    """Makes a directory; returns False when another process has, in this moment."""
+    """Makes a directory; returns False when another process has just done so."""
     try:
         fs.mkdir(path)
     except FileExistsError:
@@ -172,7 +174,7 @@ def open_recovered(
     try:
         return DurableStore(recovered, lock, read_only, clock or Clock(), on_error)
     except BaseException:
-        with contextlib.suppress(OSError):  # of the files that have to be closed all the same
+        with contextlib.suppress(OSError):  # the files have to be closed all the same
             recovered.index_files.data_files.windows.unmap_all()
         recovered.index_files.close()
         raise

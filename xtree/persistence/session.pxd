@@ -1,7 +1,7 @@
 """Sessions: the handles of one process on one store.
 
 A handle has a session, which says what it may do and which store it uses. Several sessions share the store of a
-directory; the last that ends closes it. It is compiled, so that joining, leaving and moving are one step each.
+directory; the last one to end closes it. The module is compiled, so that joining, leaving and moving are one step each.
 
     field                    written by                                     read by       order
     Session.store            join, make_writable, close                     any thread    the GIL: once a call, which
@@ -44,6 +44,6 @@ cdef class Session:
     # The store to be used now. Raises ClosedError.
     cdef Store use(self)
     cdef Store look_again(self)
-    # What ends with it, by a method `_cut_off`; until it is forgotten.
+    # Notes a user, which close() ends by its method `_cut_off`, until it is forgotten.
     cdef int note(self, user) except -1
     cdef void forget(self, user) noexcept

@@ -20,8 +20,8 @@ cdef Store NO_STORE = Store.__new__(Store)
 NO_STORE.status = CLOSED
 NO_STORE.published = Published(0, Catalog())
 
-# shares: with the GIL; an entry is there as long as the lock is held, and who finds one that has ended waits for its
-# close. turns: a turn is waited for by a thread that holds nothing and is in the middle of no other open.
+# shares: read and written with the GIL. An entry is there as long as the lock is held; a thread that finds one that has
+# ended waits for its close. turns: a thread that waits for a turn holds nothing and is in the middle of no other open.
 cdef dict shares = {}               # identity of a lock file that is held -> SharedStore
 cdef dict inherited_locks = {}      # the same -> what the parent process's writers took turns with
 cdef dict turns = {}                # real path -> Turn
@@ -80,7 +80,7 @@ cdef class Using:
 cdef class Session:
     """What one handle may do, and with which store. Any thread may use it.
 
-    store: of its own, in memory; that of a directory is joined. refusal: what a write is told, None when it may write.
+    store: its own one, in memory; that of a directory is joined. refusal: what a write is told; None when it may write.
     """
 
     def __init__(self, Store store=None, path=None, refusal=None, on_error=None, reopen=None):
@@ -139,15 +139,15 @@ cdef class Session:
         return self.store.status == FORKED and self.reopen is not None
 
     def start_in_child(self):
-        """It has come from a parent process: it reads."""
+        """Makes a session that has come from a parent process one that only reads."""
         self.refusal = _of_the_parent(self.path)
 
     def note_user(self, user not None):
-        """Has close() call its `_cut_off()`."""
+        """Has close() call the user's `_cut_off()`."""
         self.note(user)
 
     def forget_user(self, user not None):
-        """It has ended by itself."""
+        """Forgets a user that has ended by itself."""
         self.forget(user)
 
     def close(self):
@@ -193,14 +193,14 @@ cdef class Session:
             raise interrupt
 
     def let_go(self):
-        """Closes what nobody closed. That its directory is lost, which may be why, only the log tells."""
+        """Closes a session that nobody closed. If its directory is lost, which may be why, only the log tells."""
         try:
             self.close()
         except DirectoryLostError:
             pass
 
     def discard(self):
-        """Closes it and, if nobody else had a session and the open has made the index, removes that again."""
+        """Closes it and, if nobody else had a session and the open has made the index, removes the index again."""
         cdef SharedStore share = self.share
         if share is not None and share.joined == 1 and not share.ended:
             share.ended = True
@@ -248,7 +248,7 @@ cdef class SharedStore:
         self.former = []
 
     def open(self, Session session not None, open_store):
-        """Takes charge of the store that open_store(on_error=…) opens, so that others find it, for a first session."""
+        """Takes charge of the store that open_store(on_error=…) opens, for a first session; others find it then."""
         store = open_store(on_error=self.report)
         self.store = store
         self.identity = store.identity
@@ -263,7 +263,7 @@ cdef class SharedStore:
             raise
 
     def join(self, Session session not None):
-        """One more session uses it; False when it has ended. Raises ClosedError for a session that was closed."""
+        """Adds a session that uses it; False when it has ended. Raises ClosedError for a session that was closed."""
         if session.closed:
             raise ClosedError(f"the index {session.path} is closed")
         if self.ended:
@@ -275,10 +275,10 @@ cdef class SharedStore:
         return True
 
     def make_writable(self, open_for_writing):
-        """Puts the store that open_for_writing(store, on_error=…) gives in the place of one that only reads.
+        """Replaces a store that only reads by the one that open_for_writing(store, on_error=…) gives.
 
-        All sessions use it from now on. The other one is closed once nobody is left in it. False when it is closed
-        already, and there is none. Raises LockedError when another thread is doing this.
+        All sessions use the new one from now on. The old one is closed once nobody is left in it. Returns False when
+        the old one is closed already and there is no new one. Raises LockedError when another thread is doing this.
         """
         cdef Session session
         cdef Store store, former = self.store
@@ -311,7 +311,7 @@ cdef class SharedStore:
         return True
 
     def leave(self, Session session not None):
-        """A session has ended; the last one closes the store, and what it raises is raised."""
+        """Removes a session that has ended; the last one closes the store, and what that raises is raised."""
         self.sessions.discard(session)
         if self.sessions:
             return
@@ -339,12 +339,12 @@ cdef class SharedStore:
                 self.store.close()
 
     def forget(self):
-        """The lock of its directory was given back."""
+        """Drops it from `shares`: the lock of its directory was released."""
         if shares.get(self.identity) is self:
             del shares[self.identity]
 
     def report(self, error):
-        """Tells all who asked for it of an error in the background."""
+        """Tells all sessions with an `on_error` of an error in the background."""
         cdef Session session
         failed = None
         for session in list(self.sessions):
@@ -372,8 +372,7 @@ def share_of(identity):
 
 @cython.final
 cdef class Turn:
-    """One thread at a time opens the index at a path. It isn't waited for where two threads could wait for each other.
-    """
+    """The turn to open the index at a path, for one thread at a time; never waited for where that could deadlock."""
 
     cdef str path
     cdef object lock
@@ -419,7 +418,7 @@ cdef class Turn:
 
 
 def _forked():
-    """In a forked child: nothing is open, and nobody is opening anything but this thread."""
+    """In a forked child: notes that nothing is open, and that nobody but this thread is opening anything."""
     cdef SharedStore share
     me = get_ident()
     depth = opening.get(me)

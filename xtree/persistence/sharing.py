@@ -1,9 +1,9 @@
 """Sharing: the handles of one process on one directory use one store, whichever opens it first.
 
-A notebook keeps handles that nobody sees, so that opening a directory once more must work. It is known by its lock
-file, whose descriptor the store holds: a directory that was removed and made again is another one.
+A notebook keeps handles that nobody sees, so opening a directory once more must work. The directory is known by its
+lock file, whose descriptor the store holds: a directory that was removed and made again is another one.
 
-A store that failed, or whose directory was moved or replaced, is closed by who opens the directory once more. One for
+A store that failed, or whose directory was moved or replaced, is closed when the directory is opened once more. One for
 reading only makes way for one that writes, and the handles that there are move to it.
 
 After a fork the child has none of these stores. A handle that is used there opens the directory once more, to read.
@@ -33,7 +33,7 @@ POLL_S = 0.02
 
 
 def new_session(path: str, mode: str, on_error: Callable[[BaseException], object] | None = None) -> Session:
-    """A session that has no store yet: whoever holds it closes it, whatever becomes of `open_session`."""
+    """A session that has no store yet. Its holder closes it, whatever becomes of `open_session`."""
     place = FileSystem().real_path(path)
     refusal = f"the index {place} was opened with mode='r'" if mode == "r" else None
     return Session(None, place, refusal, on_error, _reopen)
@@ -50,7 +50,7 @@ def open_session(
 ) -> None:
     """Gives a new session the store of its directory: the one that this process has open, or one of `open_store`.
 
-    Whoever called it closes the session, also when this fails: it may have joined others.
+    The caller closes the session, even when this fails: it may have joined others.
 
     config, durability: None for those in force, or, where there are none, for `usual`. Waits for another thread that is
     opening it, but not for one that waits for another process. Raises what open_store does, ValueError for a config or
@@ -80,7 +80,7 @@ def _joined(
     progress: Progress | None = None,
     usual: StoreConfig | None = None,
 ) -> bool:
-    """Whether the session has a store now. If not, there was one, and it was closed in the middle of this."""
+    """Gives the session a store; returns False when there was one, which was closed in the middle of this."""
     place = session.path
     assert place is not None
     share = _share_at(place, mode)
@@ -98,7 +98,7 @@ def _joined(
 
 
 def _share_at(path: str, mode: str) -> SharedStore | None:
-    """What this process has open in the directory at a path, once what can't be joined is closed."""
+    """What this process has open in the directory at a path, if anything; a store that can't be joined is closed."""
     identity = FileSystem().lock_identity(path)
     share = share_of(identity)
     if share is None:
@@ -112,7 +112,7 @@ def _share_at(path: str, mode: str) -> SharedStore | None:
             )
         if mode == "x":
             raise FileExistsError(errno.EEXIST, "there is an index already", path)
-        if mode == "r" and share.store.state != "closed":  # one that failed is read
+        if mode == "r" and share.store.state != "closed":  # one that failed can still be read
             return share
         if share.store.state == "open" and _is_own(share):
             return share
@@ -140,7 +140,7 @@ def _settings(config: StoreConfig | None, durability: str | None) -> StoreConfig
 
 
 def _require_agreement(present: StoreConfig, config: StoreConfig | None, durability: str | None) -> None:
-    """Raises ValueError for settings that are given and aren't those in force, but for those that never change."""
+    """Raises ValueError for given settings that aren't those in force, except those that never change."""
     if config is not None:
         wanted = dataclasses.asdict(_settings(config, durability))
     else:
@@ -166,10 +166,10 @@ def _reopen(session: Session) -> None:
 
 
 def session_at(path: str, uuid: bytes, epoch: int) -> Session:
-    """A session that opens a directory to read at its first use, where it arrives in a pickle.
+    """A session that arrives in a pickle: at its first use it opens a directory to read.
 
-    That use raises FileNotFoundError, LockedError while another process writes, and ValueError for another index than
-    that of the UUID, or an earlier epoch of it.
+    That use raises FileNotFoundError, LockedError while another process writes, and ValueError for an index with
+    another UUID, or an earlier epoch of it.
     """
     return arriving_session(path, partial(_arrive, uuid, epoch))
 
@@ -189,7 +189,10 @@ def _arrive(uuid: bytes, epoch: int, session: Session) -> None:
 
 
 def _join_to_read(session: Session, away: Store, why: str) -> DurableStore | None:
-    """Gives a session that came from another process a store; None when another thread has. why: it may not be had."""
+    """Gives a session that came from another process a store; None when another thread has done so.
+
+    why: what LockedError says when another process writes to the index.
+    """
     require_nothing_held("opening an index")
     assert session.path is not None
     with Turn(session.path):
