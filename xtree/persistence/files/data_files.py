@@ -53,8 +53,8 @@ class DataFile:
         self.number = number
         self.size_class = size_class
         # bytes is set by extend, under the store's lock; synced_bytes and sync_failed by a sync, under sync_lock.
-        # changed has the GIL: pages are written before it is set, and a sync clears it before it begins, so a page
-        # that the sync might miss sets it again.
+        # changed is set with the GIL: pages are written before it is set, and a sync clears it before it begins, so it
+        # is set again for what the sync might miss.
         self.bytes = bytes_  # its size: every byte below has disk space
         self.synced_bytes = synced_bytes  # these are known to survive a power loss
         self.changed = False  # pages were written since the last sync began
