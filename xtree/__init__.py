@@ -6,7 +6,7 @@
 >>> tree.query((1.0, 0.5, 3.0, 3.0)).tolist()
 [7]
 
-`xtree.open(path, dims=2)` gives the same tree in a directory that survives crashes, `xtree.Runtime(path)` many of them.
+`xtree.open(path, dims=2)` opens such a tree in a directory that survives crashes; `xtree.Runtime(path)` holds many.
 """
 
 import logging
@@ -34,7 +34,7 @@ from xtree.tree import XTree
 
 __version__ = "0.2.0"
 
-logging.getLogger("xtree").addHandler(logging.NullHandler())  # a program that wants to see it says so
+logging.getLogger("xtree").addHandler(logging.NullHandler())  # silent unless the program configures logging
 
 __all__ = [
     "CapacityError",
@@ -62,5 +62,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What is for users; modules can be imported without being listed."""
+    """The public names; modules can be imported without being listed."""
     return sorted([*__all__, "open", *(name for name in globals() if name.startswith("__"))])

@@ -1,4 +1,4 @@
-"""Arguments: the small things users pass beside boxes and ids, checked and brought into one form."""
+"""Arguments: what users pass besides boxes and ids, checked and converted to one form."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AnyPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
 MAX_DIMS = 64
 OUTPUTS = ("pairs", "csr")
-INTERSECTS, INSIDE, AROUND = 0, 1, 2  # what the record's box, or the left one of a join, does with the other
+INTERSECTS, INSIDE, AROUND = 0, 1, 2  # how the record's box, or the left box of a join, lies to the other one
 QUERY_PREDICATES = {
     "intersects": INTERSECTS,
     "contains": INSIDE,
@@ -52,7 +52,7 @@ JOIN_PREDICATES = {
 
 
 def as_config(config: Any) -> Config:
-    """Settings; None means those that are usual. Raises TypeError for anything but a Config."""
+    """A Config; None means the default settings. Raises TypeError for anything else."""
     if config is None:
         return Config()
     if not isinstance(config, Config):
@@ -69,12 +69,12 @@ def as_dims(dims: Any) -> int:
 
 
 def as_predicate(predicate: Any) -> int:
-    """The number of a query's predicate, whose subject is the query box. Raises ValueError for one that isn't any."""
+    """The number of a query's predicate; its subject is the query box. Raises ValueError for an unknown one."""
     return _numbered(predicate, QUERY_PREDICATES)
 
 
 def as_join_predicate(predicate: Any) -> int:
-    """The number of a join's predicate, whose subject is the left box. Raises ValueError for one that isn't any."""
+    """The number of a join's predicate; its subject is the left box. Raises ValueError for an unknown one."""
     return _numbered(predicate, JOIN_PREDICATES)
 
 
@@ -86,7 +86,7 @@ def as_output(output: Any) -> str:
 
 
 def as_neighbours(k: Any) -> int:
-    """How many neighbours, cut to what int64 holds. Raises ValueError below 1, TypeError for no integer."""
+    """A number of neighbours, capped at what int64 holds. Raises ValueError below 1, TypeError for a non-integer."""
     value = _integer(k, "k")
     if value < 1:
         raise ValueError(f"k must be at least 1, not {value}")
@@ -94,7 +94,7 @@ def as_neighbours(k: Any) -> int:
 
 
 def as_distance(max_distance: Any) -> float:
-    """A largest distance; None means infinity. Raises ValueError for NaN or below 0, TypeError for no number."""
+    """A largest distance; None means infinity. Raises ValueError for NaN or below 0, TypeError for a non-number."""
     if max_distance is None:
         return math.inf
     value = _real(max_distance, "max_distance")
@@ -104,7 +104,7 @@ def as_distance(max_distance: Any) -> float:
 
 
 def as_threads(threads: Any) -> int:
-    """How many threads; None: one for each processor that the process may use. Raises ValueError, TypeError."""
+    """A number of threads; None means one for each processor that the process may use. Raises ValueError, TypeError."""
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     value = _integer(threads, "threads")
@@ -114,7 +114,7 @@ def as_threads(threads: Any) -> int:
 
 
 def as_timeout(timeout: Any) -> float | None:
-    """Seconds to wait; None means for ever. Raises ValueError for NaN or below 0, TypeError for no number."""
+    """Seconds to wait; None means for ever. Raises ValueError for NaN or below 0, TypeError for a non-number."""
     if timeout is None:
         return None
     value = _real(timeout, "timeout")
@@ -163,5 +163,5 @@ def _real(value: Any, what: str) -> float:
         return float(value)
     except TypeError:  # an array
         raise TypeError(f"{what} must be a number, not {type(value).__name__}") from None
-    except OverflowError:  # an integer that is farther than any float
+    except OverflowError:  # an integer beyond the range of float
         return math.inf if value > 0 else -math.inf

@@ -1,4 +1,4 @@
-"""Config: what a user may choose about an index and its trees, checked where it is made."""
+"""Config: the settings of an index and its trees, checked when it is made."""
 
 from __future__ import annotations
 
@@ -15,42 +15,44 @@ __all__ = ["Config"]
 
 @dataclass(frozen=True, init=False, repr=False)
 class Config(TreeParameters, StoreConfig):
-    """Settings of a durable index and of its trees. docs/choosing.md says when to touch which.
+    """Settings of a durable index and of its trees. docs/choosing.md says when to change which.
 
     Fixed when a directory is created, stored in its manifest, and then the same at every open:
 
     - `window_bytes`: the largest size of a data file; a multiple of 1 MiB.
 
-    Fixed when a tree is created and stored with that tree, taken for trees made from now on:
+    Fixed when a tree is created and stored with that tree; a new value applies to trees made from now on:
 
     - `page_bytes`: size of a page that is no supernode; None picks the smallest that holds 48 entries.
-    - `max_overlap`: a topological split of a directory page that overlaps by more than this share is refused; 1.0
-      refuses none, so that the tree is an R*-tree, without supernodes.
-    - `min_fill`: the share that a split leaves on either side, and below which a page is dissolved; at most 0.5.
-    - `leaf_fill`: how full bulk load packs leaves, at least twice `min_fill`; what is left takes the first inserts
-      without a split. With 0.8 they are as fast as into a tree that grew, for a quarter more space.
+    - `max_overlap`: a topological split of a directory page is refused when its halves overlap by more than this
+      share; 1.0 refuses none, which makes the tree an R*-tree, without supernodes.
+    - `min_fill`: a split leaves at least this share on either side, and a page that falls below it is dissolved; at
+      most 0.5.
+    - `leaf_fill`: how full bulk load packs leaves, at least twice `min_fill`; the room that is left takes the first
+      inserts without a split. With 0.8 they are as fast as into a tree that grew, for a quarter more space.
 
-    Taken anew at every open:
+    Chosen anew at every open:
 
     - `durability`: when a commit counts as done. "balanced": once its log frame is on the disk; "strict": once its
-      pages, its frame and a superblock that names it are; "eventual": once the operating system has its frame.
-    - `sync_interval_ms`: with "eventual", how long a written frame waits at most for the sync of the log to begin.
-    - `group_window_ms`: the least time from one group of commits to the next, which then share a sync; a commit that
-      comes alone never waits with 0. Without effect with "eventual".
-    - `mapping_budget`: how many data files stay mapped. A target: while long calls use more of them, more are mapped.
-    - `descriptor_budget`: how many data files stay open. A target too: one that waits for a sync stays open anyway.
+      pages, its frame and a superblock that names it are on the disk; "eventual": once the operating system has its
+      frame.
+    - `sync_interval_ms`: with "eventual", the longest time that a written frame waits for a sync of the log to begin.
+    - `group_window_ms`: the least time from one group of commits to the next; the commits of a group share a sync.
+      With 0 a commit that comes alone never waits. No effect with "eventual".
+    - `mapping_budget`: how many data files stay mapped. A target: while long calls use more files, more are mapped.
+    - `descriptor_budget`: how many data files stay open. A target too: a file that waits for a sync stays open anyway.
     - `slow_reader_s`: the age, in seconds, from which stats() counts a snapshot, query or transaction as a slow reader.
-    - `checkpoint_log_bytes`: so many bytes of log since the last checkpoint make another one due; while the log grows
-      fast, 256 MiB do where that is more.
-    - `checkpoint_interval_s`: a checkpoint is due so long after the first commit that the last one doesn't hold.
-    - `log_limit_bytes`, `backpressure_timeout_s`: with so many bytes of log that no checkpoint holds, transactions wait
-      for one before they begin, those without a timeout of their own so long.
-    - `checkpoints_kept`: how many checkpoints stay, with the logs that follow the oldest of them; at least 1.
-    - `reserve_bytes`: data files don't grow into so many last bytes of a disk, so that an index on a full disk can
-      still be deleted from and checkpointed.
+    - `checkpoint_log_bytes`: a checkpoint is due after this many bytes of log since the last one; while the log grows
+      fast, after 256 MiB if that is more.
+    - `checkpoint_interval_s`: a checkpoint is due this long after the first commit that the last one doesn't hold.
+    - `log_limit_bytes`, `backpressure_timeout_s`: once so many bytes of log are in no checkpoint, transactions wait for
+      a checkpoint before they begin; one without a timeout of its own waits up to `backpressure_timeout_s`.
+    - `checkpoints_kept`: how many checkpoints are kept, with the logs that follow the oldest of them; at least 1.
+    - `reserve_bytes`: data files leave this many bytes of a disk free, so that records can still be deleted and
+      checkpoints written when the disk is full.
 
     Immutable. Fields of earlier versions are accepted, and do what they did, with a DeprecationWarning. Raises
-    ValueError or TypeError, naming the field, for what can't work.
+    ValueError or TypeError, naming the field, for a value that can't work.
     """
 
     def __init__(

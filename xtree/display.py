@@ -13,7 +13,7 @@ IN_LINE = ("dims", "records", "height", "name", "path", "mode", "closed")
 
 
 def as_line(summary: dict[str, Any]) -> str:
-    """XTree(dims=2, records=3, height=1, ...), of what the summary holds."""
+    """XTree(dims=2, records=3, height=1, ...), with those of its keys that the summary holds."""
     return "XTree(" + ", ".join(f"{key}={summary[key]!r}" for key in IN_LINE if key in summary) + ")"
 
 

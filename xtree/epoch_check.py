@@ -1,6 +1,6 @@
 """The check of an epoch: every tree in it is right, and each of its pages belongs to one tree or structure.
 
-A page that is live and that nothing reaches is lost: nobody will ever retire it. One that two reach will be retired
+A live page that nothing reaches is lost: nobody will ever retire it. A page that two of them reach will be retired
 twice.
 """
 
@@ -26,7 +26,7 @@ def check_all(session: Session) -> None:
                 store.check()
                 break
             except CorruptionError:
-                if store is session.current():  # else one that writes has taken its place, and changes the files
+                if store is session.current():  # else a store that writes has taken its place and changes the files
                     raise
     pin = session.pin()
     try:
@@ -36,11 +36,11 @@ def check_all(session: Session) -> None:
 
 
 def check_epoch(store: Store, pin: Pin) -> None:
-    """Verifies all trees of a pinned epoch page by page, and that its pages are theirs and the structures', each once.
+    """Verifies all trees of a pinned epoch page by page, and that each page is in one tree or structure, once.
 
-    Where there is a structure of a kind that nothing has registered, only pages of trees are looked for: which of the
-    others are its own only it knows. Writers may go on meanwhile. Raises CorruptionError, ClosedError, and what the
-    `pages` of a structure raises.
+    When there is a structure of a kind that nothing has registered, only lost pages of trees are looked for: nobody
+    else knows which of the other pages are the structure's. Writers may go on meanwhile. Raises CorruptionError,
+    ClosedError, and what the `pages` of a structure raises.
     """
     catalog = pin.published.catalog
     reached = ReachedPages(store)

@@ -1,4 +1,4 @@
-"""The errors of xtree, by cause. Each derives from XTreeError, and from a builtin where that is true.
+"""The errors of xtree, by cause. Each derives from XTreeError, and from a builtin error where one fits.
 
 Errors of the operating system stay OSError, with their errno.
 """
@@ -37,7 +37,7 @@ class DimensionError(XTreeError, ValueError):
 
 
 class LockedError(XTreeError, OSError):
-    """Raised when another process has the index open: one that writes, or, for who wants to write, one that reads."""
+    """Raised when another process has the index open to write, or to read while this one wants to write."""
 
 
 class ReadOnlyError(XTreeError, RuntimeError):
@@ -45,14 +45,14 @@ class ReadOnlyError(XTreeError, RuntimeError):
 
 
 class ClosedError(XTreeError, RuntimeError):
-    """Raised when a closed tree, runtime or snapshot is used, or a snapshot of a durable tree in a forked child."""
+    """Raised when a closed tree, runtime or snapshot is used, or a durable tree's snapshot in a forked child."""
 
 
 class TransactionError(XTreeError, RuntimeError):
     """Raised when a transaction is used after its end, from two threads at once, or inside another one.
 
-    Also for what a finalizer, a signal handler or a callback asks for in the middle of something of the index's, where
-    its thread would wait for itself.
+    Also raised when a finalizer, a signal handler or a callback makes a call in the middle of an operation of the
+    index, and the thread would wait for itself.
     """
 
 

@@ -1,4 +1,4 @@
-"""Forest: the trees and other structures of one store: their writer locks, how they are made and dropped."""
+"""Forest: the trees and other structures of one store, their writer locks, and how they are made and dropped."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["Forest"]
 
 
 class Forest:
-    """The trees of a session's store, and the structures that are none. Thread-safe.
+    """The trees of a session's store, and the structures that are no trees. Thread-safe.
 
-    No lock but a tree's writer lock is taken; the table of those changes in single steps. A tree is made and dropped by
-    commits like any other, which hold the writer lock of its name until their outcome is known.
+    It takes no lock but writer locks; their table changes in single steps. A tree is made and dropped by ordinary
+    commits, which hold the writer lock of its name until their outcome is known.
     """
 
     def __init__(self, session: Session, config: Config | None = None) -> None:
@@ -56,17 +56,17 @@ class Forest:
         return lock
 
     def is_tree(self, name: str) -> bool:
-        """Whether a name is that of a tree. Raises KeyError when there is nothing of the name, ClosedError."""
+        """Whether a name is that of a tree. Raises KeyError when nothing has the name, ClosedError."""
         entry = self._entry(as_name(name))
         if entry is None:
             raise KeyError(name)
         return bool(entry.kind == KIND)
 
     def find_or_make(self, name: str, dims: int | None) -> WriterLock:
-        """The writer lock of a tree, which is made when it is missing and dims are given.
+        """The writer lock of a tree; a missing tree is made when dims is given.
 
-        Raises ValueError when it is missing and they aren't, DimensionError when it has others, ReadOnlyError,
-        ClosedError.
+        Raises ValueError when the tree is missing and dims is None, DimensionError when it has other dims,
+        ReadOnlyError, ClosedError.
         """
         name = as_name(name)
         wanted = None if dims is None else as_dims(dims)
@@ -82,9 +82,9 @@ class Forest:
             self._make(name, self._new_tree(wanted))
 
     def find_or_make_structure(self, name: str, wanted: type[Structure]) -> WriterLock:
-        """The writer lock of a structure, which is made, empty, when it is missing.
+        """The writer lock of a structure; a missing one is made, empty.
 
-        Raises ValueError when there is something of another kind, ReadOnlyError, ClosedError.
+        Raises ValueError when the name belongs to something of another kind, ReadOnlyError, ClosedError.
         """
         name = as_name(name)
         while True:
@@ -94,8 +94,10 @@ class Forest:
             self._make(name, wanted())
 
     def make_in(self, scope: WriteScope, name: str, dims: int) -> None:
-        """Makes a tree as part of a transaction that has begun. Raises ValueError when there is something of the name,
-        TransactionError when another thread is writing to it."""
+        """Makes a tree as part of a transaction that has begun.
+
+        Raises ValueError when the name is taken, TransactionError when another thread is writing to what has the name.
+        """
         state = self._new_tree(as_dims(dims))
         while True:
             lock = self._locks.of(name)
@@ -118,7 +120,7 @@ class Forest:
                     scope._drop(lock.name)
                 return
             except ClosedError:
-                if not lock.dropped:  # by another thread, and there may be a new one
+                if not lock.dropped:  # else another thread has dropped it, and there may be a new one
                     raise
 
     def _new_tree(self, dims: int) -> TreeState:
@@ -140,13 +142,13 @@ class Forest:
         return f"there is no tree {name!r}{others}" + ("" if self.session.read_only else "; give dims= to make it")
 
     def _make(self, name: str, state: Any) -> None:
-        """Makes a tree or structure, unless another thread has made one of the name meanwhile."""
+        """Makes a tree or structure, unless another thread has made one with this name meanwhile."""
         lock = self._locks.of(name)
         try:
             with WriteScope(self.session, (lock,), made={name: state}):
                 pass
         except ClosedError:
-            if not lock.dropped:  # by another thread, which has dropped it or couldn't make it
+            if not lock.dropped:  # else another thread has dropped it, or couldn't make it
                 raise
 
     def _entry(self, name: str) -> CatalogEntry | None:
@@ -155,9 +157,9 @@ class Forest:
             return entry
 
     def _find(self, name: str, kind: str | None = None) -> WriterLock | None:
-        """The writer lock of a tree or structure; None when there is nothing of the name.
+        """The writer lock of a tree or structure; None when nothing has the name.
 
-        Raises ValueError for another kind than that given, TransactionError while this thread is making one.
+        Raises ValueError when it isn't of the given kind, TransactionError while this thread is making it.
         """
         entry = self._entry(name)
         if entry is None:

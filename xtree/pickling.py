@@ -1,6 +1,6 @@
-"""Pickling: what a tree takes along to another process, and what it is there.
+"""Pickling: what a tree takes along to another process, and what it becomes there.
 
-One in memory takes its records and is packed again. A durable one takes its path, and is opened to read; so is a
+A tree in memory takes its records and is packed again. A durable one takes its path and is opened to read; so does its
 snapshot, which needs the very epoch that it shows.
 """
 
@@ -31,15 +31,15 @@ def tree_of(kind: type[XTree], dims: int, parameters: dict[str, Any], ids: Ids, 
 
 
 def runtime_at(place: Place) -> Runtime:
-    """A read-only Runtime where another one was, opened at its first use.
+    """A read-only Runtime in place of the pickled one, opened at its first use.
 
-    Not before: pools of processes lose what can't be unpickled, and wait for ever.
+    It isn't opened earlier: a pool of processes loses what can't be unpickled, and then waits for ever.
     """
     return Runtime._arriving(session_at(*place))
 
 
 def tree_at(place: Place, name: str, dims: int, owner: bool) -> XTree:
-    """A read-only tree where another one was, opened at its first use. owner: closing it closes its index."""
+    """A read-only tree in place of the pickled one, opened at its first use. owner: closing it closes its index."""
     runtime = runtime_at(place)
     tree = XTree.__new__(XTree)
     tree._attach(runtime._session, WriterLocks().of(name), runtime, owner, dims)
@@ -47,5 +47,5 @@ def tree_at(place: Place, name: str, dims: int, owner: bool) -> XTree:
 
 
 def snapshot_at(place: Place, name: str, dims: int, owner: bool) -> Snapshot:
-    """A snapshot where another one was, taken at its first use, which raises ValueError for a later epoch."""
+    """A snapshot in place of the pickled one. Its first use takes it, and raises ValueError for a later epoch."""
     return Snapshot._arriving(tree_at(place, name, dims, owner), place[2])

@@ -28,9 +28,9 @@ Stats = dict[str, Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric without labels of its own: its name, what it says, and where in Runtime.stats() it stands."""
+    """One metric without labels of its own: its name, its help text, and where its value stands in Runtime.stats()."""
 
-    name: str  # that of a counter ends in _total
+    name: str  # ends in _total for a counter
     help: str
     value: Callable[[Stats], float]
 
@@ -80,10 +80,10 @@ METRICS = (
 
 
 class Collector(BaseCollector):
-    """What `registry.register` takes: the figures of some runtimes, each metric labelled with the `path` of its own.
+    """A collector for `registry.register`: the figures of some runtimes, each labelled with the `path` of its runtime.
 
     It doesn't keep a runtime open; one that is closed or forgotten has no samples any more. A registry takes one
-    collector of this kind: give it all runtimes, at once or later by `add`.
+    collector of this kind: give the collector all runtimes, at once or later with `add`.
     """
 
     def __init__(self, *runtimes: Runtime) -> None:
@@ -98,7 +98,7 @@ class Collector(BaseCollector):
         return self._families({})
 
     def collect(self) -> Iterator[Any]:
-        """The metrics, with the figures of now."""
+        """The metrics, with current figures."""
         return self._families(self._figures())
 
     def _figures(self) -> dict[str, Stats]:

@@ -66,27 +66,27 @@ class Reader:
         output: Literal["pairs", "csr"] = "pairs",
         threads: int | None = 1,
     ) -> Ids | tuple[Ids, Ids]:
-        """The ids of the records with whose boxes a query box fulfils a predicate.
+        """The ids of the records that a query box intersects, contains or lies within.
 
         boxes: one box (2*d,) or point (d,), or many, (m, 2*d) or (m, d); tables and geometries too (docs/input.md).
-        Infinite bounds make half-open windows. Two corners are no box: [[0, 0], [10, 10]] are two points, the window
+        Infinite bounds make half-open windows. Two corners are no box: [[0, 0], [10, 10]] are two points; the window
         between them is [0, 0, 10, 10]. A geometry that is missing or empty has no hits.
 
-        predicate: what the query box does, which is the subject, as in shapely, geopandas and rtree. "intersects":
-        shares at least a point with the record's box. "contains" or "covers": holds all of it. "within" or
-        "covered_by": lies inside it. The edge belongs to a box throughout.
+        predicate: what the query box does; it is the subject, as in shapely, geopandas and rtree. "intersects": it
+        shares at least a point with the record's box. "contains" or "covers": it holds all of that box. "within" or
+        "covered_by": it lies inside that box. The edge always belongs to a box.
 
-        threads: how many may answer a batch; None: as many as there are processors for this process. Where the system
-        gives no more threads, those that there are do the work.
+        threads: how many threads may answer a batch; None: one for each processor that this process may use. If the
+        system gives no more threads, those that there are do the work.
 
         Returns for one box the ids, (k,) int64, in no particular order; a record stored twice comes twice. For many
-        boxes, with output="pairs", an array (2, n) int64: index of the query, id; ordered by the first. With
-        output="csr" (offsets, ids): (m+1,) int64 and (n,) int64, where query i has ids[offsets[i]:offsets[i + 1]]; it
-        saves writing the first row, and is for arrays of boxes only.
+        boxes and output="pairs" it returns an array (2, n) int64: index of the query, id; ordered by the first. With
+        output="csr" it returns (offsets, ids), (m+1,) int64 and (n,) int64, where query i has
+        ids[offsets[i]:offsets[i + 1]]; this saves writing the first row, and is for arrays of boxes only.
 
         Raises InvalidBoxError for NaN or min > max, DimensionError for another shape, TypeError for anything but real
-        numbers, ValueError for an unknown predicate or output or less than one thread, MemoryError when there are more
-        results than the system has memory left for, ClosedError.
+        numbers, ValueError for an unknown predicate or output or less than one thread, MemoryError when the results
+        need more memory than the system has left, ClosedError.
         """
         if self._view is not None and output == "pairs" and threads == 1:
             found = self._view.query_plain(boxes, predicate)
@@ -109,7 +109,7 @@ class Reader:
     @overload
     def count(self, boxes: Boxes, predicate: Predicate = ..., threads: int | None = ...) -> Any: ...
     def count(self, boxes: Boxes, predicate: Predicate = "intersects", threads: int | None = 1) -> int | Ids:
-        """How many records a query box fulfils a predicate with: an int for one box, (m,) int64 for many.
+        """How many records a query box intersects, contains or lies within: an int for one box, (m,) int64 for many.
 
         Takes and raises what `query` does.
         """
@@ -170,17 +170,18 @@ class Reader:
     ) -> Ids | tuple[Ids, Floats]:
         """The k records nearest to a point, by Euclidean distance to their boxes (0 inside).
 
-        points: one, (d,), or many, (m, d); finite; tables and point geometries too (docs/input.md), of which those that
-        are missing or empty have no neighbours. max_distance: leaves out what is farther away; inclusive. threads:
-        how many may answer a batch, as in `query`.
+        points: one, (d,), or many, (m, d); finite; tables and point geometries too (docs/input.md). A geometry that is
+        missing or empty has no neighbours. max_distance: the largest distance, inclusive; records farther away are left
+        out. threads: how many may answer a batch, as in `query`.
 
         Returns for one point the ids, (min(k, len),) int64, ordered by (distance, id); with return_distance=True
-        (ids, distances), the distances float64. For many points an array (2, n) int64: index of the point, id; grouped
-        by the first and ordered alike within; with return_distance=True (pairs, distances (n,)).
+        (ids, distances), the distances float64. For many points it returns an array (2, n) int64: index of the point,
+        id; grouped by the first, and ordered by (distance, id) in each group; with return_distance=True
+        (pairs, distances (n,)).
 
         Raises ValueError for k or threads < 1, a point that isn't finite or a negative max_distance, DimensionError for
-        another shape, TypeError for anything but real numbers, MemoryError at once for more neighbours than fit into
-        what memory the system has left, ClosedError.
+        another shape, TypeError for anything but real numbers, MemoryError at once when the neighbours need more memory
+        than the system has left, ClosedError.
         """
         if self._view is not None and threads == 1:
             plain = self._view.nearest_plain(points, k, max_distance)
@@ -200,16 +201,16 @@ class Reader:
         Returns a dict, summed over the boxes: queries; results; pages read; blocks, of the tree's page size, so that a
         supernode of s blocks counts as s; entries tested, none in pages that lie inside the window; and levels, a list
         of dicts with level, pages, blocks, entries, from the leaves up. A page counts once for each query that reads
-        it, as if each were asked alone; in a batch neighbours share most of it.
+        it, as if each were asked alone; in a batch, queries close to each other share most of this.
 
-        Takes and raises what `query` does, but for its output.
+        Takes and raises what `query` does, except for its output.
         """
         windows = query_boxes(boxes, self._dims)
         found: dict[str, Any] = self._read(explain.of_windows, np.atleast_2d(windows), as_predicate(predicate))
         return found
 
     def explain_nearest(self, points: Boxes, k: int = 1, max_distance: float | None = None) -> dict[str, Any]:
-        """What `nearest` with these points costs on any machine, as `explain` says it of `query`.
+        """What `nearest` with these points costs on any machine, told as `explain` tells it of `query`.
 
         Takes and raises what `nearest` does.
         """
@@ -220,14 +221,14 @@ class Reader:
         return found
 
     def join(self, other: Reader, predicate: Predicate | None = None) -> Ids:
-        """The pairs of a record of this tree and one of another whose boxes fulfil a predicate.
+        """The pairs of records, one of this tree and one of another, whose boxes fulfil a predicate.
 
-        other: a tree, a snapshot or a tree inside a transaction, of as many dimensions; of any store. Two trees of one
-        Runtime are read at one epoch. predicate: what this tree's box does with the other's, which is the object:
+        other: a tree, a snapshot or a tree inside a transaction, with the same number of dimensions; of any store. Two
+        trees of one Runtime are read at one epoch. predicate: what this tree's box, the subject, does with the other's:
         "intersects" (also when None), "contains" or "covers", "within" or "covered_by", as in `query`.
 
         Returns (2, n) int64: id of this tree, id of the other, in no particular order; records stored twice come twice.
-        A tree joined with itself has each record with itself among the pairs, and each other pair in both directions.
+        A tree joined with itself pairs each record with itself, and gives each other pair in both directions.
 
         Raises TypeError for what is no tree, DimensionError for other dimensions, ValueError for an unknown predicate,
         ClosedError, MemoryError. The algorithm is that of Brinkhoff, Kriegel and Seeger (SIGMOD 1993).
@@ -241,7 +242,7 @@ class Reader:
         return pairs
 
     def _points(self, given: Any) -> tuple[Floats, Ids | None, bool]:
-        """Points to ask for the nearest of, (m, d): those that are there, which rows they were (None: all), if one."""
+        """The points that aren't missing, (m, d), the rows that they were in (None: all), and whether one was given."""
         missing = None
         if not is_plain(given):
             given, missing = rows_given(given, self._dims, True)
@@ -286,7 +287,7 @@ class Reader:
 
     @property
     def bounds(self) -> Floats | None:
-        """The least box around all records, (2*d,) float64; None when there are none."""
+        """The smallest box around all records, (2*d,) float64; None when there are none."""
         bounds: Floats | None = self._read(_bounds_of)
         return bounds
 
@@ -302,7 +303,7 @@ class Reader:
 
     @property
     def epoch(self) -> int:
-        """The epoch of what is read: it grows with every commit, of whichever tree in the directory."""
+        """The epoch that is read. It grows with every commit to any tree in the directory."""
         return self._epoch()
 
     def check(self) -> None:
@@ -322,7 +323,7 @@ class Reader:
 
     @abstractmethod
     def _epoch(self) -> int:
-        """The epoch of what is read."""
+        """The epoch that is read."""
 
 
 def _nearest(store: Store, state: TreeState, threads: int, points: Floats, k: int, limit: float) -> Any:

@@ -15,9 +15,9 @@ _states: dict[str, Any] = {KIND: TreeState}
 
 
 def register_state(kind: str, state: Any) -> None:
-    """Says which class decodes the states of a kind; one that is defined again replaces itself.
+    """Says which class decodes the states of a kind; a class that is defined again replaces its earlier self.
 
-    Raises ValueError for a kind that can't be one.
+    Raises ValueError for an invalid kind.
     """
     if kind == KIND:
         raise ValueError(f"the kind {KIND!r} is that of trees")
@@ -45,7 +45,7 @@ def decode_state(entry: CatalogEntry) -> Any:
 
 
 def tree_state_of(entry: CatalogEntry) -> TreeState:
-    """The state of a tree. Raises CorruptionError, ValueError for a structure that is none."""
+    """The state of a tree. Raises CorruptionError, ValueError for a structure that is no tree."""
     if entry.kind != KIND:
         raise ValueError(f"{entry.name!r} is no tree, but a structure of the kind {entry.kind!r}")
     state: TreeState = decode_state(entry)
@@ -53,6 +53,6 @@ def tree_state_of(entry: CatalogEntry) -> TreeState:
 
 
 def entry_of(name: str, state: Any) -> CatalogEntry:
-    """The entry that publishes a state, which from then on never changes again."""
+    """The entry that publishes a state; after that the state never changes again."""
     kind = KIND if isinstance(state, TreeState) else state.kind
     return CatalogEntry(name, kind, state.root, state.encode(), state)

@@ -33,22 +33,25 @@ __all__ = ["Runtime", "open"]
 class Runtime:
     """One durable directory with any number of named trees, which can change together in one commit.
 
-    Opened more than once in a process, a directory has several handles on one store, and the last to close closes it.
-    In a forked child a handle opens the directory anew, to read; pickled, it does so where it arrives.
+    A directory that a process opens more than once has several handles on one store; the last handle to close closes
+    the store. In a forked child a handle opens the directory anew, to read; a pickled one does so where it arrives.
 
     path: the directory. mode: "r" read-only, "r+" must exist, "a" made if missing, "x" must not exist. durability: what
-    a commit outlives once it has returned: with "balanced" (the default) and "strict" the process's death and a power
-    loss, with "eventual" the process's death; it may be another at every open. config: an `xtree.Config`. Where another
-    handle of the process is open, both are None or what that has. timeout: seconds to wait for another process's lock.
-    progress: called as progress(bytes read, bytes to read) while the state is read, which takes time after a crash;
-    what it raises ends the open, and nothing is lost. on_error: called with the exception, from a thread in the
-    background, when a checkpoint fails there; nothing that was committed is lost then, and it is tried again. It may
-    read and close the index; writes raise TransactionError there.
+    a commit survives once it has returned: with "balanced" (the default) and "strict" the process's death and a power
+    loss, with "eventual" the process's death; each open may choose another. config: an `xtree.Config`. While the
+    process has another handle open, durability and config must be None or what that handle has. timeout: seconds to
+    wait for another process's lock.
+
+    progress: called as progress(bytes read, bytes to read) while the state is read, which takes time after a crash; an
+    exception that it raises ends the open, and nothing is lost. on_error: called with the exception, from a thread in
+    the background, when a checkpoint fails there; nothing that was committed is lost then, and the checkpoint is tried
+    again. on_error may read and close the index; writes raise TransactionError in it.
 
     Raises FileNotFoundError, FileExistsError, LockedError while another process has it open, CorruptionError,
-    FormatVersionError, OSError, ValueError for an unknown mode or durability, or another than that in force. Any thread
-    may use it, in finalizers and signal handlers too: what would wait for its own thread there raises TransactionError.
-    A context manager, which closes at its end.
+    FormatVersionError, OSError, ValueError for an unknown mode or durability, or one that differs from that in force.
+
+    Any thread may use it, in finalizers and signal handlers too; a call there that would wait for its own thread raises
+    TransactionError. As a context manager it closes at the end.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class Runtime:
 
     @property
     def path(self) -> str:
-        """The directory: its real path, with the links followed that were there at the open."""
+        """The real path of the directory, with links followed as they were at the open."""
         return str(self._session.path)
 
     @property
@@ -97,7 +100,7 @@ class Runtime:
         """The tree of a name, the same object each time; made with `dims` dimensions when it is missing.
 
         Raises ValueError when it is missing and dims isn't given, DimensionError when it has other dims, ReadOnlyError,
-        ClosedError, TransactionError in the middle of a transaction of this thread that makes it or in a finalizer or
+        ClosedError, TransactionError inside a transaction of this thread that makes the tree, or in a finalizer or
         signal handler that can't wait, and what a commit raises.
         """
         while True:
@@ -115,8 +118,8 @@ class Runtime:
     def drop(self, name: str) -> None:
         """Removes a tree with its records, in one commit; its handles then raise ClosedError, its snapshots go on.
 
-        Also removes a structure that is no tree. Waits for a transaction of another thread. Raises KeyError when there
-        is nothing of the name, ValueError for a structure of a kind that nothing defines, TransactionError inside a
+        Also removes a structure that is no tree. Waits for a transaction of another thread. Raises KeyError when
+        nothing has the name, ValueError for a structure of a kind that nothing defines, TransactionError inside a
         transaction on it, ReadOnlyError, ClosedError, and what a commit raises.
         """
         self._forest.drop(as_name(name))
@@ -139,17 +142,17 @@ class Runtime:
     def transaction(self, trees: Iterable[str] = (), timeout: float | None = None) -> RuntimeTransaction:
         """A transaction over several trees, to be used in a with statement: one commit for all of them.
 
-        trees: the names of those it will touch, of other structures too, whose writer locks it takes in the order of
-        their names. timeout: seconds to wait for them altogether, None for ever, and for room in a log that has outrun
-        checkpoints, None for `Config.backpressure_timeout_s`; then TimeoutError. Raises KeyError for a name that is
-        missing.
+        trees: the names of the trees and other structures that it will touch; it takes their writer locks in the order
+        of the names. timeout: seconds to wait for all of these locks together, None for ever, and seconds to wait for
+        room in a log that has outrun checkpoints, None for `Config.backpressure_timeout_s`; after that the with
+        statement raises TimeoutError. Raises KeyError for a name that is missing.
         """
         if isinstance(trees, str):
             raise TypeError("trees must be a list of names, not a str")
         return RuntimeTransaction(self, [as_name(name) for name in trees], as_timeout(timeout))
 
     def stats(self) -> dict[str, Any]:
-        """Figures of the store, a nested dict whose names stay: commits, syncs, checkpoints, recovery, space, pins.
+        """Figures of the store, a nested dict with stable keys: commits, syncs, checkpoints, recovery, space, pins.
 
         docs/metrics.md explains each; xtree.prometheus.Collector hands them to Prometheus. Raises ClosedError.
         """
@@ -166,11 +169,12 @@ class Runtime:
         self._store.checkpoint()
 
     def backup(self, path: AnyPath, progress: Progress | None = None) -> None:
-        """Copies the state of now into a new directory, an index of its own, while reading and writing go on.
+        """Copies the current state into a new directory, an index of its own, while reading and writing go on.
 
-        path: missing, or an empty directory. progress: called with (bytes copied, bytes in all) now and then; what it
-        raises ends the backup. When this returns the copy is on the disk, a cleanly closed index with the same trees.
-        Until then pages that writers replace aren't reused. Also works with mode="r", and when the store has failed.
+        path: missing, or an empty directory. progress: called with (bytes copied, bytes in all) now and then; an
+        exception that it raises ends the backup. When this returns, the copy is on the disk: a cleanly closed index
+        with the same trees. Until then pages that writers replace aren't reused. Also works with mode="r", and when the
+        store has failed.
 
         Raises FileExistsError, ValueError for a path inside the index, CorruptionError for a damaged page, OSError (a
         full disk), ClosedError also when the runtime is closed meanwhile: what was copied is removed then.
@@ -185,13 +189,13 @@ class Runtime:
             pin.release()
 
     def check(self) -> None:
-        """Verifies the store, its files and every tree that there is as it begins.
+        """Verifies the store, its files and every tree that exists when the check begins.
 
-        Every page must be in one tree or structure. Reads every page and every log. Beside a structure of a kind that
-        nothing defines, a page that is in none is only missed if it is a tree's.
+        Every page must be in one tree or structure. Reads every page and every log. When there is a structure of a kind
+        that nothing defines, a page that is in none is found only if it is a tree's.
 
-        Superblock, manifest, checkpoints and logs are read from the disk once more, also what the open could do
-        without. Others may write, make and drop trees meanwhile. Raises CorruptionError at the first flaw, OSError.
+        Superblock, manifest, checkpoints and logs are read from the disk once more, also those that the open didn't
+        need. Others may write, make and drop trees meanwhile. Raises CorruptionError at the first flaw, OSError.
         """
         check_all(self._session)
 
@@ -238,13 +242,13 @@ class Runtime:
         return as_html(summary, "Runtime")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from xtree.pickling import runtime_at  # which itself is made of runtimes
+        from xtree.pickling import runtime_at  # here, since pickling imports this module
 
         return runtime_at, (self._place(),)
 
     @classmethod
     def _arriving(cls, session: Session) -> Runtime:
-        """One that came in a pickle: it is opened when it is used."""
+        """A runtime that came in a pickle; it is opened when it is used."""
         runtime = cls.__new__(cls)
         runtime._session = session
         runtime._finalizer = weakref.finalize(runtime, Session.let_go, session)
@@ -269,7 +273,7 @@ class Runtime:
 
     def _handle(self, lock: WriterLock, owner: bool) -> XTree:
         while True:
-            handle: XTree | None = lock.get_handle(self._session)  # a weak one: the last forgotten closes the index
+            handle: XTree | None = lock.get_handle(self._session)  # a weak reference: a forgotten handle closes
             if handle is not None and not handle.closed:
                 return handle
             made = XTree.__new__(XTree)
@@ -278,8 +282,8 @@ class Runtime:
                 return made
 
 
-# The first finalizer has handles closed at the end of the process: whoever registers with atexit after the import of
-# this module comes before that.
+# The first finalizer registers the closing of handles at the end of the process. It is made here, so that functions
+# registered with atexit after the import of this module run before that.
 weakref.finalize(Runtime, int)
 
 
@@ -296,7 +300,7 @@ def open(
     """Opens the durable tree at `path`: the tree "default" of a Runtime of its own, `tree.runtime`.
 
     dims: needed to make a new index; for an existing one it must be what is stored, or None. The other arguments and
-    the errors are those of Runtime; and ValueError for a new path without dims, when nothing is made, and
+    the errors are those of Runtime. Also raises ValueError for a new path without dims, and makes nothing then, and
     DimensionError for other dims than stored.
     """
     wanted = None if dims is None else as_dims(dims)
@@ -316,7 +320,7 @@ def store_of(runtime: Runtime) -> DurableStore:
 
 
 def discard(runtime: Runtime) -> None:
-    """Closes the directory, and removes the index if this open has made it: filling it has failed."""
+    """Closes the directory after filling the index has failed, and removes the index if this open has made it."""
     try:
         runtime._session.discard()
     finally:
@@ -325,12 +329,12 @@ def discard(runtime: Runtime) -> None:
 
 
 def make_tree(runtime: Runtime, name: str, dims: int, config: Config) -> None:
-    """Makes a tree with the tree parameters of a Config, where there is nothing of the name."""
+    """Makes a tree with the tree parameters of a Config, if nothing has the name yet."""
     Forest(runtime._session, config).find_or_make(name, dims)
 
 
 def _require_settings(config: Config | None, durability: str | None) -> None:
-    """Raises TypeError for what is no Config, ValueError for a durability that there isn't."""
+    """Raises TypeError for what is no Config, ValueError for an unknown durability."""
     as_config(config)
     if durability is not None:
         Config(durability=durability)

@@ -19,17 +19,17 @@ __all__ = ["Snapshot"]
 
 
 class Snapshot(Reader):
-    """A tree frozen at an epoch: the reading methods, the same answers for as long as it is open.
+    """A tree frozen at an epoch: it has the reading methods, and gives the same answers for as long as it is open.
 
-    Made by `XTree.snapshot()`; any thread may use it, beside any writer. It keeps pages from being reused, so close it,
-    or use it as a context manager. Raises ClosedError once it, its tree or its index is closed.
+    Made by `XTree.snapshot()`; any thread may use it, while others write. It keeps pages from being reused, so close
+    it, or use it as a context manager. Raises ClosedError once it, its tree or its index is closed.
     """
 
     __slots__ = ("__weakref__", "_awaited", "_dims", "_shown")
 
     def __init__(self, tree: XTree, pin: Pin, state: TreeState) -> None:
         self._dims = state.dims
-        self._awaited: tuple[XTree, int] | None = None  # of one that came in a pickle and wasn't used: tree and epoch
+        self._awaited: tuple[XTree, int] | None = None  # tree and epoch, after a pickle and until the first use
         self._shown: tuple[XTree, Pin, TreeState] | None = (tree, pin, state)  # None once it is closed
         tree._session.note_user(self)
         if tree._view.handle_is_closed:
@@ -88,7 +88,7 @@ class Snapshot(Reader):
         return as_html(summary, "Snapshot")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from xtree.pickling import snapshot_at, tree_of  # which themselves are made of snapshots
+        from xtree.pickling import snapshot_at, tree_of  # here, since pickling imports this module
 
         pin, state = self._open()
         shown = self._shown
@@ -110,7 +110,7 @@ class Snapshot(Reader):
 
     @classmethod
     def _arriving(cls, tree: XTree, epoch: int) -> Snapshot:
-        """One that came in a pickle: it is taken when it is used."""
+        """A snapshot that came in a pickle; it is taken when it is used."""
         snapshot = cls.__new__(cls)
         snapshot._dims = tree._dims
         snapshot._shown = None

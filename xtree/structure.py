@@ -21,10 +21,10 @@ class Structure(ABC):
     """The state of one named structure at one epoch: its root page, and whatever else it must know to find its pages.
 
     A subclass names its `kind`, by which it is found again when an index is opened: the kind reaches the disk, so it
-    never changes. Called without arguments it makes the state of an empty structure.
+    never changes. Called without arguments, the subclass makes the state of an empty structure.
 
-    root: the NodeID of the root page, 0 when there is none. A change must give it another value, or it isn't one:
-    pages are copied on the way from what changes up to the root.
+    root: the NodeID of the root page, 0 when there is none. Every change must give it another value, or it doesn't
+    count as a change: all pages from the one that changes up to the root are copied.
     """
 
     kind: ClassVar[str]
@@ -38,11 +38,11 @@ class Structure(ABC):
     @classmethod
     @abstractmethod
     def decode(cls: type[Self], state: bytes, root: int) -> Self:
-        """The state that `encode` made bytes of. Raises CorruptionError for bytes or a root that can't be its."""
+        """The state that `encode` turned into these bytes. Raises CorruptionError for bytes or a root that can't be."""
 
     @abstractmethod
     def encode(self) -> bytes:
-        """All of the state but `root`, as up to 1 MiB that stays in memory and in every checkpoint."""
+        """All of the state except `root`, in at most 1 MiB, which is kept in memory and in every checkpoint."""
 
     @abstractmethod
     def copy(self: Self) -> Self:
@@ -54,7 +54,7 @@ class Structure(ABC):
 
 
 class StructureHandle:
-    """A structure of a Runtime, or one as a transaction changes it: runs functions on its state.
+    """A structure of a Runtime, or a structure as a transaction changes it. Runs functions on its state.
 
     Made by `Runtime.structure()` and `RuntimeTransaction.structure()`.
     """
@@ -67,7 +67,7 @@ class StructureHandle:
         self._write = write
 
     def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(store, state, *arguments)`, with the epoch of `state` pinned; it must change neither.
+        """`function(store, state, *arguments)`, with the epoch of `state` pinned; the function must change neither.
 
         Raises ClosedError, and what the function raises.
         """
@@ -76,7 +76,8 @@ class StructureHandle:
     def write(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(write_set, state, *arguments)`, which changes pages and state: one commit, or part of one.
 
-        What it raises undoes it; inside a transaction it dooms that. Raises what a writing call of a tree may raise.
+        An exception that the function raises undoes its changes; inside a transaction it dooms the transaction. Raises
+        what a writing call of a tree may raise.
         """
         return self._write(function, *arguments)
 

@@ -27,8 +27,8 @@ class Transaction(WriteScope, Writer):
     """Changes to one tree, committed at the end of the with block, or forgotten when it is left by an exception.
 
     Made by `XTree.transaction()`. Has every reading and writing method of the tree and sees its own writes. Refused
-    input leaves it usable; an error while pages are being changed (OSError, MemoryError) dooms it: from then on it only
-    aborts. One thread at a time; a second one gets TransactionError.
+    input leaves it usable; an error while pages are being changed (OSError, MemoryError) dooms it: from then on it can
+    only abort. One thread at a time may use it; a second one gets TransactionError.
 
     status: "new", "open", "committed", "aborted", or "failed" when a failing disk leaves the outcome unknown.
     """
@@ -58,7 +58,7 @@ class Transaction(WriteScope, Writer):
 class RuntimeTransaction(WriteScope):
     """Changes to several trees of a Runtime that become one commit.
 
-    Made by `Runtime.transaction()`; behaves like Transaction, with a tree's methods behind `tree(name)`.
+    Made by `Runtime.transaction()`; behaves like Transaction, but `tree(name)` has the methods of a tree.
     """
 
     def __init__(self, runtime: Runtime, names: Iterable[str], timeout: float | None) -> None:
@@ -68,10 +68,10 @@ class RuntimeTransaction(WriteScope):
         self._made: set[str] = set()
 
     def make(self, name: str, dims: int) -> TransactionTree:
-        """Makes a tree, which is there for this transaction at once, and for others with its commit.
+        """Makes a tree. This transaction sees it at once; others see it after the commit.
 
-        dims: number of dimensions, 1 to 64. Raises ValueError when there is something of the name, TransactionError
-        when another thread is making or dropping it, TypeError, and what `Runtime.tree` raises for bad arguments.
+        dims: number of dimensions, 1 to 64. Raises ValueError when the name is taken, TransactionError when another
+        thread is making or dropping it, TypeError, and what `Runtime.tree` raises for bad arguments.
         """
         name = as_name(name)
         _ = self._base_epoch  # it must have begun before a lock of the name is made
@@ -82,8 +82,8 @@ class RuntimeTransaction(WriteScope):
     def tree(self, name: str) -> TransactionTree:
         """A tree as this transaction changes it.
 
-        One that wasn't listed is added if no other thread is writing to it. Raises TransactionError when one is,
-        KeyError when there is no such tree, ValueError for a structure that is none.
+        A tree that wasn't listed is added if no other thread is writing to it. Raises TransactionError when one is,
+        KeyError when there is no such tree, ValueError for a structure that is no tree.
         """
         self._take(name, True)
         return TransactionTree(self, name)
@@ -139,7 +139,7 @@ class TransactionTree(Writer):
     def _read_both(self, other: Reader, function: Callable[..., Any], *arguments: Any) -> Any:
         if not isinstance(other, TransactionTree) or other._transaction is not self._transaction:
             return super()._read_both(other, function, *arguments)
-        state = other._read(lambda store, state: state)  # that of the transaction, which goes on being changed
+        state = other._read(lambda store, state: state)  # the transaction's own, which it goes on changing
         return self._read(lambda store, mine: function(store, mine, store, state, *arguments))
 
     def _epoch(self) -> int:

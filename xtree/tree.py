@@ -1,4 +1,4 @@
-"""XTree: the tree that people hold in their hands."""
+"""XTree: the tree that users work with."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ class XTree(Writer):
 
     `XTree(dims=2)` makes one in memory; `xtree.open(path)` and `Runtime.tree(name)` give durable ones. Any thread may
     use it: readers never wait, writers take turns. Each writing call outside a transaction is a commit of its own.
-    A context manager, which closes at its end. Pickled or copied, one in memory takes its records along, a durable one
-    its path, where it is opened to read. After a fork one in memory is the child's own copy; a durable one reads there.
+    As a context manager it closes at the end.
+
+    When it is pickled or copied, a tree in memory takes its records along; a durable one takes its path, and is opened
+    there to read. After a fork, a tree in memory is the child's own copy; a durable one can be read there.
 
     dims: number of dimensions, 1 to 64. config: an `xtree.Config`, whose tree parameters it takes.
     """
@@ -75,12 +77,12 @@ class XTree(Writer):
 
         boxes: (n, 2*d), or geometries, or a table with named bounds (docs/input.md); with dims= also points (n, d),
         or []. ids: (n,) integers, 0 .. n-1 when not given. progress: called with (done, total) now and then. threads:
-        how many may work; None: as many as there are processors for this process. skip_empty: leaves out rows that
+        how many may work; None: one for each processor that this process may use. skip_empty: leaves out rows that
         have no box; the others keep their numbers and ids. Input is checked before anything is made; when the load
         itself fails, nothing is left at `path`.
 
-        Raises what `insert_many` does, DimensionError also for (n, 2) without dims=, which are points as often as
-        intervals, and FileExistsError when there is an index at `path`.
+        Raises what `insert_many` does, DimensionError also for (n, 2) without dims=, which may be points or intervals,
+        and FileExistsError when there is an index at `path`.
         """
         dims = None if dims is None else as_dims(dims)
         boxes, kept = present(boxes, dims) if skip_empty else (boxes, None)
@@ -114,7 +116,7 @@ class XTree(Writer):
         """A packed tree of these points, in memory, or in a new durable index at `path`.
 
         points: (n, d), or point geometries, or a table with columns x and y, or lon and lat (docs/input.md). The other
-        arguments are those of `from_boxes`. Raises what it does, DimensionError for boxes and for what tells no width.
+        arguments are those of `from_boxes`. Raises what that does, DimensionError for boxes and for what has no width.
         """
         points, kept = present(points, None, True) if skip_empty else (points, None)
         points, width = width_of(points, True)
@@ -136,7 +138,7 @@ class XTree(Writer):
         if path is None:
             tree = cls(dims, config)
         else:
-            from xtree.runtime import discard  # which itself is made of trees
+            from xtree.runtime import discard  # here, since runtime imports this module
             from xtree.runtime import open as open_tree
 
             tree = open_tree(path, dims, mode="x", config=config)
@@ -163,11 +165,11 @@ class XTree(Writer):
         return self._view.is_closed
 
     def transaction(self, timeout: float | None = None) -> Transaction:
-        """A transaction, to be used in a with statement, where it takes the tree's writer lock.
+        """A transaction, to be used in a with statement, which takes the tree's writer lock.
 
-        timeout: seconds to wait for another writer, None for ever, and for room in a log that has outrun checkpoints,
-        None for `Config.backpressure_timeout_s`; then TimeoutError. TransactionError inside another transaction of this
-        thread on this tree.
+        timeout: seconds to wait for another writer, None for ever, and seconds to wait for room in a log that has
+        outrun checkpoints, None for `Config.backpressure_timeout_s`; after that the with statement raises TimeoutError.
+        It raises TransactionError inside another transaction of this thread on this tree.
         """
         return Transaction(self, as_timeout(timeout))
 
@@ -179,8 +181,9 @@ class XTree(Writer):
     def check(self) -> None:
         """Verifies the whole tree: containment, exact bounds, reachability, levels, counts, checksums.
 
-        Reads every page; of a tree made or opened by itself also the store beneath, for pages that belong to nothing
-        too, and all its files, as `Runtime.check` does.
+        Reads every page. For a tree made or opened by itself it also verifies the store beneath, pages that belong to
+        nothing included, and all its files, as `Runtime.check` does.
+
         Raises CorruptionError at the first thing wrong, OSError.
         """
         if not self._owner:
@@ -190,7 +193,7 @@ class XTree(Writer):
         check_all(self._session)
 
     def backup(self, path: AnyPath, progress: Progress | None = None) -> None:
-        """Copies the index that was opened with the tree, as it is now, into a new directory: Runtime.backup.
+        """Copies the index that was opened with the tree, as it is now, into a new directory, as Runtime.backup does.
 
         Raises what that does, and ValueError for a tree in memory or one of a Runtime, which has its own method.
         """
@@ -210,7 +213,7 @@ class XTree(Writer):
     def close(self) -> None:
         """Ends the tree's use: open transactions are aborted, running queries finish, later use raises ClosedError.
 
-        A tree opened by itself closes its index; one of a Runtime only itself. Idempotent.
+        A tree opened by itself closes its index; a tree of a Runtime closes only itself. Idempotent.
         """
         self._view.close()
         if not self._owner:
@@ -234,7 +237,7 @@ class XTree(Writer):
         return as_html(self._summary())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from xtree.pickling import tree_at, tree_of  # which themselves are made of trees
+        from xtree.pickling import tree_at, tree_of  # here, since pickling imports this module
 
         self._view.require_open()
         own = {name: value for name, value in vars(self).items() if name not in XTree.__annotations__} or None
@@ -249,7 +252,7 @@ class XTree(Writer):
     def _attach(
         self, session: Session, lock: WriterLock, runtime: Runtime | None, owner: bool, dims: int = 0
     ) -> None:
-        """Fills the handle in. dims: of one that arrives in a pickle."""
+        """Fills the handle in. dims: of a tree that arrives in a pickle, else 0."""
         self._session = session
         self._lock = lock
         self._runtime = runtime

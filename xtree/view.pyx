@@ -1,4 +1,4 @@
-"""View: the way from a tree's handle to its state at the current epoch. It is compiled to be short."""
+"""View: the way from a tree's handle to its state at the current epoch. It is compiled to be fast."""
 
 cimport cython
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
@@ -35,7 +35,7 @@ cdef inline bint _read_predicate(object name, Predicate *predicate):
 @cython.final
 @cython.no_gc
 cdef class Seen:
-    """A tree's state at an epoch. Immutable. Not the Published of then, which would keep all trees' entries of then."""
+    """A tree's state at an epoch. Immutable. It doesn't hold that epoch's Published, which keeps all trees' entries."""
 
     cdef uint64_t epoch
     cdef TreeState state            # None in NOTHING
@@ -45,7 +45,7 @@ cdef class Seen:
         self.state = state
 
 
-cdef Seen NOTHING = Seen(UINT64_MAX, None)      # no epoch is that
+cdef Seen NOTHING = Seen(UINT64_MAX, None)      # no epoch has this number
 
 
 cdef void end(Store store, int flight, int slot) noexcept:
@@ -61,13 +61,13 @@ cdef class TreeView:
     cdef readonly Session session
     cdef readonly int dims
     cdef object lock                # the tree's WriterLock, which says whether it was dropped
-    cdef bint arriving              # in a pickle: the store has another one, once it is open
+    cdef bint arriving              # in a pickle: the lock is replaced by that of the store, once this is open
     cdef bint closed
-    # One pointer to an epoch and the state at it, so that it may be read with the GIL alone.
+    # One pointer to an epoch and the state at it, so that the GIL alone is enough to read both.
     cdef Seen seen                  # what the last call has found; replaced whole
 
     def __init__(self, Session session not None, lock not None, int dims=0):
-        """dims: of a tree that arrives in a pickle, which is looked at when it is used; 0: looks at once."""
+        """dims: of a tree that arrives in a pickle, whose state is looked at when it is used; 0: looks at it now."""
         self.session = session
         self.lock = lock
         self.seen = NOTHING
@@ -86,18 +86,19 @@ cdef class TreeView:
         finally:
             end(store, flight, slot)
 
-    # One box or point, given in a form that needs no conversion, with valid arguments; for any other these give None.
+    # These answer for one box or point in a form that needs no conversion, with valid arguments. For any others they
+    # return None.
 
     def query_plain(self, box, predicate):
-        """The ids of what fulfils a predicate with one box, int64 (k,)."""
+        """The ids of the records that one box fulfils a predicate with, int64 (k,)."""
         return self.ask(box, predicate, False)
 
     def count_plain(self, box, predicate):
-        """How many records fulfil a predicate with one box."""
+        """How many records one box fulfils a predicate with."""
         return self.ask(box, predicate, True)
 
     def nearest_plain(self, point, k, max_distance):
-        """The k nearest records of one point: (ids int64 (n,), distances float64 (n,)). max_distance None: any."""
+        """The k nearest records of one point: (ids int64 (n,), distances float64 (n,)). max_distance None: no limit."""
         cdef double row[2 * MAX_DIMS]
         cdef double limit = INFINITY
         cdef int overflow = 0
@@ -159,7 +160,7 @@ cdef class TreeView:
 
     @property
     def handle_is_closed(self):
-        """Whether close() was called, or its session's."""
+        """Whether its close() or that of its session was called."""
         return self.closed or self.session.closed
 
     cdef object ask(self, box, predicate, bint counting):

@@ -1,18 +1,18 @@
 """Writing: one tree's writer lock, and the scope of a transaction from `with` to its end.
 
 Invariants
-  1. A writer lock is held from before a scope's write set begins until it is queued, so what a scope changes is the
-     last state of the tree that was queued. It depends on that one: when that fails, it does too. The lock of a tree
-     that is made or dropped is held until the outcome is known: nobody builds on a tree that may never be, and the
-     handles of one that is gone have ended before its name is free.
-  2. Whatever arrives in between, a KeyboardInterrupt too, leaves no lock behind. That is why this file is compiled: no
-     signal handler runs between two statements of a compiled function, only inside the Python code that it calls, and
-     from there an interrupt comes as an exception, which is handled here.
-  3. One thread at a time is inside a scope; a second one is refused, and __exit__, abort and commit wait for it.
-  4. After an error that may have left pages half-changed a scope is doomed: nothing but abort is left.
+  1. A writer lock is held from before a scope's write set begins until that write set is queued, so a scope changes the
+     state of the tree that was queued last. It depends on the write set that queued that state: when that one fails, it
+     fails too. The lock of a tree that is made or dropped is held until the outcome is known: nobody builds on a tree
+     that may never exist, and the handles of a dropped tree have ended before its name is free.
+  2. No exception that arrives in between, not even a KeyboardInterrupt, leaves a lock held. That is why this file is
+     compiled: no signal handler runs between two statements of a compiled function, only inside the Python code that it
+     calls, and from there an interrupt comes as an exception, which is handled here.
+  3. One thread at a time is inside a scope. A call of a second one is refused; __exit__, abort and commit wait.
+  4. After an error that may have left pages half-changed a scope is doomed: it can only be aborted.
   5. What was begun in a parent process is over in a forked child: no lock is held there, and no scope goes on.
-  6. Nothing waits, and no scope begins or commits, where its thread holds what others wait for (lock_ranks.pxd): there
-     garbage collection or a signal handler has called it. An abort gives its pages back later if need be.
+  6. Nothing waits, and no scope begins or commits, while its thread holds what others wait for (lock_ranks.pxd): the
+     call comes from garbage collection or a signal handler then. An abort gives its pages back later if need be.
 """
 
 cimport cython
@@ -39,11 +39,11 @@ cdef double LONGEST_WAIT_S = threading.TIMEOUT_MAX
 @cython.final
 @cython.no_gc
 cdef class Tip:
-    """What a scope has queued: what the next writer of one of its trees builds on. Empty once the scope has ended."""
+    """What a scope has queued; the next writer of one of its trees builds on it. Empty once the scope has ended."""
 
-    # Set by the scope before it gives its locks back, emptied at its end. The next holders of those locks take the
-    # write set first and look at its status: who finds none has the published catalog, where all of it stands or
-    # nothing. The GIL.
+    # Set by the scope before it gives its locks back, emptied at its end. The next holder of one of those locks takes
+    # the write set first and looks at its status. When there is none, it takes the published catalog, which holds all
+    # the changes or none. Protected by the GIL.
     cdef object write_set
     cdef dict changes               # name -> entry
 
@@ -57,15 +57,15 @@ cdef class WriterLock:
     """Lets one writer at a time change a tree, and knows which thread that is."""
 
     cdef readonly str name
-    # Set by the holder before it gives the lock back; read with the GIL, after `published`. A tree of the same name is
-    # made under another lock, and so after this is set: no handle ever sees the tree of another.
+    # Set by the holder before it gives the lock back; read with the GIL, after `published`. A new tree of the same name
+    # is made under another lock, and so after this is set: no handle ever sees a tree that is not its own.
     cdef readonly bint dropped      # the tree is gone for good, or was never made: another lock has the name
     cdef Tip tip                    # of the scope that had it last; None or empty: ask the catalog
     cdef object table               # a weak reference to the WriterLocks
     cdef dict holding               # that of the table
     cdef object lock
     cdef object holder              # the thread that took it
-    cdef int forks                  # forks_seen() when that was: later ones have left the holder behind
+    cdef int forks                  # forks_seen() at that time; in a process forked later there is no holder
     cdef object handles             # a weak reference to the tree's handle; a tuple of several sessions' ones
 
     def __init__(self, WriterLocks locks not None, str name not None):
@@ -86,7 +86,7 @@ cdef class WriterLock:
         return None
 
     def set_handle(self, handle not None, before):
-        """Makes it its session's handle in the place of `before`, unless another is there; returns that which is."""
+        """Makes `handle` its session's handle in place of `before`, unless there is another; returns the one in use."""
         present = self.get_handle(handle._session)
         if present is not None and present is not before:
             return present
@@ -101,7 +101,7 @@ cdef class WriterLock:
         return self.handles if isinstance(self.handles, tuple) else (self.handles,)
 
     cdef int refresh(self) except -1:
-        """In a forked child, at the first look: nobody has it."""
+        """Frees the lock at its first use in a forked child, where nobody holds it."""
         cdef WriterLocks table
         if self.forks != forks_seen():
             table = self.table()
@@ -114,7 +114,7 @@ cdef class WriterLock:
         return 0
 
     cdef int take(self, object deadline, bint wait) except -1:
-        """Takes the lock. Raises TransactionError where waiting could be for ever, TimeoutError, ClosedError."""
+        """Takes the lock. Raises TransactionError where it could wait for ever, TimeoutError, ClosedError."""
         me = get_ident()
         self.refresh()
         if not self.lock.acquire(False):
@@ -148,7 +148,7 @@ cdef class WriterLock:
         return 0
 
     cdef int retire(self) except -1:
-        """There is no tree of it any more; its holder says so before he gives it back."""
+        """Notes that its tree is gone for good; the holder calls this before it gives the lock back."""
         cdef WriterLocks table = self.table()
         self.dropped = True
         if table is not None and table.by_name.get(self.name) is self:
@@ -158,10 +158,10 @@ cdef class WriterLock:
 
 @cython.final
 cdef class WriterLocks:
-    """The writer locks of a store: of trees that there are, and of those that are being made.
+    """The writer locks of a store: of trees that exist, and of those that are being made.
 
-    `holding` counts, for all of them together, the locks that each thread holds: a thread that holds one never waits
-    for another, and so no two threads can wait for each other.
+    `holding` counts for each thread how many of these locks it holds: a thread that holds one never waits for another,
+    and so no two threads can wait for each other.
     """
 
     cdef dict by_name
@@ -191,7 +191,7 @@ cdef class WriterLocks:
 
 
 cdef object entry_to_change(WriterLock lock, Store store, write_set):
-    """The entry of a tree that a write set is going to change, whose lock is held: queued, or else published."""
+    """The entry of a tree that a write set is going to change: queued, or else published. Its lock must be held."""
     cdef Tip tip = lock.tip
     if tip is not None and tip.write_set is not None:
         before, changes = tip.write_set, tip.changes
@@ -226,13 +226,13 @@ def write_alone(Session session not None, WriterLock lock not None, handle, func
 cdef class WriteScope:
     """Some trees' writer locks and a write set, from __enter__ to __exit__: commits there, aborts on an exception.
 
-    session: of the handle it is made with, whose close ends it.
+    session: that of the handle it is made with; closing the handle ends the scope.
 
-    locks: WriterLocks of the trees to change, each once, in the order of their names. handle: something whose
-    `require_open()` raises once the scope may not go on, or None. timeout: seconds to wait for locks, None
-    for ever, and for room in the log, None for as long as the store says. owner: kept alive as long as the scope lasts,
-    which keeps nothing of the store once it has ended. made: the states of trees to be made where there is nothing of
-    their names, whose locks are among `locks`.
+    locks: the WriterLock of each tree to change, in the order of their names. handle: something whose `require_open()`
+    raises once the scope may not go on, or None. timeout: seconds to wait for locks, None for ever, and seconds to wait
+    for room in the log, None for as long as the store says. owner: kept alive as long as the scope lasts; a scope that
+    has ended keeps nothing of the store. made: the states of trees to make if nothing has their names; the locks of
+    these are among `locks`.
     """
 
     cdef Session session
@@ -248,9 +248,9 @@ cdef class WriteScope:
     cdef object inside              # which thread that is
     cdef object write_set
     cdef dict states                # name -> TreeState as this scope has changed it
-    cdef dict entries               # name -> entry that the state was at first, None for a tree that is made
-    cdef dict dropped               # name -> None; None when there are none
-    cdef Tip tip                    # all that is committed, once it is queued; None for a tree that is dropped
+    cdef dict entries               # name -> entry that the state comes from, None for a tree that is made
+    cdef dict dropped               # name -> None for each tree that is dropped; None when there are none
+    cdef Tip tip                    # all changes, once they are queued; a tree that is dropped has None there
     cdef readonly str status        # "new", "open", "committed", "aborted", "failed": the outcome is unknown
     cdef object doom                # the error that doomed it
     cdef readonly object _owner     # the handle that it was made with, kept until it ends
@@ -271,7 +271,7 @@ cdef class WriteScope:
         self.status = "new"
 
     def __del__(self):
-        # One that was never ended. Its pages come first: who gets the locks may change the same ones.
+        # The scope was never ended. Its pages are given back before its locks, whose next holder may change the same.
         if self.session is not None:
             self.session.forget(self)
         if self.held and self.forks == forks_seen():
@@ -294,7 +294,7 @@ cdef class WriteScope:
         self.finish(False, False)
 
     def commit(self):
-        """Makes what was changed the next epoch, ahead of the end of the block."""
+        """Makes the changes the next epoch, before the end of the block."""
         self.finish(True, True)
 
     def _is_of(self, owner):
@@ -302,7 +302,7 @@ cdef class WriteScope:
         return self._owner is owner
 
     def _cut_off(self):
-        """Its handle is closed: aborts it. A call in its middle goes on to its end, and the rest is refused."""
+        """Aborts the scope: its handle is closed. A call that is running goes on to its end; later ones are refused."""
         self.cut_off = True
         try:
             self.finish(False, False)
@@ -358,7 +358,7 @@ cdef class WriteScope:
             self.leave_turn()
 
     def _drop(self, str name not None):
-        """Drops a tree, whose pages were retired before, with the commit."""
+        """Drops a tree with the commit. Its pages were retired before."""
         self.require_usable()
         self.states.pop(name, None)
         if self.dropped is None:
@@ -535,7 +535,7 @@ cdef class WriteScope:
     def let_others_begin(self):
         """Called once the changes are queued: gives the locks back, and leaves the next holders what they build on.
 
-        Those of trees that it makes or drops stay: there is nothing to build on.
+        The locks of trees that the scope makes or drops stay held: there is nothing to build on.
         """
         cdef WriterLock lock
         cdef Py_ssize_t i
@@ -568,7 +568,7 @@ cdef class WriteScope:
         return self.dropped is not None and lock.name in self.dropped
 
     cdef void forget(self) noexcept:
-        """Lets go of all that an ended scope has no use for, and what next writers had of it while it was queued."""
+        """Drops all that an ended scope doesn't need, and what the next writers had from it while it was queued."""
         if self.tip is not None:
             self.tip.write_set = self.tip.changes = None
         self.tip = None
@@ -582,7 +582,7 @@ cdef class WriteScope:
         self._owner = None          # last: it may be what kept the index open
 
     cdef int give_locks_back(self) except -1:
-        """Gives back what is held; a lock whose tree is gone, or was not made after all, is retired before."""
+        """Gives the held locks back. Before that, retires those whose tree is gone, or was not made after all."""
         cdef WriterLock lock
         cdef bint committed = self.status == "committed"
         while self.held:

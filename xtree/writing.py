@@ -23,7 +23,7 @@ from xtree.reading import Reader
 
 __all__ = ["Writer", "matching_ids", "numbered"]
 
-LEAST_TIMES = 64  # as many records as are loaded: building a tree of all then takes longer than inserting them
+LEAST_TIMES = 64  # times as many records as are loaded: building a tree of all takes longer than inserting these
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -32,7 +32,7 @@ class Writer(Reader):
     """The writing methods, over the changing state of one tree.
 
     A record is an (id, box) pair; ids need not be unique and the same record may be stored more than once. Boxes are
-    finite float64; whatever is refused is refused whole, with nothing changed.
+    finite float64; a call that refuses its input changes nothing.
     """
 
     __slots__ = ()
@@ -44,8 +44,8 @@ class Writer(Reader):
     def insert(self, id: SupportsIndex, box: Boxes) -> None:
         """Adds one record. box: (2*d,), or a point (d,).
 
-        Raises InvalidBoxError, DimensionError, TypeError, OverflowError for an id outside int64, and what a write may
-        meet: ClosedError, ReadOnlyError, TransactionError, StoreFailedError, OSError, MemoryError, and TimeoutError
+        Raises InvalidBoxError, DimensionError, TypeError, OverflowError for an id outside int64, and what any write may
+        raise: ClosedError, ReadOnlyError, TransactionError, StoreFailedError, OSError, MemoryError, and TimeoutError
         when the log has outrun checkpoints.
         """
         self._write(insertion.insert, one_id(id), stored_box(box, self._dims))
@@ -56,8 +56,8 @@ class Writer(Reader):
         skip_empty: leaves out rows that have no box, and their ids: missing and empty geometries, rows of a table
         without any value, rows of NaN.
 
-        Raises what `insert` does, and ValueError when the lengths differ. Arrays that change meanwhile are stored as
-        they are read, or refused with InvalidBoxError when that is no box.
+        Raises what `insert` does, and ValueError when the lengths differ. An array that changes meanwhile is stored as
+        it was read, or refused with InvalidBoxError when that is no box.
         """
         self._write(insertion.insert, *_records(ids, boxes, self._dims, skip_empty))
 
@@ -72,11 +72,11 @@ class Writer(Reader):
     ) -> None:
         """Builds a packed tree of these records and those that are there already: much faster than inserting many.
 
-        Where there are 64 times as many already, these go in as `insert_many` puts them in, which takes less time and
-        space than to build all anew. Either way all of them, or none, with one commit.
+        When the tree has 64 times as many records already, these are inserted as by `insert_many`, which takes less
+        time and space than building all anew. Either way all of them are stored, or none, with one commit.
 
-        progress: called with (done, total) now and then; what it raises stops the load. threads: how many may work;
-        None: as many as there are processors for this process. The tree is the same whatever their number.
+        progress: called with (done, total) now and then; an exception that it raises stops the load. threads: how many
+        may work; None: one for each processor that this process may use. The tree is the same whatever their number.
 
         Takes and raises what `insert_many` does; ValueError for threads < 1 too.
         """
@@ -112,7 +112,7 @@ def matching_ids(ids: Any, n: int) -> Ids:
 
 
 def numbered(ids: Any, rows: Floats, kept: NDArray[np.bool_] | None) -> Ids:
-    """The ids of rows, 0 .. n-1 for None. kept: which of all rows these are; None: all, and there is an id for each."""
+    """The ids of rows, 0 .. n-1 for None. ids: one for each given row; kept: which of those are in rows, None: all."""
     n = len(rows if kept is None else kept)
     numbers = np.arange(n, dtype=np.int64) if ids is None else matching_ids(ids, n)
     return numbers if kept is None else numbers[kept]
@@ -143,7 +143,7 @@ def _replace(write_set: WriteSet, state: TreeState, ids: Ids, old: Floats, new: 
 
 
 def _joined(first: NDArray[Any], then: NDArray[Any]) -> NDArray[Any]:
-    """Two arrays of rows, one behind the other, copied as something that can be interrupted."""
+    """Two arrays of rows, one after the other, copied so that it can be interrupted."""
     both = np.empty((len(first) + len(then), *first.shape[1:]), first.dtype)
     copy_array(both[: len(first)], first)
     copy_array(both[len(first) :], then)
