@@ -66,7 +66,7 @@ test-all:
 test-checked: $(CHECKED)/installed
 	PYTHONSAFEPATH=1 $(CHECKED)/bin/pytest $(PYTEST_ARGS) --ignore tests/project/test_lint.py
 
-# Leaks aren't looked for: what the interpreter keeps to its end can't be told from them.
+# Leaks aren't looked for: they can't be told from what the interpreter keeps until its end.
 SANITIZED := LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=malloc PYTHONSAFEPATH=1 \
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024:detect_stack_use_after_return=1 \
   UBSAN_OPTIONS=print_stacktrace=1
@@ -83,9 +83,9 @@ fuzz: $(VENV)/installed-fuzz
 	  FUZZ_FINDINGS=build/fuzz $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; \
 	done
 
-# The interpreter isn't instrumented: what it does is known by its locks. Reports are files, so that none gets lost
-# with a process of the tests. Where addresses are random, older versions of the sanitizer don't find their place. What
-# is skipped takes long there and has one thread.
+# The interpreter isn't instrumented: the sanitizer knows what it does from its locks. Reports go to files, so that none
+# is lost when a process of the tests ends. Addresses aren't randomised (setarch -R), because older versions of the
+# sanitizer find no room for themselves then. The skipped tests take long there and have one thread.
 tsan: $(TSAN)/installed
 	rm -rf build/tsan && mkdir -p build/tsan
 	$(shell setarch -R true 2>/dev/null && echo setarch -R) env PYTHONSAFEPATH=1 \
@@ -118,7 +118,8 @@ clean:
 	rm -rf .venv .venv-* build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find xtree tools tests examples \( -name '*.so' -o -name '*.pyd' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
-# The stamps: what is newer than its stamp is made again, and of the modules only those that have changed.
+# The stamps: a target is made again when something it is made of is newer than its stamp. Only the modules that have
+# changed are compiled again.
 
 $(VENV)/made:
 	@echo "making $(VENV), with what the build needs"

@@ -1,9 +1,9 @@
 """Builds the Cython modules. Everything else about the package is in pyproject.toml.
 
-`XTREE_DEBUG=1` makes the checked build: bounds checks, wraparound checks and C assertions. `XTREE_SANITIZE` makes one
-that the compiler's sanitizers watch, for a process that is started with their library preloaded: `address` looks at
-every access to memory and at undefined behaviour (make asan), `thread` at what threads share (make tsan). Each has a
-build directory of its own. An optimisation that `CFLAGS` names is not overridden.
+`XTREE_DEBUG=1` makes the checked build: bounds checks, wraparound checks and C assertions. `XTREE_SANITIZE` makes a
+build that one of the compiler's sanitizers watches: `address` checks every access to memory and undefined behaviour
+(make asan), `thread` checks what threads share (make tsan). A process that uses it must be started with the library of
+the sanitizer preloaded. Each build has a directory of its own. An optimisation that `CFLAGS` names is not overridden.
 """
 
 import glob
@@ -70,7 +70,7 @@ extensions = [
 
 
 class BuildExtensions(build_ext):
-    """Says what it has compiled; an editable installation keeps that for the next one, which pip would forget."""
+    """Says what it has compiled. An editable installation keeps that for the next one; pip would throw it away."""
 
     done = compiled = 0
 
