@@ -24,14 +24,14 @@ from xtree.persistence.store.write_set import begin
 
 
 def totals(found: dict) -> None:
-    """The sums of a report are those of its levels."""
+    """Asserts that the sums of a report are those of its levels."""
     for what in ("pages", "blocks", "entries"):
         assert found[what] == sum(level[what] for level in found["levels"])
     assert [level["level"] for level in found["levels"]] == list(range(len(found["levels"])))
 
 
 def walked(store, state: TreeState, window: np.ndarray, predicate: str) -> list[tuple[int, int, int, int]]:
-    """(level, pages, blocks, entries) of one query, by looking at the pages from Python."""
+    """(level, pages, blocks, entries) of one query, found by walking the pages in Python."""
     found: dict[int, Counter[str]] = {level: Counter() for level in range(state.height)}
     dims = state.dims
 
@@ -94,7 +94,7 @@ def test_neighbours_are_searched_for_on_no_page_that_is_too_far(random):
                 visit(int(page["refs"][i]), level - 1)
 
         visit(state.root, state.height - 1)
-        # What is within the distance of the fifth is read; beyond it at most the first descent, a page a level.
+        # Pages nearer than the fifth neighbour are read; beyond that at most those of the first descent, one a level.
         for level in found["levels"]:
             assert near[level["level"]] <= level["pages"] <= near[level["level"]] + 1
     store.close()

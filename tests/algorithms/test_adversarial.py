@@ -1,4 +1,4 @@
-"""Data made to break trees, through the public API: in by every door, the right answers, and out again.
+"""Data made to break trees: inserted in every way of the public API, queried, and deleted again.
 
 Promises (Right answers):
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support import brute_force
 
-TINY = 5e-324  # the least double above 0
+TINY = 5e-324  # the smallest double above 0
 HUGE = 1e308
 
 

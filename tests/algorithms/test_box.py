@@ -1,4 +1,4 @@
-"""Geometry: exact where it decides, finite where it only measures."""
+"""Geometry: decisions are exact, and measures are finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bucket pages: capacities, the layout of the columns, and what a page must be to be followed."""
+"""Bucket pages: capacities, the layout of the columns, and when a page is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin
 
 PREFIX_BYTES = 24
-HEADER = struct.Struct("<HHIH30x")  # level, dims, count, blocks, behind the page's prefix
+HEADER = struct.Struct("<HHIH30x")  # level, dims, count, blocks, after the page's prefix
 
 
 @pytest.fixture

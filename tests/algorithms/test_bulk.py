@@ -1,4 +1,4 @@
-"""Packed trees: right at every size and for any data, full, ready for changes.
+"""Packed trees: correct at every size and for any data, with full pages, and ready for changes.
 
 Promises (Right answers):
 
@@ -32,7 +32,7 @@ def leaves(store, state: TreeState) -> list[dict]:
 
 
 def assert_packed(store, state: TreeState, ids: np.ndarray, boxes: np.ndarray) -> None:
-    """A right tree of exactly these records."""
+    """Asserts a correct tree of exactly these records."""
     inspection.check(store, state)
     assert tree_walks.records(store, state, least_fill=0.4) == brute_force.records(ids, boxes)
 
@@ -268,7 +268,7 @@ def test_a_page_of_the_tree_describes_itself(random):
 
 @pytest.mark.parametrize(("loaded", "by_insertion"), [(1, True), (312, True), (313, False)])
 def test_a_load_that_is_small_against_the_tree_copies_paths_and_not_the_tree(store, random, loaded, by_insertion):
-    """Of 20,000 records there is none to 64 of 313."""
+    """313 is the least load that is more than a 64th of 20,000 records."""
     boxes = brute_force.random_boxes(random, 20_000 + loaded, 2, side=0.01)
     ids = np.arange(len(boxes))
     _, state = load(store, boxes[:20_000])

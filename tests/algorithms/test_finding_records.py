@@ -1,4 +1,4 @@
-"""Where a record that is to be removed is looked for: few pages, counted, also among boxes equal or nested.
+"""The search for a record to remove reads few pages, also among boxes that are equal or nested.
 
 Promises (Right answers):
 
@@ -34,7 +34,7 @@ def half_equal(random: np.random.Generator, n: int, dims: int) -> np.ndarray:
 
 
 def half_around_all(random: np.random.Generator, n: int, dims: int) -> np.ndarray:
-    """One in two contains all of the others."""
+    """Every second box, at random, contains all the others."""
     boxes = uniform(random, n, dims)
     boxes[random.random(n) < 0.5] = [-1.0] * dims + [2.0] * dims
     return boxes
@@ -106,7 +106,7 @@ def mean_visits(ws, state: TreeState, ids: np.ndarray, boxes: np.ndarray) -> flo
 @pytest.mark.parametrize("dims", [1, 2, 8])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_record_is_found_by_few_pages_among_equal_and_nested_boxes(ws, random, shape, dims, way):
-    """Of about 180 leaves and 5 directory pages; a tree of other boxes takes 3, one of each level."""
+    """The trees have about 180 leaves and 5 directory pages. Among other boxes 3 pages are read, one a level."""
     boxes = SHAPES[shape](random, N, dims)
     ids = random.permutation(len(boxes))
     state = made(ws, random, ids, boxes, way)

@@ -252,7 +252,7 @@ def test_a_batch_far_away_from_the_tree_goes_in_too(ws, random):
 
 
 def test_a_sorted_batch_makes_no_worse_tree(random):
-    """Pages read by windows after one batch, which is sorted, and after the same records in batches that are not."""
+    """Compares the pages that windows read after one batch, which is sorted, and after unsorted batches."""
     boxes = uniform(random, 60_000, 2)
     trees = []
     for batch in (30_000, 1000):
@@ -299,7 +299,7 @@ def test_equal_boxes_fill_their_pages_nearly_as_other_boxes_do(random, order):
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_many_equal_boxes_make_no_supernode_that_each_insert_would_read(share):
-    random = np.random.default_rng(1)  # of others one in forty has a supernode of two blocks among the other boxes
+    random = np.random.default_rng(1)  # with one seed in forty, the other boxes make a supernode of two blocks
     boxes = uniform(random, 40_000, 2)
     boxes[random.random(40_000) < share] = (0.1, 0.1, 0.2, 0.2)
     tree = xtree.XTree(2)

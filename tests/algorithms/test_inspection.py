@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("in_flight")
 
 
 class Page:
-    """A page's bytes, to be changed: `words` holds its columns of 8 bytes, 2 * dims of bounds, refs, history."""
+    """A page's bytes, to be changed. `words` holds its columns of 8 bytes: 2 * dims of bounds, refs, history."""
 
     def __init__(self, store, node: int):
         self.info = describe(store, node)
@@ -175,7 +175,7 @@ def test_a_tree_whose_pages_are_all_the_same_ends_in_an_error_not_in_a_long_walk
     levels = 12
 
     def chain() -> TreeState:
-        """Directories of which each holds one child, as often as it has room; the lowest a real leaf."""
+        """Directory pages, each full of entries for one and the same child; the lowest child is a real leaf."""
         write_set = begin(store)
         directory = Page(store, state.root)
         child = int(describe(store, int(directory.refs()[0]))["refs"][0])

@@ -1,4 +1,4 @@
-"""Joins give every pair that a look at all pairs gives, each once.
+"""Joins give the same pairs as a comparison of all records, each once.
 
 Promises (Right answers):
 
@@ -20,7 +20,7 @@ PREDICATES = ("intersects", "contains", "covers", "within", "covered_by", None)
 
 
 def expected_pairs(mine, its, predicate):
-    """Pairs of rows of `mine` and `its`, both (n, 2*d), by a look at each: the first is the subject."""
+    """Pairs of rows of `mine` and `its`, both (n, 2*d), by comparing each: the first is the subject."""
     named = predicate or "intersects"
     return Counter((i, j) for i, box in enumerate(mine) for j in np.flatnonzero(matches(its, box, named)).tolist())
 
@@ -151,7 +151,7 @@ def test_two_trees_of_a_runtime_are_joined_at_one_epoch(tmp_path, monkeypatch):
 
         monkeypatch.setattr(xtree.XTree, "_read", read_after_a_commit)
         assert trees[0].join(trees[1]).tolist() == [[0], [0]]
-        assert trees[0].count((0.0, 100.0)) == 1  # it does commit
+        assert trees[0].count((0.0, 100.0)) == 1  # read_after_a_commit did commit
         assert trees[1].join(trees[0]).tolist() == [[0], [0]]
 
 

@@ -1,6 +1,6 @@
-"""Every form of every kernel against numpy, entry by entry, to the last bit: random columns, and values made to differ.
+"""Every form of every kernel against numpy, entry by entry, to the last bit, on random columns and chosen values.
 
-Behind the last entry stand values that would pass. What fails is shown by its seed.
+The values after the last entry would pass the test if they were read. A failure shows its seed.
 
 Promises (Right answers):
 
@@ -27,7 +27,7 @@ FINITE = EDGES[np.isfinite(EDGES)]
 
 
 def columns(rng: np.random.Generator, dims: int, stride: int, few: bool) -> np.ndarray:
-    """Lower or upper bounds: of a few values that differ by bits, or any."""
+    """Lower or upper bounds: from a few values that differ in single bits, or any."""
     return rng.choice(EDGES, (dims, stride)) if few else rng.normal(size=(dims, stride))
 
 
@@ -45,7 +45,7 @@ def try_page(rng: np.random.Generator, dims: int) -> int:
     if rng.random() < 0.5:
         first, second = np.minimum(first, second), np.maximum(first, second)
     most, least = columns(rng, dims, 1, few)[:, 0], columns(rng, dims, 1, few)[:, 0]
-    if rng.random() < 0.8:  # that something is found in many dimensions too
+    if rng.random() < 0.8:  # so that something is found in many dimensions too
         wide = rng.random(dims) < 0.8
         most, least = np.where(wide, np.inf, most), np.where(wide, -np.inf, least)
     first[:, count:], second[:, count:] = -np.inf, np.inf

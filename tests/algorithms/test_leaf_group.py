@@ -1,4 +1,4 @@
-"""Batches whose neighbouring queries share a descent, against the same queries each on its own way down.
+"""Batches whose neighbouring queries share a descent, against the same queries one by one.
 
 Promises (Right answers):
 
@@ -93,11 +93,11 @@ def test_trees_of_few_levels_are_asked_the_same_way(random, n):
     assert_as_alone(packed(boxes), windows)
 
 
-# Groups at their limits: trees whose leaves stand in a row, and windows that reach as many of them as they should.
+# Groups at their limits: trees whose leaves stand in a row, and windows that reach a chosen number of them.
 
 
 class Row:
-    """Leaves side by side on the first axis, and a batch of windows of which groups are known to be made."""
+    """Leaves side by side on the first axis, and a batch of windows whose groups are known."""
 
     def __init__(self, leaves: int, dims: int = 1, page_bytes: int | None = None) -> None:
         self.store = MemoryStore()
@@ -113,7 +113,7 @@ class Row:
         self.windows: list[list[float]] = []
 
     def add(self, count: int, first: int, leaves: int, how: str = "ends") -> None:
-        """Windows that together reach the leaves from the first-th on.
+        """Adds windows that together reach `leaves` leaves, from number `first` on.
 
         Each "ends" in the first and the last one, covers all of them ("inside"), reaches all without covering any
         ("crossing"), or lies in one of them ("spread").
@@ -132,7 +132,7 @@ class Row:
             self.windows.append([along[0], *across[:1] * (self.dims - 1), along[1], *across[1:] * (self.dims - 1)])
 
     def finish(self, more: int = 64) -> np.ndarray:
-        """All windows, with as many more in the last leaf: enough of them for a batch that is put in order."""
+        """All windows, and `more` in the last leaf, so that there are enough for the batch to be put in order."""
         self.add(more, len(self.nodes) - 1, 1, "spread")
         return np.array(self.windows)
 
@@ -145,7 +145,7 @@ def leaves_of(store, state: TreeState) -> tuple[list[int], np.ndarray]:
 
 
 def groups_by_definition(store, state: TreeState, windows: np.ndarray) -> Iterator[tuple[list[int], set[int] | None]]:
-    """What leaf_group.plan_groups should say, by a look at all leaves."""
+    """What leaf_group.plan_groups should return, found by looking at all leaves."""
     nodes, ends = leaves_of(store, state)
     order = query_order.hilbert_order(windows, state.dims, state.bounds).tolist()
     first, size = 0, LIMITS["first_size"]
@@ -164,7 +164,7 @@ def groups_by_definition(store, state: TreeState, windows: np.ndarray) -> Iterat
 
 
 def planned(row: Row, windows: np.ndarray) -> list[tuple[int, int | None]]:
-    """(queries, leaves or None) of each group, which is what it should be by the definition; all answers are right."""
+    """(queries, leaves or None) of each group. Asserts that it fits the definition, and that all answers are right."""
     groups = leaf_group.plan_groups(row.store, row.state, windows)
     assert [(rows, leaves and set(leaves)) for rows, leaves in groups] == [
         *groups_by_definition(row.store, row.state, windows)
@@ -182,7 +182,7 @@ def planned(row: Row, windows: np.ndarray) -> list[tuple[int, int | None]]:
 @pytest.mark.parametrize("leaves", [1, 2, MOST - 1, MOST, MOST + 1])
 @pytest.mark.parametrize("first", [0, 1, 63, 64, 100, 119])
 def test_a_group_may_reach_as_many_leaves_as_the_limit_and_not_one_more(how, leaves, first):
-    """On one directory page and across two, from the beginning of the kernels' portion of a page and not."""
+    """On one directory page and across two, from the first entry of a kernel's portion of it and from a later one."""
     row = Row(240)
     row.add(FIRST, first, leaves, how)
     assert planned(row, row.finish())[0] == (FIRST, leaves if leaves <= MOST else None)

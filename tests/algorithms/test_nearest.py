@@ -17,7 +17,7 @@ TINY, MOST = tree_data.TINIEST, tree_data.MOST
 
 
 def exact_distances(boxes: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """Distances by the rules of the tree: squares added axis by axis, scaled where they would leave the range."""
+    """Distances by the rules of the tree: squares added axis by axis, scaled where they would overflow or vanish."""
     dims = len(point)
     with np.errstate(over="ignore", under="ignore"):
         gaps = np.maximum(np.maximum(boxes[:, :dims] - point, point - boxes[:, dims:]), 0.0)
@@ -43,7 +43,7 @@ def scaled_distance(box: np.ndarray, point: np.ndarray) -> float:
     total = 0.0
     for gap in gaps:
         scaled = math.ldexp(gap, -exponent)
-        total += scaled * scaled  # of which ** 2 is sometimes a neighbour
+        total += scaled * scaled  # ** 2 is sometimes off by one bit
     try:
         return math.ldexp(math.sqrt(total), exponent) / unit
     except OverflowError:

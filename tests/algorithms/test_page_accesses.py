@@ -1,4 +1,4 @@
-"""No query reads more pages, or tests more entries, than it did: the guard of speed that needs no clock.
+"""No query reads more pages, or tests more entries, than it did: a check of speed that needs no clock.
 
 Promises (Right answers):
 
@@ -15,7 +15,7 @@ AGAIN = "if that is meant, run `python tests/support/page_accesses.py` and commi
 
 
 def differences(figures: page_accesses.Figures, expected: page_accesses.Figures) -> list[str]:
-    """What costs more, or less, than expected, in words; results must be the same."""
+    """Says what costs more, or less, than expected. Results must be the same."""
     found = []
     for query, costs in expected.items():
         for what, before in costs.items():

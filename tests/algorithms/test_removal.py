@@ -1,4 +1,4 @@
-"""Removal: exactly what was asked for goes, and the tree condenses."""
+"""Removal: exactly what was asked for is removed, and the tree condenses."""
 
 from __future__ import annotations
 

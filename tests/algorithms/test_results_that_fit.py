@@ -1,4 +1,4 @@
-"""Results that can't fit raise MemoryError before they are worked out, or as soon as they outgrow what there is.
+"""Results that don't fit raise MemoryError before they are computed, or as soon as they outgrow the memory there is.
 
 Promises (Right answers):
 
@@ -41,7 +41,7 @@ def ever_less(monkeypatch):
 
 @pytest.fixture
 def breaths():
-    """How many breaths were taken."""
+    """Counts the breaths that are taken."""
     breath.watch_breaths(True)
     yield breath.breath_count
     breath.watch_breaths(False)

@@ -1,4 +1,4 @@
-"""A tree of coordinates times a power of two is the same tree, page by page, from denormal to nearly infinite ones.
+"""Coordinates times a power of two give the same tree, page by page, from denormal to nearly infinite ones.
 
 Promises (Right answers):
 
@@ -14,7 +14,7 @@ import pytest
 import xtree
 
 FACTORS = [2.0**-1060, 2.0**-1022, 2.0**-960, 2.0**-500, 2.0**500, 2.0**1000, 2.0**1011]
-MOST = 4096  # times the largest factor, the extent of -MOST to MOST is infinite
+MOST = 4096  # with the largest factor, the extent from -MOST to MOST is infinite
 
 
 def scattered(random: np.random.Generator, n: int, dims: int) -> np.ndarray:
@@ -61,7 +61,7 @@ def made(boxes: np.ndarray, way: str) -> xtree.XTree:
 
 
 def described(tree: xtree.XTree, windows: np.ndarray) -> tuple:
-    """What must be the same: records in the order of the leaves, levels, what queries cost and find."""
+    """What must be the same: records in the order of the leaves, levels, the costs and results of queries."""
     tree.check()
     ids, _ = tree.items()
     stats = tree.stats()
@@ -84,7 +84,7 @@ def test_a_tree_is_the_same_at_any_scale(random, shape, dims, way):
 @pytest.mark.parametrize("way", ["packed", "grown"])
 @pytest.mark.parametrize("factor", FACTORS[:3] + FACTORS[-1:])
 def test_an_axis_of_another_scale_changes_no_cell_of_the_others(random, factor, way):
-    """The tree is another one then, since margins weigh the axes; but a point is found by about as few pages."""
+    """The tree differs, since margins weigh the axes; but about as few pages are read to find a point."""
     boxes = points(random, 20_000, 2).astype(np.float64)
     boxes[:, [0, 2]] *= factor
     tree = made(boxes, way)

@@ -1,4 +1,4 @@
-"""Window queries, counts, exact lookup and listing against a look at every record.
+"""Window queries, counts, exact lookup and listing against a scan of all records.
 
 Promises (Right answers):
 
@@ -229,4 +229,4 @@ def test_a_failed_allocation_is_a_memory_error_and_the_next_answer_is_right(rand
                 assert np.array_equal(answer, right), name
             finally:
                 memory.fail_allocation(0)
-        assert failures >= 1 or name == "holds", name  # which takes no memory
+        assert failures >= 1 or name == "holds", name  # `holds` takes no memory

@@ -45,7 +45,7 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def by_definition(boxes: np.ndarray, min_fill: float) -> list[tuple[int, set[frozenset[int]]]]:
-    """The R*-tree's split of a page, axis and groups; several where margins are equal but for rounding."""
+    """The R*-tree's splits of a page, as (axis, groups): several if their margins differ only by rounding."""
     n, width = boxes.shape
     dims = width // 2
     least = min(ceil(min_fill * n), n // 2)
@@ -139,7 +139,7 @@ def test_flat_boxes_do_not_overlap_as_a_nan(random):
 
 
 def long_on_one_axis(random: np.random.Generator, n: int) -> np.ndarray:
-    """Boxes whose margins ask for a split of axis 0, where they overlap, while axis 1 tells them apart."""
+    """Boxes whose margins ask for a split along axis 0, where they overlap; along axis 1 they don't."""
     lower = np.column_stack([random.random(n) * 1000.0, np.arange(n) * 1e-3])
     return np.ascontiguousarray(np.hstack([lower, lower + np.array([2000.0, 0.5e-3])])[random.permutation(n)])
 
@@ -187,7 +187,7 @@ def test_an_unbalanced_split_by_history_makes_a_supernode(random):
 
 
 def test_a_balanced_split_by_history_is_found_beside_an_unbalanced_one_of_less_overlap(random):
-    """Next to nothing overlaps where a single entry is cut off, since that entry has next to no volume."""
+    """A split that cuts off a single entry has almost no overlap, since that entry has almost no volume."""
     boxes = long_on_one_axis(random, 40)
     boxes[:, 3] += 1e-3
     plan = plan_split(boxes, [0b10] * 40, may_stay=True)

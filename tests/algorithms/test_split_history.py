@@ -59,14 +59,14 @@ def parents(directory: Directory) -> dict[int, int]:
 
 
 class Watched:
-    """A tree into which records go one by one, each insert held against what it should do to the histories."""
+    """A tree into which records go one by one. After each insert the histories are compared with the expected ones."""
 
     def __init__(self, state: TreeState) -> None:
         self.store = MemoryStore()
         self.ws = begin(self.store)
         self.state = state
         self.splits: Counter[str] = Counter()
-        self.leaf_of: dict[int, int] = {}  # of each record that has been seen
+        self.leaf_of: dict[int, int] = {}  # by record, of those that have been seen
         self.remember()
 
     def remember(self) -> None:
@@ -84,7 +84,7 @@ class Watched:
             self.look_at_leaves()
 
     def end(self) -> None:
-        """No insert but those that split a page changed anything."""
+        """Asserts that no insert changed anything but those that split a page."""
         assert histories(directory_of(self.store, self.state)) == histories(self.directory)
         self.ws.abort()
         self.store.close()
@@ -116,13 +116,13 @@ class Watched:
         return {**expected, first: history, second: history}
 
     def look_at_leaves(self) -> None:
-        """Remembers where records are, often enough that of each half of a split some have been seen."""
+        """Remembers where records are; to be called so often that some of each half of a split have been seen."""
         leaves = [ref for page in self.directory.values() if page["level"] == 1 for ref in page["refs"].tolist()]
         for leaf in leaves or [self.state.root]:
             self.leaf_of.update(dict.fromkeys(describe(self.store, leaf)["refs"].tolist(), leaf))
 
     def split_leaf(self, now: Directory) -> tuple[int, int, dict[str, Any]]:
-        """The leaf that was split, the new one, and the plan that does just that."""
+        """The leaf that was split, the new leaf, and the plan of that split."""
         leaves = [ref for page in now.values() if page["level"] == 1 for ref in page["refs"].tolist()]
         (second,) = set(leaves) - set(parents(self.directory)) - {self.root}
         new = describe(self.store, second)
@@ -134,7 +134,7 @@ class Watched:
         return first, second, plan
 
     def plan(self, boxes: np.ndarray, bits: list[int], blocks: int) -> dict[str, Any] | None:
-        """How a directory page with these entries is split; None if it holds them, at last as a supernode."""
+        """How a directory page with these entries is split; None if it holds them, if need be as a supernode."""
         state = self.state
         most = LARGEST_PAGE // state.page_bytes
         while len(boxes) > (blocks * state.page_bytes - HEADER_BYTES) // (16 * state.dims + 16) // 8 * 8:
@@ -154,7 +154,7 @@ class Watched:
         return 0 if plan["by_position"] else 1 << plan["axis"]
 
 
-# dims, page_bytes, max_overlap, records, kinds of splits that must have been among them
+# dims, page_bytes, max_overlap, records, kinds of splits that must have happened
 TREES = [
     (1, 4096, 0.2, 16_000, {"leaf", "directory", "root"}),
     (2, 4096, 0.2, 8_000, {"leaf", "directory", "root"}),
@@ -188,7 +188,7 @@ def test_a_split_by_position_adds_no_axis():
 
 @pytest.mark.parametrize("dims", [2, 3, 4, 8, 64])
 def test_histories_of_a_packed_tree_are_handed_down_to_what_splits_in_it(dims):
-    """The pages of a bulk load carry axes; so do the halves that inserts make of them."""
+    """The pages of a bulk load carry axes, and so do the halves into which inserts split them."""
     random = np.random.default_rng(7)
     n = 2000 if dims < 64 else 400
     watched = Watched(TreeState.create(dims, leaf_fill=1.0))
@@ -204,7 +204,8 @@ def test_histories_of_a_packed_tree_are_handed_down_to_what_splits_in_it(dims):
 
 @pytest.mark.parametrize("dims", [2, 3, 4, 8])
 def test_the_entries_of_a_packed_page_carry_the_axes_that_cut_them_apart(dims):
-    """All of a page's that of its first cut; up to three dims that one alone, above also those of the cuts within."""
+    """All entries of a page carry the axis of its first cut. Up to three dims they carry no other one; above that they
+    carry the axes of the later cuts too."""
     store = MemoryStore()
     _, state = load(store, uniform(np.random.default_rng(7), 20_000, dims))
     for page in directory_of(store, state).values():
@@ -217,7 +218,7 @@ def test_the_entries_of_a_packed_page_carry_the_axes_that_cut_them_apart(dims):
 @pytest.mark.slow
 @pytest.mark.parametrize("dims", [2, 3, 8, 64])
 def test_entries_that_are_moved_keep_their_history(dims):
-    """A page of the directory that is dissolved gives its entries to others; none changes on the way."""
+    """A directory page that is dissolved gives its entries to others; no history changes on the way."""
     random = np.random.default_rng(7)
     n, page_bytes = (12_000, 4096) if dims < 8 else (1500, 16384 if dims == 64 else 4096)
     boxes = uniform(random, n, dims)
@@ -230,7 +231,7 @@ def test_entries_that_are_moved_keep_their_history(dims):
         delete(ws, state, np.array([id]), boxes[id : id + 1])
         now = directory_of(store, state)
         old, new = histories(before), histories(now)
-        if set(new) <= set(old):  # no split when orphans went in
+        if set(new) <= set(old):  # nothing was split when orphans were inserted
             assert new == {ref: old[ref] for ref in new}
             at, was = parents(now), parents(before)
             moved += sum(at[ref] != was[ref] and was[ref] not in now for ref in new)

@@ -1,4 +1,4 @@
-"""TreeState: parameters, the bytes in the catalog, and what isn't believed of them."""
+"""TreeState: parameters, the bytes in the catalog, and which bytes are refused."""
 
 from __future__ import annotations
 
