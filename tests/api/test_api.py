@@ -23,12 +23,12 @@ SHAPELYS = {
     "covers": "covers",
     "within": "covered_by",
     "covered_by": "covered_by",
-}  # predicate -> what its STRtree calls it
+}  # predicate -> its name in shapely's STRtree
 
 
 @pytest.fixture
 def filled(make_tree, random):
-    """A tree of 500 boxes in the plane, with them: (tree, ids, boxes)."""
+    """(tree, ids, boxes) of a tree of 500 boxes in the plane."""
     tree = make_tree(2)
     boxes = brute_force.random_boxes(random, 500, 2)
     ids = random.permutation(500).astype(np.int64)
@@ -157,7 +157,7 @@ def test_the_epoch_of_a_tree_grows_with_every_commit(make_tree):
 
 
 def test_predicates_are_those_of_shapely_from_the_inputs_side(make_tree, random):
-    """On boxes, whose edges belong to them, shapely's covers and covered_by are what contains and within are here."""
+    """Boxes contain their edges, so contains and within here are covers and covered_by in shapely."""
     boxes = brute_force.random_boxes(random, 600, 2, 0.2)
     large, small = (brute_force.random_boxes(random, 100, 2, side) for side in (0.4, 0.01))
     windows = np.vstack([large, boxes[:20], small])

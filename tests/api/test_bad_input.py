@@ -1,4 +1,4 @@
-"""Bad input: a clear error, and nothing changed. The rows of the table that concern arguments and handles.
+"""Bad input, in arguments and through handles: a clear error, and nothing changed.
 
 Promises (Right answers):
 
@@ -362,7 +362,7 @@ def test_every_call_in_a_forked_child_answers_or_says_why_and_the_parent_goes_on
 
 
 def raises(kinds, call) -> bool:
-    """Whether it raises one of these errors, or nothing when there are none."""
+    """Whether the call raises one of these errors, or nothing if none are given."""
     try:
         call()
     except kinds:

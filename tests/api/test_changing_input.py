@@ -1,4 +1,4 @@
-"""Input that changes during a call: what is stored was judged, what is asked harms nothing, and every call ends.
+"""Input that changes during a call: only checked values are stored, queries come to no harm, and every call ends.
 
 Promises (Right answers):
 
@@ -30,7 +30,7 @@ SPOILT = {
 
 
 def spoil_at(report, spoil):
-    """A progress callback that spoils something at one of its reports."""
+    """A progress callback that calls `spoil` at report number `report`."""
     reports = []
 
     def progress(done, total):
@@ -91,7 +91,7 @@ def test_input_cannot_be_resized_under_a_load(make_tree, random):
 
 
 def test_input_in_memory_that_is_used_again_is_stored_as_it_was_judged(make_tree, random):
-    """Arrays over somebody's buffer, which is refilled by the callback."""
+    """The arrays are over a buffer that the callback refills."""
     boxes = brute_force.random_boxes(random, N, 2)
     memory = bytearray(boxes.tobytes())
 
@@ -109,7 +109,7 @@ def test_input_in_memory_that_is_used_again_is_stored_as_it_was_judged(make_tree
 
 
 class Hammer:
-    """A thread that writes nonsense into an array, and what was there back, until the block ends."""
+    """A thread that writes nonsense into an array and then the old values, over and over, until the block ends."""
 
     def __init__(self, array: np.ndarray, nonsense: list[np.ndarray]) -> None:
         self.array, self.right, self.nonsense = array, array.copy(), nonsense
@@ -162,7 +162,7 @@ def test_writing_calls_beside_a_thread_that_writes_to_their_input_leave_right_tr
 
 @pytest.mark.parametrize("nonsense", [np.nan, np.inf, -np.inf])
 def test_rows_that_are_spoilt_behind_their_check_are_refused(make_tree, random, nonsense):
-    """The compiled functions themselves, as if the array had changed after it was judged."""
+    """Calls the compiled functions themselves, as if the array had changed after its check."""
     tree = make_tree(2)
     boxes = brute_force.random_boxes(random, 500, 2)
     tree.insert_many(np.arange(500), boxes)
@@ -213,6 +213,6 @@ def test_a_point_that_is_spoilt_behind_its_check_is_refused(make_tree, random):
     tree.insert_many(np.arange(500), random.random((500, 2)))
     points = random.random((200, 2))
     points[77, 1] = np.nan
-    for first, end in ((0, 200), (70, 100)):  # in an order of their own, and as they stand
+    for first, end in ((0, 200), (70, 100)):  # a batch that is put in order, and one too small for that
         with pytest.raises(ValueError, match=f"row {77 - first} was changed"):
             tree._read(nearest.nearest, points[first:end], 3)

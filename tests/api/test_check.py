@@ -1,4 +1,4 @@
-"""A check finds a changed byte wherever it stands, but for bytes that mean nothing; also in files under a writer.
+"""A check finds a changed byte anywhere, except in bytes that mean nothing; also while a writer has the files open.
 
 Promises (What people touch):
 
@@ -33,7 +33,7 @@ from xtree.tools.cli import main
 from xtree.tools.fsck import fsck
 
 SAMPLE = 40  # bytes of each file, besides those at its ends
-HARM = (0xFF, 0x01, 0x20, 0x80)  # what a byte is changed by: all of it, or a bit
+HARM = (0xFF, 0x01, 0x20, 0x80)  # XORed into a byte: all bits, or one
 
 
 def write(path: Path, durability: str = "balanced") -> xtree.Runtime:
@@ -87,7 +87,7 @@ def changed(file: Path, at: int, by: int) -> Iterator[None]:
 
 
 def used(path: Path) -> dict[str, np.ndarray]:
-    """Of every file, which bytes mean something: docs/tools.md names those that don't."""
+    """Which bytes of every file mean something; docs/tools.md names those that don't."""
     found = {file.name: np.ones(file.stat().st_size, bool) for file in path.iterdir()}
     found[filenames.LOCK][:] = False
     with xtree.Runtime(path, mode="r") as runtime:
@@ -104,7 +104,7 @@ def used(path: Path) -> dict[str, np.ndarray]:
 
 
 def places(path: Path, rng: np.random.Generator, most: int | None) -> Iterator[tuple[str, int, bool]]:
-    """(file, offset, whether it means something) of every byte, or of some of each file: drawn, first, last."""
+    """(file, offset, whether it means something) of every byte, or of some bytes of each file: random, first, last."""
     for name, means in sorted(used(path).items()):
         for offsets in (np.flatnonzero(means), np.flatnonzero(~means)):
             if most is not None and len(offsets) > most:
@@ -113,7 +113,7 @@ def places(path: Path, rng: np.random.Generator, most: int | None) -> Iterator[t
 
 
 def require_found(index: Path, random: np.random.Generator, tally, most: int | None) -> None:
-    """Each change is found with its file: as damage, or as what a crash may have left where there was one."""
+    """Asserts that each change is found, with its file: as damage or, after a kill, as what a crash may have left."""
     assert fsck(index).ok and not fsck(index).of("damage")
     before = [str(finding) for finding in fsck(index).findings]
     killed = bool(files(index, "log"))

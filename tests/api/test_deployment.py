@@ -1,7 +1,7 @@
 """The page about services: its code runs, its table names every error, and each alert fires when it should.
 
-The rules' expressions are evaluated here, on what prometheus_client collects of real indexes, by as much of PromQL as
-they use: `METRIC{label="value"}`, `increase(METRIC[10m])` from two scrapes, one `/`, comparisons, and `and`.
+The rules' expressions are evaluated here, on what prometheus_client collects from real indexes. The part of PromQL
+that they use is `METRIC{label="value"}`, `increase(METRIC[10m])` from two scrapes, one `/`, comparisons, and `and`.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Expression:
 
 
 def without(labels: Labels, ignored: str) -> Labels:
-    """Labels but for one."""
+    """The labels except one."""
     return frozenset(label for label in labels if label[0] != ignored)
 
 
@@ -143,13 +143,13 @@ def matched(samples: Vector, ignored: str) -> Vector:
 
 
 def quotient(a: float, b: float) -> float:
-    """As floats are divided: x / 0 is infinite, and 0 / 0 no number, which no comparison holds for."""
+    """a / b as PromQL has it: x / 0 is infinite, and 0 / 0 is NaN, for which no comparison holds."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.float64(a) / np.float64(b))
 
 
 def scrape(runtime: xtree.Runtime) -> Scrape:
-    """What Prometheus gets of a runtime, as it is now."""
+    """What Prometheus gets from a runtime now."""
     registry = prometheus_client.CollectorRegistry()
     registry.register(xtree.prometheus.Collector(runtime))
     found: Scrape = {}
@@ -311,7 +311,7 @@ def slow_reader(path: Path, patch: pytest.MonkeyPatch) -> States:
 
 
 def no_room_for_pages(path: Path, patch: pytest.MonkeyPatch) -> States:
-    """A disk of which nothing may be used any more, until there is room."""
+    """A disk with no room left, until there is some again."""
     with xtree.Runtime(path) as runtime:
         runtime.tree("places", dims=2).insert(1, (0, 0))
     with xtree.Runtime(path, config=xtree.Config(reserve_bytes=1 << 50)) as runtime:

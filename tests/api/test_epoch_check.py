@@ -1,4 +1,4 @@
-"""check() finds pages that belong to nothing, and to two: what a writer forgets to retire, or retires twice later.
+"""check() finds pages that belong to nothing or to two trees: a writer forgot to retire them, or would do so twice.
 
 Promises (What people touch):
 
@@ -75,7 +75,7 @@ def test_a_page_that_two_trees_have_is_found(tmp_path):
         begin(store).commit({"two": entry_of("two", state.copy())})
         with pytest.raises(xtree.CorruptionError, match=TWICE):
             runtime.check()
-        tree.check()  # which by itself is right
+        tree.check()  # each tree by itself is right
         runtime.tree("two").check()
         begin(store).commit({"two": None})
         runtime.check()
@@ -96,12 +96,12 @@ def test_pages_of_structures_are_looked_for_too_where_all_kinds_are_known(tmp_pa
             runtime.check()
         assert [finding.node for finding in fsck(runtime).of("damage")] == [lost]
         begin(store).commit({"odd": CatalogEntry("odd", "of a kind that nothing defines", 0, b"")})
-        runtime.check()  # whose page it may be
+        runtime.check()  # the page may belong to the unknown structure
         report = fsck(runtime)
         assert report.ok and report.figures["unknown_kinds"] == ["of a kind that nothing defines"]
         lose_a_page(store)
         with pytest.raises(xtree.CorruptionError, match=LOST):
-            runtime.check()  # a tree's is nobody else's
+            runtime.check()  # a page of a tree's kind can't belong to it
 
 
 def test_a_page_that_a_structure_names_twice_is_found(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Points, tables and geometries as users have them go in as what they are, or are refused with their names."""
+"""Points, tables and geometries are read as what they are, or refused with an error that names them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def frame(request):
 
 
 def assert_holds(tree, boxes):
-    """The tree has these boxes, with ids 0 .. n-1."""
+    """Asserts that the tree has these boxes, with ids 0 .. n-1."""
     tree.check()
     assert brute_force.records(*tree.items()) == brute_force.records(np.arange(len(boxes)), boxes)
 
@@ -190,7 +190,7 @@ def test_rows_of_a_table_are_read_by_name_too(boxes):
 
 
 def test_arrays_of_points_need_from_points_or_dims(random):
-    """Two columns without dims= were taken for intervals on one axis."""
+    """Two columns without dims= could be intervals on one axis."""
     points = random.random((N, 2))
     for given in (points, points.tolist(), points[0]):
         with pytest.raises(xtree.DimensionError, match="from_points"):
@@ -337,7 +337,7 @@ def test_rows_of_nan_as_shapely_gives_them_may_be_skipped(boxes):
 
 
 class Bounded:
-    """What has bounds as a geometry does."""
+    """An object that has bounds, like a geometry."""
 
     bounds = (0.0, 0.0, 1.0, 1.0)
 

@@ -1,5 +1,5 @@
-"""Making and dropping trees: ordinary commits, which share syncs, go with others in a transaction, and hold no lock but
-the name's.
+"""Making and dropping trees: ordinary commits, which share syncs, may be part of a transaction, and hold only the
+lock of the name.
 
 Promises (One writer, many readers):
 
@@ -62,7 +62,7 @@ class Doing(threading.Thread):
             self.error = error
 
     def outcome(self):
-        """What it returned; raises what it raised."""
+        """Returns what the call returned, or raises what it raised."""
         self.join(PATIENCE_S)
         assert not self.is_alive()
         if self.error is not None:

@@ -38,7 +38,7 @@ os._exit(0)
 
 
 def verify(runtime: xtree.Runtime, n: int) -> None:
-    """The catalog and every tree are as `make` and `change` leave them."""
+    """Asserts that the catalog and every tree are as `make` and `change` leave them."""
     kept = [i for i in range(n) if i % 5]
     assert runtime.trees() == sorted(map(name_of, kept))
     assert runtime.stats()["roots"] == len(kept)
@@ -101,7 +101,7 @@ def test_the_space_of_dropped_trees_is_used_again_and_files_shrink_at_the_close(
         for i in range(5):
             runtime.drop(f"old {i}")
         runtime.checkpoint()
-        runtime.tree("kept").insert(2, (0, 0))  # whatever was retired and is durable is free from here on
+        runtime.tree("kept").insert(2, (0, 0))  # from here on, what was retired and is durable is free
         assert slots_used(runtime) <= 4
         for i in range(5):
             runtime.tree(f"new {i}", dims=2).bulk_load(np.arange(20_000), boxes)

@@ -38,7 +38,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 class History(RuleBasedStateMachine):
-    """A tree, the records it must hold, open snapshots with theirs, and at most one open transaction with its own."""
+    """A tree, the records it must hold, and the same for open snapshots and at most one open transaction."""
 
     dims = 2
     durable = False
@@ -53,7 +53,7 @@ class History(RuleBasedStateMachine):
         self.changed: Counter = Counter()
 
     def open(self) -> xtree.XTree:
-        # Small windows, logs and checkpoints, so that short histories meet their ends.
+        # Small windows, logs and checkpoints, so that short histories fill them.
         config = xtree.Config(
             window_bytes=1 << 20, checkpoint_log_bytes=256 << 10, wal_fill_bytes=64 << 10, bulk_payload_limit=256 << 10
         )

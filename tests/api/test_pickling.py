@@ -1,4 +1,4 @@
-"""Pickles and copies: trees go to other processes, and arrive as themselves or not at all.
+"""Pickles and copies: trees are sent to other processes, and arrive as they were or not at all.
 
 Promises (One writer, many readers):
 
@@ -31,7 +31,7 @@ WAYS = {"pickle": lambda it: pickle.loads(pickle.dumps(it)), "deepcopy": copy.de
 
 
 class Named(xtree.XTree):
-    """A tree of a user's own kind."""
+    """A subclass of a user's."""
 
     def __init__(self, dims: int, label: str) -> None:
         super().__init__(dims)
@@ -48,13 +48,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def records(tree: xtree.XTree) -> list[object]:
-    """All records, in an order of their own."""
+    """All records, sorted."""
     ids, boxes = tree.items()
     return sorted(zip(ids.tolist(), map(tuple, boxes.tolist())))
 
 
 def elsewhere(it: object, code: str) -> str:
-    """What another process prints that runs code on what arrives there as `it`."""
+    """What another process prints last when it unpickles `it` and runs code on it."""
     program = f"import pickle, sys, xtree\nit = pickle.load(sys.stdin.buffer)\n{code}"
     done = subprocess.run([sys.executable, "-c", program], input=pickle.dumps(it), capture_output=True)
     return (done.stdout or done.stderr).decode().strip().split("\n")[-1]
@@ -174,7 +174,7 @@ def test_another_index_an_older_copy_or_none_at_its_path_is_told(path, tmp_path)
     (tmp_path / "copy").rename(path)
     with pytest.raises(ValueError, match="an older copy of the index"):
         pickle.loads(sent).snapshot()
-    with xtree.open(path) as tree:  # none of these holds it
+    with xtree.open(path) as tree:  # none of the handles above has it open
         assert len(tree) == 1
 
 

@@ -167,7 +167,7 @@ def test_the_timeout_of_a_transaction_counts_for_all_its_trees(runtime):
         thread = threading.Thread(target=wait)
         thread.start()
         thread.join()
-        runtime.tree("cities").insert(1, UNIT)  # the lock that was taken before is free again
+        runtime.tree("cities").insert(1, UNIT)  # the lock that had been taken first is free again
     assert len(errors) == 1
 
 
@@ -378,7 +378,7 @@ def test_the_version_is_that_of_the_package():
 
 
 def test_everything_at_once_ends_in_a_clean_close(tmp_path, random):
-    """Threads do whatever can be done, until the runtime is closed under them; what was committed is whole."""
+    """Threads make all kinds of calls until the runtime is closed; what was committed is whole."""
     names = ["a", "b", "c"]
     config = xtree.Config(checkpoint_log_bytes=256 << 10, window_bytes=1 << 20, wal_fill_bytes=64 << 10)
     runtime = xtree.Runtime(tmp_path / "index", config=config)
@@ -413,7 +413,7 @@ def test_everything_at_once_ends_in_a_clean_close(tmp_path, random):
 
 
 def act(runtime: xtree.Runtime, name: str, choice: int, rng: np.random.Generator) -> None:
-    """One thing that a thread may do; only ClosedError of the runtime comes out."""
+    """Makes one call that a thread may make. Only the runtime's ClosedError comes out."""
     try:
         tree = runtime.tree(name, dims=2)
         if choice == 0:
@@ -441,7 +441,7 @@ def act(runtime: xtree.Runtime, name: str, choice: int, rng: np.random.Generator
         else:
             assert tree.nearest([0.5, 0.5], k=3).shape <= (3,)
     except (TimeoutError, KeyError, xtree.TransactionError) as error:
-        assert error.args  # a tree was busy or gone, as another thread had it
+        assert error.args  # another thread had the tree, or has dropped it
     except xtree.ClosedError:
         if runtime.closed:
             raise

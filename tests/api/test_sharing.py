@@ -1,4 +1,4 @@
-"""Several handles of one process on one directory: one store, however many open it, and whatever they do to each other.
+"""Several handles of one process on one directory share one store, whatever they do to each other.
 
 Promises (One writer, many readers):
 
@@ -305,7 +305,7 @@ def test_config_and_durability_are_those_in_force_or_not_given(path):
             with xtree.open(path, **given) as other:
                 assert other.runtime.stats()["durability"] == "eventual"
         with xtree.open(path, config=xtree.Config(slow_reader_s=5, durability="eventual", window_bytes=1 << 20)):
-            pass  # what was fixed at creation never counts
+            pass  # settings fixed at creation aren't compared
         for given, named in (
             ({"durability": "strict"}, "durability='eventual', not 'strict'"),
             ({"config": xtree.Config(slow_reader_s=5)}, "durability='eventual', not 'balanced'"),
@@ -316,7 +316,7 @@ def test_config_and_durability_are_those_in_force_or_not_given(path):
                 xtree.open(path, **given)
         assert len(tree) == 1
     readers = [xtree.open(path, mode="r"), xtree.open(path, mode="r", durability="strict")]
-    with xtree.open(path, durability="eventual") as writer:  # the first that writes sets them
+    with xtree.open(path, durability="eventual") as writer:  # the first handle that writes sets them
         assert writer.runtime.stats()["durability"] == "eventual"
         with pytest.raises(ValueError, match="durability"):
             xtree.open(path, durability="strict", mode="r")

@@ -1,4 +1,4 @@
-"""Snapshots: the same answers for a whole life, beside any writer.
+"""Snapshots give the same answers for their whole life, beside any writer.
 
 Promises (One writer, many readers):
 
@@ -109,7 +109,7 @@ def test_closing_a_snapshot_lets_a_running_call_finish(make_tree, random):
     tree.delete_many(np.arange(3000), boxes)
     tree.insert_many(np.arange(3000), boxes)
     thread.join()
-    # It may have come too late, but what it counted it counted right.
+    # The thread may have come too late to count, but what it counted is right.
     assert all(set(count.tolist()) == {3000} for count in counts)
 
 

@@ -1,4 +1,4 @@
-"""Structures that are no trees live beside trees: same commits, same promises.
+"""Structures other than trees live beside trees: same commits, same promises.
 
 Promises (Nothing acknowledged is lost):
 
@@ -255,7 +255,7 @@ def run_until_killed(path: Path, first: int, rng: random.Random) -> int:
 
 
 def expected(skip: int, end: int) -> list[int]:
-    """What steps 0 .. end - 1 leave, when every step whose number is skip - 1 modulo skip takes back what it put."""
+    """What steps 0 .. end - 1 leave if every step whose number is skip - 1 modulo skip removes again what it put."""
     return [number for number in range(end) if number % skip != skip - 1]
 
 
