@@ -1,4 +1,4 @@
-"""Backpressure: who writes waits for checkpoints when the log has run ahead of them, never without end.
+"""Backpressure: writers wait for checkpoints when the log has run ahead of them, but never for ever.
 
 Promises (Nothing acknowledged is lost):
 
@@ -44,7 +44,7 @@ class Log:
 
 
 class TimePasses(ManualClock):
-    """Whoever waits has waited to the end at once; `meanwhile` is what happens then."""
+    """A clock on which every wait is over at once; `meanwhile` is what happens during the wait."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""When a checkpoint is due: burst, steady, idle, on demand; never too soon, and after failures later and later.
+"""When a checkpoint is due: burst, steady, idle, on demand; never too soon, and later after each failure.
 
 Promises (What is on the disk before what):
 

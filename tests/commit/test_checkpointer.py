@@ -86,7 +86,7 @@ class Hold:
 
 
 def in_thread(function, *arguments):
-    """Runs a function elsewhere: (thread, list that gets its result or error)."""
+    """Runs a function in another thread: (thread, list that gets its result or error)."""
     outcome = []
 
     def run():
@@ -470,7 +470,7 @@ def test_a_child_forked_during_a_checkpoint_holds_nothing_up(tmp_path):
 
 
 def write_and_checkpoint(store, threads, commits, acknowledge, checkpoints=True):
-    """Threads that each count upwards under two names of their own, with a checkpointing thread beside them."""
+    """Runs threads that each count upwards under two names of their own, beside a thread that takes checkpoints."""
     ended = threading.Event()
 
     def write(thread):
@@ -496,7 +496,7 @@ def write_and_checkpoint(store, threads, commits, acknowledge, checkpoints=True)
 
 
 def judge(texts, least, most=None):
-    """Each thread's pair is whole, and not older than what it had been told; nor newer than what it can have begun."""
+    """Asserts that each thread's pair is whole, not older than what it was told, and not newer than what it began."""
     for thread, said in enumerate(least):
         found = {name: int(text) for name, text in texts.items() if name.startswith(f"{thread} ")}
         assert len(set(found.values())) <= 1, found

@@ -68,13 +68,13 @@ def superblock_of(path: Path):
 
 
 def put_nine(store, acknowledge) -> None:
-    """Nine commits."""
+    """Makes nine commits."""
     for i in range(9):
         put(store, {"a": str(i)})
 
 
 def put_many(store, count: int, text: str) -> int:
-    """One transaction of so many pages, more than the log takes."""
+    """Commits one transaction of so many pages, more than the log takes."""
     write_set = begin(store)
     changes = {}
     for i in range(count):
@@ -186,7 +186,7 @@ def test_epochs_that_a_crash_has_left_out_stay_so_after_a_clean_close_without_a_
         assert texts_of(store) == {"a": "1"} and store.published.epoch == 2
         store.close()
     store = open_store(path, config=config)
-    assert put(store, {"a": "other"}) > 3  # which has been in the log with other content
+    assert put(store, {"a": "other"}) > 3  # epoch 3 has been in the log with other content
     store.close()
 
 
@@ -271,9 +271,9 @@ def test_what_several_threads_were_told_is_committed_survives_a_crash_at_any_poi
 
 
 def threads_until_a_crash(path: str, points: int) -> list[int]:
-    """In a child, threads that commit, abort and checkpoint until so many crash points are reached.
+    """Runs threads in a child that commit, abort and checkpoint until so many crash points are reached.
 
-    Each puts rising numbers under two names of its own. Returns the last one that each was told is committed, or -1.
+    Each puts rising numbers under two names of its own. Returns the last acknowledged number of each, or -1.
     """
     reader, writer = os.pipe()
     pid = os.fork()

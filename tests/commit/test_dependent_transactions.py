@@ -82,7 +82,7 @@ def hold_a_commit(runtime, fs) -> Doing:
 
 
 def fail_the_log(fs):
-    """No log gets any longer, nor is a new one made."""
+    """Makes sure that no log gets any longer, and that no new one is made."""
     full = ("write_zeros", "reserve", "create")
     fs.judge = lambda call, path: errno.ENOSPC if call in full and ".log" in path else None
 
@@ -154,7 +154,7 @@ def test_if_one_fails_those_that_build_on_it_fail_and_everything_comes_back(runt
         assert held.outcome() is None
         assert fails.outcome().errno == errno.ENOSPC
         assert isinstance(depends.outcome(), TransactionError)
-        assert runtime.stats()["object_table"]["reserved"] > 0  # kept: what is being built reads them
+        assert runtime.stats()["object_table"]["reserved"] > 0  # kept: the transaction being built reads them
         assert len(building.query((0, 0, 1, 1))) == MANY + 2
         building.insert(2, BOX)
     assert runtime.stats()["object_table"]["reserved"] == 0
@@ -224,7 +224,7 @@ def test_what_an_aborted_write_set_would_have_retired_is_free_while_others_still
     failing.end("aborted")
     another = begin(with_page)
     another.replace_page(node, b"kept")
-    dependent.abort()  # gives back the pages of the failed one, and must leave the other's claim alone
+    dependent.abort()  # gives back the failed one's pages, but must not touch the claim of `another`
     third = begin(with_page)
     with pytest.raises(xtree.errors.CorruptionError, match="reached twice"):
         third.replace_page(node, b"twice")

@@ -1,4 +1,4 @@
-"""Log garbage: a log goes when no checkpoint kept needs it and the manifest that says so is durable, not before.
+"""Log garbage: a log is deleted when no kept checkpoint needs it and the manifest that says so is durable, not before.
 
 Promises (What is on the disk before what):
 
@@ -114,7 +114,7 @@ def log_numbers(path):
 
 
 def fill(store, first, count):
-    """Commits that each take several frames' worth of log, the background settling after each."""
+    """Makes commits of several frames' worth of log each, and lets the background settle after each."""
     for i in range(first, first + count):
         put(store, {"a": f"{i}", f"b{i % 3}": f"{i}"}, size_class=1)
         settle(store)
@@ -129,7 +129,7 @@ def test_rotation_manifest_gc(tmp_path):
     early: list[str] = []
 
     def look(name):
-        """No log that a durable manifest lists has gone, and none that a checkpoint kept needs is unlisted."""
+        """No log that a durable manifest lists is gone, and none that a kept checkpoint needs is unlisted."""
         manifest = Manifest.load(FileSystem(), str(path))
         missing = {log.number for log in manifest.logs} - set(log_numbers(path))
         if missing:
@@ -168,7 +168,7 @@ def test_rotation_manifest_gc(tmp_path):
                 file.write(b"\xff" * 16)
         store = open_store(copy, config=config)
         assert texts_of(store) == expected
-        assert store.recovery.frames == (5 if not damaged else 17)  # what came after the checkpoint it began with
+        assert store.recovery.frames == (5 if not damaged else 17)  # those after the checkpoint used
         with pytest.raises(CorruptionError, match=newest) if damaged else contextlib.nullcontext():
             store.check()
         store.close()

@@ -67,12 +67,12 @@ def work(store, acknowledge):
 
 
 def clock():
-    """One whose every look takes a fifth of the interval of eventual's syncs."""
+    """A clock on which every look takes a fifth of the interval between eventual's syncs."""
     return SteppingClock(SMALL.sync_interval_ms / 5000)
 
 
 def reopened(path, mode):
-    """The texts after recovery; checked, and found again by another open."""
+    """The texts after recovery, which is checked; another open finds the same."""
     store = open_store(path, config=small(mode))
     texts = texts_of(store)
     store.check()
@@ -84,7 +84,7 @@ def reopened(path, mode):
 
 
 def frames(path):
-    """Every group frame in the logs of a directory, in order. A log that isn't listed was about to be made."""
+    """Every group frame in the logs of a directory, in order, without logs that aren't listed yet."""
     manifest = Manifest.load(FileSystem(), str(path))
     found = []
     for entry in manifest.logs:
@@ -174,7 +174,7 @@ def test_every_frame_carries_its_mode(tmp_path, mode):
 
 
 class Losses:
-    """At random crash points, keeps what a power loss would leave, and between which states it must lie."""
+    """Keeps, at random crash points, what a power loss would leave, and the states between which that must lie."""
 
     def __init__(self, path, mode, rng, share):
         self.fs, self.path, self.mode, self.rng, self.share = ForgetfulFileSystem(path), path, mode, rng, share
@@ -421,7 +421,7 @@ def test_the_syncs_of_a_commit_are_those_of_its_mode_in_that_order(tmp_path, mod
 
 
 class LogicalClock(Clock):
-    """Time that a test moves. Whoever waits is woken by `advance`, and looks again."""
+    """A clock that a test moves. `advance` wakes the threads that wait, and they look again."""
 
     def __init__(self):
         self.time = 0.0
@@ -442,8 +442,8 @@ class LogicalClock(Clock):
         return found
 
     def advance(self, store, seconds):
-        """Moves time on, and returns when the leader has done what is due then, and waits again."""
-        assert self.idle.wait(PATIENCE_S)  # else it may be about to wait for as long as it was before
+        """Moves the clock, and returns when the leader has done what is due then, and waits again."""
+        assert self.idle.wait(PATIENCE_S)  # otherwise it may be about to wait as long as before
         with self.lock:
             self.time += seconds
             self.idle.clear()
@@ -453,7 +453,7 @@ class LogicalClock(Clock):
 
 def test_an_eventual_commit_is_durable_after_the_interval_and_its_slots_come_back_then(tmp_path):
     fs, logical = CountingFileSystem(), LogicalClock()
-    # Nothing for the checkpointer: when it finds a checkpoint due or makes the next log is its matter.
+    # Nothing is left to the checkpointer: a test can't say when it finds a checkpoint due or makes the next log.
     config = by_request("eventual", sync_interval_ms=500, **ONE_LONG_LOG)
     store = open_store(tmp_path / "index", config=config, fs=fs, clock=logical)
     coordinator = store._coordinator
@@ -591,7 +591,7 @@ def test_commits_of_many_threads_that_were_acknowledged_survive_a_kill(tmp_path,
 
     acknowledged: list[int] = []
     run_and_die(str(path), many, "commit.published", 100, small(mode), acknowledged=acknowledged)
-    assert len(acknowledged) >= 99 - 5  # each of the other threads may be about to say that it was told
+    assert len(acknowledged) >= 99 - 5  # each of the other threads may have been told, and not have said so yet
     last = {step >> 20: step & 0xFFFFF for step in acknowledged}
     texts = reopened(path, mode)
     for thread in range(6):

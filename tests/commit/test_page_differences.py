@@ -1,4 +1,4 @@
-"""Pages in the log: whole the first time in each log, afterwards what has changed.
+"""Pages in the log: whole the first time in each log, and after that only what has changed.
 
 Promises (Nothing acknowledged is lost):
 
@@ -56,7 +56,7 @@ def test_a_small_insert_into_a_page_touched_before_logs_a_few_hundred_bytes(tmp_
     rng = np.random.default_rng(1)
     with xtree.open(tmp_path / "index", dims=2) as tree:
         tree.insert_many(np.arange(2000), rng.random((2000, 2)))
-        for i in range(300):  # every page has been touched then
+        for i in range(300):  # so that every page has been touched
             tree.insert(i, rng.random(2))
         before = tree.runtime.stats()["coordinator"]["wal_bytes"]
         spot = rng.random(2)
@@ -140,7 +140,7 @@ def test_pages_come_back_from_their_differences_with_their_data_files_zeroed(tmp
                 size = file.seek(0, 2)
                 file.seek(4096)
                 file.write(bytes(size - 4096))
-    # What the checkpoint holds was zeroed too, and is only there again where the log has replaced it since.
+    # The checkpoint's pages were zeroed too, and are only there again where the log has replaced them since.
     store = open_store(path, config=small(mode))
     found = {entry.name: entry for entry in store.published.catalog}
     assert set(found) == set(contents)

@@ -62,13 +62,13 @@ def fill(store, first, count, size_class=1):
 
 
 def until_spare(store):
-    """Commits until the next log is there."""
+    """Makes commits until the next log is there."""
     while store.index_files.spare is None:
         fill(store, 1000, 1)
 
 
 def until_full(store):
-    """Commits until the next one takes the next log, which is there."""
+    """Makes commits until one more would go to the next log, which is there."""
     until_spare(store)
     while store.index_files.log.has_room(256):
         put(store, {"a": "full"}, size_class=1)
@@ -208,7 +208,7 @@ def test_a_rotation_saves_no_manifest_and_makes_no_file(tmp_path):
     put(store, {"a": "after"}, size_class=1)
     assert coordinator(store)["logs_rotated"] == rotated + 1
     before_frame = asked[: [i for i, one in enumerate(asked) if one == ("sync", ".log")][1] + 1]
-    # In the new log the link, its sync, the frame, its sync: the old one was synced already.
+    # In the new log: the link, its sync, the frame, its sync. The old log was synced already.
     assert before_frame == [("pwritev", ".log"), ("sync", ".log")] * 2
     fs.heal()
     store.close()
@@ -367,7 +367,7 @@ def test_a_log_that_cannot_be_made_ahead_stops_nobody_unless_a_sync_failed(tmp_p
         return
     assert texts_of(store) == {"a": "29"}
     if coordinator(store)["spare_failures"] == 0:
-        assert call in ("reserve", "pwrite", "write_zeros")  # not used to make a log on this system
+        assert call in ("reserve", "pwrite", "write_zeros")  # this system doesn't use the call to make a log
     else:
         assert {error.errno for error in told} == {number}
         assert coordinator(store)["spares_made"] == 0
@@ -403,7 +403,7 @@ def test_a_link_that_could_not_be_written_ends_the_old_log_all_the_same(tmp_path
 
 def test_a_log_that_is_taken_into_use_while_its_making_ends_is_listed_once(tmp_path):
     class Making(set):
-        def discard(self, number):  # by the checkpointer: the log is the next one already
+        def discard(self, number):  # called by the checkpointer, when the log is already the next one
             spare = store.index_files.spare
             if spare is not None and spare.number == number and not taken:
                 taken.append(number)
@@ -456,7 +456,7 @@ def test_a_full_disk_while_the_next_log_is_made_leaves_the_logs_in_link_order(tm
     writer.join(20)
     assert done.is_set()
     store._coordinator.checkpointer.call(lambda: None)
-    store.index_files.log_aged = True  # whatever was made ahead is taken into use
+    store.index_files.log_aged = True  # so that a log made ahead is taken into use
     put(store, {"b": "2"})
     put(store, {"c": "3"})
     numbers = [entry.number for entry in store.index_files.manifest.logs]
@@ -514,7 +514,7 @@ def test_the_first_version_of_a_page_in_a_log_is_whole_also_where_its_commit_tak
 
 
 def test_what_a_log_held_is_durable_once_the_next_one_is_taken(tmp_path):
-    """In eventual, where the sync in the background may be an hour away."""
+    """In eventual, where the sync in the background is an hour away."""
     store = open_store(tmp_path / "index", config=by_request("eventual", sync_interval_ms=3_600_000))
     until_full(store)
     before = store.published.epoch
