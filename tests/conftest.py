@@ -38,12 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.basetemp is None and os.path.isdir(MEMORY_FILE_SYSTEM) and not hasattr(config, "workerinput"):
         config.option.basetemp = tempfile.mkdtemp(prefix="xtree-tests-", dir=MEMORY_FILE_SYSTEM)
         config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
-    config.option.loadscopereorder = False  # of pytest-xdist: by the number of tests, which says little about the time
+    config.option.loadscopereorder = False  # xdist's order, by the number of tests, says little about the time
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts the longest files first, so that no worker has one of them to do when the others have done everything."""
+    """Puts the longest files first, so that no worker begins one of them when the others have done everything."""
     stems = {path.stem for path in Path(__file__).parent.rglob("test_*.py")}
     if unknown := [name for name in LONGEST if f"test_{name}" not in stems]:
         raise pytest.UsageError(f"LONGEST in conftest.py names files that aren't there: {', '.join(unknown)}")
@@ -53,8 +53,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module", autouse=True)
 def earlier_out_of_sight() -> None:
-    """Takes what was imported, and what earlier files have left, out of the collector's sight: tests that collect often
-    looked at all of it each time."""
+    """Hides what was imported, and what earlier files have left, from the collector: tests that collect often would
+    look at all of it each time."""
     gc.collect()
     gc.freeze()
 
@@ -91,7 +91,7 @@ def store(request, tmp_path):
 
 @pytest.fixture
 def in_flight(request):
-    """Keeps the pages of `store`, if the test has one, in place, as calls of the tree's modules need."""
+    """Keeps the pages of `store`, if the test has one, in place: calls of the tree's modules need that."""
     if "store" not in request.fixturenames:
         yield
         return
@@ -101,7 +101,7 @@ def in_flight(request):
 
 @pytest.fixture
 def ws():
-    """The write set of a store in memory, aborted after the test, which then has no page."""
+    """The write set of a store in memory. It is aborted after the test, and the store then has no page."""
     store = MemoryStore()
     write_set = begin(store)
     yield write_set

@@ -1,4 +1,4 @@
-"""Interrupts of long calls: at any moment a call ends with what the handler raised and nothing changed, or goes on.
+"""Interrupts of long calls: at any moment a call goes on, or ends with what the handler raised and nothing changed.
 
 Promises (Right answers):
 
@@ -92,7 +92,7 @@ def reader(request, tree):
 
 
 def moments(call: Callable[[], Any]) -> list[int]:
-    """Breaths of a call at which to interrupt it: all, or some of many."""
+    """The breaths of a call at which to interrupt it: all, or some if there are many."""
     breath.watch_breaths(True)
     call()
     breaths = breath.breath_count()
@@ -123,7 +123,7 @@ def test_an_interrupt_ends_a_reading_call_at_any_moment(reader, name):
 
 @pytest.mark.parametrize("name", READS)
 def test_a_reading_call_goes_on_when_the_handler_returns(tree, name):
-    """Whatever the handler does with the tree."""
+    """The call goes on whatever the handler does with the tree."""
     call = READS[name]
     expected = call(tree)
     answers = []
@@ -197,7 +197,7 @@ def test_an_interrupt_of_a_writing_call_dooms_its_transaction(tree, name):
 
 @pytest.mark.parametrize("name", WRITES)
 def test_a_writing_call_goes_on_when_the_handler_returns(make_tree, name):
-    """A handler may read; it is refused what would have to wait for the call that it interrupts."""
+    """A handler may read. Calls that would have to wait for the interrupted call are refused."""
     model = make_tree(3)
     model.bulk_load(IDS, BOXES)
     WRITES[name](model)
@@ -256,7 +256,7 @@ def test_an_interrupt_ends_a_load_in_threads_when_all_have_ended(make_tree, monk
 
 
 def test_interrupts_while_a_call_waits_for_its_threads_stop_them_and_leave_none_behind():
-    """A second one, and a third one, change nothing of that.
+    """A second and a third interrupt change nothing.
 
     One that comes just before the thread begins to wait is seen with the next one; one that is seen when the call has
     ended is ignored, since it would be raised in the test.
@@ -292,7 +292,7 @@ def test_interrupts_while_a_call_waits_for_its_threads_stop_them_and_leave_none_
 
 
 def test_an_interrupt_just_before_a_call_waits_for_its_threads_is_seen_at_once():
-    """It arrives in compiled code, where no handler runs, behind the last look of the thread's own share."""
+    """It arrives in compiled code, where no handler runs, after the last breath of the thread's own share."""
     team = breath.Team()
     stopped = []
 

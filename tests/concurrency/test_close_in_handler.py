@@ -1,4 +1,4 @@
-"""close() where it can't wait: in a signal handler that interrupts a call, in a callback of one."""
+"""close() where it can't wait: in a signal handler that interrupts a call, and in a callback of a call."""
 
 from __future__ import annotations
 

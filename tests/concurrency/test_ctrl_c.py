@@ -1,4 +1,4 @@
-"""SIGINT sent into long calls of a process of its own: each would take minutes, and ends.
+"""SIGINT sent to a process in the middle of long calls: each would take minutes, and ends.
 
 Promises (Right answers):
 
@@ -98,6 +98,6 @@ except KeyboardInterrupt:
 
 
 def test_an_interrupt_of_the_main_thread_by_another_one_ends_a_call_too():
-    """As notebooks and debuggers may send it: without a signal."""
+    """Notebooks and debuggers may interrupt so, without a signal."""
     done = subprocess.run([sys.executable, "-c", JUPYTER], capture_output=True, text=True, timeout=60)
     assert done.stdout == "interrupted\n", done.stdout + done.stderr

@@ -1,8 +1,8 @@
-"""The protocols that let readers go without locks, in models of which every interleaving is explored.
+"""The protocols by which readers need no locks, in models whose every interleaving is explored.
 
 The models: epochs and the reuse of slots (epoch_model.py), windows and flights (window_model.py), the hand-off of
-commits (handoff_model.py). Each is run as the code has it, and as a number of mutants, each of which must be found
-out: that is the test of the models. That their steps are those of the code is looked up in the code.
+commits (handoff_model.py). Each is run as the code has it, and in a number of mutants, all of which must be found
+out: that tests the models. A test looks in the code for the steps of the models.
 
 Promises (One writer, many readers):
 
@@ -139,7 +139,7 @@ def test_a_mutant_of_the_hand_off_is_found_out(mutant, tally):
 
 @pytest.mark.parametrize("fence", [True, False])
 def test_a_load_passes_an_earlier_store_of_its_thread_only_without_a_fence(fence):
-    """The memory of the models is right: two threads store and then load each other's word."""
+    """The models' memory is right: two threads each store a word, then load the other's."""
 
     def thread(me: int):
         def look(s: State) -> None:
@@ -170,7 +170,7 @@ def test_a_lost_wake_up_is_seen():
     assert explore(State(), programs).flaw == "nobody can go on"
 
 
-# What the models' steps stand for, in the order that they have there.
+# The code that the models' steps stand for, in the order of the models.
 CODE = {
     "mvcc.pyx": {
         "cdef int pin(self)": ["load_seq(&self.current)", "_take_slot(", "_settle("],

@@ -1,4 +1,4 @@
-"""Finalizers: garbage collection ends forgotten things in any thread, in the middle of anything.
+"""Finalizers: garbage collection ends forgotten objects in any thread, in the middle of anything.
 
 Promises (One writer, many readers):
 
@@ -30,7 +30,7 @@ def store(tmp_path):
 
 
 def once_at(point: str, action) -> None:
-    """Has an action done when a crash point is reached for the first time."""
+    """Runs an action when a crash point is reached for the first time."""
 
     def hook(name: str) -> None:
         if name == point:

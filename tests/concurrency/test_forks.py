@@ -71,7 +71,7 @@ def in_child(work: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def beside(work: Callable[[], object]):
-    """Other threads run work() over and over."""
+    """Other threads run work() over and over during the block."""
     stop, wrong = threading.Event(), []
 
     def loop():
@@ -216,7 +216,7 @@ def test_trees_that_other_threads_make_and_forget_are_whole_in_the_child():
 def test_snapshots_stay_valid_in_the_child_and_keep_their_pages():
     tree = xtree.XTree.from_points(ROWS)
     taken = []
-    thread = threading.Thread(target=lambda: taken.append(tree.snapshot()))  # by one that isn't there in the child
+    thread = threading.Thread(target=lambda: taken.append(tree.snapshot()))  # a thread that doesn't exist in the child
     thread.start()
     thread.join()
     tree.delete_many(np.arange(1000), ROWS[:1000])
@@ -231,7 +231,7 @@ def test_snapshots_stay_valid_in_the_child_and_keep_their_pages():
             assert len(kept) == 3000
             kept.check()
             kept.close()
-        for _ in range(40):  # each takes some back
+        for _ in range(40):  # each reclaims some pages
             tree.insert(1, BOX)
         stats = tree._store.stats()
         assert stats["epochs"]["pins"] == 0 and stats["object_table"]["retired"] < 5
@@ -312,7 +312,7 @@ def test_a_transaction_of_another_thread_holds_no_lock_in_the_child():
 
 
 def test_a_fork_in_the_middle_of_a_load_leaves_both_processes_well():
-    """A callback forks, and returns in the child too."""
+    """A callback forks, and returns in both processes."""
     tree = xtree.XTree(2)
     mine, pids = os.getpid(), []
 
@@ -359,7 +359,7 @@ def test_a_fork_in_the_middle_of_a_durable_load_changes_nothing_of_the_parents(t
 
 
 def test_a_child_that_goes_on_in_the_middle_of_a_load_writes_to_no_file_of_the_parents(tmp_path):
-    """Its parent gives up, and puts other pages where the child believes its own to be."""
+    """The parent aborts, and puts other pages where the child believes that its own are."""
     tree = xtree.open(tmp_path / "index", dims=2)
     mine, pids = os.getpid(), []
     (said, say), rows = os.pipe(), np.random.default_rng(1).random((100_000, 2))
@@ -578,7 +578,7 @@ def test_threads_of_a_child_reopen_a_handle_once(path):
 
 
 def test_a_childs_end_leaves_the_parents_index_alone(path):
-    """Not by os._exit: finalizers, atexit and all."""
+    """The child ends with finalizers and atexit, not by os._exit."""
     code = """
 import os, sys, numpy as np, xtree
 tree, memory = xtree.open(sys.argv[1]), xtree.XTree(2)
@@ -694,7 +694,7 @@ def test_a_tree_that_was_dropped_or_made_anew_is_not_taken_for_the_parents(path)
 
 
 def test_a_lock_of_the_programs_that_is_held_around_writes_may_be_taken_before_forks():
-    """By a hook that is registered once xtree is imported: locks are taken in that order by all."""
+    """A hook that is registered after xtree was imported takes it, so that all threads take the locks in one order."""
     code = """
 import os, threading
 import xtree

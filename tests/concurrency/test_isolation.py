@@ -125,7 +125,7 @@ def state_of(path: Path) -> dict[str, tuple]:
 
 
 def read_everything(path: Path) -> None:
-    """All that a read-only open can be asked for, and all that it refuses."""
+    """Makes every call that a read-only open answers, and every call that it refuses."""
     with xtree.Runtime(path, mode="r") as runtime:
         assert runtime.trees() == ["a", "b"]
         tree = runtime.tree("a")
@@ -175,7 +175,7 @@ def test_a_read_only_open_makes_no_changing_call(left, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs permissions of files")
 @pytest.mark.parametrize("with_lock_file", [True, False])
 def test_a_directory_that_cannot_be_written_is_read(left, with_lock_file):
-    """As an unprivileged user: where the tests run as root, in a child process that has ceased to be it."""
+    """As an unprivileged user. If the tests run as root, this is a child process that has given that up."""
     folder = Path(tempfile.mkdtemp(prefix="xtree-read-only-"))
     try:
         path = folder / "index"

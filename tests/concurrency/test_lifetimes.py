@@ -1,4 +1,4 @@
-"""Nothing outlives its use: what is kept of a catalog, a write set, a store, after work on very many trees.
+"""Nothing outlives its use: how many catalogs, write sets and stores are left after work on very many trees.
 
 Promises (Nothing acknowledged is lost):
 
@@ -75,7 +75,7 @@ def no_more_than(most: dict[type, int]) -> Iterator[None]:
     assert all(left[kind] <= most[kind] for kind in KINDS), left
 
 
-# Of what is published now; beside it a thread may still have the last commit in a local variable.
+# Those of what is published now; and a thread may still have the last commit in a local variable.
 ONE_OF_EACH = {Catalog: 2, Published: 2, WriteSet: 1, Pin: 0}
 
 

@@ -1,4 +1,4 @@
-"""Long calls over many files: answers stay right while mappings come and go, and a batch doesn't hold all of them.
+"""Long calls over many files: answers stay right while mappings come and go, and a batch doesn't keep all of them.
 
 Promises (One writer, many readers):
 
@@ -46,7 +46,7 @@ def filled(tmp_path_factory, data):
 
 @pytest.fixture
 def tree(tmp_path, filled):
-    """A copy of that tree, of whose files one may stay mapped and one open."""
+    """A copy of that tree. One of its files may stay mapped, and one open."""
     tree = xtree.open(shutil.copytree(filled, tmp_path / "tree.xtree"), config=CONFIG)
     assert tree.runtime.stats()["data_files"]["files"] > 100
     yield tree
@@ -138,7 +138,7 @@ def test_a_long_batch_lets_mappings_go_that_it_has_done_with(tree, ask, threads)
     eventually(lambda: windows_of(tree)["mapped"] <= 1)
     before = windows_of(tree)["recycled"]
     if ask == "nearest":
-        tree.nearest(points, 3, max_distance=0.001)  # the pages around a point, not half of the tree
+        tree.nearest(points, 3, max_distance=0.001)  # reads the pages around a point, not half of the tree
     else:
         getattr(tree, ask)(boxes_of(points, 0.001), threads=threads)
     assert windows_of(tree)["recycled"] > before

@@ -1,4 +1,4 @@
-"""Batches in several threads: the same answers as in one, of one epoch, in the caller's order.
+"""Batches in several threads give the same answers as in one thread, of one epoch, in the caller's order.
 
 Promises (Right answers):
 
@@ -33,7 +33,7 @@ def tree(make_tree):
 
 @pytest.fixture(params=["tree", "snapshot", "transaction"])
 def reader(request, tree):
-    """Whatever has the reading methods; the transaction reads what it has written."""
+    """Everything that has the reading methods; the transaction reads what it has written."""
     if request.param == "tree":
         yield tree
     elif request.param == "snapshot":

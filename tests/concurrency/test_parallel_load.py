@@ -1,4 +1,4 @@
-"""Bulk load in several threads: the tree that one makes, in either store; whatever happens, all threads end.
+"""Bulk load in several threads makes the same tree as in one, in either store; whatever happens, all threads end.
 
 Promises (Right answers):
 
@@ -22,14 +22,14 @@ from xtree.persistence.base import memory, outcome
 from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin
 
-N = 70_000  # of which even a third is enough to share out
+N = 70_000  # even a third of them is enough to be shared out
 
 pytestmark = [pytest.mark.threads, pytest.mark.usefixtures("in_flight")]
 
 
 @pytest.fixture
 def starts(monkeypatch):
-    """How many threads were started."""
+    """Counts the threads that are started."""
     started = []
 
     def start(function, *arguments):

@@ -1,4 +1,4 @@
-"""Processes: one writer a directory, readers beside each other, and forks that touch nothing of the parent's.
+"""Processes: one writer a directory, readers at the same time, and forks that touch nothing of the parent's.
 
 Promises (One writer, many readers):
 
@@ -41,7 +41,7 @@ def path(tmp_path):
 
 
 def in_child(work) -> int:
-    """Runs work() in a forked child; its exit status: 0, or 1 after an exception."""
+    """Runs work() in a forked child. Returns its exit status: 0, or 1 after an exception."""
     pid = os.fork()
     if pid == 0:
         status = 1

@@ -1,4 +1,4 @@
-"""Snapshots of any age under torture: every answer is that of their epoch, for their whole life.
+"""Snapshots of any age under torture: every answer is that of the snapshot's epoch, for its whole life.
 
 Beside the readers: writers on several trees and on pairs of them, trees dropped and made again, checkpoints,
 backups, and a configuration so small that logs rotate, slots are reused and windows recycled all the time.
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.threads
 NAMES = ("a", "b", "c")
 READERS = 4
 BATCHES = 12  # of about 30 records in each tree
-HELD = 6  # snapshots by each reader
+HELD = 6  # snapshots that each reader keeps
 
 Tally = collections.Counter
 
@@ -71,7 +71,7 @@ class Torture:
         self._adding = threading.Lock()
 
     def run(self, seconds: float, works) -> None:
-        """Runs each of the works, again and again, in a thread of its own."""
+        """Runs each of the works over and over in a thread of its own."""
         threads = [threading.Thread(target=self._guarded, args=(i, work)) for i, work in enumerate(works)]
         for thread in threads:
             thread.start()
@@ -186,7 +186,7 @@ class Torture:
                 return
 
     def back_up(self, path):
-        """Backs up, and looks at what came of it."""
+        """Makes a backup, and checks it."""
 
         def work(random: np.random.Generator, tried: Tally[str]) -> None:
             while True:
@@ -218,7 +218,7 @@ def torture(directory, mode: str, seed: int, seconds: float, tally) -> None:
             run.make(history)
         writers = [run.write(name) for name in NAMES]
         run.run(seconds, [*writers, *[run.read] * READERS, run.checkpoint, run.back_up(directory / "backup")])
-        runtime.checkpoint()  # of which eventual commits are durable
+        runtime.checkpoint()  # makes eventual commits durable
         eventually(lambda: runtime.stats()["coordinator"]["reclaim_backlog"] == 0)
         stats = runtime.stats()
         assert stats["windows"]["recycled"] > 0 and stats["windows"]["unmap_failures"] == 0
@@ -257,7 +257,7 @@ def test_every_answer_of_a_snapshot_is_that_of_its_epoch_for_minutes(tmp_path, m
 
 
 def test_pages_that_are_used_again_under_a_snapshot_are_noticed(tmp_path):
-    """The torture can fail: a snapshot whose pin is taken away gives wrong answers, or none, and is told of."""
+    """The torture can fail: a snapshot whose pin is taken away gives wrong answers, or none, and that is reported."""
     tried: Tally[str] = Tally()
     random = np.random.default_rng(1)
     with xtree.Runtime(tmp_path / "index", config=tiny("balanced", 2, 2)) as runtime:
@@ -274,7 +274,7 @@ def test_pages_that_are_used_again_under_a_snapshot_are_noticed(tmp_path):
                 run.commit([history], random)
                 runtime.checkpoint()
                 held.compare(random, tried)
-        while epochs.pin_epoch() != slot:  # the snapshot gives back what it thinks it has
+        while epochs.pin_epoch() != slot:  # until there is a pin in the slot that the snapshot will give back
             pass
         held.snapshot.close()
 

@@ -1,5 +1,5 @@
-"""Finalizers, weakref callbacks and signal handlers call anything, anywhere: it answers or is refused, and never waits
-for itself.
+"""Finalizers, weakref callbacks and signal handlers make any call at any moment: it answers or is refused, and never
+waits for its own thread.
 
 Promises (One writer, many readers):
 
@@ -68,7 +68,7 @@ needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="need
 
 
 def run(scenario: str, mode: str, path: Path, **settings: object) -> str:
-    """What a scenario has printed; fails with the stacks of a process that had to be stopped."""
+    """What a scenario has printed. If the process had to be stopped, fails with its stacks."""
     seed = int.from_bytes(os.urandom(4), "little")
     print("seed", seed)
     environment = {**os.environ, **{name: str(value) for name, value in settings.items()}, "PYTHONHASHSEED": "0"}
@@ -216,7 +216,7 @@ def test_a_handler_in_the_middle_of_a_commit_reads_and_is_refused_to_write(tmp_p
         tree = runtime.tree("a", dims=2)
         runtime.tree("b", dims=2).insert(1, (0, 0))
         settle(runtime._store)
-        with runtime._store._coordinator.turn_lock:  # it is free: this thread will carry its next commit itself
+        with runtime._store._coordinator.turn_lock:  # once it is free, this thread carries its next commit
             pass
         done = []
 
@@ -317,7 +317,7 @@ def test_a_file_is_borrowed_in_the_middle_of_each_step_of_borrowing_it(tmp_path)
 
 
 def test_the_file_longest_unused_is_looked_for_again_when_another_use_comes_between(tmp_path):
-    """Between the two steps of finding it, which no line separates."""
+    """The other use comes between the two steps of finding the file, which stand in one line."""
     for name in "abc":
         (tmp_path / name).write_bytes(name.encode())
     fs, files = FileSystem(), OpenFiles(2)
@@ -407,7 +407,7 @@ def test_a_lock_is_waited_for_in_the_order_of_ranks_and_only_tried_out_of_it():
         assert rank_held() == OPEN_FILES
     let_go.set()
     thread.join()
-    with RankedLock(OPEN_FILES), low:  # nobody has it
+    with RankedLock(OPEN_FILES), low:  # `low` is free
         assert rank_held() == OPEN_FILES
     with low, pytest.raises(TransactionError), low:
         pass

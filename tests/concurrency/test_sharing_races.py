@@ -204,7 +204,7 @@ def test_opening_waits_for_the_close_that_is_under_way(path):
 
 
 def test_a_thread_in_the_middle_of_opening_never_waits_for_another_one(tmp_path):
-    """Two threads could wait for each other: one is told so at once."""
+    """Two threads would wait for each other, so one gets an error at once."""
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
         xtree.open(path, dims=2).close()
@@ -279,7 +279,7 @@ print(len(xtree.open(sys.argv[1])))
 
 
 def is_free(path: Path) -> bool:
-    """Whether nobody, in this process either, holds the lock of an index."""
+    """Whether no process, this one included, holds the lock of an index."""
     try:
         _, lock = sharing.FileSystem().lock_directory(path, shared=False)
     except xtree.LockedError:
@@ -289,7 +289,7 @@ def is_free(path: Path) -> bool:
 
 
 def is_let_go(path: Path) -> bool:
-    """Whether it is free, once what nobody refers to is gone."""
+    """Whether it is free, if need be after garbage was collected."""
     return is_free(path) or (gc.collect() >= 0 and is_free(path))
 
 
@@ -302,9 +302,9 @@ def in_finalizer(frame: FrameType | None) -> bool:
 
 @contextlib.contextmanager
 def interrupted_at(nth: int) -> Iterator[list[str]]:
-    """KeyboardInterrupt before the n-th line or call of the library's; the list names it, if there were so many.
+    """Raises KeyboardInterrupt before the n-th line or call in the library; the list names it, if there were so many.
 
-    Not before lines with `with`, which are met again at the end of the block: nothing is interrupted between that and
+    Not before lines with `with`. They are traced again at the end of the block, where nothing could interrupt before
     the __exit__ of something compiled.
     """
     where: list[str] = []
@@ -322,7 +322,7 @@ def interrupted_at(nth: int) -> Iterator[list[str]]:
                 raise KeyboardInterrupt
         return trace
 
-    gc.disable()  # nor are its calls anybody's that could be told
+    gc.disable()  # an interrupt in what the collector calls would reach nobody
     sys.settrace(trace)
     try:
         yield where
@@ -447,7 +447,7 @@ def test_one_that_waits_to_make_a_new_index_makes_it_when_another_process_gives_
 
 
 def test_two_paths_to_one_directory_never_lead_to_two_stores_that_write(path):
-    """As with a directory that is mounted twice: another thread is in the middle of opening it by the other path."""
+    """As if the directory were mounted twice: another thread is in the middle of opening it by the other path."""
     reader = xtree.open(path, mode="r")
     share = reader._session.share
     told = []

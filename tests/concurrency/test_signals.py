@@ -54,7 +54,7 @@ def interrupt(number, frame):
 
 
 def commit_under_fire(store, texts: dict[str, str], name: str, text: str, delay_s: float) -> bool:
-    """One commit with a signal on its way; returns whether the signal arrived before the outcome was checked."""
+    """Makes one commit with a signal on its way. Returns whether the signal arrived before the outcome was checked."""
     global under_fire
     write_set = None
     arrived = False

@@ -1,4 +1,4 @@
-"""No thread to be had: a call that needs one says so and has lost nothing, one that can do without does.
+"""No thread can be started: a call that needs one says so and has lost nothing, any other call works without.
 
 Promises (What people touch):
 
@@ -24,7 +24,7 @@ from xtree.persistence.base.threads import start_detached, start_worker
 
 @pytest.fixture
 def no_threads(monkeypatch):
-    """no_threads(after=0): so many further threads can be started, then none; -1: all again. `refused` counts them."""
+    """no_threads(after=0) lets so many more threads start, then none; -1 lets all start. `refused` counts refusals."""
     left = [-1]
 
     def limited(start):
@@ -108,7 +108,7 @@ def test_a_close_that_has_its_threads_or_nothing_to_write_needs_none(tmp_path, n
     no_threads()
     tree.close()  # its threads are there already
     tree = xtree.open(tmp_path / "index")
-    tree.close()  # nothing to do for one
+    tree.close()  # it has nothing to do for a thread
     assert tree.closed
     with xtree.open(tmp_path / "index", mode="r") as tree:
         assert tree.items()[0].tolist() == [0]

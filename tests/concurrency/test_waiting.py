@@ -41,7 +41,7 @@ MOST_AT_TURN = 2  # of commit_queue.pyx
 
 
 class HoldingFileSystem(FaultyFileSystem):
-    """Calls of one kind on files whose name ends so wait until they are let go, once asked for."""
+    """Makes calls of one kind, on files with one ending, wait until they are let go, while `hold` is set."""
 
     def __init__(self, call: str, ending: str) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ def test_queries_take_no_lock_that_a_writer_holds_while_a_file_grows(tmp_path, m
 
 
 def test_statistics_wait_for_who_changes_the_slots_and_never_for_their_own_thread(tmp_path, monkeypatch):
-    """The list of windows with slots may move while it grows: nobody walks it meanwhile without the store's lock."""
+    """The list of windows with slots may move when it grows, so nobody walks it without the store's lock."""
     store = open_store(tmp_path / "index", config=small("balanced"))
     put(store, {"a": "1"})
     reserve = xtree.persistence.files.platform_fs.File.reserve
@@ -294,7 +294,7 @@ def test_an_open_write_set_pins_what_it_builds_on(tmp_path):
 
 
 class ReadOnlyMedia(FaultyFileSystem):
-    """A file system mounted read-only: whatever would change it fails, the lock file too."""
+    """A file system mounted read-only: every call that would change it fails, also for the lock file."""
 
     def __init__(self) -> None:
         super().__init__()
