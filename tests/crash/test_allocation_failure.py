@@ -1,7 +1,7 @@
 """No memory, at every single allocation of the compiled code: a MemoryError, and everything as it was before the call.
 
-The first allocation of a call fails, then the second, and so on until the call gets through. Nothing may be left
-allocated then that wasn't before, which the allocator itself counts.
+The first allocation of a call fails, then the second, and so on until the call succeeds. Nothing may then be allocated
+that wasn't before; the allocator itself counts that.
 
 Promises (Nothing acknowledged is lost):
 
@@ -42,7 +42,7 @@ from xtree.persistence.commit import commit_queue
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="looks for what is left in /proc")
 PREDICATES = ("intersects", "contains", "within")
-THREADS = _thread._count()  # while no store is open
+THREADS = _thread._count()  # without a store that is open
 MOST_ALLOCATIONS = 2000  # of one call
 MAY_TAKE_NONE = ("bounds", "stats", "holds")
 ROOM = {**NO_CHECKPOINTS, "bulk_payload_limit": 256 << 10}
@@ -57,7 +57,7 @@ def nothing_stays_allocated(caplog):
     before = live_allocations()
     yield
     fail_allocation(0)
-    caplog.get_records("call").clear()  # which hold exceptions, and so their frames
+    caplog.get_records("call").clear()  # the records hold exceptions, and so their frames
     forget_spares()
     wait_for(lambda: live_allocations() == before)
     assert live_allocations() == before
@@ -65,7 +65,7 @@ def nothing_stays_allocated(caplog):
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """A thread that has ended a close may hold the store a moment longer than the caller waits."""
+    """Waits: a thread that has ended a close may hold the store a moment longer than the caller of close() waits."""
     deadline = time.monotonic() + PATIENCE_S
     gc.collect()
     while not condition() and time.monotonic() < deadline:
@@ -73,14 +73,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 class Failures:
-    """Calls something with the n-th allocation failing, for n = 1, 2, ..., until it gets through."""
+    """Makes a call again and again, with the n-th allocation failing, for n = 1, 2, ..., until it succeeds."""
 
     def __init__(self) -> None:
         self.raised = 0
         self.made_up_for = 0  # failures that the call got over
 
     def until_it_works(self, call: Callable[[], Any], unchanged: Callable[[], None] = lambda: None) -> Any:
-        """Returns what the call returns in the end; `unchanged` is called after every failure."""
+        """Returns what the call returns at last; `unchanged` is called after every failure."""
         for n in range(1, MOST_ALLOCATIONS):
             fail_allocation(n)
             try:
@@ -271,7 +271,7 @@ def test_changes_of_several_trees_fail_together(tmp_path, failures):
 
 
 class FullQueue(queue.SimpleQueue):
-    """One that has no memory for the next item when it is told so."""
+    """A queue that can be told to have no memory for the next item."""
 
     full = False
 
@@ -302,7 +302,7 @@ def test_a_commit_that_finds_no_place_in_the_queue_is_undone(tmp_path, monkeypat
 
 @pytest.fixture(scope="module", params=["strict", "balanced", "eventual"])
 def crashed(request, tmp_path_factory):
-    """A directory as a killed process leaves it: a checkpoint, and a log with pages whole, changed and flushed."""
+    """What a killed process leaves: a checkpoint, and a log with pages that are whole, as changes, and flushed."""
     path = tmp_path_factory.mktemp("crashed")
     config = small(request.param, **NO_CHECKPOINTS, bulk_payload_limit=256 << 10)
     with xtree.Runtime(path / "running", config=config) as runtime:
@@ -326,7 +326,7 @@ def require_recovered(runtime) -> None:
 
 
 def try_points(script, mode, tmp_path, share, tally) -> None:
-    """The named points of a history are without memory one after the other: all of them, or a random share."""
+    """Runs a history once for each named point, or for a random share of them, with no memory at that point."""
     seed = random_module.SystemRandom().randrange(1 << 32)
     rng = random_module.Random(seed)
     template, path = make_template(script, mode, tmp_path / "template"), tmp_path / "index"

@@ -1,4 +1,4 @@
-"""A crash inside recovery, at any call of it, with damage again: recovered once more, it is the same state.
+"""A crash at any call inside recovery, with new losses: another recovery finds the same state.
 
 Promises (Nothing acknowledged is lost):
 

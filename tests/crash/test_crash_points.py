@@ -1,4 +1,4 @@
-"""Crash points: every one that code reaches is registered, and the other way round."""
+"""Crash points: every one that code reaches is registered, and every registered one is reached by code."""
 
 import re
 from pathlib import Path

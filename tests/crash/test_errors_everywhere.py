@@ -1,4 +1,4 @@
-"""Every call of the operating system fails, once, for a while and for good: nothing is lost, left behind or made up.
+"""Every call of the operating system fails, once, for a while or for good: nothing is lost, left over or made up.
 
 Promises (Nothing acknowledged is lost):
 
@@ -20,7 +20,7 @@ from support.short_histories import SCRIPTS, after
 from support.text_pages import MODES
 
 SOME = 0.015  # share of all combinations in the default run
-EACH = (  # what is tried at every call in a torture run; of the rest a share
+EACH = (  # what a torture run tries at every call; of the rest it tries a share
     ("EIO", "once"),
     ("EIO", "for good"),
     ("ENOSPC", "once"),
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="l
 
 
 def try_all(script, mode, tmp_path, tally, share_of_each, share_of_the_rest) -> None:
-    """The calls of a history fail one after the other."""
+    """Runs a history once for each of its calls, which fails."""
     seed = random.SystemRandom().randrange(1 << 32)
     rng = random.Random(seed)
     template, path = make_template(script, mode, tmp_path / "template"), tmp_path / "index"

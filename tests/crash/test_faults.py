@@ -1,4 +1,4 @@
-"""Errors of the operating system: clean before the first byte of a frame, poison after it, nothing lost ever.
+"""Errors of the operating system: clean before the first byte of a frame, poison after it, and never a loss.
 
 Promises (Nothing acknowledged is lost):
 
@@ -173,7 +173,7 @@ def test_an_error_at_any_call_is_clean_or_poisons_and_never_loses_a_commit(tmp_p
 
 
 def put_until_it_fails(path, fs: FaultyFileSystem, n: int, mode: str) -> list[dict[str, str]] | None:
-    """A short life of an index whose n-th call fails; which texts may be there afterwards, None when nothing failed."""
+    """Runs a short history whose n-th call fails. Returns the texts that may be there then, None if nothing failed."""
     texts: dict[str, str] = {}
     fs.fail_nth(n)
     failed = False
@@ -280,7 +280,7 @@ def test_a_leader_without_memory_for_its_flight_fails_the_commit_cleanly(tmp_pat
         with store._coordinator.turn_lock:
             thread.start()
             queued(store, 1)
-            for _ in range(store.flights.stats()["slots"]):  # the places that are there
+            for _ in range(store.flights.stats()["slots"]):  # take all slots that are there
                 stack.enter_context(store.in_flight())
             fail_allocation(1)
         thread.join(PATIENCE_S)
@@ -294,7 +294,7 @@ def test_a_leader_without_memory_for_its_flight_fails_the_commit_cleanly(tmp_pat
 
 
 class ForgetfulClock(SteppingClock):
-    """Raises MemoryError where a thread waits for something to do, once `thread` names it."""
+    """A clock that raises MemoryError where the thread named `thread` waits for something to do."""
 
     thread = ""
 
@@ -366,7 +366,7 @@ def test_an_index_that_could_not_be_closed_well_is_forgotten(tmp_path):
 
 @contextlib.contextmanager
 def raising(point: str, kind: type[BaseException]):
-    """A block in which a named point raises when it is first reached."""
+    """Makes a named point raise when it is first reached in the block."""
 
     def hook(name):
         if name == point:

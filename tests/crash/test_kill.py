@@ -45,7 +45,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 class Writers:
-    """Has a server in a process of its own fork writers, which are killed here."""
+    """Writers that a server in a process of its own forks, and that are killed here."""
 
     def __init__(self) -> None:
         self.orders, end = socket.socketpair()
@@ -88,7 +88,7 @@ class Writers:
         return int(ACKNOWLEDGEMENT.unpack(self.orders.recv(4, socket.MSG_WAITALL))[0])
 
     def read(self, pipe: int, n: int) -> list[int]:
-        """Up to n acknowledgements; fewer at the end. One that was cut off is none."""
+        """Reads up to n acknowledgements, fewer at the end. One that was cut off doesn't count."""
         size, data = n * ACKNOWLEDGEMENT.size, b""
         while len(data) < size and (more := os.read(pipe, size - len(data))):
             data += more
@@ -103,7 +103,7 @@ def writers():
 
 
 def state_of(path: Path, mode: str, rng: random.Random | None = None) -> tuple[int, dict[str, list[tuple]]]:
-    """Epoch and sorted records of each tree of an index opened in a mode; with `rng` it is checked and asked too."""
+    """Epoch and sorted records of each tree of an index opened in a mode; with `rng` it is checked and queried too."""
     with xtree.Runtime(path, mode=mode) as runtime:
         if rng is not None:
             runtime.check()
@@ -119,7 +119,7 @@ def state_of(path: Path, mode: str, rng: random.Random | None = None) -> tuple[i
 
 
 def recovered(path: Path, rng: random.Random) -> dict[str, Counter]:
-    """What a kill has left, in an index that checks, answers right, is the same again and takes writes."""
+    """What a kill has left. The index passes check(), answers right, is the same once reopened, and takes writes."""
     before = state_of(path, "r", rng) if exists(path) else (0, {})  # recovered in memory, with nothing written
     assert state_of(path, "a") == before
     assert state_of(path, "r+", rng) == before
@@ -130,7 +130,7 @@ def recovered(path: Path, rng: random.Random) -> dict[str, Counter]:
 
 
 def kill_again_and_again(writers, path: Path, seed: int, small: bool, rounds: int, tally) -> None:
-    """One writer: the state is that after the last acknowledged step, or after the next."""
+    """Kills one writer over and over: the state is that after the last acknowledged step, or after the next one."""
     rng = random.Random(seed)
     model = {name: Counter() for name in TREES}
     step = 0
@@ -150,7 +150,8 @@ def kill_again_and_again(writers, path: Path, seed: int, small: bool, rounds: in
 
 
 def kill_groups(writers, path: Path, seed: int, small: bool, rounds: int, tally) -> None:
-    """Eight writing threads: of each the acknowledged steps, and of all together a prefix of the order of commits."""
+    """Kills eight writing threads over and over. Each has its acknowledged steps, and all together have a prefix of the
+    order of commits."""
     rng = random.Random(seed)
     first = [0] * THREADS
     for number in range(rounds):

@@ -1,4 +1,4 @@
-"""What fails, or is cut off, before it is listed leaves no file; errors of the disk name the file that they met.
+"""What fails, or is killed, before it is listed leaves no file; errors of the disk name the file that they are about.
 
 Promises (What people touch):
 
@@ -123,7 +123,7 @@ def test_every_call_by_descriptor_names_the_file_that_failed(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
 @pytest.mark.parametrize("what", ["commit", "checkpoint", "close", "open"])
 def test_a_file_that_may_not_grow_is_named_and_nothing_is_lost(tmp_path, what):
-    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN  # Python's own choice: an error instead of an end
+    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN  # Python ignores it: an error, not the end of the process
     path, killed = tmp_path / "index", tmp_path / "killed"
     boxes = np.random.default_rng(2).random((4000, 2))
     tree = xtree.open(path, dims=2)

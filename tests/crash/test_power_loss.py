@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 
 
 def checked(path, expected, trail):
-    """Opens what is left, and says which of the expected states it holds; another commit survives as well."""
+    """Opens what is left, and returns which expected state it holds. Another commit survives as well."""
     store = open_store(path, config=SMALL)
     found = texts_of(store)
     assert found in expected, trail

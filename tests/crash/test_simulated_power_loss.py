@@ -1,4 +1,4 @@
-"""The file system that simulates power losses leaves what machines leave: all that was synced, of the rest anything.
+"""The file system that simulates power losses leaves what machines leave: all that was synced, and any of the rest.
 
 Promises (Nothing acknowledged is lost):
 
@@ -32,7 +32,7 @@ def path_of(fs, name: str) -> str:
 
 
 def made(fs, name: str, content: bytes = b""):
-    """A file that is on the disk, and its name."""
+    """A file that is on the disk, with its name."""
     file = fs.open(path_of(fs, name), "create")
     file.pwrite(content, 0)
     file.sync()
