@@ -52,7 +52,7 @@ def path_in(directory):
 
 
 def forge(path, offset, data):
-    """Replace bytes and make the CRCs of header and footer right again."""
+    """Replaces bytes and makes the CRCs of header and footer right again."""
     whole = bytearray(path.read_bytes())
     whole[offset : offset + len(data)] = data
     body = bytes(whole[32:HEADER_BYTES])

@@ -1,4 +1,4 @@
-"""Data files: space before mapping, sizes only when synced, and never shorter than the manifest says.
+"""Data files: space is reserved before it is mapped, sizes count once synced, none is shorter than the manifest says.
 
 Promises (What is on the disk before what):
 
@@ -550,7 +550,7 @@ def test_a_file_does_not_grow_beyond_the_configured_size(tmp_path):
 
 @pytest.mark.parametrize("n", [1, 16, 63, 64, 65, 200])
 def test_files_of_an_index_that_is_emptied_and_closed_shrink_to_what_is_in_use(n, tmp_path):
-    """To the header, and the first slot of each size class as long as that is in use."""
+    """They shrink to the header, and in each size class to the first slot as long as that is in use."""
 
     def sizes():
         return sorted(file.stat().st_size for file in (tmp_path / "index").glob("data-*"))

@@ -107,9 +107,9 @@ def test_a_deletion_spends_the_reserve_and_what_follows_it_in_its_transaction_do
     insertion.insert(write_set, tree_state, ids, boxes)
     assert asked and not any(asked)
     asked.clear()
-    while not asked:  # until a file has to grow for the pages that it copies
+    while not asked:  # until a file has to grow for the pages that a commit copies
         write_set.commit({"flat": entry_of("flat", tree_state)})
-        pins.append(store.pin())  # what it copies is not used again
+        pins.append(store.pin())  # so that the pages it replaces aren't used again
         write_set = begin(store)
         tree_state = tree_state.copy()
         assert writing._delete(write_set, tree_state, ids[:1], boxes[:1]) == 1

@@ -1,4 +1,4 @@
-"""New files are on the disk, and known there, before anything counts on them; old ones stay until nothing does.
+"""New files, and their names, are on the disk before anything depends on them; old ones stay until nothing does.
 
 Promises (What is on the disk before what):
 
@@ -39,7 +39,7 @@ from xtree.persistence.store.write_set import begin
 
 
 class OrderWatchingFileSystem(ForgetfulFileSystem):
-    """Looks, at the first frame of each log, at what a power loss in this moment would leave for sure."""
+    """Notes, before the first frame of each log, what a power loss at that moment would leave for sure."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -86,7 +86,7 @@ class LookingFile(WatchedFile):
 
 
 def churn(store, commits: int) -> dict[str, str]:
-    """Commits until several logs, data files and checkpoints have come and gone; the texts in the end."""
+    """Commits until several logs, data files and checkpoints were made and deleted. Returns the texts at the end."""
     import random
 
     for step in range(commits):
@@ -189,7 +189,7 @@ def test_every_file_of_an_index_carries_its_uuid(tmp_path):
     store.checkpoint()
     churn(store, 3)
     uuid = store.uuid
-    with store.index_files._manifest_lock:  # nothing the manifest lists goes, and nothing is listed half made
+    with store.index_files._manifest_lock:  # no listed file goes, and none is listed half made
         names = set(os.listdir(path)) - unlisted(path) - {filenames.LOCK}
         assert len(names) > 4
         for name in names:

@@ -1,4 +1,4 @@
-"""File names: every name that is spelled is parsed back, and nothing else is."""
+"""File names: every name that the code makes is parsed, and no other name is."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Files that were made once are still read, as long as their formats are those of now; later formats are told apart.
+"""Files made earlier are still read as long as the formats are the same; later formats are told from damage.
 
 Promises (Nothing acknowledged is lost):
 
@@ -80,7 +80,7 @@ def test_golden_files_hold_every_kind_of_file(tmp_path):
 
 
 def bumped(data: bytes, at: int) -> bytes:
-    """The bytes with the version at an offset one higher."""
+    """The bytes with the version at an offset raised by one."""
     return replaced(data, at, struct.pack("<H", struct.unpack_from("<H", data, at)[0] + 1))
 
 

@@ -1,4 +1,4 @@
-"""The manifest: JSON whose every byte is covered, and which says nothing that can't be."""
+"""The manifest: JSON whose every byte is checked, and no impossible value is accepted."""
 
 import copy
 
@@ -26,7 +26,7 @@ MANIFEST_VALUE = Manifest(
 
 
 def forged(body, version=b"1"):
-    """A file with a right CRC around any body."""
+    """A manifest with this body and a right CRC."""
     data = b'{"format": %s, "crc32c": "00000000", "body":\n%s}\n' % (version, body)
     return data.replace(b"00000000", b"%08x" % crc32c(data), 1)
 

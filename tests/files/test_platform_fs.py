@@ -131,7 +131,7 @@ def test_where_space_cannot_be_reserved_zeros_are_written(file, monkeypatch, cod
 @pytest.mark.parametrize("grow", [lambda file: file.reserve(1 << 20), lambda file: file.fill(4, 1 << 20)])
 def test_a_full_disk_leaves_the_file_as_long_as_it_was(file, monkeypatch, grow):
     def full(*_):
-        os.truncate(file.fileno(), 5000)  # as far as it came
+        os.truncate(file.fileno(), 5000)  # the part that had room
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     file.pwrite(b"keep", 0)
@@ -330,7 +330,7 @@ def test_a_living_child_does_not_keep_the_lock_of_its_parent(fs, tmp_path):
         os.read(finish[0], 1)
         os._exit(0)
     os.read(closed[0], 1)
-    lock.close_in_child()  # what the death of the parent does
+    lock.close_in_child()  # as the death of the parent does
     fs.lock(tmp_path / "LOCK", shared=False).release()
     os.write(finish[1], b"x")
     os.waitpid(child, 0)

@@ -1,4 +1,4 @@
-"""The superblock: two copies, of which one is always whole on the disk; epochs that never regress.
+"""The superblock: of its two copies one is always whole on the disk; its epochs never go back.
 
 Promises (What is on the disk before what):
 
@@ -172,7 +172,7 @@ def test_the_only_copy_that_can_be_read_is_not_written_before_there_is_another(p
 
 
 class WatchedWrites(File):
-    """Notes where is written."""
+    """A file that notes the offsets of writes."""
 
     __slots__ = ("written",)
 

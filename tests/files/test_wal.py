@@ -1,4 +1,4 @@
-"""The log: what was appended is read back, what doesn't link is no frame, and damage is told from a torn tail.
+"""The log: what was appended is read back, what doesn't link isn't a frame, and damage is told from a torn tail.
 
 Promises (Nothing acknowledged is lost):
 
@@ -126,13 +126,13 @@ def patch(path, offset, data):
 
 
 def refresh_crc(path, offset, length=None):
-    """Make the CRC of a changed frame right again, as a forger would."""
+    """Makes the CRC of a changed frame right again, as a forger would."""
     data = whole_file(path)[offset:]
     length = length or FrameHeader(data[:FRAME_HEADER_BYTES]).length
     patch(path, offset + frames.FRAME_CRC_OFFSET, struct.pack("<I", frame_crc(data[:length])))
 
 
-# What was written is read.
+# What was written is read back.
 
 
 def test_frames_come_back_as_they_were_appended(log, fs):
@@ -377,7 +377,7 @@ def test_counts_that_do_not_add_up_end_the_chain(written, count):
     assert found == [41, 42, 43] and reader.stopped_because == "bad length"
 
 
-# What doesn't link is no frame.
+# What doesn't link isn't a frame.
 
 
 def test_a_stale_frame_of_an_earlier_file_is_no_frame(written, fs, tmp_path):
@@ -585,7 +585,7 @@ def ranges(*pieces):
 
 
 def changed(epoch, payload, **fields):
-    """The delta of a page that replaces another, of which it changed words."""
+    """The delta of a page that replaces another one by changed words."""
     deltas, _ = births(epoch, 1)
     deltas["payload_form"] = frames.PAYLOAD_RANGES
     deltas["payload_bytes"] = len(payload)
@@ -661,7 +661,7 @@ def test_runs_hold_the_frames_that_iteration_gives(log, fs, monkeypatch):
     monkeypatch.setattr(wal_reader, "CHUNK_BYTES", 40_000)
     rng = random.Random(5)
     for epoch in range(41, 241):
-        n = rng.choice((0, 1, 1, 2, 15))  # the last is longer than a chunk
+        n = rng.choice((0, 1, 1, 2, 15))  # 15 pages are longer than a chunk
         append(log, epoch, n, catalog=bytes(rng.randrange(60)), sync=rng.random() < 0.5)
     found, ended = epochs_of(log.path)
     assert found == list(range(41, 241))
@@ -687,7 +687,7 @@ def test_reading_goes_on_at_a_boundary_behind_the_end_of_a_chunk(log, fs, monkey
 
 
 class UpTo:
-    """Admits frames of strict mode up to an epoch, and `more` behind it."""
+    """Admits frames of strict mode up to an epoch, and `more` frames after it."""
 
     def __init__(self, through, more=0):
         self.through, self.more, self.asked = through, more, []
