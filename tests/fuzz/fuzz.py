@@ -1,7 +1,7 @@
-"""Feeds one target, led by the coverage of the Python code, for some seconds: python tests/fuzz/fuzz.py TARGET SECONDS
+"""Feeds one target for some seconds, led by the coverage of the Python code: python tests/fuzz/fuzz.py TARGET SECONDS
 
-Ends with a status that isn't 0 at the first finding, whose bytes are then in a file `crash-...` of the directory given
-by FUZZ_FINDINGS, the present one if it isn't. The compiled modules aren't instrumented, but run as they are.
+Ends with a status other than 0 at the first finding, whose bytes are then in a file `crash-...` of the directory that
+FUZZ_FINDINGS names, or of the current one. The compiled modules aren't instrumented.
 """
 
 from __future__ import annotations

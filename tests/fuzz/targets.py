@@ -1,7 +1,7 @@
-"""What the fuzzers feed: each parser, and a whole directory, with bytes of any kind whose CRCs are made right.
+"""What the fuzzers feed: each parser, and a whole directory, with any bytes whose CRCs were made right.
 
-A target is a function of bytes that returns whatever it likes; anything it raises but CorruptionError and
-FormatVersionError is a finding. `TARGETS` gives each with the bytes to begin with. None of them needs a fuzzer to run.
+A target is a function of bytes. Anything that it raises except CorruptionError and FormatVersionError is a finding;
+what it returns doesn't matter. `TARGETS` gives each with the bytes to begin with. They run without a fuzzer too.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ U32 = struct.Struct("<I")
 
 
 class Workplace:
-    """A directory of its own, and the healthy indexes that seeds and directories are made of."""
+    """A directory of its own, and the healthy indexes from which seeds and directories are made."""
 
     def __init__(self) -> None:
         base = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -68,7 +68,7 @@ class Workplace:
         self.fs = FileSystem()
 
     def put(self, name: str, data: bytes) -> Path:
-        """A file with this content."""
+        """Writes a file with this content."""
         path = self.folder / name
         path.write_bytes(data)
         return path
@@ -97,11 +97,11 @@ def manifest(place: Workplace, data: bytes) -> None:
 
 
 def checkpoint_file(place: Workplace, data: bytes) -> None:
-    """A file with both its CRCs right, and what is made of its rows and catalog."""
+    """A file with both its CRCs right; its rows and catalog are restored too."""
     data = data[:1 << 16]
     header = data[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0")
     rest = data[HEADER_BYTES:].ljust(checkpoint.FOOTER_BYTES, b"\0")
-    header = replaced(header, 72, struct.pack("<Q", len(header) + len(rest)))  # else hardly anything gets further
+    header = replaced(header, 72, struct.pack("<Q", len(header) + len(rest)))  # otherwise hardly anything gets further
     whole = sealed_header(header) + rest
     at = len(whole) - checkpoint.FOOTER_BYTES
     whole = replaced(whole, at, checkpoint.FOOTER_MAGIC + bytes(8) + struct.pack("<Q", len(whole)))
@@ -146,7 +146,7 @@ def log(place: Workplace, data: bytes) -> None:
 
 
 def sealed_frames(data: bytes) -> bytes:
-    """The log with frames linked and sealed, as far as their lengths lead to each other."""
+    """The log with its frames linked and sealed, as far as each length leads to a next frame."""
     data = sealed_header(data)
     previous = U32.unpack_from(data, CRC_OFFSET)[0]
     changed, at = bytearray(data), HEADER_BYTES
@@ -215,7 +215,7 @@ def edited(files: Files, data: bytes) -> Files:
 
 
 def turn_of(part: str | tuple[str, int, int]) -> int:
-    """When a part is edited: before those that are read to make its CRCs right, which may be nonsense afterwards."""
+    """When a part is edited: before the parts that are read to make its CRCs right, since these may become nonsense."""
     if isinstance(part, tuple):
         return 0
     return 2 if part == filenames.MANIFEST else 1
@@ -280,7 +280,7 @@ TARGETS: dict[str, Callable[[Workplace, bytes], None]] = {
 
 
 def run(place: Workplace, name: str, data: bytes) -> bool:
-    """Feeds a target; whether it took the bytes. What it raises beside the two refusals is a finding."""
+    """Feeds a target, and returns whether it took the bytes. What it raises besides the two refusals is a finding."""
     try:
         TARGETS[name](place, data)
     except REFUSALS:

@@ -1,9 +1,9 @@
-"""Makes the golden files: small indexes in the formats of now, and what they hold.
+"""Makes the golden files: small indexes in the present formats, and what they hold.
 
     python tests/golden/make_golden.py
 
 writes tests/golden/<versions of all formats>/ with a .tar.xz of each directory and a .json of its content, and removes
-what stands there of other versions, of which none has been released. tests/files/test_golden.py reads them.
+those of other versions, none of which was released. tests/files/test_golden.py reads them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ INDEXES = ("closed", "killed")
 
 
 def versions_of(path: Path) -> str:
-    """The versions of all formats, as the files of an index with a log state them."""
+    """The versions of all formats, read from the files of an index that has a log."""
     found: dict[str, int] = {"manifest": MANIFEST_FORMAT}
     for name, data in read_files(path).items():
         kinds = {"superblock": name == filenames.SUPERBLOCK, "checkpoint": filenames.parse_checkpoint(name),
@@ -70,14 +70,14 @@ def contents(path: Path) -> dict[str, Any]:
 
 
 def records(first: int, n: int, dims: int) -> tuple[np.ndarray, np.ndarray]:
-    """Records whose numbers are short in JSON."""
+    """Records whose coordinates are short in JSON."""
     rng = np.random.default_rng(first)
     low = rng.integers(0, 1000, (n, dims)) / 8
     return np.arange(first, first + n), np.hstack([low, low + rng.integers(0, 40, (n, dims)) / 8])
 
 
 def fill(runtime: xtree.Runtime) -> None:
-    """Trees of two and of seven dimensions with supernodes, a stack; what was deleted and dropped is gone."""
+    """Makes trees of two and of seven dimensions, with supernodes, and a stack; deletes records and drops a tree."""
     flat, deep = runtime.tree("flat", dims=2), runtime.tree("deep", dims=7)
     flat.insert_many(*records(0, 150, 2))
     deep.insert_many(*records(1000, 60, 7))
@@ -122,7 +122,7 @@ def pack(path: Path, archive: Path) -> None:
 
 
 def unpack(archive: Path, path: Path) -> None:
-    """Makes a directory of an archive."""
+    """Makes a directory from an archive."""
     path.mkdir()
     with tarfile.open(archive) as tar:
         for member in tar:
