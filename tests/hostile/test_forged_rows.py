@@ -1,4 +1,4 @@
-"""Rows that can't all be right, two in one slot or one where no slot is, are found before anything is written.
+"""Rows that can't be right, such as two in one slot or one outside of all slots, are found before anything is written.
 
 Promises (One writer, many readers):
 
@@ -46,7 +46,7 @@ def out_of_order(rows) -> None:
 
 
 def never_given_out(rows) -> None:
-    """A page's handle is beyond all that the checkpoint has tags of."""
+    """A page's handle is beyond all those that the checkpoint has tags for."""
     rows["node_id"][-1] += 1000 << 8
 
 
@@ -56,7 +56,7 @@ def in_another_life(rows) -> None:
 
 
 def from_the_future(rows) -> None:
-    """A page was born behind the checkpoint's epoch."""
+    """A page was born after the checkpoint's epoch."""
     rows["birth"][0] += 1000
 
 
@@ -74,7 +74,7 @@ FORGERIES = {
 
 @pytest.fixture(params=FORGERIES, ids=lambda forgery: forgery.__name__)
 def forged(request, tmp_path, monkeypatch):
-    """(path of an index whose rows were changed in its checkpoints, CRCs and all; what an error says of it)."""
+    """(path of an index, what an error says of it); rows of its checkpoints were changed, with right CRCs."""
     original = DurableStore.snapshot_rows
 
     def forge(self, epoch, file_of_window):

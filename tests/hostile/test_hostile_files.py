@@ -1,7 +1,7 @@
 """Files that are damaged, exchanged or forged: they are refused with the right words, or the answers are right.
 
-Never another error, a crash, a hang, a large allocation, a wrong answer. mutant_verdicts.py looks for them, in child
-processes.
+There is never another error, a crash, a hang, a large allocation or a wrong answer. mutant_verdicts.py looks for these
+in child processes.
 
 Promises (Nothing acknowledged is lost):
 
@@ -256,7 +256,7 @@ def test_an_index_that_has_no_epochs_left_can_be_read_and_not_written(index_of, 
     last = Superblock.decode(files[filenames.SUPERBLOCK][:4096], "")
     value = dataclasses.replace(last, epoch_ceiling=2 * MAX_EPOCH)
     lay_out(tmp_path / "index", {**files, filenames.SUPERBLOCK: value.encode() + bytes(4096)})
-    with xtree.Runtime(tmp_path / "index") as runtime:  # which goes on behind the ceiling, for want of the other copy
+    with xtree.Runtime(tmp_path / "index") as runtime:  # without the other copy it goes on after the ceiling
         with pytest.raises(CapacityError, match="epochs"):
             runtime.tree("flat").insert(1, (0, 0, 1, 1))
         assert answers(runtime) == index_of("closed").history[index_of("closed").last_epoch]

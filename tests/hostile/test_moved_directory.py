@@ -1,9 +1,9 @@
-"""Whatever becomes of the directory of an open index: what is at its path now is left alone, and nothing that was
-acknowledged is lost where the files still are.
+"""Whatever becomes of the directory of an open index, what is at its path now is left alone, and nothing that was
+acknowledged is lost from files that still exist.
 
-An index is open and has commits that no checkpoint holds; its directory is removed, moved, replaced; another one is
-made at the path; then the old handle does whatever a handle may do, to its end. The new index holds what was put into
-it, and so does the old one where it still is.
+An index is open and has commits that no checkpoint holds. Its directory is removed, moved or replaced, and another
+index is made at the path. Then the old handle does all that a handle may do, up to its end. The new index holds what
+was put into it, and so does the old one if it still exists.
 
 Promises (One writer, many readers):
 
@@ -63,7 +63,7 @@ Paths = tuple[Path, Path]  # of the index that is open, and of one that may take
 
 @pytest.fixture(params=["by descriptor", "by path"])
 def lookup(request, monkeypatch):
-    """How names are looked up: as this system does, and as one that has no descriptors of directories."""
+    """How names are looked up: as on this system, and as on one that has no descriptors of directories."""
     if request.param == "by path":
         monkeypatch.setattr(open_directory, "BY_DESCRIPTOR", False)
     elif not open_directory.BY_DESCRIPTOR:
@@ -71,7 +71,7 @@ def lookup(request, monkeypatch):
     return request.param
 
 
-# What becomes of a directory. Each leaves none at the path, or an empty one; returns where the old one is then.
+# What becomes of a directory. Each leaves no directory at the path, or an empty one, and returns where the old one is.
 
 
 def removed(path: Path) -> Path | None:
@@ -107,7 +107,7 @@ def parent_moved(path: Path) -> Path | None:
 LOSSES = [removed, emptied, moved, renamed_over, parent_moved]
 
 
-# What the old handle does then. Each ends it.
+# What the old handle does then. Each of these ends the handle.
 
 
 def close(store) -> None:
@@ -126,7 +126,7 @@ def insert(store) -> None:
 
 
 def insert_large(store) -> None:
-    """Of a size class that has no file yet: making one finds it out before the commit does."""
+    """The size class has no file yet, so making the file notices the loss before the commit does."""
     with pytest.raises(StoreFailedError, match="while the index was open"):
         put(store, {"large": "3"}, size_class=4)
     assert store.state == "poisoned"
@@ -208,7 +208,7 @@ def test_an_old_handle_leaves_the_index_alone_that_stands_at_its_path_now(tmp_pa
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Two directories swap their names."""
+    """Makes two directories swap their names."""
     aside = one.with_name("aside")
     one.rename(aside)
     other.rename(one)
@@ -216,7 +216,7 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def exchange_at_once(one: Path, other: Path) -> None:
-    """The same as one step, where the system has it."""
+    """The same in one step, where the system has such a call."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     at_cwd, flag = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     if rename is None or rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), flag):
@@ -236,7 +236,7 @@ def test_exchanged_directories_keep_what_each_holds(tmp_path, lookup, swap, use,
     use(old)
     assert image_of(path) == before
     if other_is == "open":
-        insert(new)  # it was moved too
+        insert(new)  # that directory was moved too
     require_whole(path, NEW)
     require_whole(other, OLD)
 
@@ -256,7 +256,7 @@ def test_a_directory_that_came_back_takes_no_more_writes_from_the_handle_that_mi
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_turned_link_changes_nothing_for_who_has_the_index_open(tmp_path, lookup, mode):
-    """Blue and green: each is written to by its own handle, all at the same time, to its clean end."""
+    """Each directory is written to by its own handle, at the same time, up to a clean close."""
     link, blue, green = (tmp_path / name for name in ("current", "v1", "v2"))
     blue.mkdir()
     link.symlink_to("v1")
@@ -312,7 +312,7 @@ def test_an_index_that_was_moved_opens_at_its_new_place_with_every_commit(tmp_pa
     path, there = tmp_path / "index", tmp_path / "moved"
     old = open_old(path)
     path.rename(there)
-    with pytest.raises(LockedError, match=f"process {os.getpid()}"):  # its writer has it still
+    with pytest.raises(LockedError, match=f"process {os.getpid()}"):  # its writer still has it
         open_store(there, config=CONFIG)
     with pytest.raises(StoreFailedError, match="moved away"):
         put(old, {"more": "3"})
@@ -340,7 +340,7 @@ def test_the_error_says_which_directory_and_what_became_of_it(tmp_path, lose, wh
     lose(path)
     with pytest.raises(StoreFailedError, match=f"{path}: {what}"):
         put(old, {"more": "3"})
-    with pytest.raises(StoreFailedError, match=what):  # later ones say so too
+    with pytest.raises(StoreFailedError, match=what):  # later writes say so too
         put(old, {"more": "4"})
     old.close()
 
@@ -369,7 +369,7 @@ def test_a_read_only_handle_reads_its_own_files_or_none(tmp_path, lose):
 
 
 class Loser:
-    """A hook for crash points that lets go of a directory at the n-th of them."""
+    """A hook for crash points that loses a directory at the n-th of them."""
 
     def __init__(self, nth: int, lose: Callable[[], object]) -> None:
         self.left, self.lose = nth, lose
@@ -385,7 +385,7 @@ class Loser:
 
 
 def write_to_the_end(path: Path, acknowledged: list[int]) -> None:
-    """Commits of all kinds, checkpoints, new files and logs, up to a clean close."""
+    """Makes commits of all kinds, checkpoints, new files and logs, up to a clean close."""
     store = open_store(path, config=small("balanced", wal_rotate_bytes=64 << 10))
     try:
         for n in range(8):
@@ -399,7 +399,7 @@ def write_to_the_end(path: Path, acknowledged: list[int]) -> None:
 
 
 def lose_at(path: Path, nth: int, lose: Callable[[Path], Path | None]) -> bool:
-    """Puts a new index in the place of one that is being worked with, at the n-th moment; whether there is one."""
+    """Replaces an index that is being written to at its n-th crash point. Returns whether there were so many."""
     there: list[Path | None] = []
     acknowledged: list[int] = []
 
@@ -481,7 +481,7 @@ def test_a_handle_let_go_at_the_end_of_the_interpreter_harms_nothing(tmp_path, h
 
 
 def test_an_index_in_a_notebook_is_removed_and_built_anew_as_often_as_one_likes(tmp_path):
-    """The old object is let go when the name gets the new one."""
+    """The old object is released when the name gets the new one."""
     path = tmp_path / "index"
     for n in range(1, 6):
         tree = xtree.open(path, dims=2)
@@ -540,7 +540,7 @@ def test_another_file_system_mounted_there_is_left_alone(tmp_path):
 
 
 def test_a_lock_file_of_another_device_is_another_one(tmp_path):
-    """What a mount does, where none can be made: the same inode number on another device."""
+    """As after a mount, which a test can't make: the same inode number on another device."""
     old = open_old(tmp_path / "index")
     device, inode = old.path.identity
     old.path.identity = device + 1, inode
@@ -624,7 +624,7 @@ def test_the_directory_takes_one_descriptor_which_closing_and_a_fork_give_back(t
 
 
 def same(fd: int, path: Path) -> bool:
-    """Whether a descriptor is of a directory."""
+    """Whether a descriptor leads to this directory."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except OSError:
@@ -632,7 +632,7 @@ def same(fd: int, path: Path) -> bool:
 
 
 def test_no_name_in_the_directory_of_an_index_is_looked_up_by_its_path():
-    """All of the substrate makes paths with path_in; what the operating system is asked stands in three modules."""
+    """The whole substrate makes paths with path_in; only three modules name files to the system."""
     for source in PERSISTENCE.rglob("*.py*"):
         known = source.name in ("open_directory.py", "platform_fs.py", "lock_file.py")
         if source.suffix in (".py", ".pyx") and not known:
@@ -641,7 +641,7 @@ def test_no_name_in_the_directory_of_an_index_is_looked_up_by_its_path():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_commit_looks_before_its_first_byte_and_leaves_the_log_as_it_was(tmp_path, mode):
-    """Whoever carries it: the leader in strict, its own thread in the other modes."""
+    """The leader carries the commit in strict, its own thread in the other modes."""
     path = tmp_path / "index"
     store = open_store(path, config=by_request(mode))
     put(store, OLD)
