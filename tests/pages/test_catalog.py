@@ -1,4 +1,4 @@
-"""The catalog: immutable, shares what didn't change, and refuses bytes that it didn't write.
+"""The catalog is immutable, shares what didn't change, and refuses bytes that it didn't write.
 
 Promises (What is on the disk before what):
 

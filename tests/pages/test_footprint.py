@@ -1,4 +1,4 @@
-"""What an index takes: small trees are small, in memory and in address space, and a large one fits where little is.
+"""What an index takes: small trees are small, in memory and in address space, and a large one fits into little space.
 
 Promises (Nothing acknowledged is lost):
 

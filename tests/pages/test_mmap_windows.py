@@ -1,4 +1,4 @@
-"""Windows: mapped lazily, stable once mapped, over files that grow, and over memory.
+"""Windows are mapped lazily, and stay in place once mapped, over files that grow and over memory.
 
 Promises (Nothing acknowledged is lost):
 
@@ -27,7 +27,7 @@ PAGE = 4096
 
 
 class Sparse:
-    """A file that counts how often its descriptor was asked for."""
+    """A sparse file that counts how often its descriptor is asked for."""
 
     def __init__(self, file):
         self.file = file
@@ -303,7 +303,7 @@ def test_a_file_is_mapped_as_far_as_it_goes_and_anew_when_it_has_outgrown_that(s
     assert (windows.mapped_bytes(window), windows.end(window)) == (4 * mib, 2 * mib + PAGE)
     (old,) = windows.outgrown_mappings()
     assert windows.reserved_bytes == 6 * mib and windows.stats()["outgrown"] == 1
-    ctypes.memset(old, 0x41, PAGE)  # through whichever mapping, it is the same page
+    ctypes.memset(old, 0x41, PAGE)  # both mappings are of the same page
     windows.flush(window, 0, PAGE)
     pages = np.zeros(1, dtype=np.uint64)
     pages_at(windows, np.array([window << 48], dtype=np.uint64), pages)
@@ -340,7 +340,7 @@ def test_a_hidden_window_that_grows_stays_hidden(sparse):
     assert windows.drop_hidden([window]) == 1
     assert not windows.is_mapped(window)
     windows.grow(window, 1 << 23)
-    assert len(windows.outgrown_mappings()) == 1  # nothing was mapped that could be outgrown
+    assert len(windows.outgrown_mappings()) == 1  # nothing was mapped, so nothing more is outgrown
     windows.map(window)
     assert windows.mapped_bytes(window) == 1 << 23
 
@@ -378,7 +378,7 @@ def test_mapped_files_hold_no_descriptor_of_their_own(sparse):
 
 @pytest.fixture
 def many(sparse):
-    """Six windows of files, all mapped, with a budget of two."""
+    """Six windows of files, all mapped, under a budget of two."""
     windows = Windows()
     windows.set_budget(2)
     files = [sparse(f"data{i}") for i in range(6)]

@@ -26,8 +26,8 @@ from xtree.tools.probes.loops import Turnover
 
 pytestmark = pytest.mark.threads
 
-EPOCHS = 60_000  # of a turnover
-SLOTS_TAKEN = 280  # for pins, in a crowded one: of two blocks all but eight
+EPOCHS = 60_000  # in a turnover
+SLOTS_TAKEN = 280  # for pins, in a crowded one: all but eight of two blocks
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +163,7 @@ def test_statistics_name_slow_readers_and_the_oldest_pins_epoch():
     epochs.advance_to(4)
     old = epochs.pin_epoch()
     began = epochs.stats()["oldest_pin_seconds"]
-    while epochs.stats()["oldest_pin_seconds"] == began:  # the clock is a coarse one
+    while epochs.stats()["oldest_pin_seconds"] == began:  # the clock is coarse
         pass
     epochs.advance_to(9)
     young = epochs.pin_epoch()
@@ -279,7 +279,7 @@ class Turned:
         self.pins_left = self.store.epochs.stats()["pins"] - (SLOTS_TAKEN if crowded else 0)
 
     def assert_all_went(self):
-        """Every page was freed, and once, and nothing is pinned."""
+        """Asserts that every page was freed once, and that nothing is pinned."""
         store = self.store
         store.table.check()
         store.allocator.check()
@@ -293,8 +293,8 @@ class Turned:
     [(1, True, True), (1, False, True), (3, True, True), (1, True, False), (3, True, False), (300, False, False)],
 )
 def test_no_thread_ever_finds_its_pinned_epoch_reclaimed(held, crowded, alone, tally):
-    """In loops without the GIL, beside a writer that reclaims, or a writer and a reclaimer; with 300 pins at a time
-    there is more than one block of them."""
+    """Pins in loops without the GIL, beside a writer that reclaims, or beside a writer and a reclaimer. 300 pins at a
+    time take more than one block."""
     others = {"other": ("read", held)} if held > 1 else {}
     turned = Turned(crowded, alone, one=("read", held), **others)
     pins, flaws = map(sum, zip(*turned.found.values()))
@@ -308,9 +308,9 @@ def test_no_thread_ever_finds_its_pinned_epoch_reclaimed(held, crowded, alone, t
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize(("delay", "crowded"), [(0, True), (40, True), (40, False), (400, False)])
 def test_a_pin_of_an_old_epoch_is_refused_or_finds_its_pages(delay, crowded, alone, tally):
-    """In loops without the GIL, at the horizon as it moves; no epoch is refused that another pin protects.
+    """Pins in loops without the GIL, at the horizon as it moves. No epoch is refused that another pin protects.
 
-    No other reader: what one holds while it waits for its processor holds the horizon too.
+    There is no other reader: its pin would hold the horizon while it waits for a processor.
     """
     turned = Turned(crowded, alone, old=("read_old", delay))
     pins, refused, flaws = turned.found["old"]

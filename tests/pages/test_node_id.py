@@ -1,4 +1,4 @@
-"""NodeIDs: the parts go in and come out."""
+"""NodeIDs: the parts that are put in come out again."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The object table: one tag a life, handles reused first in first out.
+"""The object table: each life of a handle has its own tag, and handles are reused first in, first out.
 
 Promises (What is on the disk before what):
 
@@ -287,7 +287,7 @@ def test_threads_that_reserve_and_abandon_never_get_the_same_handle():
 
 
 class TableModel(RuleBasedStateMachine):
-    """The table against dicts and lists, restarted from its snapshot at times."""
+    """The table against dicts and lists, now and then restored from its snapshot."""
 
     @initialize()
     def begin(self):

@@ -1,4 +1,4 @@
-"""What is looked at when a page is touched for the first time: it is its node's page, or nothing is read from it.
+"""What is verified when a page is first touched: it is the page of its node, or nothing is read from it.
 
 Promises (Right answers):
 
@@ -34,7 +34,7 @@ from xtree.persistence.store.memory_store import MemoryStore
 from xtree.persistence.store.write_set import begin
 from xtree.roots import decode_state
 
-RECORDS = 400  # of a root and some leaves of 4 KiB
+RECORDS = 400  # they make a root and some leaves of 4 KiB
 PAGE = 4096
 FREE = PAGE - 8  # offset of bytes that no column of these pages reaches
 

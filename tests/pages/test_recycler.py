@@ -1,4 +1,4 @@
-"""The recycler: mappings go when they are too many and nobody can be reading them, and never before.
+"""The recycler unmaps when there are too many mappings and nobody can be reading them, and never before.
 
 Promises (One writer, many readers):
 
@@ -253,13 +253,13 @@ def test_a_process_ends_while_its_recycler_waits(tmp_path):
 
 
 def fill(name: str, version: int) -> bytes:
-    """The content of a page, which says what it is all over."""
+    """The content of a page: its name and version, over and over."""
     text = f"{name}:{version};".encode()
     return (text * (PAGE // len(text) + 1))[: PAGE - 24]
 
 
 def write(store, names, version: int) -> None:
-    """One commit that gives each name's page a new content."""
+    """Commits a new content for the page of each name."""
     write_set = begin(store)
     changes = {}
     for name in names:
@@ -271,7 +271,7 @@ def write(store, names, version: int) -> None:
 
 
 def read(store, name: str) -> int:
-    """The version of a page, all of which is looked at."""
+    """The version of a page. All of the page is compared."""
     with store.read() as published:
         content = store.read_page(published.catalog.get(name).root)
     version = int(content[: content.index(b";")].split(b":")[1])
@@ -280,7 +280,7 @@ def read(store, name: str) -> int:
 
 
 def churn(store, names, seconds: float, readers: int) -> None:
-    """Readers, a writer and checks at the same time; every page read is whole, and never older than one read before."""
+    """Runs readers, a writer and checks at the same time. Every page read is whole, and not older than before."""
     ended, failures = threading.Event(), []
 
     def guarded(work, *arguments):
@@ -294,7 +294,7 @@ def churn(store, names, seconds: float, readers: int) -> None:
         rng, seen = random.Random(seed), dict.fromkeys(names, 0)
         while not ended.is_set():
             start = rng.randrange(len(names))
-            for name in rng.choices(names[start : start + 30], k=2000):  # of a few files
+            for name in rng.choices(names[start : start + 30], k=2000):  # they are in a few files
                 if ended.is_set():
                     break
                 version = read(store, name)
@@ -310,7 +310,7 @@ def churn(store, names, seconds: float, readers: int) -> None:
     def check_on():
         while not ended.is_set():
             store.check()
-            ended.wait(0.3)  # it touches every file, and would keep all of them in use
+            ended.wait(0.3)  # a check touches every file, and would keep all in use
 
     works = [(read_on, seed) for seed in range(readers)] + [(write_on,), (check_on,)]
     threads = [threading.Thread(target=guarded, args=work) for work in works]
@@ -325,7 +325,7 @@ def churn(store, names, seconds: float, readers: int) -> None:
 
 
 def descriptors_of(path) -> int:
-    """Descriptors of this process for data files of an index."""
+    """The number of this process's descriptors for data files of an index."""
     found = 0
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -335,7 +335,7 @@ def descriptors_of(path) -> int:
 
 
 def mappings_of(path) -> int:
-    """Mappings of data files of an index in this process."""
+    """The number of this process's mappings of data files of an index."""
     with open("/proc/self/maps") as maps:
         return sum(f"{path}/data-" in line for line in maps)
 

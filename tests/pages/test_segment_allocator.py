@@ -1,4 +1,4 @@
-"""The segment allocator: slots are given out once, lowest first, and come back; growth may fail at any time.
+"""The segment allocator: each slot is given out once, lowest first, and can come back; growth may fail at any time.
 
 Promises (One writer, many readers):
 
@@ -34,7 +34,7 @@ def split(address):
 
 
 class FileGrowth:
-    """Windows with a header that begin empty and grow up to a limit, on a disk that can be full."""
+    """Windows that begin with only a header and grow up to a limit, on a disk that can be full."""
 
     def __init__(self, limit=1 << 30, first_usable=0):
         self.limit = limit
@@ -276,7 +276,7 @@ def test_top_is_the_end_of_the_highest_slot_in_use():
     assert allocator.top_bytes(1) == 0
 
 
-# From none to three words of slots, whatever the number is modulo 64.
+# From less than one to three words of slots, with every remainder modulo 64.
 NUMBERS_OF_SLOTS = range(1, 193)
 
 
@@ -409,7 +409,7 @@ def test_more_than_one_group_of_segments_works():
 
 
 class AllocatorModel(RuleBasedStateMachine):
-    """The allocator against a set of addresses, on a disk that is full at times."""
+    """The allocator against a set of addresses, on a disk that is full now and then."""
 
     @initialize(limit=st.integers(1, 200), surplus=st.sampled_from([0, 5000, 10**6]))
     def begin(self, limit, surplus):

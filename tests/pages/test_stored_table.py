@@ -1,4 +1,4 @@
-"""The object table in a checkpoint: what is stored of it, and what is refused when it is restored."""
+"""The object table in a checkpoint: what is stored, and what is refused when it is restored."""
 
 import random
 import struct
@@ -32,7 +32,7 @@ def places(files, size_class=0):
 
 
 def restored(rows, files, tags=b"\1", counts=None, **limits):
-    """A table of a checkpoint of epoch 9 with these tags, by default all in one shard, and rows."""
+    """The table restored from a checkpoint of epoch 9 with these rows and tags, by default all in one shard."""
     table = ObjectTable(**limits)
     restore_table(table, 9, [len(tags)] if counts is None else counts, tags, rows, places(files))
     return table
