@@ -13,7 +13,7 @@ import xtree
 
 SOURCES = ROOT / "docs" / "api"
 CLASSES = [value for name in xtree.__all__ if isinstance(value := getattr(xtree, name), type)
-           and not issubclass(value, Exception) and value is not xtree.Config]  # whose fields are its signature
+           and not issubclass(value, Exception) and value is not xtree.Config]  # Config's fields are its signature
 NOT_FOR_USERS = {"let_others_begin"}  # the queue of commits calls it
 SPECIAL = {xtree.XTree: {"__len__", "__contains__"}}
 
@@ -42,7 +42,7 @@ def shown_members(owner, options):
 
 
 def shown_attributes():
-    """All attributes of classes that the reference shows, each as it stands in its class."""
+    """All class attributes that the reference shows, each as it stands in its class."""
     shown = []
     for kind, name, options in directives():
         if kind == "autoclass":
@@ -65,7 +65,7 @@ def test_every_public_name_is_in_the_reference():
 
 @pytest.mark.parametrize("owner", CLASSES, ids=lambda owner: owner.__name__)
 def test_every_public_method_is_in_the_reference(owner):
-    """Where classes have a method in common, in one of them."""
+    """A method that several classes share is shown in one of them."""
     shown = shown_attributes()
     public = {name for name in dir(owner) if not name.startswith("_")} - NOT_FOR_USERS | SPECIAL.get(owner, set())
     assert public

@@ -67,7 +67,7 @@ def readme_commands():
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run_as_they_are_printed(tmp_path):
-    """In a clone's own folder."""
+    """They run in a folder like that of a clone."""
     (tmp_path / "xtree").symlink_to(ROOT / "xtree")
     first, *commands = readme_commands()
     assert first == ["source", ".venv/bin/activate"] and len(commands) > 6
@@ -81,7 +81,7 @@ def test_the_commands_of_the_readme_run_as_they_are_printed(tmp_path):
 
 
 def test_nothing_says_to_install_what_somebody_else_calls_xtree():
-    """On the package index it is a tool of 2012; this is xtree-index."""
+    """The name xtree on the package index is a tool of 2012; this project is xtree-index."""
     files = [ROOT / "Makefile", ROOT / "setup.py", ROOT / "pyproject.toml", *PAGES]
     for folder in ("xtree", "tools", "examples"):
         files += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".pyx", ".ipynb", ".md")]

@@ -41,7 +41,7 @@ PERSISTENCE = "xtree.persistence"
 
 
 def module_of(path: Path) -> str:
-    """The dotted name a source file is imported by; tools/ is installed as xtree.tools."""
+    """The dotted name by which a source file is imported; tools/ is installed as xtree.tools."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     if parts[0] == "tools":
         parts.insert(0, "xtree")
@@ -74,7 +74,7 @@ def python_imports(text: str) -> set[str]:
 
 
 def cython_imports(text: str) -> set[str]:
-    """The same for Cython source, import and cimport."""
+    """The same for Cython source: import and cimport."""
     code = re.sub(r'""".*?"""', "", text, flags=re.DOTALL)
     code = re.sub(r"#.*", "", code)
     code = re.sub(r"\(\s*([^()]*?)\s*\)", lambda match: " " + " ".join(match.group(1).split()), code)
@@ -93,7 +93,7 @@ def first_words(names: str) -> set[str]:
 
 
 def ours(path: Path) -> set[str]:
-    """The modules of this project that a file imports, without itself."""
+    """The other modules of this project that a file imports."""
     text = path.read_text(encoding="utf-8")
     found = cython_imports(text) if path.suffix in {".pyx", ".pxd"} else python_imports(text)
     modules = {name for name in found if name in MODULES}

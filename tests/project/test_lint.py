@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cython_lint.cython_lint import PYCODESTYLE_CODES  # that it has pycodestyle ignore
+from cython_lint.cython_lint import PYCODESTYLE_CODES  # that it makes pycodestyle ignore
 from support.places import ROOT
 
 COMMANDS = {

@@ -77,7 +77,7 @@ def test_wheels_are_built_for_each_python_that_the_project_names():
 
 
 def build(kind: str, source: Path, out: Path) -> Path:
-    """The wheel or the sdist of a source tree. What is compiled for it isn't optimised: no test here measures."""
+    """The wheel or the sdist of a source tree. It is compiled without optimisation, since no test here measures."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check", f"--{kind}"]
     unoptimised = {**os.environ, "CFLAGS": "-O0"}
     done = subprocess.run(
@@ -89,9 +89,9 @@ def build(kind: str, source: Path, out: Path) -> Path:
 
 
 def copy_compiled(target: Path) -> None:
-    """Gives a tree what was compiled of this checkout's modules, with its times: what is up to date isn't made again.
+    """Copies this checkout's compiled modules into a tree, with their times, so that they aren't compiled again.
 
-    Modules that the checkout no longer has are left out. Where nothing was compiled, the build of the tree does it.
+    Modules that the checkout no longer has are left out. If nothing was compiled, the build of the tree does it.
     """
     modules = {name.removesuffix(".pyx") for name in sources(".pyx")}
     for kept in (ROOT / "build" / "cython", *(ROOT / "build" / "release").glob("lib.*")):
@@ -123,7 +123,7 @@ def sdist(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory) -> Path:
-    """The wheel of what the sdist holds, and of the modules that were compiled in this checkout."""
+    """The wheel made from the sdist, with the modules that were compiled in this checkout."""
     tree = unpacked(sdist, tmp_path_factory.mktemp("unpacked"))
     copy_compiled(tree)
     return build("wheel", tree, tmp_path_factory.mktemp("wheel"))
@@ -156,7 +156,7 @@ def test_the_wheel_can_be_compiled_from_the_sdist_alone(sdist, tmp_path):
 
 
 def require_whole(wheel: Path) -> None:
-    """A wheel holds what it should, and a compiled module for each .pyx."""
+    """Asserts that a wheel holds what it should, and a compiled module for each .pyx."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     wanted = {"xtree/py.typed", "xtree/tools/__init__.py", "xtree/tools/check.py"}

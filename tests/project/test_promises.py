@@ -51,7 +51,7 @@ def test_every_test_that_a_promise_names_exists(path):
 
 
 def test_no_promise_is_lost():
-    """The page says how many there are: who takes one away, or adds one, says so there."""
+    """The page says how many there are: a change that adds or removes one must change the number there."""
     counted = Counter(chapter for promises in PROMISES.values() for chapter, _ in promises)
     page = (DOCS / "testing.md").read_text(encoding="utf-8")
     table = page[page.index("## Promises") : page.index("## Deliberate bugs")]

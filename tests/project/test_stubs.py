@@ -19,7 +19,7 @@ def name_of(path: Path) -> str:
 
 
 def python_face(module) -> set[str]:
-    """What a module defines itself: functions and classes whose home it is."""
+    """The functions and classes that a module defines itself."""
     return {
         name
         for name, value in vars(module).items()

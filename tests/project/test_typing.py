@@ -1,4 +1,4 @@
-"""Types: what users write is right to mypy --strict and pyright, what they get wrong is not."""
+"""Types: mypy --strict and pyright accept correct code of users, and find their mistakes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CORRECT, WRONG = ROOT / "tests" / "typed" / "correct.py", ROOT / "tests" / "type
 
 @pytest.fixture(scope="module")
 def judged():
-    """Which lines of both files mypy --strict finds wrong, and as what."""
+    """The lines of both files that mypy --strict finds wrong, with the errors."""
     options = ["--strict", "--follow-imports", "silent", "--no-error-summary", "--cache-dir", "/dev/null"]
     command = [sys.executable, "-m", "mypy", *options, str(CORRECT), str(WRONG)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
