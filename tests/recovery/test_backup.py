@@ -1,4 +1,4 @@
-"""Backups: an index of their own with a snapshot's content, taken beside writers; whole, or not there.
+"""Backups: each is an index with a snapshot's content, taken beside writers; it is whole, or not there.
 
 Promises (Nothing acknowledged is lost):
 
@@ -368,7 +368,7 @@ def test_a_page_damaged_after_its_first_touch_is_not_copied(tmp_path):
 
 
 def backup_and_die(source: Path, target: Path, nth: int) -> bool:
-    """In a child: backs up and dies at the n-th crash point. Whether it died."""
+    """Makes a backup in a child, which dies at the n-th crash point. Returns whether it died."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -419,7 +419,7 @@ def test_a_crash_at_any_step_leaves_a_whole_backup_or_none(tmp_path):
 
 
 class Losses(ForgetfulFileSystem):
-    """Keeps what a power loss might leave at every crash point, and between the removals of a backup that failed."""
+    """Keeps what a power loss might leave, at every crash point and between the removals of a failed backup."""
 
     def __init__(self, directory: Path, rng: random.Random) -> None:
         super().__init__(directory)
@@ -487,7 +487,7 @@ class Forgotten(WatchedFile):
 
 
 class WithoutSome(ForgetfulFileSystem):
-    """Leaves out the syncs of the files, or of the directories, that a pattern matches: a bug, planted."""
+    """Leaves out the syncs of files or directories that a pattern matches: a planted bug."""
 
     def __init__(self, root: Path, pattern: str) -> None:
         super().__init__(root)
@@ -509,9 +509,9 @@ class WithoutSome(ForgetfulFileSystem):
 
 
 def broken_by_power_loss(tmp_path: Path, pattern: str) -> tuple[int, int]:
-    """Backs up into a directory that is made for it, and cuts the power as soon as the call has returned.
+    """Makes a backup in a new directory, and cuts the power as soon as the call has returned.
 
-    Returns how many syncs were left out by a pattern, and of how many ways to lose power one left no whole backup.
+    Returns how many syncs a pattern has left out, and how many of the possible power losses leave no whole backup.
     """
     store = open_store(tmp_path / "index", config=SMALL)
     for size_class in (0, 2):
@@ -643,7 +643,7 @@ def test_a_backup_after_pages_were_dropped_has_no_holes(tmp_path):
     for i in range(60):
         put(store, {f"name {i}": "x"})
     put(store, {f"name {i}": None for i in range(60) if i % 6})
-    write_set = begin(store)  # pages that were never committed don't go along
+    write_set = begin(store)  # pages that were never committed aren't copied
     node = write_set.add_page(KIND, 0, b"unseen")
     write_backup(store, tmp_path / "copy")
     write_set.commit({"late": CatalogEntry("late", "text", node, b"")})

@@ -1,4 +1,4 @@
-"""Making an index: of several that make one at the same path exactly one does, and one that fails leaves nothing.
+"""Making an index: of several attempts at the same path one succeeds, and an attempt that fails leaves nothing.
 
 Promises (One writer, many readers):
 
@@ -45,7 +45,7 @@ AT_ONCE = 4
 
 
 def require_nothing(path: Path, existed: bool) -> None:
-    """Nothing is left of a creation: no directory, or the empty one that there was; and the next one works."""
+    """Asserts that a creation left nothing, or the empty directory that there was, and that the next one works."""
     assert path.exists() == existed
     assert not existed or os.listdir(path) == []
     store = open_store(path, mode="x", config=CONFIG)
@@ -56,7 +56,7 @@ def require_nothing(path: Path, existed: bool) -> None:
 
 @pytest.fixture(params=["a missing directory", "an empty directory"])
 def place(request, tmp_path) -> tuple[Path, bool]:
-    """Where an index is to be made, and whether there is a directory."""
+    """The path at which an index is to be made, and whether there is a directory."""
     existed = request.param == "an empty directory"
     if existed:
         (tmp_path / "index").mkdir()
@@ -110,7 +110,7 @@ def test_what_a_failed_creation_could_not_remove_opens_or_is_made_afresh(tmp_pat
 
 
 class InterruptingFileSystem(FaultyFileSystem):
-    """An interrupt arrives before the n-th call."""
+    """A file system in which an interrupt arrives before the n-th call."""
 
     def __init__(self, nth: int) -> None:
         super().__init__(reading=True)
@@ -208,7 +208,7 @@ def test_a_directory_with_somebody_elses_files_is_left_alone(tmp_path):
     assert os.listdir(tmp_path) == ["theirs"]
 
 
-# What is made on top of it: `open` with its tree, `from_boxes`, `xtree build`, a salvage.
+# What makes an index on the way: `open` with its tree, `from_boxes`, `xtree build`, a salvage.
 
 
 def interrupt(done: int, total: int) -> None:
@@ -217,7 +217,7 @@ def interrupt(done: int, total: int) -> None:
 
 
 def fail_commits(monkeypatch) -> None:
-    """From now on no log can be made."""
+    """Makes every creation of a log fail from now on."""
 
     def full(*arguments, **named):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -298,7 +298,7 @@ def test_a_backup_that_fails_leaves_nothing(place):
 
 
 class Meeting:
-    """Where threads wait until each of the others has come too, or has ended what it does."""
+    """A place where threads wait until each of the others has come too, or has left."""
 
     def __init__(self, n: int) -> None:
         self._awaited = n
@@ -317,7 +317,7 @@ class Meeting:
 
 
 class MeetingFileSystem(FileSystem):
-    """All that make an index there meet at one of the steps, as long as each comes to it."""
+    """A file system on which all threads that make an index meet at one step, if each comes to it."""
 
     def __init__(self, step: str, meeting: Meeting) -> None:
         self.step, self.meeting = step, meeting
@@ -328,7 +328,7 @@ class MeetingFileSystem(FileSystem):
             self.meeting.wait()
 
     def leave(self) -> None:
-        """To be called at the end: the others don't wait for this one any more."""
+        """Is to be called at the end, so that the others don't wait for this thread any more."""
         if self.step:
             self.step = ""
             self.meeting.leave()
@@ -348,7 +348,7 @@ class MeetingFileSystem(FileSystem):
 
 
 def at_once(path: Path, mode: str, timeout: float, fs_of: Callable[[], FileSystem | None], n: int = AT_ONCE) -> list:
-    """Makes an index in n threads; each puts a text if it could, and keeps the index open until all have tried."""
+    """Makes an index in n threads. Each that succeeds puts a text, and keeps the index open until all have tried."""
     results: list[object] = [None] * n
     done = threading.Barrier(n)
 
@@ -402,7 +402,7 @@ def test_those_that_wait_to_make_a_new_one_find_that_there_is_one(tmp_path):
 
 
 def test_where_the_first_fails_the_next_makes_it(tmp_path):
-    """One that fails removes the directory in which another waits for the lock."""
+    """The thread that fails removes the directory in which another one waits for the lock."""
     path = tmp_path / "index"
     waiting = threading.Event()
     results = []
@@ -436,7 +436,7 @@ def test_where_the_first_fails_the_next_makes_it(tmp_path):
 
 
 def test_a_lock_counts_only_while_its_file_is_at_the_path(place, monkeypatch):
-    """One opens the lock file; the maker fails and removes it; then the first gets the lock, of a file that is gone."""
+    """A thread opens the lock file; the maker fails and removes the file; the thread then has a removed file's lock."""
     path, existed = place
     opened, gone = threading.Event(), threading.Event()
     results = []
@@ -473,7 +473,7 @@ def test_a_lock_counts_only_while_its_file_is_at_the_path(place, monkeypatch):
 
 
 def test_one_that_waits_for_a_lock_takes_the_index_that_was_put_there_meanwhile(tmp_path):
-    """The old handle lives on; what it holds isn't at the path any more."""
+    """The old handle stays open; its index isn't at the path any more."""
     path, other = tmp_path / "index", tmp_path / "other"
     open_store(other, config=CONFIG).close()
     old = open_store(path, config=CONFIG)
@@ -521,7 +521,7 @@ for path in map(str.strip, sys.stdin):
 
 @pytest.mark.parametrize("how", ["x", "append"])
 def test_of_builds_to_one_new_path_at_once_one_wins_and_the_others_say_so(tmp_path, how):
-    """Two processes, which build one index after the other."""
+    """Two processes build at the same paths, one path after the other."""
     source = tmp_path / "boxes.npy"
     np.save(source, np.arange(4000.0).reshape(1000, 4))
     command = [sys.executable, "-c", BUILDER, str(source), *(["--append"] if how == "append" else [])]

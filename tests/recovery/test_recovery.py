@@ -1,4 +1,4 @@
-"""Recovery: whatever a process was doing when it ended, the state is a prefix that holds every acknowledged commit.
+"""Recovery: whatever a process was doing when it died, the state is a prefix with every acknowledged commit.
 
 Promises (Nothing acknowledged is lost):
 
@@ -84,9 +84,9 @@ def work(store, acknowledge):
 
 
 def reopened(path, damaged: str | None = None) -> tuple[dict[str, str], int]:
-    """The texts after recovery, checked; and again after a second open, which must find the same.
+    """The texts and epoch after recovery, which is checked; a second open must find the same.
 
-    damaged: what check() is to say of a file that the state could do without.
+    damaged: what check() has to say of a file that recovery could do without.
     """
     store = open_store(path, config=SMALL)
     texts, epoch = texts_of(store), store.published.epoch
@@ -438,14 +438,14 @@ def test_pages_made_and_removed_until_their_tags_wrap_are_logged_once(tmp_path):
 
 
 def log_changed_words(store, name: str, texts: list[str], damage: bool = False) -> None:
-    """Appends a frame for each text, which says by changed words what becomes of a page, in turns under two handles."""
+    """Appends a frame for each text. It gives a page this text by changed words, in turns under two handles."""
     index_files, entry = store.index_files, store.published.catalog.get(name)
     row, node, epoch = store.table.describe(entry.root), entry.root, store.published.epoch
     page = bytearray(struct.pack("<IIQBBHI", 0x47505458, row["crc"], node, KIND, 0, 1, 0) + store.read_page(node))
     names = [node + (100 << 8), node]
     for i, text in enumerate(texts):
         base, words, epoch = struct.unpack_from("<I", page, 4)[0], text.encode().ljust(64, b"\0"), epoch + 1
-        new = names[i % 2] + i // 2 + i % 2  # the tag moves with each life
+        new = names[i % 2] + i // 2 + i % 2  # each life has the next tag
         page[24:88] = words
         struct.pack_into("<Q", page, 8, new)
         struct.pack_into("<I", page, 4, page_crc(page))

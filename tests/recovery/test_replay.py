@@ -1,4 +1,4 @@
-"""Replay: frames bring rows, images and catalog forward, and what can't follow from the state before is corruption.
+"""Replay: frames advance rows, images and catalog; a frame that can't follow the state before it is corruption.
 
 Promises (What is on the disk before what):
 
@@ -50,7 +50,7 @@ def no_failure_is_left_planned():
 
 
 class Page:
-    """A page as a writer has it: its bytes, with a right CRC, and where they stand."""
+    """A page as a writer has it: its bytes, with a right CRC, and its slot."""
 
     def __init__(self, node, slot, content=b"", size_class=0):
         self.node, self.slot, self.size_class = node, slot, size_class
@@ -71,7 +71,7 @@ class Page:
         return 4096 + self.slot * len(self.bytes)
 
     def successor(self, node, slot, words):
-        """The page that replaces this one, with other words, and the payload that says so."""
+        """The page that replaces this one, with some other words, and its payload of ranges."""
         after = Page(node, slot, size_class=self.size_class)
         after.bytes[16:] = self.bytes[16:]
         for word, value in words.items():
@@ -81,7 +81,7 @@ class Page:
 
 
 def ranges_of(words):
-    """Words as ranges: those side by side in one."""
+    """Words as ranges: adjacent words are in one range."""
     payload, run = b"", []
     for word in [*sorted(words), None]:
         if run and word != run[-1] + 1:
