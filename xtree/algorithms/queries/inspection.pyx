@@ -133,7 +133,7 @@ cdef int _check_slot(bint durable, Store store, TreeState state, NodeID node, Bu
 
 
 cdef int _check_count(TreeState state, NodeID node, Bucket *b, bint siblings) except -1 nogil:
-    """Checks for not more entries than fit, nor so few that removal dissolves the page; a root needs 1, or 2 children."""
+    """Checks that entries fit and are not so few that removal dissolves the page; a root needs 1, a directory 2."""
     cdef uint64_t most = entry_limit(&state.g, b)
     cdef bint is_root = b.level == state.levels - 1
     cdef double least = 1.0

@@ -49,7 +49,8 @@ class Pause:
 class CheckpointPolicy:
     """Judges by the clock, by commits and by the size of the log that no checkpoint holds.
 
-    `committed` and `began` are called by the holder of the coordinator's turn, the others by the checkpointer.
+    `committed` and `began` are called by the holder of the coordinator's turn, `demand` by a thread that waits
+    for room, the others by the checkpointer and, to see whether to wake it, by the holder of the turn.
     """
 
     def __init__(self, config: StoreConfig, clock: Clock) -> None:

@@ -77,7 +77,7 @@ class IndexFiles:
         self.log_aged = False  # the open log is to be followed by the next one, however short it is
         self.rotations = 0
         self.logs_collected = 0
-        # Guards manifest, spare and _closed_bytes, from reading the old manifest until the new one is durable.
+        # Guards manifest and _closed_bytes, from reading the old manifest until the new one is durable.
         self._manifest_lock = RankedLock(MANIFEST, reentrant=True)  # held while the manifest is changed or saved
         # A number is in this set from before its file exists until a manifest lists it; `remove_unlisted` leaves such
         # files alone. Read and written with the GIL.

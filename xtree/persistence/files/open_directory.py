@@ -32,7 +32,8 @@ class OpenDirectory(str):
     """A directory that is open; as a string it is its real path, resolved once. `path_in` gives the paths of its names.
 
     `identity`: device and inode of its lock file, once that is held; the inode isn't given to another file as long as
-    the descriptor is open. `report_lost` is called once, with the error, when the directory is found to be lost.
+    the descriptor is open. `report_lost` is called with the error, once or twice, when the directory is found to be
+    lost.
     """
 
     identity: tuple[int, int] | None

@@ -1,8 +1,8 @@
 """Windows: large mappings of data files, or of anonymous memory, each with a small logical id.
 
 A page's address is one word, `window << 48 | offset`. `bases` is what a reader sees, so that a pointer is one load and
-one addition; `mappings` is what is mapped. Beyond the budget the recycler hides a window's base, waits until every call
-that may hold a pointer has ended, and drops the mapping unless somebody has shown it again meanwhile.
+one addition; `Window.mapping` is what is mapped. Beyond the budget the recycler hides a window's base, waits until
+every call that may hold a pointer has ended, and drops the mapping unless somebody has shown it again meanwhile.
 
     field          written by, with the GIL       read by                     order
     bases[w]       map_window, grow, hide,        any thread, no lock         seq_cst / acquire

@@ -472,7 +472,7 @@ cdef class ObjectTable:
             while handle and used < room:
                 row = self.row(handle)
                 word = load_acquire(&row.word)
-                retire = load_acquire(&row.retire)      # before birth, as in store_row
+                retire = load_acquire(&row.retire)      # before birth, as in is_visible
                 birth = load_acquire(&row.birth)
                 if state_of(word) >= STATE_LIVE and birth <= epoch < retire:
                     out[used].node = make_node_id(handle, word & WORD_TAG)
@@ -561,7 +561,7 @@ cdef class ObjectTable:
     def exercise(self, Py_ssize_t times, uint64_t base):
         """Reserves, publishes and retires `times` pages, abandons every third, reclaims as it goes, without the GIL.
 
-        For tests and benchmarks of threads that share a table. Epochs begin at `base`; retire epochs are all `base`.
+        For tests and benchmarks of threads that share a table. Every page is published and retired at the epoch `base`.
         """
         cdef Py_ssize_t i
         cdef uint64_t address = 0

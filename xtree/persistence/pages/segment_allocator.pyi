@@ -1,8 +1,7 @@
 from typing import Protocol, final
 
 class _Growth(Protocol):
-    def new_window(self, size_class: int) -> tuple[int, int, int, int]: ...
-    def extend(self, window: int, wanted_bytes: int) -> int: ...
+    def new_window(self, size_class: int, spends_reserve: bool) -> tuple[int, int, int, int]: ...
 
 @final
 class SegmentAllocator:

@@ -64,7 +64,7 @@ cdef class ReachedPages:
             while handle:
                 row = self.store.table.row(handle)
                 word = load_acquire(&row.word)
-                retire = load_acquire(&row.retire)      # before birth, as in store_row
+                retire = load_acquire(&row.retire)      # before birth, as in is_visible
                 birth = load_acquire(&row.birth)
                 shard = shard_of(handle)
                 number = self.before[shard] + slot_of(handle) - 1
