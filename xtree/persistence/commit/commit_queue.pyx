@@ -23,7 +23,7 @@ cdef enum:
 cdef class Request(Outcome):
     """Something for the leader to do, and its outcome. The leader calls finish() exactly once.
 
-    what: "commit", "close", "call" or, for the checkpointer, "checkpoint". changes: catalog entries of a commit, or what
+    what: "commit", "close", "call" or, for the checkpointer, "checkpoint". changes: entries of a commit, or what
     is to be called. on_queued: called by the thread that submits the request, once it has its place in the queue.
     """
 
