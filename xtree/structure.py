@@ -38,7 +38,7 @@ class Structure(ABC):
     @classmethod
     @abstractmethod
     def decode(cls: type[Self], state: bytes, root: int) -> Self:
-        """The state that `encode` turned into these bytes. Raises CorruptionError for bytes or a root that can't be."""
+        """The state that `encode` turned into these bytes. Raises CorruptionError for an invalid state or root."""
 
     @abstractmethod
     def encode(self) -> bytes:
