@@ -14,9 +14,10 @@ __all__ = ["check_index"]
 def check_index(path: Path) -> dict[str, Any]:
     """Verifies an index read-only, as fsck does: every file, every page of every tree, and what they say of each other.
 
-    Returns {"path", "ok", "seconds", "error", "damage", "orphans", "trees"}: `error` is the first of `damage` things
-    found to be wrong, or why the index doesn't open, or None; `orphans` counts leftovers; `trees` says for each tree
-    its records, None where that can't be told, and what is wrong with it. Raises what fsck does.
+    Returns {"path", "ok", "seconds", "error", "damage", "orphans", "trees"}: `damage` counts the things found to be
+    wrong; `error` is the first of them, or why the index doesn't open, or None; `orphans` counts leftovers; `trees`
+    says for each tree how many records it has, None when that isn't known, and what is wrong with it. Raises what fsck
+    does.
     """
     report = fsck(path)
     damage = report.of(DAMAGE)

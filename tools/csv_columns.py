@@ -1,6 +1,6 @@
 """CSV columns: which columns of a file hold the boxes or points, and which the ids.
 
-By their names, as tables in memory are read (`xtree.input.column_names`), unless the caller says which to take.
+They are found by their names, as in tables in memory (`xtree.input.column_names`), unless the caller chooses them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ HOW_TO_CHOOSE = "choose them: --box MINX,MINY,MAXX,MAXY, or --x NAME --y NAME"
 
 
 class Wanted(NamedTuple):
-    """Columns that the caller has chosen, by name: those of boxes or of points, and that of ids; empty: by the rules.
+    """Columns that the caller has chosen, by name: those of boxes or of points, and that of ids.
 
-    "-" as id: none, the records are numbered.
+    Those that are empty are found by the rules. "-" as id means that there is none: the records are numbered.
     """
 
     box: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Wanted(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """The places of columns in their file: minima, then maxima, or a point's coordinates; and of ids."""
+    """The places of columns in their file: those of minima, then maxima, or of a point's coordinates; that of ids."""
 
     header: list[str]
     coordinates: list[int]
@@ -39,7 +39,7 @@ class Columns(NamedTuple):
     id: int | None
 
     def names(self) -> list[str]:
-        """Of the coordinates, in the order of the axes."""
+        """The names of the coordinates' columns, in the order of the axes."""
         return [self.header[place] for place in self.coordinates]
 
 
@@ -74,7 +74,7 @@ def _ids(names: list[str], wanted: str) -> int | None:
 
 
 def _place(names: list[str], wanted: str) -> int:
-    """The column of a name; of several that differ in case only the one that is meant to the letter."""
+    """The column of a name, in any case; if several names differ in case only, the one that matches exactly."""
     exact = [place for place, name in enumerate(names) if name == wanted]
     found = exact or [place for place, name in enumerate(names) if name.lower() == wanted.lower()]
     if len(found) != 1:

@@ -1,4 +1,4 @@
-"""CSV files: ids and boxes of a file with named columns, and what is wrong with the first line that isn't fine."""
+"""CSV files: ids and boxes of a file with named columns, and what is wrong with the first bad line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["CsvRows", "csv_records", "read_csv"]
 
 
 class CsvRows(NamedTuple):
-    """What a file holds: ids (n,) int64 or None, boxes (n, 2*d) or points (n, d) float64, and where they stand."""
+    """What a file holds: ids (n,) int64 or None, boxes (n, 2*d) or points (n, d) float64, and their columns."""
 
     ids: np.ndarray | None
     coordinates: np.ndarray
@@ -57,7 +57,7 @@ def read_csv(path: Path, wanted: Wanted, encoding: str | None = None, progress: 
 
 
 def csv_records(path: Path, encoding: str | None = None) -> Iterator[tuple[int, list[str]]]:
-    """The records below the first line, each with the line of the file where it begins; empty lines are none."""
+    """The records after the first line, each with the line of the file where it begins; empty lines are skipped."""
     with CsvText(path, encoding) as text:
         reader = csv.reader(text.lines(), delimiter=text.separator)
         line = 2

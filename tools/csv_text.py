@@ -1,4 +1,4 @@
-"""CSV text: the lines of a file, compressed or not, in whatever encoding, and how its columns are separated."""
+"""CSV text: the lines of a file, compressed or not, in any encoding, and how its columns are separated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINES_A_LOOK = 4096  # between two reports of progress
 MARKS = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 class CsvText:
-    """A context manager: the text of a CSV file, of which the first line is read at once.
+    """The text of a CSV file, as a context manager. The first line is read at once.
 
     encoding: None for UTF-8, with or without a mark. Raises TableError for bytes of another encoding, OSError.
     """
@@ -65,7 +65,7 @@ class CsvText:
 
     @contextlib.contextmanager
     def _naming_file(self) -> Iterator[None]:
-        """Errors of what is in the file name it."""
+        """Turns errors about the content of the file into a TableError that names the file."""
         try:
             yield
         except UnicodeError as error:
@@ -99,7 +99,7 @@ class CsvText:
 
 
 def _separator(first: str, path: Path) -> str:
-    """What separates the columns of this first line: that which makes the most of them."""
+    """What separates the columns of this first line: the separator that makes the most columns of it."""
     names = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     if names.suffix.lower() == ".tsv":
         return "\t"

@@ -26,7 +26,7 @@ def describe_index(path: Path) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The value in terms of what JSON knows: dict, list, str, int, float, bool, None."""
+    """The value in the types that JSON knows: dict, list, str, int, float, bool, None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,8 @@
-"""Where the labels of a map go: beside their points, and none on another, nor on a point.
+"""Where the labels of a map go: beside their points, but not on another label or on a point.
 
-Each tries places around its point, farther and farther away, until one is free, which a tree of those that are taken
-says. Right above comes first, as in Imhof, "Positioning Names on Maps", The American Cartographer 2 (1975).
+Each label tries places around its point, farther and farther away, until one is free; a tree of the places that are
+taken tells which are free. The upper right comes first, as in Imhof, "Positioning Names on Maps", The American
+Cartographer 2 (1975).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from xtree.tree import XTree
 
 __all__ = ["label_boxes"]
 
-CHARACTER = 0.58  # of the font size: how wide one is on average, rather more
-DIRECTIONS = ((1, -1), (1, 1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0, -1), (0, 1))  # right above first
+CHARACTER = 0.58  # of the font size: the average width of one, rounded up
+DIRECTIONS = ((1, -1), (1, 1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0, -1), (0, 1))  # upper right first
 DISTANCES = (5.0, 12.0, 20.0, 30.0, 42.0, 56.0, 72.0, 90.0)  # in pixels
 GAP = 1.0
 
@@ -28,7 +29,7 @@ def label_boxes(
     """The box of each label, (left, top, right, bottom) in pixels, y downwards.
 
     points: (n, 2), what the labels belong to. size: of the font. area: where labels may be. avoid: boxes that no label
-    is to cover, beside the other labels. One for which there is no free place within 90 pixels gets its first one.
+    is to cover, besides the other labels. A label that finds no free place within 90 pixels gets its first place.
     """
     taken = XTree(2)
     for number, box in enumerate(avoid):

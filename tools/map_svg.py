@@ -68,7 +68,7 @@ class MapSvg:
         for (x, y), text, box in zip(places, texts, label_boxes(places, texts, size, area, dots), strict=True):
             left, top, right, bottom = box
             near = min(max(x, left), right), min(max(y, top), bottom)
-            if np.hypot(near[0] - x, near[1] - y) > 10:  # too far away to be seen as its own
+            if np.hypot(near[0] - x, near[1] - y) > 10:  # too far away to see which point it belongs to
                 self.parts.append(
                     f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{near[0]:.1f}" y2="{near[1]:.1f}" '
                     'stroke="#24292f" stroke-width="0.5"/>'

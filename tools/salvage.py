@@ -1,10 +1,10 @@
 """Salvage: the records of all leaf pages that can still be read, put into a new index.
 
-Which pages are live, and whose, the furthest state says that can be put together (fsck_open): a checkpoint's rows
-and what the logs changed. Trees are walked from their roots; leaves below a page that is lost are told by their dims.
-Where that state isn't the last one, pages of later commits may have overwritten some of its pages; they are taken too.
-Where there are no rows, every page in the data files counts that is whole by itself: then nobody knows which are
-outdated, and records that were deleted may come back.
+The furthest state that can be put together (fsck/open.py) says which pages are live, and whose; it is made of a
+checkpoint's rows and what the logs changed. Trees are walked from their roots; leaves below a page that is lost are
+told by their dims. When that state isn't the last one, pages of later commits may have overwritten some of its pages;
+they are taken too. When there are no rows, every page in the data files that is whole by itself is taken: then nobody
+knows which are outdated, and records that were deleted may come back.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Page = dict[str, Any]
 
 @dataclass
 class Saved:
-    """The records of one tree to be. expected: how many the catalog says, None where it says nothing."""
+    """The records of one tree of the new index. expected: how many the catalog says, None when it says nothing."""
 
     dims: int
     expected: int | None = None
@@ -96,9 +96,9 @@ def salvage_index(
     """Puts what can be read of the trees of the index at `path` into a new index at `target`.
 
     Changes nothing at `path`. target: missing or an empty directory, not inside of `path`. Returns what was saved and
-    what is lost: `lost` is the number of records that the catalog knows of and that weren't found, None where that
-    can't be said; `complete` says that nothing is lost. Raises LockedError, FileNotFoundError, FileExistsError,
-    ValueError, OSError, CorruptionError when nothing at all is left.
+    what is lost: `lost` is the number of records that the catalog knows of and that weren't found, None when it isn't
+    known; `complete` says that nothing is lost. Raises LockedError, FileNotFoundError, FileExistsError, ValueError,
+    OSError, CorruptionError when nothing at all is left.
     """
     started = time.perf_counter()
     fs = fs or FileSystem()
@@ -151,7 +151,7 @@ def salvage_index(
 
 
 def _from_state(directory: Directory, progress: Progress | None) -> Harvest | None:
-    """What the furthest state that can be put together refers to; None when there is none."""
+    """What is found by the furthest state that can be put together; None when there is none."""
     remains = open_remains(directory, oldest=True)
     if remains is None:
         return None
@@ -181,7 +181,7 @@ class _Walk:
             self.harvest.notes.append(f"commits after epoch {epoch} are lost; epoch {known} was there once")
 
     def run(self, progress: Progress | None) -> Harvest:
-        """Trees first, from their roots on, then the leaves that no root leads to any more."""
+        """Reads trees first, from their roots on, then the leaves that no root leads to any more."""
         harvest = self.harvest
         for entry in sorted(self.pages.catalog, key=lambda entry: entry.name):
             if entry.kind == KIND:
@@ -227,7 +227,7 @@ class _Walk:
         return page
 
     def _assign_strays(self) -> None:
-        """Leaves below lost pages go to the tree of their dims that has lost pages, if that is one; or else apart."""
+        """Puts leaves below lost pages into the only tree of their dims that has lost pages, or else into one apart."""
         for node, row in self.rows.items():
             if node in self.reached or row["kind"] != LEAF:
                 continue
@@ -237,7 +237,7 @@ class _Walk:
             self._tree_of(page, True).leaves.append(page)
 
     def _tree_of(self, page: Page, only_losers: bool) -> Saved:
-        """The tree that a leaf must be of, since no other has its dims; or one for leaves of which that isn't known."""
+        """The tree that a leaf must be of, since no other has its dims; or one for leaves whose tree isn't known."""
         trees = self.harvest.trees
         possible = [
             name for name, saved in trees.items()
@@ -250,7 +250,7 @@ class _Walk:
         return trees[name]
 
     def _add_later(self) -> None:
-        """Leaves of lost commits, which may stand where the pages that they replaced had been."""
+        """Adds leaves of lost commits, which may stand where pages that those commits replaced had been."""
         harvest, table = self.harvest, self.pages.store.table
         touched: dict[int, Saved] = {}
         for page in _whole_pages(self.directory, Harvest("", False), None):
@@ -267,7 +267,7 @@ class _Walk:
 
 
 def _is_later(table: ObjectTable, node: int) -> bool:
-    """Whether a NodeID belongs to a later life of its handle than the table knows: tags go round."""
+    """Whether a NodeID belongs to a later use of its handle than the table knows; tags wrap around."""
     try:
         known = int(table.describe(node)["tag"])
     except KeyError:
@@ -276,7 +276,7 @@ def _is_later(table: ObjectTable, node: int) -> bool:
 
 
 class _Images:
-    """Whole pages in the logs, for those that their data file has lost. Read at the first need."""
+    """Whole pages in the logs, for those that their data file has lost. The logs are read when first needed."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
@@ -341,7 +341,7 @@ def _from_pages(directory: Directory, progress: Progress | None) -> Harvest:
 
 
 def _whole_pages(directory: Directory, harvest: Harvest, progress: Progress | None) -> Iterator[Page]:
-    """Slot by slot through every data file, then the pages in logs."""
+    """The pages of every data file, slot by slot, then those in logs."""
     names = [name for name in directory.names if filenames.parse_data(name)]
     total, done = max(sum(directory.size(name) or 0 for name in names), 1), 0
     for name in names:
@@ -378,7 +378,7 @@ def _parsed(data: bytes, harvest: Harvest) -> Page | None:
 
 
 def _deduplicate(saved: Saved) -> None:
-    """A record counts as often as it stands in the one page that has it most often: others are other versions of it."""
+    """Keeps as many copies of a record as one page holds at the most: other pages may be other versions of that one."""
     if not saved.leaves:
         return
     ids, boxes = saved.records()
@@ -399,7 +399,7 @@ def _deduplicate(saved: Saved) -> None:
 
 
 def _write(harvest: Harvest, target: str) -> None:
-    """Makes every tree with the parameters that it had. When that fails nothing is left of it."""
+    """Makes every tree with the parameters that it had. When that fails, nothing is left at `target`."""
     runtime = xtree.Runtime(target, mode="x")
     try:
         for name, saved in harvest.trees.items():

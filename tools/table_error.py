@@ -1,4 +1,4 @@
-"""TableError: what a file of boxes or points must be, and isn't."""
+"""TableError: the error for a file that isn't a table of boxes or points."""
 
 __all__ = ["TableError"]
 

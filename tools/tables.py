@@ -1,4 +1,4 @@
-"""Tables: ids and boxes out of CSV, .npy and .npz files."""
+"""Tables: ids and boxes from CSV, .npy and .npz files."""
 
 from __future__ import annotations
 
@@ -38,12 +38,11 @@ def read_table(
     encoding: str | None = None,
     progress: Progress | None = None,
 ) -> Table:
-    """The records of a file; ids are 0..n-1 where it has none.
+    """The records of a file; ids are 0..n-1 when it has none.
 
-    .csv and .tsv, also with .gz behind it: a first line that names columns (`csv_columns`), of which `wanted` says
-    those that aren't to be found by the rules. .npy: boxes (n, 2*d). .npz: arrays `boxes` and, if there are ids, `ids`.
-    With `points` arrays hold points (n, d). progress: called with (bytes read, bytes of the file). Raises TableError,
-    OSError.
+    .csv and .tsv, also with .gz after it: the first line names the columns (`csv_columns`); `wanted` chooses those that
+    the rules shouldn't. .npy: boxes (n, 2*d). .npz: arrays `boxes` and, if there are ids, `ids`. With `points` arrays
+    hold points (n, d). progress: called with (bytes read, bytes of the file). Raises TableError, OSError.
     """
     name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     kind, columns = name.suffix.lower(), None
@@ -92,7 +91,7 @@ def _load(path: Path):
 
 
 def _in_lines(message: str, path: Path, encoding: str | None) -> str:
-    """An error message with lines of a CSV file in the place of rows."""
+    """An error message with lines of a CSV file in place of rows."""
     row = re.search(r"\brow ([0-9]+)", message)
     if row is None:
         return message
