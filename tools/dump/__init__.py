@@ -1,4 +1,4 @@
-"""Dump: what the files of an index say, as dicts, as far as they can be read; what can't be is listed as a problem."""
+"""Dump: what the files of an index say, as dicts, as far as they can be read; the rest is listed as problems."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def dump_index(
 ) -> dict[str, Any]:
     """What the index at `path` consists of, or one part of it; reads only.
 
-    which: a NodeID for "page", decimal or hexadecimal with 0x; the name of a tree for "tree", None for all. deltas: of
-    frames, one by one. depth: levels of a tree's outline. entries: how many of a page. Returns a dict with path,
-    problems, and the parts. Raises LockedError, ValueError for a NodeID or a tree that there isn't, FileNotFoundError,
-    CorruptionError for a directory that never was an index, OSError.
+    which: a NodeID for "page", decimal or hexadecimal with 0x; the name of a tree for "tree", None for all. deltas:
+    lists those of frames one by one. depth: levels of a tree's outline. entries: how many of a page are shown. Returns
+    a dict with path, problems, and the parts. Raises LockedError, ValueError for a NodeID or a tree that doesn't exist,
+    FileNotFoundError, CorruptionError for a directory that never was an index, OSError.
     """
     if which is not None and what not in ("page", "tree"):
         raise ValueError(f"{what!r} takes no further argument, got {which!r}")
@@ -101,7 +101,7 @@ def _dump_superblock(directory: Directory, problems: list[str]) -> dict[str, Any
 
 
 def _dump_manifest(directory: Directory, problems: list[str]) -> dict[str, Any]:
-    """The manifest; where it can't be read, what the directory says in its place."""
+    """The manifest; when it can't be read, what the directory says in its place."""
     error = directory.manifest_error
     if error is not None:
         problems.append(f"{MANIFEST}: {_said(error)}")

@@ -43,7 +43,7 @@ def _state(directory: Directory) -> Iterator[PageCheck | None]:
 
 
 def dump_page(directory: Directory, node: int, entries: int, problems: list[str]) -> list[dict[str, Any]]:
-    """Every place where a page of this NodeID stands: the one that its row names first, then copies in other slots."""
+    """Every place where a page of this NodeID stands: first the one that its row names, then copies in other slots."""
     found = []
     row_place = None
     with _state(directory) as pages:
@@ -80,7 +80,7 @@ def _dump_live(pages: PageCheck, row: Any, entries: int) -> dict[str, Any]:
 
 
 def _dump_bytes(data: bytes, entries: int) -> dict[str, Any]:
-    """A page's header, whatever it is, and what it holds, if that can be."""
+    """A page's header, whatever it says, and what the page holds, if it can be read."""
     header = header_of(data) if len(data) >= 64 else None
     try:
         return {"header": header, "error": None, **_shown(parse(data), entries)}
@@ -116,7 +116,7 @@ def _slots_of(directory: Directory, node: int) -> Iterator[tuple[str, int, bytes
 
 
 def dump_trees(directory: Directory, name: str | None, depth: int, problems: list[str]) -> dict[str, dict[str, Any]]:
-    """The trees of the furthest state by name, or one of them. Raises ValueError for a name that there isn't."""
+    """The trees of the furthest state by name, or one of them. Raises ValueError for an unknown name."""
     with _state(directory) as pages:
         if pages is None:
             if not directory.unborn:
@@ -178,7 +178,7 @@ def _readable_levels(pages: PageCheck, root: int, height: int) -> list[dict[str,
 
 
 def _outline(pages: PageCheck, node: int, box: Any, level: int, depth: int) -> dict[str, Any]:
-    """A page and those below it, so many levels."""
+    """A page and those below it, `depth` levels in all."""
     rows = pages.rows[pages.rows["node"] == node]
     page = pages.parsed(rows[0]) if len(rows) else None
     dumped: dict[str, Any] = {"node": node, "level": level, "box": box.tolist(), "count": None, "children": []}

@@ -1,4 +1,4 @@
-"""Dump of logs: every frame of the chain, and what stands behind its end."""
+"""Dump of logs: every frame of the chain, and what stands after its end."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _frames(directory: Directory, log: Log, deltas: bool) -> Iterator[dict[str, 
 
 
 def _read(file: File, offset: int) -> bytes:
-    """A frame, as long as it says it is; its header alone when that can't be."""
+    """A frame, as long as it says it is; its header alone when it can't be that long."""
     header = FrameHeader(file.pread(FRAME_HEADER_BYTES, offset))
     fits = header.consistent and header.length <= file.size() - offset
     return file.pread(header.length if fits else FRAME_HEADER_BYTES, offset)
