@@ -1,4 +1,4 @@
-"""Fsck: everything that can be verified about an index, all findings, not only the first."""
+"""Fsck: verifies everything that can be verified about an index, and reports all findings, not only the first."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ def fsck(
 ) -> Report:
     """Verifies an index and reports all that is wrong with it; changes nothing.
 
-    source: the directory of an index that no process has open for writing, of which every file is verified; or an open
-    Runtime, also a writing one, of which the same is, while others go on: its files, rows and slots, and the pages and
-    trees of one epoch. progress: called
-    with (bytes done, bytes in all). Raises LockedError, FileNotFoundError, NotADirectoryError, CorruptionError for a
-    directory that never was an index, ClosedError, OSError.
+    source: the directory of an index that no process has open for writing, every file of which is verified; or an open
+    Runtime, also a writing one, whose files, rows and slots are verified, and the pages and trees of one epoch, while
+    others go on. progress: called with (bytes done, bytes in all). Raises LockedError, FileNotFoundError,
+    NotADirectoryError, CorruptionError for a directory that never was an index, ClosedError, OSError.
     """
     started = time.perf_counter()
     if isinstance(source, Runtime):
@@ -61,7 +60,7 @@ def require_index(fs: FileSystem, path: str) -> None:
 
 
 def check_directory(fs: FileSystem, path: str, progress: Progress | None = None) -> tuple[Report, Directory]:
-    """The same for whoever holds the lock of a directory; also what was read of its files."""
+    """Does what `fsck` does for a caller that holds the lock of the directory; also returns what was read of files."""
     report = Report(path, "directory")
     meter = _Meter(fs, path, progress)
     directory = Directory(fs, path, meter.add)
@@ -144,20 +143,20 @@ class _Meter:
         self._done = 0.0
 
     def add(self, n: float) -> None:
-        """So many more bytes."""
+        """Counts n more bytes."""
         self._done += n
         if self._progress is not None:
             self._progress(min(int(self._done), self._total), self._total)
 
     def share(self, share: float) -> None:
-        """A share of the data files."""
+        """Counts a share of the data files."""
         self.add(share * self._data)
 
     def data(self) -> None:
-        """All but the data files is done."""
+        """Counts everything except the data files as done."""
         self.add(max(0.0, self._total - self._data - self._done))
 
     def end(self) -> None:
-        """All is done."""
+        """Counts everything as done."""
         self.add(self._total - self._done)
 

@@ -32,7 +32,7 @@ from xtree.persistence.recovery.recovery import Exposure
 __all__ = ["EVERY_EPOCH", "Directory", "Log", "READ_ERRORS"]
 
 READ_ERRORS = (CorruptionError, FormatVersionError, OSError)
-EVERY_EPOCH = 2**64 - 2  # what is visible then is what there is
+EVERY_EPOCH = 2**64 - 2  # what is visible at this epoch is all that there is
 Copy = Superblock | Exception
 
 
@@ -40,8 +40,8 @@ Copy = Superblock | Exception
 class Log:
     """A log as far as its chain goes, and what ends it.
 
-    `end` is how it ends by its own frames, None when not even its header can be read. `recorded` is the end that others
-    have recorded, the manifest or the next log's link. `damage` says what is wrong at `end`, `torn` that it is a tail.
+    `end` is where its own frames end, None when not even its header can be read. `recorded` is the end that the
+    manifest or the next log's link has recorded. `damage` says what is wrong at `end`, `torn` that it is a tail.
     """
 
     number: int
@@ -53,7 +53,7 @@ class Log:
     stopped_because: str = ""
     unexposed: int = 0
     damage: Exception | None = None
-    stray_at: int | None = None  # where the first byte stands, between two frames, that isn't zero
+    stray_at: int | None = None  # offset of the first byte between two frames that isn't zero
     evidence: str | None = None  # why a bad frame is damage, not the beginning of a torn tail
     known_epoch: int = 0  # of a commit that was in it once
 
@@ -76,8 +76,8 @@ class Log:
 class Directory:
     """What can be read of the files in a directory: superblock copies, manifest, checkpoints, logs.
 
-    Values that can't be read are the exceptions that say so. `uuid` is that of the superblock, or else of the manifest,
-    or else of most files; None when there is none.
+    In place of a value that can't be read stands the exception that says so. `uuid` is that of the superblock, or else
+    of the manifest, or else of most files; None when there is none.
     """
 
     def __init__(self, fs: FileSystem, path: str, advance: Callable[[int], object] = lambda n: None) -> None:
@@ -100,7 +100,7 @@ class Directory:
 
     @property
     def unborn(self) -> bool:
-        """Whether an index was being made here, and never was one."""
+        """Whether the making of an index began here and never ended."""
         readable = any(isinstance(copy, Superblock) for copy in self.copies)
         return not readable and not any(
             self.fs.size(self.place(name)) for name in self.names
@@ -128,7 +128,7 @@ class Directory:
 
     @property
     def known_epoch(self) -> int:
-        """The last epoch of which something says that it was committed."""
+        """The last epoch that is known to have been committed."""
         epochs = [log.known_epoch for log in self.logs.values()]
         if self.superblock is not None:
             epochs.append(self.superblock.durable_epoch)

@@ -234,9 +234,9 @@ def _judge_data_files(directory: Directory, report: Report) -> None:
 
 
 def orphans(directory: Directory, epoch: int | None) -> list[str]:
-    """Temporary files, and files that the manifest doesn't list and that hold no commit above the state reached.
+    """Temporary files, and files that the manifest doesn't list and that hold no commit after the state reached.
 
-    Where the manifest had to be made from what can be read, what can't be read is none of them.
+    When the manifest had to be made from the files that can be read, those that can't be read are not among them.
     """
     listed = directory.listed()
     found = []
@@ -249,7 +249,7 @@ def orphans(directory: Directory, epoch: int | None) -> list[str]:
 
 
 def _holds_later(directory: Directory, name: str, epoch: int | None) -> bool:
-    """Whether an unlisted file holds, or may hold, commits that the state, None where there is none, doesn't."""
+    """Whether an unlisted file holds, or may hold, commits after the epoch of the state; None: there is no state."""
     if epoch is None:
         return True
     scanned = directory.manifest_error is not None

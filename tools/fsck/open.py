@@ -1,7 +1,7 @@
 """Opening what is left of an index, read-only: the last state that can be put together from files that can be read.
 
-Recovery itself does it, on a view of the directory in which the superblock and a manifest stand that name only what is
-whole: one checkpoint, and of the logs behind it those that link, each up to where its frames end. Nothing is written.
+Recovery itself does it, on a view of the directory whose superblock and manifest name only what is whole: one
+checkpoint, and the logs after it that link, each up to where its frames end. Nothing is written.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def open_whole(directory: Directory) -> DurableStore:
 def open_remains(directory: Directory, oldest: bool = False) -> Remains | None:
     """The furthest state that can be reached; None when there is no checkpoint and no beginning of the logs.
 
-    Of the checkpoints that lead there the newest; with `oldest` the oldest, which takes as many pages as possible from
-    the logs, where they stand a second time.
+    It starts from the newest checkpoint that leads there; with `oldest` from the oldest, which takes as many pages as
+    possible from the logs, where they are stored a second time.
     """
     if directory.uuid is None:
         return None

@@ -1,7 +1,7 @@
 """One epoch of an open store: its rows, their slots, every page, and every tree page by page.
 
-Each check goes on behind what it finds. The library's own checks do the work, called page by page; what they refuse is
-looked at once more, to say what stands there instead.
+Each check goes on after what it finds. The library's own checks do the work, called page by page; a page that they
+refuse is looked at once more, to say what stands there instead.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PAGES_A_CALL = 256  # of a tree: neither close() nor the unmapping of windows wa
 class PageCheck:
     """Checks the epoch of a pin, which the caller holds, and notes what it finds in a report.
 
-    behind: commits that came later can't be read, so that pages of theirs may stand in the slots of this epoch.
+    behind: later commits can't be read, and their pages may stand in slots of this epoch.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class PageCheck:
         self._all_walked = True
 
     def run(self) -> None:
-        """Everything, in the order in which one thing relies on another."""
+        """Checks everything, each thing after those that it relies on."""
         self.check_slots()
         self.check_pages()
         for entry in sorted(self.catalog, key=lambda entry: entry.name):
@@ -75,7 +75,7 @@ class PageCheck:
     # Rows and slots.
 
     def check_slots(self) -> None:
-        """Every row has a slot of its class, inside its file, and no two rows the same one."""
+        """Every row has a slot of its class, inside its file, and no two rows have the same one."""
         allocator = SegmentAllocator(self.files)
         for window, size_class, usable, limit in self.files.attached():
             allocator.attach(window, size_class, HEADER_BYTES, max(usable, HEADER_BYTES), max(limit, HEADER_BYTES))
@@ -129,7 +129,7 @@ class PageCheck:
             try:
                 copy_pages(self.store, np.array([node], np.uint64), int(row["size_class"]), buffer)
             except READ_ERRORS as error:
-                if node not in self.bad:  # for want of a slot
+                if node not in self.bad:  # else there is a finding about its slot
                     self._judge(row, error)
                 self.bad.add(node)
 
@@ -272,7 +272,7 @@ class PageCheck:
             self._all_walked = False
 
     def check_reached(self) -> None:
-        """No page that no tree or structure reaches; beside a structure of an unknown kind, none of a tree."""
+        """Every page is reached from a tree or structure; with a structure of an unknown kind, every page of a tree."""
         unknown = sorted({entry.kind for entry in self.catalog if not is_known(entry.kind)})
         rows = self.rows[np.isin(self.rows["kind"], list(TREE_KINDS))] if unknown else self.rows
         missed = rows[~np.isin(rows["node"], np.fromiter(self._owner, np.uint64))]

@@ -1,9 +1,9 @@
 """Repair: what is safe to put right about an index, because everything that was committed is there.
 
-Planned from a report first, step by step, and then done in this order: what is stored twice is made whole again, each
-step durable before the next; recovery, which any open after a crash does, ends what a crash has left; leftovers go
-last. Nothing that holds commits is ever removed, and nothing at all is done about an index that doesn't open. Each
-step may fail or be cut off anywhere, and repair be run again.
+Its steps are first planned from a report and then done in this order: what is stored twice is made whole again, each
+step durable before the next; recovery, as in any open after a crash, ends what a crash has left; leftovers go last.
+Nothing that holds commits is ever removed, and nothing at all is done to an index that doesn't open. Each step may fail
+or be cut off anywhere; repair can be run again after that.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def repair(
 ) -> Report:
     """Repairs what is safe to repair in an index that no process has open; returns what fsck says afterwards.
 
-    announce: called with the first report, whose `actions` are what will be done, before anything is. With `dry_run`
+    announce: called with the first report before anything is done; its `actions` are what will be done. With `dry_run`
     that is all, and the first report is returned. Raises LockedError and what fsck raises, OSError.
     """
     started = time.perf_counter()
@@ -72,9 +72,9 @@ def repair(
 
 
 def plan(report: Report, directory: Directory) -> list[Action]:
-    """The steps that make an index whole again, in their order; none where it can't be opened.
+    """The steps that make an index whole again, in their order; none when it can't be opened.
 
-    Where pages are damaged, no log goes: an older version, or the page itself, may stand there for salvage.
+    When pages are damaged, no log is removed: an older version, or the page itself, may stand there for salvage.
     """
     if directory.unborn or not report.opens or report.epoch is None:
         return []
@@ -126,11 +126,11 @@ def _recovery(directory: Directory) -> str:
     return ", ".join([replays, *cut, "writes checkpoints and lets the logs go"])
 
 
-# The steps. Each finds the directory as the one before left it, and holds by itself.
+# The steps. Each finds the directory as the one before left it, and needs none of the others.
 
 
 def _rewrite_manifest(fs: FileSystem, directory: str, name: str) -> None:
-    """The scan takes files as they are; a manifest says only what is on the disk."""
+    """Syncs data files first: the scan takes files as they are, but a manifest says only what is on the disk."""
     manifest = rebuild_manifest(fs, directory, _superblock(fs, directory).uuid)
     for entry in manifest.data_files:
         path = path_in(directory, filenames.data_name(entry.size_class, entry.number))
@@ -140,7 +140,7 @@ def _rewrite_manifest(fs: FileSystem, directory: str, name: str) -> None:
 
 
 def _replace_checkpoint(fs: FileSystem, directory: str, name: str) -> None:
-    """Another copy of the newest good checkpoint takes the place of a damaged one, which goes."""
+    """Writes another copy of the newest good checkpoint in place of a damaged one, and removes that."""
     files = Directory(fs, directory)
     assert files.manifest is not None
     manifest, good = files.manifest, files.good_checkpoints[0]
@@ -155,13 +155,13 @@ def _replace_checkpoint(fs: FileSystem, directory: str, name: str) -> None:
 
 
 def _recover(fs: FileSystem, directory: str, name: str) -> None:
-    """An open after a crash, and a close."""
+    """Opens the index as after a crash, and closes it."""
     config = StoreConfig(durability=_superblock(fs, directory).mode)
     open_recovered(fs, directory, config, BorrowedLock(directory), read_only=False).close()
 
 
 def _rewrite_superblock(fs: FileSystem, directory: str, name: str) -> None:
-    """The next generation goes to it; the lost copy may have reserved epochs, which stay reserved."""
+    """Writes the next generation over the lost copy, which may have reserved epochs; they stay reserved."""
     file = SuperblockFile.open(fs, directory, writable=True)
     try:
         file.publish(sync=True, epoch_ceiling=file.value.epoch_ceiling + StoreConfig().epoch_stride)

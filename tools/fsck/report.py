@@ -26,7 +26,7 @@ class Finding:
     """One thing that was found.
 
     part: superblock, manifest, directory, checkpoint, log, data file, row, slot, page, tree or recovery. file: the bare
-    name, None for what is in no one file. offset: in the file. node: the NodeID. tree: its name.
+    name, None for what isn't in a single file. offset: in the file. node: the NodeID. tree: its name.
     """
 
     severity: str
