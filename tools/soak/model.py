@@ -1,7 +1,7 @@
 """What the trees of a soak hold after any number of steps: a function of the seed, so that any state can be checked.
 
-A history puts batches of records into a tree, moves each to other boxes when it is half as old as it gets, and removes
-it in the end. Its content therefore stays about as large as it is, and tells by itself after which step it is seen.
+A history puts batches of records into a tree, moves each to other boxes at half of its lifetime, and removes it in the
+end. Its content therefore keeps about the same size, and tells by itself after which step it is seen.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class History:
         return np.concatenate([ids for ids, _ in batches]), np.concatenate([boxes for _, boxes in batches])
 
     def step_of(self, ids: np.ndarray, boxes: np.ndarray) -> int:
-        """After which step records, by rising id, are all of this history. Raises SoakError when after none."""
+        """The step after which records, by rising id, are all of this history. Raises SoakError if there is none."""
         if not len(ids):
             raise SoakError(f"{self.tree}: lane {self.lane} is empty")
         k = (int(ids[-1]) - self.lane * LANE) // STRIDE
@@ -103,7 +103,7 @@ def comets_after(step: int) -> dict[int, int]:
 
 
 def comet_step(found: dict[int, int]) -> int:
-    """After which step there are these comets. Raises SoakError when after none."""
+    """The step after which there are these comets. Raises SoakError if there is none."""
     newest = max(found, default=0)
     for step in (3 * newest, 3 * newest + 1, 3 * newest + 2):
         if comets_after(step) == found:

@@ -2,9 +2,9 @@
 
     python -m xtree.tools.soak --minutes 60 --dir DIRECTORY
 
-A round works for a while, in this process or in a child that is killed, opens what is left, and looks: check() is
+A round works for a while, in this process or in a child that is killed, opens what is left, and verifies it: check() is
 clean, every tree is what the model says, no acknowledged commit is missing. Then everything is closed, and what is
-left over is measured. The records that live stay about as many, so whatever grows from round to round is a leak.
+left over is measured. The number of live records stays about the same, so whatever grows from round to round is a leak.
 Prints a line a round and a verdict; exit status 0 fine, 1 something was wrong.
 """
 
@@ -41,21 +41,21 @@ __all__ = ["Plan", "run_soak"]
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's mallopt
 MODES = ("balanced", "eventual", "strict")
 MIB = 1 << 20
-REST_S = 300.0  # the last round takes so long at most
+REST_S = 300.0  # the longest that the last round takes
 STEADY_AFTER = 4  # rounds; earlier ones make threads, pools and files that stay
-# From the first third of the rounds to the last: a factor, and bytes or pieces. Files are as long as the commits beside
-# the longest snapshot made them, so those of PER_COMMIT may grow as far as there were more commits in a round.
+# What may grow from the first third of the rounds to the last: by a factor, and by bytes or pieces. Files are as long
+# as the commits during the longest snapshot made them, so those of PER_COMMIT may grow with the commits in a round.
 GROWTH_ALLOWED = {"resident": 1.1, "disk": 1.5, "data": 1.5, "descriptors": 1.0, "mappings": 1.2}
 SLACK = {"resident": 8 * MIB, "disk": 64 * MIB, "data": 64 * MIB, "descriptors": 0, "mappings": 16}
 PER_COMMIT = ("disk", "data")
-SMALLEST_JUDGED = MIB  # live bytes: below, the files' headers and first sizes are most of an index
+SMALLEST_JUDGED = MIB  # live bytes; in a smaller index the files' headers and first sizes are most of it
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to do. keep: batches that live in each history, about 100 records each.
 
-    space_factor: bytes on the disk after the last, calm round, all files, for each byte of live pages; at most.
+    space_factor: the most bytes on the disk, of all files, for each byte of live pages after the last, calm round.
     """
 
     minutes: float = 60.0
@@ -81,7 +81,7 @@ class Round:
 
 
 def run_soak(plan: Plan, directory: Path, say: Any = print) -> dict[str, Any]:
-    """Rounds until the time is over; what they found, as JSON holds it, with `ok` and `problems`."""
+    """Runs rounds until the time is over; returns what they found, as JSON holds it, with `ok` and `problems`."""
     _tell_allocator(_keep_no_arenas)
     model = Model(plan.seed, plan.keep)
     index, counters = directory / "index", directory / "counters"
@@ -131,7 +131,7 @@ def _run(
     acknowledged: np.ndarray,
     seconds: float | None,
 ) -> int:
-    """One round, the last one without a time; the bytes of the live pages. Raises SoakError and the errors of xtree."""
+    """Runs a round, the last one without a time; returns the bytes of live pages. Raises SoakError, errors of xtree."""
     started = monotonic()
     before = acknowledged.copy()
     if round_.killed and seconds is not None:
@@ -198,7 +198,7 @@ def _left_over(index: Path, model: Model) -> dict[str, int]:
 
 
 def _tell_allocator(what: Callable[[Any], object]) -> None:
-    """Tells the C library's allocator something, where it is one that understands it."""
+    """Tells the C library's allocator something, if it understands it."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         what(ctypes.CDLL(None))
 
@@ -210,7 +210,7 @@ def _keep_no_arenas(library: Any) -> None:
 
 
 def _growth(rounds: list[Round]) -> list[str]:
-    """What is more at the end than it was when everything had settled; of the rounds that worked in this process."""
+    """What has grown since everything had settled, by the rounds that worked in this process."""
     steady = [round_ for round_ in rounds[STEADY_AFTER:] if round_.left and not round_.killed]
     third = len(steady) // 3
     parts = (steady[:third], steady[-third:])

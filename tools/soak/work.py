@@ -1,4 +1,4 @@
-"""The work of a soak: threads that write, read and keep snapshots, and hold all they see against the model.
+"""The work of a soak: threads that write, read and keep snapshots, and compare all that they see with the model.
 
     python -m xtree.tools.soak.work INDEX SEED KEEP MODE COUNTERS SNAPSHOT_SECONDS
 
@@ -76,7 +76,7 @@ class Model:
             runtime.tree(f"comet {n}", dims=2).insert_many(*comet_batch(n))
 
     def steps_of(self, tree: str, reader: Any) -> list[int]:
-        """After which step of each of its histories a tree or snapshot is. Raises SoakError."""
+        """The step of each history of a tree that the tree or a snapshot of it shows. Raises SoakError."""
         histories = self.histories[tree]
         parts = lanes(*reader.items(), len(histories))
         return [history.step_of(ids, boxes) for history, (ids, boxes) in zip(histories, parts)]
@@ -92,7 +92,7 @@ class Model:
 
 
 class Work:
-    """Threads at work on an open runtime. acknowledged: one int64 a writer, its last step that is committed."""
+    """Threads at work on an open runtime. acknowledged: one int64 for each writer, its last committed step."""
 
     def __init__(
         self,
@@ -123,15 +123,15 @@ class Work:
         self._spawn(self._checkpoint)
 
     def run(self, seconds: float) -> None:
-        """Works for so long, or until something is wrong, and returns when every thread has ended."""
+        """Works for `seconds`, or until something is wrong, and returns when every thread has ended."""
         self.start()
         self._stop.wait(seconds)
         self._finish()
 
     def turn_over(self, limit_s: float) -> None:
-        """Makes one step after another while nobody reads, until every record that was there has gone, or for so long.
+        """Makes one step after another while nobody reads, until every old record has gone, or for `limit_s`.
 
-        Side by side the writers leave longer files.
+        Writers that run side by side would leave longer files.
         """
         first = self._acknowledged.copy()
         deadline = monotonic() + limit_s
@@ -300,7 +300,7 @@ def _change(target: Any, history: History, step: int, rebuild: bool = False, one
 
 
 def _compare_answers(snapshot: xtree.Snapshot, rng: np.random.Generator) -> None:
-    """Query, count and nearest against a look at every record."""
+    """Compares query, count and nearest with a scan of all records."""
     ids, boxes = snapshot.items()
     dims = boxes.shape[1] // 2
     low, high = boxes[:, :dims], boxes[:, dims:]
