@@ -1,8 +1,8 @@
-"""Every form of the kernels by its name, on columns from numpy, so that each can be held against the others.
+"""Every form of the kernels by its name, on columns from numpy, so that each can be compared with the others.
 
-`first`, `second`, `lower` and `upper` are float64 (dims, stride) with a stride that is a multiple of 8; `count` of a
-column's values are entries, what stands behind them is never part of an answer. All functions raise ValueError for a
-form that this processor can't run and for arrays that don't fit together.
+`first`, `second`, `lower` and `upper` are float64 (dims, stride) with a stride that is a multiple of 8. The first
+`count` values of a column are entries; what stands after them is never part of an answer. All functions raise
+ValueError for a form that this processor can't run and for arrays that don't fit together.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -31,7 +31,7 @@ cdef WindowTest _test(const double[:, ::1] first, const double[:, ::1] second, c
 
 def select(str form, const double[:, ::1] first, const double[:, ::1] second, const double[::1] most,
            const double[::1] least, int lead, int64_t count, const uint64_t[::1] refs):
-    """The refs, of uint64 (stride,), of the entries that pass, and what stands in the room behind them afterwards."""
+    """The refs, of uint64 (stride,), of the entries that pass, and what stands in the room after them then."""
     _require(first, second, count, most.shape[0], least.shape[0], lead, refs.shape[0])
     cdef WindowTest test = _test(first, second, most, least, lead)
     room = np.zeros(first.shape[1] + 2 * SLACK, np.uint64)
@@ -56,7 +56,7 @@ def divide(str form, const double[:, ::1] first, const double[:, ::1] second, co
 
 def span(str form, const double[:, ::1] first, const double[:, ::1] second, const double[::1] most,
          const double[::1] least, int lead, int64_t count):
-    """(first, behind the last) of the entries that pass on the axis `lead`; begins at a multiple of 8."""
+    """(first, one after the last) of the entries that pass on the axis `lead`; begins at a multiple of 8."""
     _require(first, second, count, most.shape[0], least.shape[0], lead, first.shape[1])
     cdef WindowTest test = _test(first, second, most, least, lead)
     cdef int64_t begin = 0, end = 0

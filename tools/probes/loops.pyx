@@ -1,6 +1,6 @@
 """Probes: inner loops without the GIL or Python between two steps, for `bench substrate` and tests.
 
-Each returns what it computed or saw, so that a measurement can be held against another way to the same result.
+Each returns what it computed or saw, so that a measurement can be compared with another way to the same result.
 """
 
 cimport cython
@@ -23,7 +23,7 @@ cdef extern from "atomics.h" nogil:
 
 cdef enum:
     MOST_HELD = 1024                # pins of one thread of a turnover
-    MOST_BEHIND = 4096              # pages of a turnover that wait to be freed: above, its writer waits
+    MOST_BEHIND = 4096              # pages of a turnover that wait to be freed; when there are more, its writer waits
     LOOKS_AT_OLD = 16               # at the page of an old epoch
     FREE_IN_CROWD = 8               # slots for pins
     PAGE_WORDS = 48                 # written to each of its pages, and read again
@@ -68,7 +68,7 @@ cdef class PlainTable:
 
 @cython.final
 cdef class PlainStore:
-    """A store as far as a lookup goes, over a table that has no shards: what they cost is the difference."""
+    """As much of a store as a lookup needs, over a table without shards; the difference is what shards cost."""
 
     cdef PlainTable table
     cdef Windows windows
@@ -108,7 +108,7 @@ def pages_at(Windows windows, const uint64_t[::1] addresses, uint64_t[::1] pages
 
 
 def resolve_all(Store store, const NodeID[::1] nodes):
-    """Resolves each node by the store; the sum of the pages' places in memory."""
+    """Resolves each node by the store; returns the sum of the pages' places in memory."""
     cdef uint64_t total = 0
     cdef Py_ssize_t i
     with nogil:
@@ -118,7 +118,7 @@ def resolve_all(Store store, const NodeID[::1] nodes):
 
 
 def resolve_all_plainly(PlainStore store not None, const NodeID[::1] nodes):
-    """The same by a table without shards."""
+    """Does the same by a table without shards."""
     cdef uint64_t total = 0
     cdef Py_ssize_t i
     with nogil:
@@ -128,7 +128,7 @@ def resolve_all_plainly(PlainStore store not None, const NodeID[::1] nodes):
 
 
 def look_up_all(const uint64_t[::1] pages, const uint64_t[::1] order):
-    """The same by an array of pointers, in the order of the indices given: the least that a lookup can cost."""
+    """Does the same by an array of pointers, in the order of the indices given: the least that a lookup can cost."""
     cdef uint64_t total = 0, count = pages.shape[0]
     cdef Py_ssize_t i
     with nogil:
@@ -139,10 +139,10 @@ def look_up_all(const uint64_t[::1] pages, const uint64_t[::1] order):
 
 
 def replace_slots(SegmentAllocator allocator, int size_class, const uint64_t[::1] places):
-    """Frees and allocates one slot for each element of `places`, below 256, of 256 that are held meanwhile.
+    """Holds 256 slots, and frees and allocates one of them for each element of `places`, each below 256.
 
-    Returns how many different addresses were held in the end: 256 when all is well. The allocator is nobody else's
-    meanwhile, and all slots are given back.
+    Returns how many different addresses were held in the end: 256 when all is well. Nobody else may use the allocator
+    meanwhile. All slots are given back.
     """
     cdef uint64_t held[256]
     cdef Py_ssize_t i, taken = 0
@@ -162,7 +162,7 @@ def replace_slots(SegmentAllocator allocator, int size_class, const uint64_t[::1
 
 @cython.final
 cdef class HeldLock:
-    """A context manager that has a store's lock, as if a thread stood still while it has it."""
+    """A context manager that holds a store's lock, as if a thread stood still while it holds it."""
 
     cdef Store store
 
@@ -179,13 +179,13 @@ cdef class HeldLock:
 
 @cython.final
 cdef class Turnover:
-    """One page that every epoch replaces, and who reads it: pins, publication, reclaim and reuse, all at full speed.
+    """One page that every epoch replaces, and its readers: pins, publication, reclaim and reuse, all at full speed.
 
-    The store is a fresh one in memory, and nobody else's. One thread runs `write`, one `reclaim` unless the writer does
-    that itself, any number the readers. Each epoch's page holds a pattern that names the epoch; whoever has it pinned
-    must find its row live or retired later, and the pattern whole. What a reader finds otherwise it counts as a flaw.
-    crowded: most of the slots for pins are taken and hold nothing back, so that between a pin's look at the current
-    epoch and its slot there is time.
+    The store is a fresh one in memory that nobody else uses. One thread runs `write`, one runs `reclaim` unless the
+    writer does that itself, and any number run `read` or `read_old`. Each epoch's page holds a pattern that names the
+    epoch; a reader that has the epoch pinned must find its row live or retired later, and the pattern whole. It counts
+    anything else as a flaw. crowded: most of the slots for pins are taken and hold nothing back, so that time passes
+    between a pin's look at the current epoch and its taking of a slot.
     """
 
     cdef Store store
@@ -258,7 +258,7 @@ cdef class Turnover:
         return True
 
     def write(self, bint alone):
-        """Commit all epochs, as fast as pages are freed; `alone`, free what no pin sees behind each of them."""
+        """Commits all epochs, as fast as pages are freed; with `alone`, frees what no pin sees after each of them."""
         cdef uint64_t epoch
         try:
             for epoch in range(self.first + 1, self.last + 1):
@@ -272,14 +272,14 @@ cdef class Turnover:
             store_release(&self.ended, 1)
 
     def reclaim(self):
-        """Free what no pin sees, without a pause, until the writer has ended."""
+        """Frees what no pin sees, without a pause, until the writer has ended."""
         while not load_acquire(&self.ended):
             fetch_add(&self.freed, self.store.reclaim())
 
     def read(self, int held):
-        """Pin the current epoch again and again, `held` pins at a time, each looked through as it begins and ends.
+        """Pins the current epoch again and again, `held` pins at a time, and looks through each as it begins and ends.
 
-        Returns how many there were, and how many flaws.
+        Returns how many pins there were, and how many flaws.
         """
         cdef int slots[MOST_HELD]
         cdef Epochs epochs = self.store.epochs
@@ -307,10 +307,10 @@ cdef class Turnover:
         return pins, flaws
 
     def read_old(self, uint64_t delay):
-        """Pin the oldest epoch that isn't refused yet, up to `delay` loads after a look at the horizon.
+        """Pins the oldest epoch that isn't refused yet, up to `delay` loads after a look at the horizon.
 
-        In turn with pins of epochs that another pin of this thread protects, which must not be refused. Returns how
-        many pins there were, how many were refused, and how many flaws.
+        Also pins, in turn with that, epochs that another pin of this thread protects; these must not be refused.
+        Returns how many pins there were, how many were refused, and how many flaws.
         """
         cdef Epochs epochs = self.store.epochs
         cdef uint64_t epoch, rounds = 0, refused = 0, flaws = 0
@@ -345,7 +345,7 @@ cdef class Turnover:
         return rounds, refused, flaws
 
     def empty(self):
-        """Retire the last page and free what is left, once all threads have ended; how many pages went in all."""
+        """Retires the last page and frees what is left, once all threads have ended; returns the pages freed in all."""
         cdef uint64_t epoch = self.store.epochs.current_epoch() + 1
         self.store.table.retire(self.nodes[epoch - 1 - self.first], epoch)
         self.store.epochs.advance(epoch)
