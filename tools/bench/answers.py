@@ -1,7 +1,7 @@
-"""Answers of indexes in one form, and judges that hold them against a look at every record.
+"""Answers of indexes in one form, and judges that compare them with a look at every record.
 
-A sample of the questions is always looked at so. All others are compared between the contestants, and where two differ
-a look at every record says who is wrong.
+A sample of the questions is always judged like this. The answers to all others are compared between the contestants;
+when two differ, a look at every record says who is wrong.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 __all__ = ["Answer", "Judge", "NearestJudge", "WindowJudge", "counted", "from_lists", "from_pairs"]
 
 SAMPLE = 20  # questions that are always looked at
-DIFFERING = 3  # questions looked at of those to which two contestants gave different answers
-FLOAT32 = 2.0**-22  # what rounding a coordinate to float32 moves it by, at most, relative to the largest
+DIFFERING = 3  # of the questions that two contestants answered differently, those that are looked at
+FLOAT32 = 2.0**-22  # the most that rounding to float32 moves a coordinate, relative to the largest
 
 
 class Answer(NamedTuple):
@@ -32,19 +32,19 @@ class Answer(NamedTuple):
 
 
 def from_lists(found: Sequence[Sequence[int] | np.ndarray], loose: bool = False) -> Answer:
-    """Of an array or a list for each question."""
+    """An Answer from an array or a list for each question."""
     ids = np.concatenate([np.asarray(hits, np.int64) for hits in found]) if found else np.zeros(0, np.int64)
     return Answer(_offsets([len(hits) for hits in found]), ids, loose)
 
 
 def from_pairs(questions: np.ndarray, ids: np.ndarray, count: int, loose: bool = False) -> Answer:
-    """Of pairs (question, id) in any order, to so many questions."""
+    """An Answer to `count` questions from pairs (question, id) in any order."""
     order = np.argsort(questions, kind="stable")
     return Answer(_offsets(np.bincount(questions, minlength=count)), np.asarray(ids, np.int64)[order], loose)
 
 
 def counted(counts: Sequence[int] | np.ndarray, loose: bool = False) -> Answer:
-    """Of how many records there are for each question."""
+    """An Answer from the number of records for each question."""
     return Answer(_offsets(counts), None, loose)
 
 
@@ -56,7 +56,7 @@ class Judge(Protocol):
     """Knows the right answers to a number of questions."""
 
     def wrong(self, answers: Mapping[str, Answer]) -> dict[str, str]:
-        """What is wrong with whose answer, by name; nothing of those that are right."""
+        """What is wrong with each answer, by name; right answers are left out."""
 
 
 class WindowJudge:

@@ -32,7 +32,7 @@ PEAK_CHILD = [sys.executable, "-m", "xtree.tools.bench.peak"]
 
 
 def checking_windows(data: Data) -> np.ndarray:
-    """What an index is asked for to see that it holds the data."""
+    """The windows that an index is asked for, to see that it holds the data."""
     return windows_of(data, CHECKING_HITS, CHECKING, seed=11)
 
 

@@ -115,7 +115,7 @@ def _resources(path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, for the whole group: the parent ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent ends this process
     command, where, *numbers = sys.argv[1:]
     commands: dict[str, Callable[..., None]] = {
         "write-commits": write_commits,

@@ -105,7 +105,7 @@ class Forest:
         return milliseconds
 
     def close(self) -> None:
-        """Closes, opens again, and holds every tree against what was acknowledged."""
+        """Closes, opens again, and compares every tree with what was acknowledged."""
         self._runtime.close()
         with xtree.Runtime(self._path, mode="r") as runtime:
             for number, expected in enumerate(self._expected):

@@ -1,4 +1,4 @@
-"""Contests: indexes that take turns at the same task, and have figures in it if their answers were right."""
+"""Contests: indexes take turns at the same task, and get figures for it if their answers were right."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ UNITS = {"s": 1.0, "ms": 1e3, "µs": 1e6}
 class Row:
     """A task, and how it is reported.
 
-    per: how often it is done in one trial. targets: of the ratio to a peer, at most, by name. basis: those of ours that
-    the others of ours are held against, like peers. without_targets: those of ours that the targets don't concern.
+    per: how often it is done in one trial. targets: the most that the ratio to a peer should be, by name. basis: those
+    of ours that our others are compared with, like peers. without_targets: those of ours that have no targets.
     """
 
     section: str
@@ -46,7 +46,7 @@ def hold(
 ) -> None:
     """Has all contestants that can do the task take turns, and reports them.
 
-    judge: one for all rounds, or which one in each.
+    judge: one for all rounds, or a function that gives that of each round.
     """
     judges = judge if callable(judge) else lambda _: judge
     table(report, row, contestants, take_turns(report, row, rounds, contestants, trial_of, judges))
@@ -62,9 +62,9 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """The samples of each contestant, by name; none of one whose answer was wrong in any round.
 
-    trial_of(contestant, round): what it does then, None if it can't. judge_of(round): who knows what is right then.
-    Another one begins each round. Slow contestants take part in the first round only. A peer that is wrong is skipped
-    with the reason; when one of ours is, WrongAnswerError is raised.
+    trial_of(contestant, round): what it does in that round, None if it can't. judge_of(round): the judge of that round.
+    Each round begins with another contestant. Slow contestants take part in the first round only. A peer that is wrong
+    is skipped with the reason; when one of ours is wrong, WrongAnswerError is raised.
     """
     report.section(row.title)
     samples: dict[str, list[float]] = {}
@@ -98,7 +98,7 @@ def take_turns(
 def table(
     report: Report, row: Row, contestants: Sequence[Contestant], samples: Mapping[str, Sequence[float]]
 ) -> None:
-    """Reports samples, ours last and against those of all others."""
+    """Reports samples, ours last and compared with those of all others."""
     ours = {contestant.name for contestant in contestants if contestant.ours} - set(row.basis)
     peers = [report.add(row.section, name, row.unit, taken) for name, taken in samples.items() if name not in ours]
     for name, taken in samples.items():

@@ -60,10 +60,10 @@ GENERATED = {"uniform": _uniform, "clustered": _clustered, "points": _clustered_
 
 
 def data_of(source: str, records: int) -> Data:
-    """The boxes named by `source`: so many generated ones, or those of a .csv, .npy or .npz file, or the cities.
+    """The boxes named by `source`: generated ones, or those of a .csv, .npy or .npz file, or the cities.
 
-    Of a file, or the cities, at most so many from its beginning. Raises TableError for a file that holds no boxes of
-    two dimensions, OSError.
+    records: how many are generated; of a file or the cities it takes at most that many, from the beginning. Raises
+    TableError for a file that holds no boxes of two dimensions, OSError.
     """
     if source in GENERATED:
         boxes = GENERATED[source](records)

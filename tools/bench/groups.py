@@ -1,4 +1,4 @@
-"""Benchmark of group commit on a disk whose syncs take as long as is said: what sharing them is worth."""
+"""Benchmark of group commit on a disk whose syncs take a given time: what sharing them is worth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SYNC_MS = (0.1, 1.0)
 
 
 class SlowFile(File):
-    """A file whose sync does nothing, and takes its time."""
+    """A file whose sync does nothing but wait."""
 
     __slots__ = ("seconds",)
 

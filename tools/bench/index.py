@@ -79,7 +79,7 @@ def bench_index(
     sources: "uniform", "clustered", "points", "cities" or files of boxes. records: how many of them, one run for each;
     those of the scale when empty.
 
-    Raises WrongAnswerError when xtree gave a wrong answer; another index that does has no figure there. Raises
+    Raises WrongAnswerError when xtree gave a wrong answer; another index that gives one has no figure there. Raises
     TableError, OSError for a file that can't be read.
     """
     scale = replace(scale, records=tuple(records) or scale.records)
@@ -103,7 +103,7 @@ def bench_index(
 
 
 def _all_data(sources: Sequence[str], records: Sequence[int]) -> Iterator[Data]:
-    """The data of each run, one after the other; what is shorter than asked for comes once."""
+    """The data of each run, one after the other; data that is shorter than asked for comes once."""
     for source in sources:
         seen = set()
         for number in records:

@@ -1,6 +1,6 @@
 """`bench layout`: what the size of a page costs and saves, by dimension.
 
-The trees of one dimension hold the same points and take turns; their answers are compared with each other and a sample
+The trees of one dimension hold the same points and take turns; their answers are compared with each other, and a sample
 of them with a look at every point. The ratios are to the size that `Config.page_bytes=None` picks.
 """
 
@@ -20,7 +20,7 @@ from xtree.tools.bench.report import Report, require
 
 __all__ = ["FULL", "QUICK", "LayoutScale", "bench_layout"]
 
-JUDGED = 20  # questions that are held against a look at every point
+JUDGED = 20  # questions whose answers are compared with a look at every point
 UNITS = {"build": "ms", "window": "µs", "nearest ten": "µs", "insert": "µs"}
 
 
@@ -59,7 +59,7 @@ def _measure(report: Report, scale: LayoutScale, dims: int) -> None:
     records = scale.records[dims > 3]
     points = rng.random((records, dims))
     more = rng.random((scale.rounds, scale.inserts, dims))
-    # A cube in the middle of which a record stands, with that part of the volume that holds so many of them.
+    # Each window is a cube around a record, with as much of the volume as holds `hits` records.
     half = 0.5 * (scale.hits / records) ** (1 / dims)
     centres = points[rng.integers(0, records, scale.questions)]
     windows = np.hstack([centres - half, centres + half])
@@ -103,7 +103,7 @@ def _take_turn(
     more: np.ndarray,
     samples: Sequence[list[float]],
 ) -> tuple[np.ndarray, ...]:
-    """Builds, asks, inserts, each a sample; (how many records each window has, neighbours of the points)."""
+    """Builds, asks and inserts, each a sample; returns (records in each window, neighbours of the points)."""
     moments = [perf_counter()]
     tree.bulk_load(np.arange(len(points)), points)
     moments.append(perf_counter())

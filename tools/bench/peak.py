@@ -46,7 +46,7 @@ def _build(contestant: Contestant, boxes: np.ndarray) -> None:
 
 
 def _status(key: str) -> int:
-    """Bytes that the system says of this process, VmRSS now or VmHWM at the most."""
+    """Bytes that this process uses, by the system: VmRSS now, VmHWM at the most."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
@@ -54,5 +54,5 @@ def _status(key: str) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, for the whole group: the parent ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent ends this process
     print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))))

@@ -1,4 +1,4 @@
-"""What commits are held against: the disk itself, LMDB and SQLite, each with the same records and its own checks."""
+"""What commits are compared with: the disk itself, LMDB and SQLite, each with the same records and its own checks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class Peer(Protocol):
 
 
 class RawAppend:
-    """One block of 4 KiB written behind the last and synced: what a log can't beat.
+    """One block of 4 KiB written after the last one and synced: no log can be faster.
 
-    filled: into a file that holds zeros already, so that a sync writes no metadata; else each block extends the file.
+    filled: how many blocks of zeros the file holds already, so that a sync writes no metadata; with 0 each block
+    extends the file.
     """
 
     def __init__(self, path: Path, filled: int = 0) -> None:

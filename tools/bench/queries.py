@@ -62,7 +62,7 @@ def _measure_size(
 def _measure_many(
     report: Report, scale: IndexScale, data: Data, contestants: Sequence[Contestant], size: Size
 ) -> None:
-    """So many windows in one call that neighbours lie close together; of those that take a batch, and soon enough."""
+    """So many windows in one call that neighbours lie close together, for indexes that take batches fast enough."""
     windows = windows_of(data, min(size.hits, max(len(data.boxes) // 4, 1)), scale.many_windows, seed=11)
     able = [contestant for contestant in contestants if contestant.ours or contestant.name == SHAPELY]
     title = f"{len(windows):,} {size.name} windows, about {size.hits:,} hits, a batch"

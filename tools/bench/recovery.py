@@ -70,7 +70,7 @@ def _open_copy(dead: Path, copy: Path, killed: dict[str, Any]) -> dict[str, Any]
 
 
 def _open(path: Path, killed: dict[str, Any]) -> dict[str, Any]:
-    """What a new process says that opens an index, and holds it against what was committed."""
+    """Opens an index in a new process, and compares what that says with what was committed."""
     done = subprocess.run([*CHILD, "open", str(path)], stdout=subprocess.PIPE, text=True, check=True)
     said: dict[str, Any] = json.loads(done.stdout)
     for key in ("records", "hits"):

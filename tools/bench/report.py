@@ -1,4 +1,4 @@
-"""Figures of a benchmark: medians with their spread, side by side with what they are held against."""
+"""Figures of a benchmark: medians with their spread, side by side with what they are compared with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Say = Callable[[str], None]
 
 
 class WrongAnswerError(AssertionError):
-    """Raised when what was measured did something else than it should; its figures mean nothing then."""
+    """Raised when what was measured did something other than it should; its figures mean nothing then."""
 
 
 def require(holds: bool, what: str) -> None:
@@ -31,7 +31,7 @@ def require(holds: bool, what: str) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """What a ratio, or a figure itself, should be at most, and whether it is."""
+    """The most that a ratio, or a figure itself, should be, and whether that is met."""
 
     at_most: float
     met: bool
@@ -45,8 +45,8 @@ class Target:
 class Figure:
     """One measured quantity.
 
-    ratios: its median divided by that of each figure it is held against, by name. targets: of ratios, by the same
-    names; the one of the figure itself under "".
+    ratios: its median divided by that of each figure that it is compared with, by name. targets: those of ratios, by
+    the same names; that of the figure itself under "".
     """
 
     section: str
@@ -99,10 +99,10 @@ class Report:
         note: str = "",
         targets: Mapping[str, float] | None = None,
     ) -> Figure:
-        """Takes a figure in and prints its line. `against` that is None, because it was skipped, is left out.
+        """Adds a figure and prints its line. A figure in `against` that is None, because it was skipped, is left out.
 
-        A ratio is the median of the ratios of samples taken in the same rounds, where there are as many of both.
-        targets: what it should be at most, by the name of the figure held against, "" for the median itself.
+        A ratio is the median of the ratios of samples taken in the same rounds, when there are as many of both.
+        targets: the most that it should be, by the name of the figure compared with, "" for the median itself.
         """
         figure = Figure(section, name, unit, [float(sample) for sample in samples], note=note)
         for other in against:

@@ -23,7 +23,7 @@ SMALL = 1000
 
 
 def allocated_bytes(files: Iterable[Path]) -> int:
-    """Disk space behind files; their sizes where the system doesn't tell it."""
+    """Disk space that files take; their sizes when the system doesn't tell it."""
     return sum(getattr(file.stat(), "st_blocks", -(-file.stat().st_size // 512)) * 512 for file in files)
 
 

@@ -30,7 +30,7 @@ def _no_answer(_: Any) -> None:
 class Trial:
     """Something that an index does.
 
-    run: it, and it alone is timed. answer: what it found, made of what run returned; None if it is no question.
+    run: does it; only this is timed. answer: makes an Answer of what run returned, or None if it is no question.
     """
 
     run: Callable[[], Any]
@@ -255,7 +255,7 @@ class PairsOf(Contestant):
 
 
 class RawWrite(Contestant):
-    """So many bytes as an index takes on the disk, written to one file and synced."""
+    """As many bytes as an index takes on the disk, written to one file and synced."""
 
     name = "writing as many bytes"
 

@@ -204,5 +204,5 @@ def _more(scale: IndexScale, data: Data) -> list[np.ndarray]:
 
 
 def _judges_of_more(boxes: np.ndarray, more: Sequence[np.ndarray], windows: np.ndarray) -> JudgeOf:
-    """Who knows what is right when the first of `more` have been inserted, one in each round."""
+    """The judge of each round, in which one more of `more` has been inserted."""
     return lambda round_: WindowJudge(np.vstack([boxes, *more[: round_ + 1]]), windows)
