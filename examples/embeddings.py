@@ -16,7 +16,7 @@ DIMS = 16
 
 
 def make_vectors(n: int, seed: int) -> np.ndarray:
-    """Vectors as models make them: many numbers, of which few are free. float32, as they come."""
+    """Vectors as models make them: many numbers that depend on a few. float32, as they come."""
     rng = np.random.default_rng(seed)
     free = rng.normal(size=(n, 4))
     return np.tanh(free @ np.random.default_rng(0).normal(size=(4, DIMS))).astype(np.float32)
@@ -44,7 +44,7 @@ def main(path: Path) -> None:
         assert tree.update(17, vectors[17], changed)
         assert tree.nearest(changed)[0] == 17
 
-        # Wrong vectors are refused whole.
+        # A wrong vector is refused, and nothing changes.
         for wrong in (np.full(DIMS, np.nan), np.zeros(DIMS - 1), np.zeros(DIMS, dtype=complex)):
             try:
                 tree.insert(1, wrong)
@@ -53,7 +53,7 @@ def main(path: Path) -> None:
         assert len(tree) == len(vectors)
 
     with xtree.open(path, mode="r") as tree, multiprocessing.get_context("spawn").Pool(2) as pool:
-        parts = pool.starmap(nearest_in_worker, [(tree, part) for part in np.array_split(asked, 4)])  # goes by its path
+        parts = pool.starmap(nearest_in_worker, [(tree, part) for part in np.array_split(asked, 4)])  # sends its path
         print("the same from two processes:", np.concatenate(parts)[0].tolist())
         assert np.array_equal(np.concatenate(parts), nearest_in_worker(tree, asked))
 

@@ -46,13 +46,13 @@ class Measured:
 
 
 def written_bytes(tree: xtree.XTree) -> int:
-    """Of all pages that are stored; while a snapshot is open, none is given back."""
+    """The bytes of all pages that are stored; while a snapshot is open, none is given back."""
     classes = tree.runtime.stats()["allocator"]
     return sum(classes[size]["used"] * (4096 << size) for size in range(len(classes)))
 
 
 def block_bytes(dims: int) -> int:
-    """The page size: small as the paper's blocks, but directory pages hold 24 entries at least."""
+    """The page size: as small as the paper's blocks, but with room for at least 24 entries of a directory page."""
     size = 4096
     while (size - 64) // (16 * dims + 16) // 8 * 8 < 24:
         size *= 2
@@ -81,7 +81,7 @@ def measure(data: np.ndarray, questions: np.ndarray, max_overlap: float) -> Meas
 
 
 def uniform(megabytes: float, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Points by name, as many as fill so many megabytes as records (boxes and ids), and points to ask about."""
+    """Points by name, as many as fill these megabytes as records (boxes and ids), and points to ask about."""
     return {
         f"uniform, {dims}-D": (rng.random((int(megabytes * 1e6 / (16 * dims + 8)), dims)), rng.random((QUERIES, dims)))
         for dims in UNIFORM_DIMS

@@ -44,7 +44,7 @@ def main(path: Path) -> None:
         except (ValueError, TypeError) as error:
             print(f"{type(error).__name__}: {error}")
 
-    # A look that stays, while the next cell changes things; and a change that is undone.
+    # A snapshot that stays as it is while the next cell changes things; and a change that is undone.
     with tree.snapshot() as before:
         tree.delete_many(np.arange(100), points[:100])
         assert len(before) == len(tree) + 100
@@ -56,7 +56,7 @@ def main(path: Path) -> None:
         print("after an interrupt inside a transaction:", f"{len(tree):,} records, as before")
     assert len(tree) == len(points) - 100
 
-    # In memory it goes along into workers, by fork or by pickle.
+    # A tree in memory goes along into workers, by fork or by pickle.
     memory = xtree.XTree.from_points(points)
     assert len(pickle.loads(pickle.dumps(memory))) == len(points)
     if hasattr(os, "fork"):

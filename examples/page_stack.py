@@ -1,6 +1,6 @@
-"""A structure that is no tree: a persistent stack of byte strings, in one directory, and one commit, with an X-tree.
+"""A structure that is no tree: a persistent stack of byte strings that shares a directory and commits with an X-tree.
 
-Pages of many items, each linked to the page below. The state is the page on top and the number of items.
+A page holds many items and links to the page below. The state is the page on top and the number of items.
 """
 
 import struct
@@ -10,8 +10,8 @@ from pathlib import Path
 import xtree
 
 PAGE_KIND = 130                         # kinds from 128 on are free to use
-ROOM = 4096 - 24                        # of a page of size class 0, behind its header
-HEAD = struct.Struct("<QHH")            # NodeID of the page below, items, bytes used; then items, lengths behind them
+ROOM = 4096 - 24                        # of a page of size class 0, after its header
+HEAD = struct.Struct("<QHH")            # NodeID of the page below, items, bytes used; then each item and its length
 LENGTH = struct.Struct("<H")
 LONGEST = ROOM - HEAD.size - LENGTH.size
 
