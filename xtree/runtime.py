@@ -143,9 +143,9 @@ class Runtime:
         """A transaction over several trees, to be used in a with statement: one commit for all of them.
 
         trees: the names of the trees and other structures that it will touch; it takes their writer locks in the order
-        of the names. timeout: seconds to wait for all of these locks together, None for ever, and seconds to wait for
-        room in a log that has outrun checkpoints, None for `Config.backpressure_timeout_s`; after that the with
-        statement raises TimeoutError. Raises KeyError for a name that is missing.
+        of the names. timeout: seconds to wait for all of these locks and for room in a log that has outrun checkpoints;
+        after that the with statement raises TimeoutError. With None it waits for ever for locks, and for room
+        `Config.backpressure_timeout_s`. Raises KeyError for a name that is missing.
         """
         if isinstance(trees, str):
             raise TypeError("trees must be a list of names, not a str")

@@ -167,9 +167,10 @@ class XTree(Writer):
     def transaction(self, timeout: float | None = None) -> Transaction:
         """A transaction, to be used in a with statement, which takes the tree's writer lock.
 
-        timeout: seconds to wait for another writer, None for ever, and seconds to wait for room in a log that has
-        outrun checkpoints, None for `Config.backpressure_timeout_s`; after that the with statement raises TimeoutError.
-        It raises TransactionError inside another transaction of this thread on this tree.
+        timeout: seconds to wait for another writer and for room in a log that has outrun checkpoints; after that the
+        with statement raises TimeoutError. With None it waits for ever for a writer, and for room
+        `Config.backpressure_timeout_s`. The with statement raises TransactionError inside another transaction of this
+        thread on this tree.
         """
         return Transaction(self, as_timeout(timeout))
 

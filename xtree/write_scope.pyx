@@ -229,10 +229,10 @@ cdef class WriteScope:
     session: that of the handle it is made with; closing the handle ends the scope.
 
     locks: the WriterLock of each tree to change, in the order of their names. handle: something whose `require_open()`
-    raises once the scope may not go on, or None. timeout: seconds to wait for locks, None for ever, and seconds to wait
-    for room in the log, None for as long as the store says. owner: kept alive as long as the scope lasts; a scope that
-    has ended keeps nothing of the store. made: the states of trees to make if nothing has their names; the locks of
-    these are among `locks`.
+    raises once the scope may not go on, or None. timeout: seconds to wait for locks and for room in the log; with None
+    it waits for ever for locks, and for room as long as the store says. owner: kept alive as long as the scope lasts; a
+    scope that has ended keeps nothing of the store. made: the states of trees to make if nothing has their names; the
+    locks of these are among `locks`.
     """
 
     cdef Session session
