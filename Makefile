@@ -84,8 +84,9 @@ fuzz: $(VENV)/installed-fuzz
 	done
 
 # The interpreter isn't instrumented: the sanitizer knows what it does from its locks. Reports go to files, so that none
-# is lost when a process of the tests ends. Addresses aren't randomised (setarch -R), because older versions of the
-# sanitizer find no room for themselves then. The skipped tests take long there and have one thread.
+# is lost when a process of the tests ends. setarch -R keeps addresses from being random:
+# otherwise older versions of the sanitizer find no place for themselves. The skipped tests take long there and have one
+# thread.
 tsan: $(TSAN)/installed
 	rm -rf build/tsan && mkdir -p build/tsan
 	$(shell setarch -R true 2>/dev/null && echo setarch -R) env PYTHONSAFEPATH=1 \

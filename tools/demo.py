@@ -192,7 +192,7 @@ def show_crash(out: Path, kills: int, say: Say) -> dict[str, Any]:
 
 
 def kill_once(path: Path, first: int, acknowledgements: int = 100) -> dict[str, Any]:
-    """Starts a writer at batch `first`, kills it some time after so many acknowledgements, reopens and compares.
+    """Starts a writer at batch `first`, kills it some time after `acknowledgements` of them, reopens and compares.
 
     A batch whose commit returned but whose report was cut off by the kill may be there as well: one batch more than
     acknowledged is right, one less never is.

@@ -54,7 +54,7 @@ def write_commits(path: str, records: int, commits: int) -> None:
 
 
 def write_log(path: str, records: int, log_bytes: int) -> None:
-    """A tree of so many records, a checkpoint, then commits of inserts all over it until the log is so long."""
+    """A tree of so many records, a checkpoint, then commits of inserts all over it until the log has `log_bytes`."""
     runtime, tree, boxes = _loaded(path, records)
     found, written = hits(boxes), 0
     while runtime.stats()["coordinator"]["log_bytes_since_checkpoint"] < log_bytes:

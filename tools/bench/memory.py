@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["measure_memory"]
 
 KIND = 200  # of pages that no tree has
-ONE_SHARD = 1 << 30  # as many rows; the next one begins a second shard
+ONE_SHARD = 1 << 30  # rows, before a second shard begins
 SLOTS_HELD = 256  # by probes.replace_slots
 TURNS = 9  # of the ways to resolve, in each round: they differ by little
 

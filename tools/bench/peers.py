@@ -26,7 +26,7 @@ class Peer(Protocol):
         """Returns once these records are as durable as the peer promises."""
 
     def close(self, expected: int) -> None:
-        """Ends it. Raises WrongAnswerError when it doesn't hold so many records."""
+        """Ends it. Raises WrongAnswerError when it doesn't hold `expected` records."""
 
 
 class RawAppend:

@@ -128,7 +128,7 @@ class Directory:
 
     @property
     def known_epoch(self) -> int:
-        """The last epoch that is known to have been committed."""
+        """The last epoch that the files say was committed."""
         epochs = [log.known_epoch for log in self.logs.values()]
         if self.superblock is not None:
             epochs.append(self.superblock.durable_epoch)

@@ -126,7 +126,7 @@ def _recovery(directory: Directory) -> str:
     return ", ".join([replays, *cut, "writes checkpoints and lets the logs go"])
 
 
-# The steps. Each finds the directory as the one before left it, and needs none of the others.
+# The steps. Each finds the directory as the one before left it, and stays valid if no other follows.
 
 
 def _rewrite_manifest(fs: FileSystem, directory: str, name: str) -> None:
