@@ -1,4 +1,4 @@
-"""Mutants: an index's files with something wrong in them, as accidents make it. forged_mutants.py has forged ones."""
+"""Mutants: an index's files with something wrong in them, as after an accident. forged_mutants.py has forged ones."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from xtree.persistence.files.frame import DELTA_BYTES, FRAME_HEADER_BYTES
 
 PAGE_HEADER_BYTES = 64
 CLASS_BYTES = [4096 << size_class for size_class in range(filenames.SIZE_CLASSES)]
-FIELDS = 128  # bytes of a file header that all fields but a checkpoint's are in
+FIELDS = 128  # bytes at the beginning of a file header that hold all fields, except in a checkpoint
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """What was done, in words, and a function that gives the files that are different: None for one that is gone."""
+    """What was done, in words, and a function that gives the changed files: None for one that is gone."""
 
     what: str
     files: Callable[[], dict[str, bytes | None]]
     forged: bool = False  # CRCs are right
-    harmless: bool = False  # of a forged one: what it says can't be told from what a writer may have written
+    harmless: bool = False  # if forged: a writer may have written the same
 
 
 def flipped(files: Files, name: str, at: int, bit: int) -> Mutant:
-    """One bit of a file is another."""
+    """One bit of a file is flipped."""
     byte = bytes([files[name][at] ^ 1 << bit])
     return Mutant(f"{name}: bit {bit} of byte {at} flipped", lambda: {name: replaced(files[name], at, byte)})
 
@@ -39,7 +39,7 @@ def content(files: Files, name: str, data: bytes, what: str) -> Mutant:
     return Mutant(f"{name}: {what}", lambda: {name: data})
 
 
-# What every byte of must be looked at.
+# Records, every byte of which must be looked at.
 
 
 def records(files: Files) -> dict[str, list[tuple[int, int]]]:
@@ -83,7 +83,7 @@ def flips_of_records(index: Index, rng: random.Random) -> Iterator[Mutant]:
 
 
 def flips_of_header_pages(index: Index, rng: random.Random, step: int) -> Iterator[Mutant]:
-    """A bit of the bytes behind the fields of the pages that begin files, every so many bytes."""
+    """A bit of every `step`-th byte after the fields of header pages."""
     for name, data in index.files.items():
         pages = 2 if name == filenames.SUPERBLOCK else name != filenames.MANIFEST
         for page in range(pages):
@@ -93,7 +93,7 @@ def flips_of_header_pages(index: Index, rng: random.Random, step: int) -> Iterat
 
 
 def flips_elsewhere(index: Index, rng: random.Random, n: int) -> Iterator[Mutant]:
-    """A bit, a byte, a sector or two sectors of anything, in parts that hold something more often."""
+    """A bit, a byte, a sector or two sectors anywhere, more often in parts that hold something."""
     parts = [(name, begin, end) for name, data in index.files.items() for begin, end in used_parts(name, data)]
     for _ in range(n):
         name, begin, end = rng.choice(parts)
@@ -117,7 +117,7 @@ def flips_elsewhere(index: Index, rng: random.Random, n: int) -> Iterator[Mutant
 
 
 def used_parts(name: str, data: bytes) -> list[tuple[int, int]]:
-    """Ranges that hold something, and the whole."""
+    """The ranges that hold something, and the whole file."""
     if not data:
         return []
     if filenames.parse_log(name) is None:
@@ -129,7 +129,7 @@ def used_parts(name: str, data: bytes) -> list[tuple[int, int]]:
 
 
 def truncations(index: Index, rng: random.Random) -> Iterator[Mutant]:
-    """Every file cut at the ends of all its parts, beside them, and elsewhere."""
+    """Every file cut at the end of each of its parts, next to it, and elsewhere."""
     for name, data in index.files.items():
         for n in sorted(interesting_lengths(name, data) | {rng.randrange(len(data)) for _ in range(4)}):
             if 0 <= n < len(data):
@@ -137,7 +137,7 @@ def truncations(index: Index, rng: random.Random) -> Iterator[Mutant]:
 
 
 def interesting_lengths(name: str, data: bytes) -> set[int]:
-    """Where one part of a file ends, and its neighbours."""
+    """Where the parts of a file end, and the offsets next to that."""
     edges = {0, 8, 12, 32, 64, 512, HEADER_BYTES, 2 * HEADER_BYTES, len(data)}
     for at, length in frames_of(data) if filenames.parse_log(name) is not None else ():
         edges |= {at, at + FRAME_HEADER_BYTES, at + FRAME_HEADER_BYTES + DELTA_BYTES, at + length}
@@ -150,7 +150,7 @@ def interesting_lengths(name: str, data: bytes) -> set[int]:
 
 
 def extensions(index: Index, rng: random.Random) -> Iterator[Mutant]:
-    """Every file with something behind its end: noise, zeros, itself again."""
+    """Every file with something after its end: noise, zeros, itself again."""
     for name, data in index.files.items():
         for n in (1, 8, 24, 4096, 70_001):
             yield content(index.files, name, data + rng.randbytes(n), f"{n} bytes of noise at its end")
@@ -164,7 +164,7 @@ def extensions(index: Index, rng: random.Random) -> Iterator[Mutant]:
 
 
 def losses(index: Index) -> Iterator[Mutant]:
-    """Every file, and all of a kind, gone."""
+    """Every file gone, and all files of a kind."""
     for name in index.files:
         yield Mutant(f"{name}: gone", lambda name=name: {name: None})
     for kind in (checkpoints_of, logs_of, data_files_of):
@@ -174,7 +174,7 @@ def losses(index: Index) -> Iterator[Mutant]:
 
 
 def swaps(index: Index, others: list[Index]) -> Iterator[Mutant]:
-    """Files in each other's place, in that of another index's, of older versions of themselves."""
+    """Files in each other's place, and files of another index or older versions in their place."""
     files = index.files
     for a, b in combinations(files, 2):
         yield Mutant(f"{a} and {b} swapped", lambda a=a, b=b: {a: files[b], b: files[a]})
@@ -198,7 +198,7 @@ def swaps(index: Index, others: list[Index]) -> Iterator[Mutant]:
 
 
 def accidents(index: Index, others: list[Index], rng: random.Random, elsewhere: int, step: int) -> list[Mutant]:
-    """All mutants of an index whose CRCs nobody has made right. `step`: of bytes behind the fields of header pages."""
+    """All mutants of an index whose CRCs nobody has made right. `step`: see flips_of_header_pages."""
     return [
         *flips_of_records(index, rng),
         *flips_of_header_pages(index, rng, step),

@@ -1,4 +1,4 @@
-"""The same answers as the tree's, by looking at every record; and data to ask about."""
+"""The answers of a tree by a scan of all records; and data to ask about."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def matches(boxes: np.ndarray, window: np.ndarray, predicate: str = "intersects") -> np.ndarray:
-    """With which of the boxes (n, 2*d) a window (2*d,) fulfils a predicate: a mask (n,)."""
+    """A mask (n,) of the boxes (n, 2*d) with which a window (2*d,) fulfils a predicate."""
     dims = boxes.shape[1] // 2
     lower, upper = boxes[:, :dims], boxes[:, dims:]
     least, most = window[:dims], window[dims:]
@@ -62,7 +62,7 @@ def random_boxes(random: np.random.Generator, n: int, dims: int, side: float = 0
 
 
 def assert_same(tree, ids: np.ndarray, boxes: np.ndarray, windows: np.ndarray) -> None:
-    """The reader `tree` holds exactly these records and answers the windows accordingly, one by one and together."""
+    """Asserts that the reader `tree` holds exactly these records, and answers windows so, one by one and together."""
     assert len(tree) == len(ids)
     assert records(*tree.items()) == records(ids, boxes)
     if len(ids):

@@ -1,4 +1,4 @@
-"""Runs a workload once, remembers each moment at which a crash could come, and judges what crashes then leave."""
+"""Runs a workload once, notes each moment at which a crash could come, and judges what crashes there leave."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from xtree.persistence.opening import exists
 from xtree.tools.fsck import fsck
 from xtree.tools.fsck.report import DAMAGE, Finding
 
-UNBORN = -1  # in the place of an epoch
+UNBORN = -1  # in place of an epoch: there is no index yet
 
-Contents = dict[str, bytes]  # by name: records or items, as bytes that are the same for the same content
+Contents = dict[str, bytes]  # by name: records or items, as bytes that depend on the content only
 
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
     """A moment of a run: what was to come next, the disk, and what had been promised by then.
 
-    `finished`, `begun`: how many steps were, the opening being the first; `visible`: the epoch that readers saw;
-    `durable`: the one that the store itself takes for durable; `handed_out`: the last that a commit may have got.
+    `finished`, `begun`: the numbers of such steps, with the opening as the first one; `visible`: the epoch that readers
+    saw; `durable`: the epoch that the store itself takes for durable; `handed_out`: the last that a commit may have.
     """
 
     number: int
@@ -71,7 +71,7 @@ class Run:
 
 
 class Watch:
-    """Notes moments, also those of threads in the background."""
+    """Notes the moments of a run, also those of threads in the background."""
 
     def __init__(self, fs: ForgetfulFileSystem) -> None:
         self.fs = fs
@@ -82,10 +82,10 @@ class Watch:
         fs.observe = self.note
 
     def note(self, what: str) -> None:
-        """A moment."""
+        """Notes a moment."""
         runtime = None if self.stage is None else self.stage.runtime
         share = None if runtime is None else runtime._session.share
-        if share is not None:  # also while it is being closed
+        if share is not None:  # there is one while the store is being closed too
             coordinator = share.store._coordinator
             self.durable = max(self.durable, coordinator.durable_epoch)
             self.visible = max(self.visible, share.store.published.epoch)
@@ -144,7 +144,7 @@ def contents_of(model: Model) -> Contents:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What was recovered from an image: the epoch, or UNBORN, and the first that was handed out afterwards."""
+    """What was recovered from an image: the epoch, or UNBORN, and the first epoch that was handed out afterwards."""
 
     epoch: int
     following: int
@@ -152,12 +152,12 @@ class Found:
 
 
 def torn_at_the_close(finding: Finding) -> bool:
-    """Whether it is of one superblock copy: beside a manifest without logs, nothing tells a torn write from damage."""
+    """Whether a finding is about one superblock copy: if the manifest lists no logs, a torn write looks like damage."""
     return finding.part == "superblock" and finding.offset in (0, 4096)
 
 
 def verify(path: Path, config: xtree.Config) -> tuple[int, Contents]:
-    """Whatever can be said of any index: recovery without a write works, every check passes. Its epoch and contents."""
+    """Asserts that recovery works without a write, and that every check passes. Returns the epoch and contents."""
     report = fsck(path)
     damaged = [str(finding) for finding in report.of(DAMAGE) if not torn_at_the_close(finding)]
     assert report.opens and not damaged, damaged
@@ -174,14 +174,14 @@ def held_by(runtime: xtree.Runtime) -> Contents:
 
 
 class Examiner:
-    """Recovers images in a directory of its own, each once, and checks them as far as that needs no other moment."""
+    """Recovers images in a directory of its own, each once, and makes all checks that don't depend on the moment."""
 
     def __init__(self, run: Run, path: Path) -> None:
         self.run, self.path = run, path
         self.found: dict[tuple[bytes, str], Found] = {}
 
     def examine(self, image: Image, mode: str) -> Found:
-        """What is recovered from an image. It is some state of the run, whole; it stays so, and takes more commits."""
+        """What is recovered from an image: a whole state of the run, which stays the same and takes more commits."""
         key = digest(image), mode
         if key not in self.found:
             write_image(image, self.path)
@@ -223,7 +223,7 @@ class Examiner:
 
 
 def require_right_answers(runtime: xtree.Runtime) -> None:
-    """Windows of every tree find what a look at every record finds."""
+    """Asserts that windows of every tree find what a scan of all records finds."""
     for name in runtime.trees():
         tree = runtime.tree(name)
         ids, boxes = tree.items()
@@ -234,7 +234,7 @@ def require_right_answers(runtime: xtree.Runtime) -> None:
 
 
 def write_more(runtime: xtree.Runtime, model: Model) -> Contents:
-    """A commit that changes everything there is; the contents then."""
+    """Commits changes to everything there is. Returns the contents then."""
     if not model:
         runtime.tree("more", dims=2)
         return {"more": b""}
@@ -251,7 +251,7 @@ def write_more(runtime: xtree.Runtime, model: Model) -> Contents:
 
 
 def judge(run: Run, moment: Moment, found: Found, killed: bool = False) -> None:
-    """What was recovered is what had been promised, or later, and epochs go on.
+    """Asserts that what was recovered is what had been promised, or later, and that epochs go on.
 
     killed: only the process died; then even `eventual` has promised whatever it acknowledged.
     """
@@ -299,7 +299,7 @@ def cases(moments: list[Moment], seeds: int) -> Iterator[Case]:
 
 
 def sample(moments: list[Moment], n: int, rng: random.Random) -> Iterator[Case]:
-    """Some of the cases: `n` times a state of the disk and a way to crash, at every moment that has this state."""
+    """Some of the cases: n states of the disk, each with one way to crash, at every moment that has this state."""
     by_state = collections.defaultdict(list)
     for moment in moments:
         by_state[id(moment.state)].append(moment)
@@ -311,14 +311,14 @@ def sample(moments: list[Moment], n: int, rng: random.Random) -> Iterator[Case]:
 
 
 def firsts(moments: list[Moment], losses: int, killed: int, rng: random.Random) -> list[Case]:
-    """Crashes whose recovery is to be crashed: some of all, and kills while there is a frame that isn't on the disk."""
+    """Crashes whose recovery is to crash too: some of all, and some kills while a frame isn't on the disk yet."""
     appended = [moment for moment in moments if moment.what == "commit.appended"]
     found = [next(sample(moments, 1, rng)) for _ in range(losses)]
     return found + [Case(rng.choice(appended), None) for _ in range(killed)]
 
 
 class Inquiry:
-    """Judges cases of a run, and counts what was looked at."""
+    """Judges cases of a run, and counts them."""
 
     def __init__(self, run: Run, path: Path) -> None:
         self.run = run
@@ -327,7 +327,7 @@ class Inquiry:
         self._known: dict[tuple[int, str, int | None, int], Found] = {}
 
     def ask(self, case: Case) -> Found:
-        """What is recovered after a crash, which is as it must be."""
+        """What is recovered after a crash. Asserts that it is as it must be."""
         moment = case.moment
         key = id(moment.state), moment.mode, case.seed, case.sector_bytes
         self.cases += 1
@@ -341,9 +341,9 @@ class Inquiry:
         return found
 
     def ask_again(self, case: Case, root: Path, choose: Callable[[list[Moment]], Iterable[Case]]) -> None:
-        """Crashes the recovery after a crash; `choose` says which of its moments. What is recovered stays the same.
+        """Crashes the recovery after a crash, at moments that `choose` picks. What is recovered stays the same.
 
-        After a kill, whose recovery may find what isn't on the disk, it does once the recovery has ended.
+        A recovery after a kill may find what isn't on the disk, so then this holds once that recovery has ended.
         """
         first = self.ask(case)
         if first.epoch == UNBORN:
@@ -380,6 +380,6 @@ every_workload = pytest.mark.parametrize("name", WORKLOADS)
 
 
 def count(tally, what: str, inquiry: Inquiry) -> None:
-    """Adds what was looked at to the counts of the run."""
+    """Adds the counts of an inquiry to those of the test run."""
     tally(f"crashes {what}", inquiry.cases)
     tally(f"different states of a directory {what}", len(inquiry.examiner.found))

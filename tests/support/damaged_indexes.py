@@ -41,7 +41,7 @@ def records_of(runtime) -> Records:
 
 
 def contents(path: Path) -> Records:
-    """What an index holds, once check() has found nothing."""
+    """What an index holds; check() has to find nothing."""
     with xtree.Runtime(path, mode="r") as runtime:
         runtime.check()
         return records_of(runtime)
@@ -61,7 +61,10 @@ def in_a_killed_process(work: Callable[[], object]) -> None:
 
 
 def build(path: Path, close: bool) -> Records:
-    """Two trees in a child process: a bulk load, a checkpoint, then commits; closed, or killed. What they hold."""
+    """Makes two trees in a child process by a bulk load, a checkpoint and commits; it closes the index or is killed.
+
+    Returns what the trees hold.
+    """
 
     def work() -> xtree.Runtime:
         rng = np.random.default_rng(7)
@@ -114,7 +117,7 @@ def manifest_of(path: Path) -> Manifest:
 
 
 def change_manifest(path: Path, **changes) -> None:
-    """Saves another manifest, CRC and all."""
+    """Saves a changed manifest with a right CRC."""
     dataclasses.replace(manifest_of(path), **changes).save(FileSystem(), path)
 
 
@@ -131,7 +134,7 @@ def newest_copy(path: Path) -> int:
 
 
 def change_copy(path: Path, number: int, **changes) -> None:
-    """Writes other values into a copy of the superblock, CRC and all."""
+    """Writes other values into a copy of the superblock, with a right CRC."""
     with open(path / filenames.SUPERBLOCK, "r+b") as file:
         file.seek(4096 * number)
         copy = Superblock.decode(file.read(4096), "superblock")
@@ -140,7 +143,7 @@ def change_copy(path: Path, number: int, **changes) -> None:
 
 
 def rewrite_checkpoints(path: Path, **changes) -> None:
-    """Writes every checkpoint anew with other values, CRCs, manifest and all."""
+    """Writes every checkpoint anew with other values, with right CRCs and manifest."""
     manifest, fs = manifest_of(path), FileSystem()
     entries = []
     for entry in manifest.checkpoints:
@@ -157,7 +160,7 @@ def rewrite_checkpoints(path: Path, **changes) -> None:
 
 
 class Pages:
-    """The live pages of a closed index, by NodeID: where they stand, and their bytes to be replaced."""
+    """The live pages of a closed index, by NodeID: where they stand, and ways to replace their bytes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -194,11 +197,11 @@ class Pages:
             file.write(page)
 
     def forge(self, node: int, changes: dict[int, bytes]) -> None:
-        """Replaces bytes by offset, with the CRC in page and row still right."""
+        """Replaces bytes, by offset, so that the CRC in page and row is still right."""
         self.write(node, keeping_its_crc(self.read(node), changes, FREE))
 
     def spoil(self, node: int) -> None:
-        """Changes a byte in the middle."""
+        """Changes a byte in the middle of a page."""
         flip(self.files[node], self.offset(node) + 1000)
 
 
@@ -208,14 +211,14 @@ def with_own_crc(page: bytes) -> bytes:
 
 
 def change_store(path: Path, change: Callable[[object], None]) -> None:
-    """Opens the index, lets the store's inside be changed, and closes it."""
+    """Opens the index, calls change(store), and closes it."""
     with xtree.Runtime(path, mode="r+", config=by_request()) as runtime:
         change(runtime._store)
 
 
 def overlap(store) -> None:
-    """A second live row for the slot of another."""
-    write_set = begin(store)  # which looks for overlaps
+    """Makes a second live row for a slot that has one."""
+    write_set = begin(store)  # this looks for overlaps
     row = store.table.visible(store.published.epoch)[3]
     node = store.table.reserve_node(200, int(row["size_class"]), int(row["address"]))
     store.table.seal_node(node, int(row["crc"]))
@@ -224,7 +227,7 @@ def overlap(store) -> None:
 
 
 def miscount(store) -> None:
-    """The catalog says of a tree that it has one record more."""
+    """Makes the catalog say that a tree has one record more."""
     entry = store.published.catalog.get("flat")
     state = bytearray(entry.state)
     state[8:16] = (int.from_bytes(state[8:16], "little") + 1).to_bytes(8, "little")
@@ -232,14 +235,14 @@ def miscount(store) -> None:
 
 
 def lose_the_root(store) -> None:
-    """The catalog names a root that was never given out."""
+    """Makes the catalog name a root that was never given out."""
     entry = store.published.catalog.get("flat")
     root = store.table.stats()["handles"] + 1000 << 8 | 1
     begin(store).commit({"flat": CatalogEntry("flat", entry.kind, root, entry.state)})
 
 
 def lose_a_page(store) -> None:
-    """A live leaf that no tree has."""
+    """Makes a live leaf that no tree has."""
     leaf = next(row for row in store.table.visible(store.published.epoch) if row["kind"] == 1)
     content = store.read_page(int(leaf["node"]))
     write_set = begin(store)

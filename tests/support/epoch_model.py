@@ -9,8 +9,9 @@ Each step is one atomic access of the code, and is labelled with it:
     SYNCER     Coordinator.sync_log, of "eventual"
     CRASH      a kill or a power loss, then recovery
 
-A page's content is the epoch that wrote it. Each page goes flush-first, which is where a crash needs the slot
-itself: what the log holds the payload of, recovery writes anew. What must hold is raised as Flaw where it doesn't:
+A page's content is the epoch that wrote it. Each page is flushed before its commit, since only then a crash needs the
+slot itself: a page whose payload is in the log is written anew by recovery. Where one of these doesn't hold, Flaw is
+raised:
 
 1. a reader finds, for as long as it is pinned, the page of the epoch that it found published, live or retired later;
 2. no pin of the current epoch is below the horizon; one of an old epoch is refused or finds the page of its epoch;
@@ -42,14 +43,14 @@ def initial(pins: int) -> State:
         lock=False,  # the store's
         log=((0, 0),),  # (epoch, slot of its page) of each commit
         following=1,
-        synced=0,  # the last epoch of which the log is on the disk
-        durable=0,  # the last one of which the store knows that
+        synced=0,  # the last epoch whose frame is on the disk
+        durable=0,  # the last epoch that the store knows to be on the disk
         rows=((LIVE, 0, NEVER),) + ((FREE, NEVER, NEVER),) * (SLOTS - 1),  # state, birth, retire
-        cache=(0,) + (None,) * (SLOTS - 1),  # what the pages hold
-        disk=(0,) + (None,) * (SLOTS - 1),  # what of it is sure to be on the disk
+        cache=(0,) + (None,) * (SLOTS - 1),  # what the slots hold
+        disk=(0,) + (None,) * (SLOTS - 1),  # what of that is sure to be on the disk
         pins=(NO_PIN,) * pins,
         seen=(0,) * pins,  # the epoch that a reader has put into its slot, or is going to
-        found=(0,) * pins,  # the epoch that it found published
+        found=(0,) * pins,  # the epoch that a reader found published
         commits=0,
         slot=0,
         least=0,
@@ -73,7 +74,7 @@ def look(s: State, epoch: int) -> None:
 
 
 def reader(me: int, mutant: str) -> Program:
-    """A call: pins the current epoch, finds what is published, looks at its page at any later moment."""
+    """A call: pins the current epoch, reads what is published, looks at its page at any later moment."""
     fence = mutant != "pin without fence"
     following = "resolve" if mutant == "published before the pin" else "store.published"
 
@@ -124,7 +125,7 @@ def reader(me: int, mutant: str) -> Program:
 
 
 def old_reader(me: int, mutant: str, epoch: int) -> Program:
-    """Pins an epoch that may be an old one by then, and looks at its page unless it is refused."""
+    """Pins an epoch that may be old by then, and looks at its page unless the pin is refused."""
 
     def take_slot(s: State) -> str | bool | None:
         if epoch not in dict(s.log):
@@ -293,13 +294,13 @@ def syncer(mutant: str) -> Program:
 
 
 def crash(mutant: str, programs: int, most: int, begin: tuple[str, ...]) -> Program:
-    """Kills and power losses, as many as `most`, at any moment; and recovery, at any step of which the next may come.
+    """Up to `most` kills and power losses at any moment, and the recovery, at any step of which the next one may come.
 
     begin: the labels at which the other programs stand once the index is open again; END for those that are gone.
     """
 
     def fall(kept: int | None, lost: tuple[bool, ...], s: State) -> str | None:
-        """kept: how many unsynced frames a power loss leaves, None for a kill; lost: which pages' unsynced bytes go."""
+        """kept: how many unsynced frames a power loss leaves, None for a kill; lost: the slots that lose bytes."""
         if s.crashes == most:
             return None
         if kept is not None:
@@ -321,7 +322,7 @@ def crash(mutant: str, programs: int, most: int, begin: tuple[str, ...]) -> Prog
         s.horizon = s.least = s.second = s.target = s.slot = 0
         s.lock = False
         synced = [frame for frame in s.log if frame[0] <= s.synced]
-        s.log = s.log[len(synced) - 1 :]  # what no crash can bring back any more doesn't matter
+        s.log = s.log[len(synced) - 1 :]  # frames before the last synced one don't matter any more
         return "recovery: rows"
 
     def rows(s: State) -> str:

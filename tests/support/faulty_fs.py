@@ -13,19 +13,19 @@ from xtree.persistence.files.lock_file import Lock
 from xtree.persistence.files.open_directory import OpenDirectory
 from xtree.persistence.files.platform_fs import Buffer, File, FileSystem, SyncFailedError
 
-PATIENCE_S = 60  # before a test that waits for a thread fails
+PATIENCE_S = 60  # how long a test waits for a thread before it fails
 WRITES = ("pwrite", "pwritev", "write_zeros", "truncate", "reserve", "sync")
 READS = ("pread", "size", "map")
-LOOKS = ("listdir", "size", "free_space")  # of the file system
-SHORT = -1  # in the place of an errno: the system call does a part of what it was asked for, and says so
+LOOKS = ("listdir", "size", "free_space")  # calls of the file system
+SHORT = -1  # in place of an errno: the system call does only a part of what it was asked for, and says so
 
 
 class FaultyFileSystem(FileSystem):
     """`judge(call, path)` is asked before every changing call; a number that it returns is the errno to fail with.
 
-    With `reading` it is asked before every other call too, but for `exists` and `is_directory`, which can't fail. SHORT
-    in the place of a number makes the first system call behind a write or `pread` a short one. Python repeats calls
-    that a signal has interrupted by itself (PEP 475): an EINTR that arrives all the same is an error like any other.
+    With `reading` it is asked before every other call too, except `exists` and `is_directory`, which can't fail. SHORT
+    in place of a number makes the first system call of a write or `pread` a short one. Python itself repeats calls that
+    a signal has interrupted (PEP 475), so an EINTR that still arrives is an error like any other.
     """
 
     def __init__(self, reading: bool = False) -> None:
@@ -77,7 +77,7 @@ class FaultyFileSystem(FileSystem):
         return super().lock(path, shared, timeout)
 
     def fail(self, call: str, ending: str = "", number: int = errno.EIO, times: int = 1) -> None:
-        """Makes the next calls of a kind, on files whose name ends so, fail."""
+        """Makes the next `times` calls of a kind fail, on files whose names end in `ending`."""
         left = times
 
         def judge(asked: str, path: str) -> int | None:
@@ -90,7 +90,7 @@ class FaultyFileSystem(FileSystem):
         self.judge = judge
 
     def fail_nth(self, n: int, number: int = errno.EIO, for_good: bool = False) -> None:
-        """Makes the n-th call from now on fail, once, or with all that follow it."""
+        """Makes the n-th call from now on fail, alone or with all that follow it."""
         last = self.calls + n
         self.judge = lambda call, path: number if self.calls == last or (for_good and self.calls > last) else None
 
@@ -99,7 +99,7 @@ class FaultyFileSystem(FileSystem):
         self.judge = lambda call, path: None
 
     def ask(self, call: str, path: str) -> bool:
-        """Whether the call is to be a short one; raises what it is to fail with."""
+        """Returns whether the call is to be a short one; raises the error with which it is to fail."""
         self.calls += 1
         number = self.judge(call, path)
         if number is not None and number != SHORT:
@@ -191,7 +191,7 @@ class CountingFileSystem(FaultyFileSystem):
 
 
 class HeldFileSystem(CountingFileSystem):
-    """Syncs of logs wait until they are let go, when that is asked for."""
+    """Makes syncs of logs wait until they are released, if that is asked for."""
 
     def __init__(self):
         super().__init__()
@@ -210,7 +210,7 @@ class HeldFileSystem(CountingFileSystem):
 
 
 def queued(store, n):
-    """Returns when n threads have handed something to the leader, and wait."""
+    """Waits until n threads have handed something to the leader and wait for it."""
     deadline = time.monotonic() + PATIENCE_S
     while store.stats()["coordinator"]["waiting"] < n:
         assert time.monotonic() < deadline

@@ -27,26 +27,26 @@ from xtree.persistence.opening import open_store
 KINDS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EINTR": errno.EINTR, "short": SHORT}
 NO_MEMORY = "no memory"
 FAILURES = (OSError, MemoryError)
-BEHIND_COMMITS = ("sync.", "wal.", "superblock.")  # points of the sync in the background, for which nobody waits
+BEHIND_COMMITS = ("sync.", "wal.", "superblock.")  # points of the background sync, for which nobody waits
 LASTING = ("once", "for a while", "for good")  # for a while: until the step that fails first has ended
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What fails: the n-th call of the file system, or with NO_MEMORY the n-th named point; 0: nothing does."""
+    """What fails: call number `nth` of the file system, or with NO_MEMORY named point number `nth`; 0: nothing."""
 
     nth: int = 0
     kind: str = "EIO"
     lasting: str = "once"
 
     def hits(self, n: int) -> bool:
-        """Whether the n-th is to fail."""
+        """Whether call or point number n is to fail."""
         return n == self.nth or (0 < self.nth < n and self.lasting != "once")
 
 
 class WatchedFileSystem(FaultyFileSystem):
-    """Fails, and knows of each failure whether it must poison: a sync (rule 7), or what comes between the first byte
-    of a group's frame and its publication (rule 6)."""
+    """Fails, and knows which failures must poison: those of a sync (rule 7), and those between the first byte of a
+    group's frame and its publication (rule 6)."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(reading=True)
@@ -60,7 +60,7 @@ class WatchedFileSystem(FaultyFileSystem):
         self.may_poison = False
         self.appended = False  # a frame was begun since this was last set to False
         self.calls_of_steps = 0
-        self._inside: set[int] = set()  # threads that are between the two
+        self._inside: set[int] = set()  # threads that are between the frame's first byte and its publication
 
     def reached(self, name: str) -> None:
         """The hook for crash points."""
@@ -172,7 +172,7 @@ class Attempt:
         with contextlib.suppress(StoreFailedError, *FAILURES):
             settle(runtime._store)
         checkpointer = runtime._store._coordinator.checkpointer
-        if self.fs.poisoning and checkpointer._thread is not None:  # perhaps in this moment, and no leader answers then
+        if self.fs.poisoning and checkpointer._thread is not None:  # it may fail just now, and then no leader answers
             checkpointer.call(lambda: None)
         if len(self.fs.failures) > failures:
             if self.lasting == "for a while":
@@ -193,7 +193,7 @@ class Attempt:
     # What must hold.
 
     def require_documented(self, error: BaseException) -> None:
-        """An error arrives as it is; StoreFailedError only comes after one that poisons."""
+        """Asserts that an error arrives as it is, and StoreFailedError only after one that poisons."""
         if isinstance(error, StoreFailedError):
             assert self.fs.poisoning or self.fs.may_poison
         elif self.fs.fault.kind == NO_MEMORY:
@@ -202,8 +202,8 @@ class Attempt:
             assert isinstance(error, OSError) and error.errno == KINDS[self.fs.fault.kind]
 
     def require_state(self, runtime: xtree.Runtime) -> None:
-        """Everything acknowledged is there and nothing else, what must poison has, and nothing is held that isn't
-        needed."""
+        """Asserts that what was acknowledged is there and nothing else, that failures have poisoned if they must, and
+        that nothing is held that isn't needed."""
         store = runtime._store
         with self.fs.healthy():
             if self.fs.poisoning or not self.fs.may_poison:
@@ -225,7 +225,7 @@ class Attempt:
             assert found == self.model.contents()
 
     def require_nothing_left(self) -> None:
-        """No descriptor, mapping or thread of a closed index."""
+        """Asserts that a closed index has left no descriptor, mapping or thread."""
         place = str(self.path)
         for number in os.listdir("/proc/self/fd"):
             with contextlib.suppress(FileNotFoundError):
@@ -234,7 +234,7 @@ class Attempt:
         assert own_threads() <= self.threads
 
     def require_reopened(self) -> None:
-        """The lock is free, what is there is one of the possible states, and a second recovery changes nothing."""
+        """Asserts that the lock is free, the state is a possible one, and a second recovery changes nothing."""
         with xtree.Runtime(self.path, config=self.config) as runtime:
             found = contents(runtime)
             assert found in self.possible
@@ -258,7 +258,7 @@ def contents(runtime: xtree.Runtime) -> Contents:
 
 
 def require_answers(runtime: xtree.Runtime, expected: Contents) -> None:
-    """Queries are answered as by a look at every record."""
+    """Asserts that queries are answered as by a scan of all records."""
     for name, records in expected.items():
         tree = runtime.tree(name)
         windows = brute_force.random_boxes(np.random.default_rng(len(records)), 2, tree.dims, 0.4)
@@ -278,7 +278,7 @@ def make_template(script: Script, mode: str, path: Path) -> Path:
 
 
 def attempt(script: Script, template: Path, path: Path, mode: str, fault: Fault = Fault()) -> WatchedFileSystem:
-    """A history with a fault; returns the file system it had."""
+    """Runs a history with a fault. Returns its file system."""
     if template.exists():
         shutil.copytree(template, path)
     fs = WatchedFileSystem(fault)

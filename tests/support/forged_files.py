@@ -1,7 +1,7 @@
 """Files of an index changed so that every CRC is right: only a look at what they say can tell.
 
-A file is its bytes here, and an index a dict of them by name. Whoever changes a part says so to the function for the
-whole (`seal_log`, `seal_checkpoint`), which makes CRCs right again, there and where other files repeat them.
+A file is its bytes here, and an index a dict of them by name. After a part was changed, the function for the whole
+(`seal_log`, `seal_checkpoint`) makes the CRCs right again, also where other files repeat them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def keeping_its_crc(page: bytes, changes: dict[int, bytes], free: int) -> bytes:
 
 
 def solve(columns: list[int], wanted: int) -> int:
-    """Which columns, as a bit set, have the exclusive or `wanted`."""
+    """The columns, as a bit set, whose exclusive or is `wanted`."""
     matrix = np.array([[column >> row & 1 for column in columns] + [wanted >> row & 1] for row in range(32)], np.uint8)
     for pivot in range(32):
         row = pivot + int(np.argmax(matrix[pivot:, pivot]))
@@ -134,12 +134,12 @@ def parts_of(data: bytes) -> tuple[int, int, int]:
 
 
 def with_rows(data: bytes, rows: np.ndarray) -> bytes:
-    """The checkpoint with other rows, as many."""
+    """The checkpoint with other rows, of the same number."""
     return replaced(data, HEADER_BYTES, rows.tobytes())
 
 
 def seal_checkpoint(files: Files, name: str, data: bytes) -> Files:
-    """A changed checkpoint with its CRCs, and the manifest that knows it."""
+    """The files with a changed checkpoint and its right CRCs, also in the manifest."""
     data = sealed_header(data)
     crc = U32.unpack_from(data, len(data) - checkpoint.FOOTER_BYTES + checkpoint.FOOTER_CRC_OFFSET)[0]
     if len(data) >= HEADER_BYTES + checkpoint.FOOTER_BYTES:
@@ -166,7 +166,7 @@ def frames_of(data: bytes) -> list[tuple[int, int]]:
     while at + FRAME_HEADER_BYTES <= len(data):
         if data[at:at + 4] == FRAME_MAGIC:
             length = FrameHeader(data[at:at + FRAME_HEADER_BYTES]).length
-            if length < FRAME_HEADER_BYTES:  # forged
+            if length < FRAME_HEADER_BYTES:  # a forged length
                 break
             found.append((at, length))
             at += length
@@ -178,7 +178,7 @@ def frames_of(data: bytes) -> list[tuple[int, int]]:
 
 
 def seal_log(files: Files, name: str, data: bytes, frames: list[tuple[int, int]]) -> Files:
-    """A changed log with all its CRCs, each of which the next frame repeats; and what else repeats the last one."""
+    """The files with a changed log and right CRCs: the next frame repeats each, and other files the last one."""
     data = sealed_header(data)
     previous = U32.unpack_from(data, CRC_OFFSET)[0]
     changed = bytearray(data)
@@ -215,7 +215,7 @@ def seal_log(files: Files, name: str, data: bytes, frames: list[tuple[int, int]]
 
 
 def with_page(files: Files, data_name: str, offset: int, page: bytes) -> Files:
-    """A page replaced, with its CRC in the page and in the row of every checkpoint that had the old page's."""
+    """The files with a page replaced. Its CRC is in the page, and in the rows of all checkpoints with the old one."""
     page = replaced(page, PAGE_CRC_OFFSET, U32.pack(page_crc_of(page)))
     old = files[data_name][offset:offset + len(page)]
     number = filenames.parse_data(data_name)[1]

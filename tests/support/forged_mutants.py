@@ -1,4 +1,4 @@
-"""Mutants whose CRCs are all right: files made by somebody who knows the format and means harm."""
+"""Mutants whose CRCs are all right: files made by an attacker who knows the format."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def forgeries(index: Index, rng: random.Random) -> list[Mutant]:
 
 
 def values_of(data: bytes, at: int, size: int) -> Iterator[bytes]:
-    """What a field is made to say: extremes, and what is next to what it says."""
+    """The values that a field is given: extremes, and the neighbours of its own value."""
     says = int.from_bytes(data[at:at + size], "little")
     for value in sorted({*EXTREMES, says + 1, says - 1, says * 2, says ^ 1 << (8 * size - 1)}):
         if value != says and 0 <= value < 1 << 8 * size:
@@ -91,7 +91,7 @@ def of_superblock(files: Files) -> Iterator[Mutant]:
 
 
 def of_data_headers(files: Files) -> Iterator[Mutant]:
-    """Fields of data files' headers; also a size of windows that manifest and data files agree on."""
+    """Fields of data files' headers; also another size of windows, on which manifest and data files agree."""
     for name in data_files_of(files):
         for what, changed in edits(files[name], DATA_FIELDS):
             sealed = sealed_header(changed)
@@ -207,7 +207,7 @@ def edits_of_rows(data: bytes, rows: np.ndarray, rng: random.Random) -> Iterator
 
 
 def edits_of_catalog(data: bytes, at: int, n: int) -> Iterator[tuple[str, bytes, bool]]:
-    """The headers of a few catalog records and the states behind them; whether nobody can tell."""
+    """The headers of a few catalog records and their states; the last value says whether nobody can tell."""
     end = at + n
     for _ in range(2):
         if at >= end:
@@ -253,7 +253,7 @@ def of_logs(files: Files, rng: random.Random) -> Iterator[Mutant]:
 
 
 def without_frame(files: Files, name: str, data: bytes, frames: list[tuple[int, int]], i: int) -> Files:
-    """The log with a frame in the chain that does nothing, in the place of one."""
+    """The log with frame i replaced by one that does nothing."""
     at, length = frames[i]
     header = FrameHeader(data[at:at + FRAME_HEADER_BYTES])
     assert header.length == length

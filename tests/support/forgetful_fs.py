@@ -1,14 +1,14 @@
-"""A file system that knows what a power loss may leave of a directory: what was synced for sure, of the rest anything.
+"""A file system that knows what a power loss may leave of a directory: all that was synced, and any of the rest.
 
 It models the machine, not what runs on it:
 
 - Content, size and disk space of a file are on the disk once the file is synced; a name that was made, replaced or
   removed once its directory is. Nothing else is, in whatever order it was done.
 - What changed since the last sync, through a call or a mapping, is found by comparing the file with its image of then,
-  sector by sector; sectors that were written with what they held count as well.
-- Of each such sector a power loss leaves the new content, the old one, or garbage; one of 512 bytes may also be torn
-  in two, one of 4096 bytes is written as a whole. Sizes, and each change of a name, survive or don't, whatever
-  becomes of the content; a change of a name survives only with those of the same name before it.
+  sector by sector. Sectors that were written with the content that they had count as well.
+- Of each such sector a power loss leaves the new content, the old one, or garbage. A sector of 512 bytes may also be
+  torn in two, one of 4096 bytes is written as a whole. Sizes and changes of names survive or don't, whatever becomes
+  of the content; a change of a name survives only with the earlier changes of that name.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from xtree.persistence.files.filenames import LOCK
 from xtree.persistence.files.platform_fs import File, FileSystem
 
 SECTORS = (512, 4096)
-DIRECTORY = "directory"  # in the place of a file's content
+DIRECTORY = "directory"  # in place of a file's content
 
 Image = dict[str, "bytes | None"]  # a directory's files and their content, by path inside it; None for directories
 
 
 class Inode:
-    """A file apart from its names: what is on the disk of it, and what was done to it since its last sync."""
+    """A file apart from its names: what of it is on the disk, and what was done to it since its last sync."""
 
     def __init__(self, path: str | os.PathLike[str], durable: bytes = b"") -> None:
-        self.fd = os.open(path, os.O_RDONLY)  # for as long as it may be needed, whether a name leads to it or not
+        self.fd = os.open(path, os.O_RDONLY)  # stays open, also when no name leads to the file any more
         self.durable = durable
-        self.sizes = {len(durable)}  # all that it has had since the last sync
+        self.sizes = {len(durable)}  # all sizes since the last sync
         self.written: set[tuple[int, int]] = set()  # (start, end) of each write since then
         self._last: FileState | None = None
 
@@ -46,7 +46,7 @@ class Inode:
 
     @classmethod
     def resumed(cls, path: Path, state: FileState) -> Inode:
-        """A file that is as it was."""
+        """The file in a state from before."""
         inode = cls(path, state.durable)
         inode.sizes, inode.written = set(state.sizes), set(state.written)
         return inode
@@ -56,7 +56,7 @@ class Inode:
         return os.pread(self.fd, os.fstat(self.fd).st_size, 0)
 
     def synced(self, content: bytes) -> None:
-        """A sync has begun when the file had this content, and ended."""
+        """Notes that a sync has ended, and that the file had this content when it began."""
         self.durable = content
         self.sizes = {len(content)}
         self.written.clear()
@@ -132,21 +132,21 @@ class Change:
 
 
 class PowerLoss:
-    """One way in which a power loss may turn out, by a seed: it decides about everything that isn't synced.
+    """One outcome of a power loss: a seed decides what becomes of everything that isn't synced.
 
-    Seeds 0, 1 and 2 are the extremes: nothing of it is there, all of it, all names and sizes with garbage as content.
+    Seeds 0, 1 and 2 are the extremes: nothing of it survives, all of it, all names and sizes with garbage as content.
     """
 
     def __init__(self, seed: int, sector_bytes: int) -> None:
         self.sector_bytes = sector_bytes
         self._seed = seed
         self._rng = random.Random(f"{seed} {sector_bytes}")
-        self._ordered = self._rng.random() < 0.5  # of the changes of names a prefix survives
+        self._ordered = self._rng.random() < 0.5  # a prefix of the changes of names survives
         self._kept = (0.0, 1.0, 1.0)[seed] if seed < 3 else self._rng.choice((0.2, 0.5, 0.8, 1.0))
         self.next_file()
 
     def next_file(self) -> None:
-        """The files' sectors have different chances to survive."""
+        """Draws the chances of the next file's sectors to survive."""
         kept, garbage, torn = ((0, 0, 0), (1, 0, 0), (0, 1, 0), *_CHANCES)[
             self._seed if self._seed < 3 else 3 + self._rng.randrange(len(_CHANCES))
         ]
@@ -165,13 +165,13 @@ class PowerLoss:
                 lost |= names
 
     def size_of(self, file: FileState) -> int:
-        """The size of a file."""
+        """The size that a file has afterwards."""
         if self._seed < 3:
             return len(file.durable) if self._seed == 0 else len(file.current)
         return self._rng.choice(sorted(file.sizes))
 
     def sector(self, old: bytes, new: bytes) -> bytes:
-        """The content of a sector."""
+        """The content that a sector has afterwards."""
         chance = self._rng.random()
         kept, garbage, torn = self._chances
         if chance < kept:
@@ -217,7 +217,7 @@ def _image(names: dict[str, object], content: Callable[[FileState], bytes]) -> I
 
 
 def digest(image: Image) -> bytes:
-    """What tells an image from others."""
+    """A digest of an image."""
     found = hashlib.blake2b(digest_size=16)
     for name, content in image.items():
         found.update(b"%s\0%d\0" % (name.encode(), -1 if content is None else len(content)))
@@ -226,7 +226,7 @@ def digest(image: Image) -> bytes:
 
 
 def write_image(image: Image, target: Path) -> None:
-    """Makes a directory that is an image."""
+    """Makes a directory with the content of an image."""
     target.mkdir()
     for name, content in image.items():
         if content is None:
@@ -236,7 +236,7 @@ def write_image(image: Image, target: Path) -> None:
 
 
 def read_image(root: Path) -> Image:
-    """The image that a directory is; locks are no part of it."""
+    """The image of a directory, without locks."""
     paths = {os.path.relpath(path, root): path for path in root.rglob("*") if path.name != LOCK}
     return {name: None if path.is_dir() else path.read_bytes() for name, path in sorted(paths.items())}
 
@@ -261,7 +261,7 @@ class ForgetfulFileSystem(FileSystem):
 
     @classmethod
     def after_kill(cls, state: DiskState, root: Path) -> ForgetfulFileSystem:
-        """The directory as the death of a process left it: all is there, and no more on the disk than was then."""
+        """The directory as the death of a process left it: everything is there, but no more is synced than was then."""
         write_image(state.after_kill(), root)
         fs = cls(root)
         inodes: dict[object, object] = {}
@@ -363,7 +363,7 @@ class ForgetfulFileSystem(FileSystem):
                 self._change((self._name(path), None))
 
     def _name(self, path) -> str | None:
-        """A path inside the directory; None for one outside, "" for the directory itself."""
+        """The path relative to the directory: "" for the directory itself, None for a path outside of it."""
         name = os.path.relpath(path, self.root)
         return None if name.startswith(os.pardir) else "" if name == os.curdir else name
 
@@ -407,7 +407,7 @@ class WatchedFile(File):
 
     def sync(self):
         with self._moment("sync"):
-            content = self.inode.read()  # what is written through a mapping from here on, the sync may miss
+            content = self.inode.read()  # the sync may miss what is written through a mapping from here on
             super().sync()
             self.inode.synced(content)
 

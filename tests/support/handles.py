@@ -1,4 +1,4 @@
-"""Handles of one process and of others on one directory: what tests of sharing, forks and pickles begin with."""
+"""Handles of this process and of others on one directory, for tests of sharing, forks and pickles."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ sys.stdin.read()
 
 
 def make(path: Path) -> Path:
-    """An index with one tree, "default", of one record."""
+    """Makes an index with one tree, "default", of one record."""
     with xtree.open(path, dims=2) as tree:
         tree.insert(1, BOX)
     return path
 
 
 def leave_unclean(path: Path, records: int = 1) -> None:
-    """A process adds records, one by one, and is killed."""
+    """Has a process add records, one by one, and kills it."""
     child = os.fork()
     if not child:
         tree = xtree.open(path, dims=2)
@@ -49,14 +49,14 @@ def leave_unclean(path: Path, records: int = 1) -> None:
 
 
 def elsewhere(path: Path, mode: str = "a") -> str:
-    """What another process says that opens the index: the number of records, or why it can't."""
+    """What another process says when it opens the index: the number of records, or why it can't."""
     command = [sys.executable, "-c", OPENS, str(path), mode]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @contextlib.contextmanager
 def held_elsewhere(path: Path, mode: str) -> Iterator[subprocess.Popen]:
-    """Another process has the index open; it ends with its standard input."""
+    """Another process has the index open during the block; it ends with its standard input."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(path), mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -1,12 +1,12 @@
-"""A model of the hand-off of commits: three threads, two of them on one tree, and the leader; every interleaving.
+"""A model of the hand-off of commits: three threads, two of them on one tree, and the leader, in every interleaving.
 
     commit   WriteScope (the tree's writer lock), Coordinator.submit_commit, carry, CommitQueue.submit, outcome_of
-    LEADER   Coordinator._run: CommitQueue.take, then _commit with the turn; in the middle of it a finalizer commits,
-             which is refused: its thread holds the turn, and others wait for it
+    LEADER   Coordinator._run: CommitQueue.take, then _commit with the turn; in the middle of it a finalizer tries to
+             commit, and is refused, because its thread holds the turn and others wait for it
 
-What must hold is raised as Flaw, or ends where nobody can go on: nobody returns before the sync of his commit and
-its publication; one thread at a time writes to the log; what builds on another commit is published after it; nobody
-waits for ever.
+These must hold: nobody returns before the sync and the publication of his commit; one thread at a time writes to the
+log; what builds on another commit is published after it; nobody waits for ever. A violation is raised as Flaw, or
+ends in a state in which nobody can go on.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def initial(commits: int, trees: int) -> State:
         queue=(),
         waiting=0,
         turn=NOBODY,
-        writing=NOBODY,  # who is between the write and the publication
-        log=(),  # commits in it
+        writing=NOBODY,  # the thread between its write and its publication
+        log=(),  # the commits in it
         synced=0,  # how many of them are on the disk
         published=(),
         done=(False,) * commits,

@@ -1,13 +1,13 @@
 """Explores every interleaving of a few small programs: states, their atomic steps, and what must never happen.
 
 A state is a namespace of hashable values. A program is a dict of steps by label (`in_order` makes one of a list); a
-step changes the state it is given, a copy, and returns the label that follows, END, or None when it can't run now.
-A tuple of steps is a choice: each is tried. What a step finds wrong it raises as Flaw. The search is breadth first,
-so the history that it reports is a shortest one.
+step changes the copy of a state that it is given, and returns the next label, END, or None if it can't run now.
+A tuple of steps is a choice: each is tried. A step that finds something wrong raises Flaw. The search is breadth
+first, so it reports a shortest history.
 
-Memory: a store that isn't sequentially consistent stays in the thread's buffer, first in, first out, until it is
-flushed at any later moment; the thread itself sees it at once. That is what x86 processors do; a load that passes
-an earlier store of its own thread, which is what the protocols have to fear, is in it.
+Memory: a store that isn't sequentially consistent stays in its thread's buffer, first in, first out, until it is
+flushed at any later moment; the thread itself sees it at once. That is what x86 processors do. It includes what the
+protocols have to fear: a load that passes an earlier store of its own thread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Flaw(Exception):
 
 @dataclass
 class Explored:
-    """What a search has found: a flaw and the shortest history that leads to it, or none in any state there is."""
+    """What a search has found: a flaw and a shortest history that leads to it, or that no state has one."""
 
     states: int
     steps: int
@@ -49,7 +49,7 @@ def put(values: tuple[Any, ...], i: int, value: Any) -> tuple[Any, ...]:
 
 
 def in_order(steps: Sequence[tuple[str, Any]]) -> dict[str, Step | tuple[Step, ...]]:
-    """A program of steps that follow each other; who returns a label jumps, who returns False can't run now."""
+    """A program of steps that follow each other. A step that returns a label jumps; on False it has to wait."""
     following = [label for label, _ in steps[1:]] + [END]
 
     def run(step: Callable[[State], str | bool | None], after: str, s: State) -> str | None:
@@ -75,7 +75,7 @@ def load(s: State, me: int, name: str, i: int = -1) -> Any:
 
 
 def store(s: State, me: int, name: str, value: Any, i: int = -1, fence: bool = True) -> None:
-    """A store of thread `me`; with a fence behind it, so that everybody sees it and all stores before it."""
+    """A store of thread `me`, followed by a fence, so that everybody sees it and all stores before it."""
     s.buffers = put(s.buffers, me, (*s.buffers[me], (name, i, value)))
     while fence and s.buffers[me]:
         flush(s, me)
@@ -89,9 +89,9 @@ def flush(s: State, me: int) -> None:
 
 
 def explore(initial: State, programs: Mapping[str, Program], most: int = 3_000_000) -> Explored:
-    """Runs the programs, each from its first label, in every order; `most`: states, more of which are an error.
+    """Runs the programs, each from its first label, in every order. More than `most` states are an error.
 
-    A state in which nothing can go on although a program hasn't ended is a flaw, a deadlock or a lost wake-up; programs
+    A state in which nothing can go on although a program hasn't ended is a flaw: a deadlock or a lost wake-up. Programs
     with names in capitals are services, which needn't end. A step may move other programs too, by `s.at`.
     """
     names = list(programs)
@@ -132,7 +132,7 @@ def explore(initial: State, programs: Mapping[str, Program], most: int = 3_000_0
 
 
 def _moves(s: State, names: list[str], programs: Mapping[str, Program]) -> Iterator[tuple[int, str, Step]]:
-    """Every step that may come next: whose it is, its name for the history, and the step."""
+    """Every step that may come next: the number of its program, its name for the history, and the step."""
     for i, name in enumerate(names):
         if s.at[i] != END:
             found = programs[name][s.at[i]]

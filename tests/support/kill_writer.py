@@ -2,9 +2,9 @@
 
     python kill_writer.py DESCRIPTOR
 
-A server at the other end of that socket, which has xtree imported already, and forks a writer for each order. A step is
-a pure function of (seed, number), and in a group of threads of (seed, thread, number), so that the test can replay it
-on a model.
+This is a server at the other end of that socket. It has imported xtree already, and forks a writer for each order. A
+step is a pure function of (seed, number), in a group of threads of (seed, thread, number), so that the test can replay
+it on a model.
 """
 
 import json
@@ -20,7 +20,7 @@ import numpy as np
 TREES = {"flat": 2, "deep": 3}  # name: dims
 KINDS = ("insert", "insert_many", "delete_many", "both", "update", "bulk", "aborted", "checkpoint")
 THREADS = 8
-ORDER = "order"  # of commits, in a group of threads: entry i is the i-th commit that made one, (thread, number)
+ORDER = "order"  # of commits in a group of threads: entry i is (thread, number) of the i-th commit that made an entry
 ACKNOWLEDGEMENT = struct.Struct("<I")
 READY = (1 << 32) - 1
 SHARES = (0.2, 0.3, 0.2, 0.12, 0.08, 0.02, 0.04, 0.04)
@@ -73,7 +73,7 @@ def perform(runtime, seed: int, number: int) -> None:
 
 
 def replay(model: dict[str, Counter], seed: int, number: int) -> None:
-    """Does a step to the model: a multiset of (id, box) for each tree."""
+    """Applies a step to the model: a multiset of (id, box) for each tree."""
     what = kind(seed, number)
     if what in ("insert", "insert_many", "bulk", "both"):
         model["flat"].update(rows(*records(seed, number, "flat")))
@@ -107,7 +107,7 @@ def records_of(seed: int, thread: int, number: int) -> tuple[np.ndarray, np.ndar
 
 
 def perform_in_group(runtime, seed: int, thread: int, number: int) -> None:
-    """Does a step of one thread: every other one also makes an entry in the order of commits, in the same commit."""
+    """Does a step of one thread. Every second one makes an entry in the order of commits, in the same commit."""
     ids, boxes = records_of(seed, thread, number)
     if number % 2:
         runtime.tree(name_of(thread)).insert_many(ids, boxes)
@@ -145,7 +145,7 @@ def write(order: dict, pipes: list[int]) -> None:
 
 
 def go_on(pipe: int, first: int, step) -> None:
-    """Steps without end, each acknowledged."""
+    """Takes steps without end, and acknowledges each."""
     number = first
     while True:
         step(number)
@@ -154,7 +154,7 @@ def go_on(pipe: int, first: int, step) -> None:
 
 
 def serve(orders: socket.socket) -> None:
-    """For each order a child that writes, whose process id is the first answer, and how it ended the second."""
+    """Forks a child that writes for each order. The first answer is its process id, the second how it ended."""
     import xtree  # noqa: F401  so that no child has to
 
     while True:

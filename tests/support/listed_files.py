@@ -8,7 +8,7 @@ from xtree.persistence.files.platform_fs import FileSystem
 
 
 def unlisted(path) -> set[str]:
-    """Files that the manifest on the disk doesn't list, and that aren't there in any index."""
+    """Files that the manifest on the disk doesn't list, without those that every index has."""
     manifest = Manifest.load(FileSystem(), path)
     listed = {filenames.checkpoint_name(entry.number) for entry in manifest.checkpoints}
     listed |= {filenames.log_name(entry.number) for entry in manifest.logs}

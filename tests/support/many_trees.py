@@ -1,4 +1,4 @@
-"""Many named trees, each with records that its number tells."""
+"""Many named trees, whose records depend on their numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def name_of(i: int) -> str:
 
 
 def make(runtime: xtree.Runtime, n: int) -> None:
-    """Trees of 1 to 4 dimensions, with up to 30 records each."""
+    """Makes trees of 1 to 4 dimensions, with up to 30 records each."""
     for i in range(n):
         runtime.tree(name_of(i), dims=1 + i % 4).insert_many(*records(i))
 

@@ -1,4 +1,4 @@
-"""Two indexes that take each other's place, and what must be true of the one that is there in the end."""
+"""Two indexes that take each other's place, and what must be true of the one that is there at the end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_new(path: Path):
 
 
 def require_whole(path: Path, texts: dict[str, str]) -> None:
-    """The index opens, holds just that, and fsck finds nothing wrong with it."""
+    """Asserts that the index opens, holds just these texts, and that fsck finds nothing wrong."""
     report = fsck(path)
     assert report.ok, [str(finding) for finding in report.findings]
     store = open_store(path, mode="r+", config=CONFIG)

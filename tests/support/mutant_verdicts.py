@@ -1,6 +1,6 @@
 """What becomes of a mutant: it is refused with the right words, or the answers are right; anything else is a flaw.
 
-Mutants are tried in child processes, each of which takes many, so that a crash or a hang is that mutant's.
+Mutants are tried in child processes, many in each, so that a crash or a hang can be blamed on one mutant.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from xtree.persistence.files.frame import FRAME_HEADER_BYTES, LINK, FrameHeader
 from xtree.persistence.files.superblock import Superblock
 
 REFUSALS = (CorruptionError, FormatVersionError)
-MOST_BYTES = 1 << 30  # of address space that a child may take beyond what it begins with
+MOST_BYTES = 1 << 30  # of address space that a child may add to what it begins with
 SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
-GOING_ON = 4  # of so many mutants that are answered one is also written to, and opened again
-PATIENCE_S = 100 if SANITIZED else 60  # before a mutant counts as hanging; most take a hundredth of a second
+GOING_ON = 4  # one in so many mutants that answer is also written to, and opened again
+PATIENCE_S = 100 if SANITIZED else 60  # after which a mutant counts as hanging; most take 0.01 s
 WRITE = ([2**62], [[0.25] * 128])  # a record that no index has
 
 
 class Flaw(AssertionError):
-    """What must not be."""
+    """Something that must never happen."""
 
 
 def vouched(index: Index, files: Files) -> int:
-    """The last epoch of which something that is as it was says that it had been on the disk."""
+    """The last epoch that an unchanged part of the files says to be on the disk."""
     known = [0]
     healthy = index.files
     superblock = files.get(filenames.SUPERBLOCK, b"")
@@ -84,7 +84,7 @@ def remains(index: Index, files: Files, epoch: int) -> bool:
 
 
 class Judge:
-    """Looks at the mutants of one index, in a directory of its own."""
+    """Judges the mutants of one index, in a directory of its own."""
 
     def __init__(self, index: Index, path: Path) -> None:
         self.index = index
@@ -117,7 +117,7 @@ class Judge:
         except CapacityError as error:
             if not mutant.forged or mode == "r":
                 raise Flaw(f"the open raised {error}") from error
-            return "refused"  # what recovery would have to write finds no number
+            return "refused"  # no number is left for a file that recovery has to write
         except FileNotFoundError as error:
             if mode == "r" and not any(filenames.is_ours(name) and name != filenames.MANIFEST for name in files):
                 return "refused"
@@ -142,7 +142,7 @@ class Judge:
         return outcome
 
     def _question(self, mutant: Mutant, runtime: xtree.Runtime, files: Files, changed: set[str]) -> tuple[str, Any]:
-        """Asks all structures everything, then for a check."""
+        """Asks all structures everything, then runs check()."""
         refused: list[Exception] = []
         found: dict[str, Any] = {}
 
@@ -196,7 +196,7 @@ class Judge:
             raise Flaw(f"epoch {epoch} of {self.index.last_epoch}, and no word of what was cut off")
 
     def _require_parts(self, mutant: Mutant, found: dict[str, Any]) -> None:
-        """What one structure answers is right, though another has refused."""
+        """Requires that what one structure answers is right, even if another one has refused."""
         if mutant.forged:
             return
         for name, answered in found.items():
@@ -204,7 +204,7 @@ class Judge:
                 raise Flaw(f"{name}: a wrong answer before check() found damage")
 
     def _require_words(self, mutant: Mutant, error: Exception, changed: set[str]) -> None:
-        """An error names a file of the index, of forged ones perhaps the page or the structure."""
+        """Requires that an error names a file of the index, or if forged perhaps only the page or the structure."""
         said = str(error)
         if not any(name in said for name in self.names | changed) and not mutant.forged:
             raise Flaw(f"an error that names no file: {said}") from error
@@ -212,14 +212,14 @@ class Judge:
             raise Flaw(f"an error that can't be printed: {said!r}") from error
 
     def _require_untouched(self, files: Files) -> None:
-        """After a refused open all is as it was, but for pages that recovery has written, which end it early."""
+        """Requires that a refused open has changed nothing but data files: recovery may have written pages."""
         now = read_files(self.path)
         for name, data in files.items():
             if filenames.parse_data(name) is None and now.get(name) != data:
                 raise Flaw(f"a refused open has changed {name}")
 
     def _write(self, mutant: Mutant, runtime: xtree.Runtime) -> None:
-        """A record goes into each tree and out again."""
+        """Inserts a record into each tree and deletes it again."""
         for name in runtime.trees():
             tree = runtime.tree(name)
             row = WRITE[1][0][:2 * tree.dims]
@@ -239,7 +239,7 @@ class Judge:
 
 
 def try_all(index: Index, mutants: Sequence[Mutant], path: Path) -> tuple[Counter[str], list[str]]:
-    """How many mutants ended how, and what is wrong with those that did otherwise."""
+    """How many mutants had each verdict, and what is wrong with those that had none."""
     outcomes: Counter[str] = Counter()
     flaws: list[str] = []
     first = 0

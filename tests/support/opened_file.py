@@ -1,4 +1,4 @@
-"""A file that is open for good, as windows ask for one."""
+"""A file that stays open, in the form that windows ask for."""
 
 import contextlib
 

@@ -17,7 +17,7 @@ def load(store, boxes: np.ndarray, ids: np.ndarray | None = None, **parameters: 
     state = TreeState.create(boxes.shape[1] // 2, **parameters)
     ids = np.arange(len(boxes), dtype=np.int64) if ids is None else ids
     ws = begin(store)
-    with store.call():  # the load has pointers to pages, whose files grow meanwhile
+    with store.call():  # the load has pointers to pages while their files grow
         bulk.load(ws, state, ids, np.ascontiguousarray(boxes))
     ws.commit({})
     return ids, state

@@ -1,7 +1,7 @@
 """Trees and queries whose page accesses are the same on every machine; what they should cost is in page_accesses.json.
 
 After a change that is meant to change the accesses, `python tests/support/page_accesses.py` writes that file anew;
-look at its difference before you commit it. The tests of it are in test_page_accesses.py.
+look at its diff before you commit it. The tests are in test_page_accesses.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def small_boxes(numbers: Numbers, n: int, dims: int) -> np.ndarray:
 
 
 def clustered_boxes(numbers: Numbers, n: int, dims: int) -> np.ndarray:
-    """Around 40 centres, denser towards each."""
+    """Boxes around 40 centres, denser towards each."""
     centres = numbers(40, dims)[np.arange(n) % 40]
     offsets = (numbers(n, dims) + numbers(n, dims) - 1.0) * numbers(n, 1) * 0.05
     return boxes_at(centres + offsets, numbers(n, dims) * 0.001)
@@ -47,14 +47,14 @@ def clustered_boxes(numbers: Numbers, n: int, dims: int) -> np.ndarray:
 
 def inserted(boxes: np.ndarray) -> xtree.XTree:
     dims = boxes.shape[1] // 2
-    page_bytes = {16: 8192, 32: 16384}.get(dims)  # half of what is picked: there are supernodes
+    page_bytes = {16: 8192, 32: 16384}.get(dims)  # half of the default, so that there are supernodes
     tree = xtree.XTree(dims, config=xtree.Config(page_bytes=page_bytes))
     tree.insert_many(np.arange(len(boxes)), boxes)
     return tree
 
 
 def thinned(boxes: np.ndarray) -> xtree.XTree:
-    """What is left when three of four records were deleted, in the order in which they had come."""
+    """The tree that is left when three of four records were deleted, in the order of their insertion."""
     tree = inserted(boxes)
     gone = np.flatnonzero(np.arange(len(boxes)) % 4)
     tree.delete_many(gone, boxes[gone])
@@ -96,7 +96,7 @@ workload("uniform points, inserted, 32-D", points, 10_000, 32, inserted)
 
 
 def measure(name: str) -> Figures:
-    """What the tree of a workload takes, and what queries at some of its records cost."""
+    """The size of the tree of a workload, and the costs of queries at some of its records."""
     numbers = Numbers(7)
     boxes, tree = WORKLOADS[name](numbers)
     dims = tree.dims

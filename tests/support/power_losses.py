@@ -1,4 +1,4 @@
-"""A history of commits, and what power losses would have left of it on the way."""
+"""A history of commits, and what power losses at random moments would have left of it."""
 
 import random
 
@@ -11,7 +11,7 @@ STEPS = 45
 
 
 class PowerLosses:
-    """Now and then, at a crash point, keeps what a power loss would leave, and what had been promised by then."""
+    """Keeps, at some crash points, what a power loss would leave, and what had been promised by then."""
 
     def __init__(self, fs, rng, where, share):
         self.fs, self.rng, self.where, self.share = fs, rng, where, share
@@ -28,7 +28,7 @@ class PowerLosses:
 
 
 def written_with_losses(path, seed, states):
-    """Commits the history in three sessions, each closed cleanly; what power losses would have left on the way."""
+    """Commits the history in three sessions, each closed cleanly. Returns what power losses would have left."""
     losses = PowerLosses(ForgetfulFileSystem(path), random.Random(seed), path, 0.04)
     set_hook(losses)
     try:

@@ -1,9 +1,9 @@
-"""Histories of trees under torture: what each version of a tree holds, and readers that hold it against snapshots.
+"""Histories of trees under torture: what each version of a tree holds, and readers that compare snapshots with it.
 
-Every version of a tree holds one record far from all others, whose id is the version's number; so a snapshot says
-which version it shows, and the model says what that is. The writer notes a version before it commits it, and how
-far it has been acknowledged afterwards: a snapshot shows no version that was out of date when it was taken, and
-none not yet begun.
+Every version of a tree holds one record far from all others, whose id is the version's number. So a snapshot says
+which version it shows, and the model knows its content. The writer notes a version before its commit, and its
+acknowledgement afterwards: a snapshot shows no version that was out of date when it was taken, and none that had not
+begun.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from support import brute_force
 
 DIMS = 2
 SIGN = np.array([-90.0, -90.0, -90.0, -90.0])  # the box of the record that names the version
-SIGNS = 1 << 40  # its id, less the version
+SIGNS = 1 << 40  # its id minus the version
 NOTHING = (np.empty(0, np.int64), np.empty((0, 2 * DIMS)))
 PREDICATES = ("intersects", "contains", "within")
 
@@ -28,7 +28,7 @@ Batch = tuple[np.ndarray, np.ndarray]  # ids and boxes
 
 @dataclass
 class History:
-    """The versions of one tree. Whoever commits to the tree holds `lock`."""
+    """The versions of one tree. A thread that commits to the tree holds `lock`."""
 
     name: str
     versions: list[tuple[Batch, ...]] = field(default_factory=list)
@@ -49,11 +49,11 @@ class History:
         return sign, before
 
     def begin_empty(self) -> None:
-        """Notes a version without any record, and so without a sign: the tree has just been made."""
+        """Notes a version without any record, and so without a sign, of a tree that has just been made."""
         self.versions.append(())
 
     def acknowledge(self) -> None:
-        """The newest version's commit has returned."""
+        """Notes that the newest version's commit has returned."""
         self.acknowledged = len(self.versions) - 1
 
     def batch(self, random: np.random.Generator) -> Batch:
@@ -64,14 +64,14 @@ class History:
 
 
 class WrongAnswerError(AssertionError):
-    """A snapshot said something else than the model."""
+    """A snapshot's answer differs from the model's."""
 
 
 class Held:
     """A snapshot, and what it must answer for as long as it is open."""
 
     def __init__(self, history: History, tree: xtree.XTree, bounds: tuple[int, int] | None = None) -> None:
-        """bounds: the first and the last version that the tree may show, when they aren't those of now."""
+        """bounds: the first and the last version that the tree may show, if they aren't the present ones."""
         least = history.acknowledged
         self.snapshot = tree.snapshot()
         most = len(history.versions) - 1
@@ -93,7 +93,7 @@ class Held:
         self.looks = 0
 
     def compare(self, random: np.random.Generator, tried: collections.Counter[str]) -> None:
-        """Asks something and compares."""
+        """Asks the snapshot something and compares the answer."""
         ask = ("query", "queries", "counts", "nearest", "items", "len")[random.integers(6)]
         getattr(self, "_" + ask)(random)
         self.looks += 1

@@ -1,9 +1,9 @@
-"""Every public method called from where garbage collection and signal handlers may call it: in the middle of anything.
+"""Calls every public method where garbage collection and signal handlers may call it: in the middle of anything.
 
     python reentrance.py SCENARIO MODE DIRECTORY [SEED]
 
-Run by test_reentrance.py in a process of its own: when a call waits for itself, the process says where its threads
-stand and ends. Each call answers or raises TransactionError; whatever it has changed is there afterwards, whole.
+test_reentrance.py runs this in a process of its own: if a call waits for its own thread, the process prints the stacks
+of its threads and ends. Each call answers or raises TransactionError; what it has changed is there afterwards, whole.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SOURCES = str(Path(xtree.__file__).parent)
 
 
 class Tried:
-    """Which calls were tried where."""
+    """The calls that were tried at each place."""
 
     def __init__(self, per_place: int, names: list[str]) -> None:
         self.per_place, self.names = per_place, names
@@ -42,11 +42,11 @@ class Tried:
         self.shift = itertools.count(0, 7)
 
     def next(self, place: object) -> str | None:
-        """A call to try at a place; None when enough were tried there."""
+        """The next call to try at a place; None if enough were tried there."""
         done = self.following.get(place)
         if done is None:
             done = self.following[place] = 0
-            self.names = self.names[7:] + self.names[:7]  # other ones elsewhere
+            self.names = self.names[7:] + self.names[:7]  # begin with other calls at the next place
         if done >= min(self.per_place, len(self.names)):
             return None
         self.following[place] = done + 1
@@ -54,7 +54,7 @@ class Tried:
 
 
 def kind_of_thread() -> str:
-    """Whose thread this is."""
+    """The kind of the current thread."""
     name = threading.current_thread().name
     return name if name.startswith("xtree-") else "a user's"
 
@@ -64,7 +64,7 @@ busy = threading.local()
 
 @contextlib.contextmanager
 def once() -> Iterator[bool]:
-    """Whether the thread isn't in the middle of such a call already."""
+    """Yields whether the thread isn't in the middle of such a call already."""
     if getattr(busy, "inside", False):
         yield False
         return
@@ -76,7 +76,7 @@ def once() -> Iterator[bool]:
 
 
 class Garbage:
-    """What the collector finds: it calls a method, from __del__ or from a weakref's callback."""
+    """Garbage for the collector that calls a method, from __del__ or from a weakref's callback."""
 
     def __init__(self, act: Callable[[], object], by_callback: bool) -> None:
         self.itself = self
@@ -94,7 +94,7 @@ references: dict[int, object] = {}
 
 
 def work(world: World, rounds: int, threads: int = 3, litter: Callable[[], object] = lambda: None) -> None:
-    """Commits of several threads, transactions, checkpoints, trees that come and go."""
+    """Runs commits in several threads, transactions, checkpoints, and makes and drops trees."""
 
     def commits(number: int) -> None:
         for i in range(rounds):
@@ -128,7 +128,7 @@ def work(world: World, rounds: int, threads: int = 3, litter: Callable[[], objec
 
 
 def at_points(world: World, seed: int) -> None:
-    """Each call at each named point, in the thread that stands there."""
+    """Makes each call at each named point, in the thread that reaches it."""
     tried = Tried(1000, list(CALLS))
 
     def hook(point: str) -> None:
@@ -145,7 +145,7 @@ def at_points(world: World, seed: int) -> None:
 
 
 def at_lines(world: World, seed: int) -> None:
-    """Some calls before each line of ours that is run, in the thread that runs it."""
+    """Makes some calls before each line of the library, in the thread that runs it."""
     tried = Tried(int(os.environ.get("XTREE_CALLS_A_LINE", "3")), list(CALLS))
 
     def trace(frame, event, argument):
@@ -160,7 +160,7 @@ def at_lines(world: World, seed: int) -> None:
 
     threading.settrace(trace)
     sys.settrace(trace)
-    # The index's own threads were started before; they begin to trace with a call of theirs.
+    # The index's own threads were started before, so they begin to trace by a call that they make themselves.
     coordinator = world.runtime._store._coordinator
     coordinator.between_groups(lambda: sys.settrace(trace))
     coordinator.checkpointer.call(lambda: sys.settrace(trace))
@@ -178,7 +178,7 @@ def at_lines(world: World, seed: int) -> None:
 
 
 def by_collector(world: World, seed: int) -> None:
-    """Garbage whose finalizers and callbacks call methods, collected as often as possible, in every thread."""
+    """Makes garbage whose finalizers and callbacks call methods, and has it collected often, in every thread."""
     rng = random.Random(seed)
     names = list(CALLS)
 
@@ -187,7 +187,7 @@ def by_collector(world: World, seed: int) -> None:
             if free:
                 world.call(rng.choice(names))
 
-    left: list[int] = []  # to be dropped in the middle of something; else what finalizers do would go on for ever
+    left: list[int] = []  # a budget for garbage made at named points: what finalizers do would go on for ever
 
     def litter() -> None:
         left.extend([1, 1])
@@ -206,12 +206,12 @@ def by_collector(world: World, seed: int) -> None:
     finally:
         gc.set_threshold(*before)
         set_hook(None)
-    names[:] = ["XTree.len"]  # those that are left over
+    names[:] = ["XTree.len"]  # for garbage that is left over
     gc.collect()
 
 
 def by_signals(world: World, seed: int) -> None:
-    """Signals at random moments, whose handler calls methods."""
+    """Sends signals at random moments, whose handler calls methods."""
     rng = random.Random(seed)
     names = list(CALLS)
 
@@ -229,7 +229,7 @@ def by_signals(world: World, seed: int) -> None:
 
 
 def closing(world: World, seed: int) -> None:
-    """close() at each named point: it returns, and the index is closed cleanly."""
+    """Calls close() at each named point: it returns, and the index is closed cleanly."""
     mode = world.runtime._store.config.durability
     world.end()
     points: dict[str, int] = {}
@@ -276,7 +276,7 @@ def main(scenario: str, mode: str, directory: str, seed: str = "0") -> None:
         world.end()
     if scenario in ("points", "lines"):
         assert world.outcomes["answered inside"] and world.outcomes["refused inside"]
-    elif scenario != "closing":  # chance decides where they are
+    elif scenario != "closing":  # where the calls come is up to chance
         assert world.outcomes["answered outside"]
     print("fine")
 

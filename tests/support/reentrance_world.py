@@ -1,6 +1,4 @@
-"""An index with something of every kind, and every public method to be called in the middle of anything.
-
-reentrance.py calls them.
+"""An index with something of every kind, and every public method, which reentrance.py calls in the middle of anything.
 """
 
 from __future__ import annotations
@@ -56,7 +54,7 @@ class World:
         self.wrong: list[str] = []
 
     def new_path(self) -> str:
-        """A path where nothing is."""
+        """A path at which nothing exists."""
         return os.path.join(self.directory, f"index-{next(self.numbers)}")
 
     def call(self, name: str) -> str:
@@ -80,12 +78,12 @@ class World:
         return outcome
 
     def insert(self) -> None:
-        """One record more."""
+        """Inserts one more record."""
         self.other.insert(1000, BOX)
         self.inserted.append(1)
 
     def end(self) -> None:
-        """Everything is whole, here and after the next open."""
+        """Asserts that everything is whole, now and after the next open."""
         set_hook(None)
         self.snapshot.close()
         self.kept.clear()
@@ -117,7 +115,7 @@ def over_several(world: World) -> None:
 
 
 def abandoned(world: World) -> None:
-    """A transaction that nobody ends: garbage collection does."""
+    """Begins a transaction that only garbage collection ends."""
     tx = world.other.transaction()
     tx.__enter__()
     tx.insert(5, BOX)
@@ -156,7 +154,7 @@ def open_another(world: World) -> None:
 
 
 def open_once_more(world: World) -> None:
-    """By another handle of the store that is in use."""
+    """Opens another handle of the store that is in use."""
     with xtree.Runtime(world.path) as runtime:
         runtime.tree("other").count(BOX)
         runtime.tree("scratch").insert(1, BOX)

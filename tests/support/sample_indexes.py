@@ -51,7 +51,7 @@ def read_files(path: Path) -> Files:
 
 
 def lay_out(path: Path, files: Files) -> None:
-    """Makes a directory of these files, in the place of what is there."""
+    """Makes a directory of these files, in place of what is there."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir()
     for name, content in files.items():
@@ -65,7 +65,7 @@ def answers(runtime: xtree.Runtime) -> Answers:
 
 
 def answers_of_stack(runtime: xtree.Runtime, name: str) -> list[str]:
-    """What one stack holds, the item on top first."""
+    """What one stack holds, from the top."""
     return [hashlib.sha256(item).hexdigest() for item in PageStack(runtime.structure(name, StackState))]
 
 
@@ -83,7 +83,7 @@ def answers_of(tree: xtree.XTree) -> list[Any]:
 
 
 def windows_of(dims: int) -> np.ndarray:
-    """A few windows: some of the unit cube, all of space."""
+    """A few windows: parts of the unit cube, and all of space."""
     ends = ((0.1, 0.6), (0.5, 0.9), (-np.inf, np.inf))
     return np.array([[low] * dims + [high] * dims for low, high in ends])
 
@@ -111,32 +111,32 @@ class Builder:
         self.note()
 
     def open(self, **fields: Any) -> xtree.Runtime:
-        """Opens the index, again perhaps."""
+        """Opens the index, for the first time or again."""
         self.runtime = xtree.Runtime(self.path, config=dataclasses.replace(CONFIG, **fields))
         return self.runtime
 
     def boxes(self, n: int, dims: int, side: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-        """So many records with new ids."""
+        """n records with new ids."""
         low = self.rng.random((n, dims))
         self.next_id += n
         return np.arange(self.next_id - n, self.next_id), np.hstack([low, low + self.rng.random((n, dims)) * side])
 
     def insert(self, name: str, n: int, dims: int = 2, side: float = 0.05) -> None:
-        """One commit with new records, beside the making of the tree."""
+        """Inserts new records in one commit, after another that makes the tree if need be."""
         tree = self.runtime.tree(name, dims=dims)
         self.note()
         tree.insert_many(*self.boxes(n, dims, side))
         self.note()
 
     def delete(self, name: str, n: int) -> None:
-        """One commit without some of the records."""
+        """Deletes some records in one commit."""
         tree = self.runtime.tree(name)
         ids, boxes = tree.items()
         tree.delete_many(ids[:n], boxes[:n])
         self.note()
 
     def note(self) -> None:
-        """The present answers are those of the present epoch."""
+        """Notes the present answers as those of the present epoch."""
         for name in self.runtime.trees():
             tree = self.runtime.tree(name)
             assert answers_of(tree)[4] == by_brute_force(*tree.items())
@@ -144,7 +144,7 @@ class Builder:
         settle(self.runtime._store)
 
     def keep(self) -> None:
-        """The present files are an older version from now on."""
+        """Keeps the present files as an older version."""
         self.older.append(read_files(self.path))
 
 
@@ -179,7 +179,7 @@ def never_checkpointed(b: Builder) -> None:
 
 
 def two_checkpoints(b: Builder) -> None:
-    """Two checkpoints, of which the older one would do, and a log behind."""
+    """Two checkpoints, the older of which would do, and a log after them."""
     b.insert("flat", 100)
     b.runtime.checkpoint()
     b.insert("flat", 5)
@@ -203,7 +203,7 @@ def many_trees(b: Builder) -> None:
 
 
 def structure(b: Builder) -> None:
-    """A structure of pages that is no tree, beside one."""
+    """A structure of pages that isn't a tree, beside a tree."""
     b.runtime.tree("flat", dims=2)
     b.note()
     b.runtime.structure("stack", StackState)
@@ -228,7 +228,7 @@ def supernodes(b: Builder) -> None:
 
 
 def eventual(b: Builder) -> None:
-    """Frames of which none is known to be on the disk, behind some that are."""
+    """Frames that aren't known to be on the disk, after some that are."""
     b.insert("flat", 50)
     b.runtime.checkpoint()
     b.keep()

@@ -1,7 +1,7 @@
 """Short histories of an index through the public API, each a list of steps, and a model that takes the same steps.
 
-A step is one commit, or a checkpoint. Together they go through every way that pages, logs and files change; with SMALL
-windows, files and logs a history makes few enough calls of the system that each of them can be made to fail.
+A step is one commit, or a checkpoint. Together they change pages, logs and files in every way that there is. With SMALL
+windows, files and logs a history makes so few system calls that each of them can be made to fail.
 """
 
 from __future__ import annotations
@@ -79,31 +79,31 @@ class Model:
 
 @dataclass(frozen=True)
 class Step:
-    """One commit to trees that are made first where they are missing: `act` takes a Runtime, or a Model."""
+    """One commit to trees, which are made first if they are missing. `act` takes a Runtime or a Model."""
 
     trees: dict[str, int]  # name: dims
     act: Callable[[Any], object]
 
     def make_trees(self, rt: Any) -> None:
-        """Makes what is missing, a commit for each."""
+        """Makes missing trees, in a commit each."""
         for name, dims in self.trees.items():
             rt.tree(name, dims)
 
 
 @dataclass(frozen=True)
 class Script:
-    """`before`: the steps that have been taken when the index is opened; `crashed`: and it wasn't closed after them."""
+    """`before`: the steps that have been taken when the index is opened; `crashed`: it wasn't closed after them."""
 
     name: str
     steps: tuple[Step, ...]
     before: tuple[Step, ...] = ()
     crashed: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-    snapshot_before: int | None = None  # the step before which a snapshot is taken of every tree, and held to the end
+    snapshot_before: int | None = None  # before this step a snapshot of every tree is taken, to the end
 
     @property
     def config(self) -> dict[str, Any]:
-        """The fields of Config in which it differs from SMALL."""
+        """The fields of Config that differ from SMALL."""
         return {**SETTINGS, **self.settings}
 
 
@@ -115,7 +115,7 @@ def after(steps: tuple[Step, ...]) -> Contents:
 
 
 def take(rt: Any, steps: tuple[Step, ...]) -> None:
-    """Has a Runtime, or a Model, take steps."""
+    """Takes steps on a Runtime or a Model."""
     for step in steps:
         step.make_trees(rt)
         step.act(rt)
@@ -134,7 +134,7 @@ def change(method: str, first: int, n: int, tree: str = "a", dims: int = 2) -> S
 
 
 def moved(id: int, tree: str = "a", dims: int = 2) -> Step:
-    """An update of one of the records 0 to 99."""
+    """update of one of the records 0 to 99."""
     ids, boxes = records(0, 100, dims)
     return Step({tree: dims}, lambda rt: rt.tree(tree, dims).update(id, boxes[id], boxes[id] + 1.0))
 

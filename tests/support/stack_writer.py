@@ -17,7 +17,7 @@ MODES = ("strict", "balanced", "eventual")
 
 
 def item(number: int) -> bytes:
-    """What a step pushes: from a few bytes to most of a page."""
+    """The item that a step pushes: from a few bytes to most of a page."""
     return b"%d " % number + b"x" * (number * 37 % 2000)
 
 

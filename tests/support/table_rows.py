@@ -21,7 +21,7 @@ def live(table, epoch=1, kind=1, size_class=0, address=0, crc=0):
 
 
 def totals(table):
-    """stats() without the shards'."""
+    """stats() without that of the shards."""
     return {name: value for name, value in table.stats().items() if name != "shards"}
 
 

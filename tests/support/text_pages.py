@@ -1,4 +1,4 @@
-"""A structure for tests of the substrate that is no tree: each name is one page, whose content is a text."""
+"""A structure for tests of the substrate that isn't a tree: each name has one page, whose content is a text."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Texts = dict[str, str]
 
 
 class SteppingClock(Clock):
-    """Time that goes on by a step with every look at it, and never while somebody waits."""
+    """A clock that advances by a step at every look, and never while a thread waits."""
 
     def __init__(self, step: float) -> None:
         self.time, self.step = 0.0, step
@@ -68,7 +68,7 @@ class SteppingClock(Clock):
 
 
 class ManualClock(Clock):
-    """Time that a test moves. Who waits looks again when something happens, and in `advance`."""
+    """A clock that a test moves. Threads that wait look again when something happens, and in `advance`."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -83,7 +83,7 @@ class ManualClock(Clock):
         return condition.wait()
 
     def advance(self, store, seconds: float) -> None:
-        """Moves time on, and returns when what is due then has been done.
+        """Moves the clock, and returns when all that is due then was done.
 
         A leader that was looking at the time just before may answer the first call in the same round.
         """
@@ -104,7 +104,7 @@ def by_request(mode: str = "balanced", **fields) -> Config:
 
 
 def put(store, texts: dict[str, str | None], size_class: int = 0) -> int:
-    """One commit that sets texts, or removes names (None)."""
+    """Sets texts, or removes names (None), in one commit."""
     write_set = begin(store)
     changes: dict[str, CatalogEntry | None] = {}
     for name, text in texts.items():
@@ -130,13 +130,13 @@ def texts_of(store, published=None) -> Texts:
 
 
 def random_changes(rng: random.Random, step: int) -> dict[str, str | None]:
-    """A few names set, now and then one removed."""
+    """Changes that set a few names, and now and then remove one."""
     names = [f"name-{rng.randrange(12)}" for _ in range(rng.randint(1, 4))]
     return {name: None if rng.random() < 0.15 else f"{name} at {step}" for name in names}
 
 
 def after(texts: Texts, changes: dict[str, str | None]) -> Texts:
-    """What a commit of the changes makes of the texts."""
+    """The texts after a commit of the changes."""
     merged = {**texts, **changes}
     return {name: text for name, text in merged.items() if text is not None}
 
@@ -186,10 +186,10 @@ def run_and_die(
     clock: Clock | None = None,
     acknowledged: list[int] | None = None,
 ) -> tuple[int, bool]:
-    """In a child process: opens the store at `path` and works until a crash point is reached for the n-th time.
+    """Opens the store at `path` in a child process, and works until a crash point is reached for the n-th time.
 
-    There the process ends at once. point None: any point counts. Returns (last acknowledged step or -1, crashed), and
-    puts all acknowledged steps into a list that is given.
+    There the process ends at once. If point is None, any point counts. Returns (last acknowledged step or -1, crashed),
+    and puts all acknowledged steps into a list, if one is given.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -226,7 +226,7 @@ def run_and_die(
 
 
 def check_after_a_power_loss(checked, store) -> None:
-    """check() of a store, or of what holds it: nothing tells a superblock copy that the loss has torn from damage."""
+    """check() of a store, or of what holds it. A superblock copy that the power loss has torn may look like damage."""
     superblock = store.index_files.superblock
     try:
         checked.check()

@@ -1,4 +1,4 @@
-"""Boxes that index structures have stumbled over, by name."""
+"""Boxes with which index structures have had trouble, by name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Trees made in a write set; a tree's pages, walked in Python and held against what must be true of them.
+"""Trees made in a write set; and walks in Python over a tree's pages, which verify them.
 
-Independent of the compiled check.
+They are independent of the compiled check.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pages(store, state: TreeState) -> list[dict[str, Any]]:
 
 
 def assert_no_page_left(store) -> None:
-    """A store whose structures are all empty has no page, and no slot in use once it has reclaimed."""
+    """Asserts that a store whose structures are all empty has no page, and after a reclaim no slot in use."""
     store.reclaim()
     held = store.stats()
     table = {state: held["object_table"][state] for state in ("live", "reserved", "retired")}

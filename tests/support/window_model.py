@@ -1,14 +1,13 @@
-"""A model of windows, flights and the recycler: two windows, a budget of one, every interleaving.
+"""A model of windows, flights and the recycler: two windows, a budget of one, in every interleaving.
 
     call       Store.enter (Epochs.pin of the flights), Windows.pointer, Windows.map_window, breathe, Store.leave
     grower     Windows.grow, and the publication of a page that lies where the file has grown
     RECYCLER   Recycler.one_pass, Windows.hide, Windows.drop, Windows.drop_outgrown
 
-A mapping has a number that no later one gets again. What must hold is raised as Flaw: whoever uses a pointer finds
-its mapping there, a base never names a mapping that is gone, and who knows of the page behind the old end finds it
-mapped. That a call looks at the generation again is in
-the model, but what it is needed for isn't: there, a load that comes after the exchange of a slot sees whatever was
-stored before it.
+A mapping has a number that no later one gets again. These must hold, else Flaw is raised: a call that uses a pointer
+finds its mapping there, a base never names a mapping that is gone, and a call that knows of the page after the old end
+finds it mapped. The model has a call's second look at the generation, but can't show that it is needed: in the model a
+load after the exchange of a slot sees everything that was stored before it.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def initial(calls: int) -> State:
         chosen=(),  # those that the recycler is going to unmap
         published=False,  # there is a page that only later mappings reach
         knows=(False,) * calls,
-        long=0,  # the first mapping that does
+        long=0,  # the first mapping that reaches it
     )
 
 
@@ -131,7 +130,7 @@ def call(me: int, mutant: str, windows: tuple[int, ...]) -> Program:
 
 
 def grower(me: int, mutant: str) -> Program:
-    """Replaces a mapping that is too short, whose window may be hidden, by a larger one; then a page may be there."""
+    """Replaces a mapping that is too short, and may be hidden, by a larger one; then a page may be there."""
 
     def map_anew(s: State) -> bool | None:
         if s.gil:
@@ -153,7 +152,7 @@ def grower(me: int, mutant: str) -> Program:
 
 
 def recycler(me: int, mutant: str, calls: int) -> Program:
-    """Hides windows, waits for the flights that began before, drops what nobody has shown again."""
+    """Hides windows, waits for the flights that began before, and unmaps what no call has shown again."""
     fence = mutant != "hidden without fence"
 
     def hide(window: int, s: State) -> bool | None:

@@ -1,8 +1,8 @@
-"""Scripted workloads through the public API, short enough to be crashed everywhere, and what the index holds after each
-step of them.
+"""Scripted workloads through the public API, short enough to crash at every moment, and what the index holds after each
+of their steps.
 
 A step is a tuple: what to do, and to which tree or structure. What it does is a pure function of its number and the
-tuple, so that `replay` does to a model what `perform` does to an index. Each makes one commit at most.
+tuple, so that `replay` does the same to a model as `perform` to an index. Each makes one commit at most.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TINY = {
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Steps, and the fields of Config that make what they are about happen often."""
+    """Steps, and fields of Config by which what is to be tested happens often."""
 
     steps: tuple[Step, ...]
     settings: dict[str, object] = dataclasses.field(default_factory=dict)
@@ -206,7 +206,7 @@ def replay(workload: Workload, model: Model, number: int) -> Model:
 
 
 class Stage:
-    """The index on which a workload is performed, in a directory of its own, and time, which a test moves."""
+    """The index on which a workload is performed, in a directory of its own, and a clock that a test moves."""
 
     def __init__(self, root: Path, workload: Workload, mode: str, fs: FileSystem | None = None) -> None:
         self.root, self.workload, self.mode, self.fs = root, workload, mode, fs
@@ -293,6 +293,6 @@ def open_runtime(path: Path, config: xtree.Config, mode: str = "a", **how) -> xt
 
 
 def canonical(ids: np.ndarray, boxes: np.ndarray) -> bytes:
-    """Records as bytes, the same for each order of them."""
+    """Records as bytes, which don't depend on their order."""
     rows = np.column_stack([ids, boxes + 0.0])
     return rows[np.lexsort(rows.T[::-1])].tobytes() if len(rows) else b""
