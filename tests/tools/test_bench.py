@@ -44,7 +44,7 @@ SECTIONS = {"resolve", "allocator", "commits", "batches", "groups", "checkpoint"
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    """What `bench substrate` writes as JSON, of a tiny run; its lines under "said"."""
+    """The JSON that `bench substrate` writes in a tiny run, with the printed lines under "said"."""
     directory = tmp_path_factory.mktemp("bench")
     file = directory / "result.json"
     with pytest.MonkeyPatch.context() as patch:

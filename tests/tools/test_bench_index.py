@@ -52,12 +52,12 @@ SECTIONS = {
     "inserts, given", "inserts, shuffled", "inserts, sorted", "inserts, reversed", "inserts, duplicates",
     "after losses, small, memory", "after losses, small, durable",
 }  # fmt: skip
-UNSAMPLED = 17  # a window that no judge looks at unless two contestants differ in it
+UNSAMPLED = 17  # a window that is only judged if two engines differ in it
 PEERS = {GEOINDEX: "geoindex_rs", SHAPELY: "shapely", RTREE: "rtree"}
 
 
 def run_in(directory, *arguments: str) -> dict:
-    """What `bench index --quick` writes as JSON, of a tiny run; its lines under "said"."""
+    """The JSON that `bench index --quick` writes in a tiny run, with the printed lines under "said"."""
     file = directory / "result.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "QUICK", TINY)
@@ -159,7 +159,7 @@ def _no_rtree(database) -> None:
 
 
 class Liar(MemoryTree):
-    """A peer that leaves out the first record it finds for one window, or one point."""
+    """A peer that leaves out the first record that it finds for one window, or one point."""
 
     name = "liar"
     ours = False

@@ -228,7 +228,7 @@ def test_check_of_what_is_no_index_exits_with_1_or_2_and_leaves_it_alone(tmp_pat
 
 @contextlib.contextmanager
 def held(path):
-    """The lock of an index is held by somebody whose store this process can't share."""
+    """Holds the lock of an index, as somebody whose store this process can't share."""
     _, lock = FileSystem().lock_directory(path, shared=False)
     try:
         yield

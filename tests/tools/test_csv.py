@@ -1,4 +1,4 @@
-"""CSV files as people have them: which columns are taken, what they are separated by, and in what they are written."""
+"""CSV files as people have them: which columns are taken, how they are separated, and how they are encoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(*arguments):
 
 @pytest.fixture
 def build(tmp_path):
-    """build(text, *options) -> (ids, boxes) of the index made of it, and what was said in JSON."""
+    """build(text, *options) -> (ids, boxes) of the index made of the text, and the printed JSON."""
     number = 0
 
     def make(text, *options, name="table.csv", encoding="utf-8"):
@@ -41,7 +41,7 @@ def build(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path):
-    """refused(text, *options) -> the one line that was said, behind the file's name; no index is left."""
+    """refused(text, *options) -> the one line that was printed, without the file's name; no index is left."""
 
     def refuse(text, *options, name="table.csv", encoding="utf-8"):
         source = tmp_path / name

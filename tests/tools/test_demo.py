@@ -1,4 +1,4 @@
-"""The demo, at a size that a test can afford: it runs, its checks hold, and it says so."""
+"""The demo, with few records: it runs, its checks hold, and it says so."""
 
 import re
 

@@ -71,7 +71,7 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-# The kinds of damage. Each takes the path, and what else it needs; the words are those of one finding.
+# The kinds of damage. Each function takes the path, and what else it needs; the words are those of one finding.
 
 
 def superblock_copy_flipped(path: Path) -> None:
@@ -182,7 +182,7 @@ def entry_box_shrunk(path: Path) -> None:
     pages = Pages(path)
     parent = pages.levels["flat"][1][0]
     page = pages.read(parent)
-    upper = 64 + 2 * 8 * ((len(page) - 64) // 48 & ~7)  # of axis 0, behind two columns of lower bounds
+    upper = 64 + 2 * 8 * ((len(page) - 64) // 48 & ~7)  # of axis 0, after two columns of lower bounds
     shrunk = np.frombuffer(page, np.float64, 1, upper)[0] - 1e-3
     pages.forge(parent, {upper: np.float64(shrunk).tobytes()})
 
@@ -422,11 +422,11 @@ def test_an_index_in_use_is_locked_and_what_is_none_is_refused(closed, tmp_path)
     assert run("fsck", closed, "--repair", "--salvage", tmp_path / "out").exit_code == 2
 
 
-# What crashes leave is no damage.
+# What crashes leave isn't damage.
 
 
 def crashed(path: Path, mode: str, points: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    """An index in `path` for each crash point that was reached."""
+    """Makes an index in `path` for each crash point, and yields the points that were reached."""
     for point, nth in points:
         shutil.rmtree(path, ignore_errors=True)
         run_and_die(str(path), lambda store, said: write_steps(store, 5, 0, 40, said), point, nth, small(mode))
@@ -439,7 +439,7 @@ def check_crashes(path: Path, mode: str, points: list[tuple[str, int]], tally) -
         report = fsck(path)
         assert report.ok, (point, nth, [str(finding) for finding in report.findings])
         after = repair(path)
-        left = [] if after.epoch is None else after.findings  # None: its making was cut off
+        left = [] if after.epoch is None else after.findings  # None: the crash came while it was made
         assert not left, (point, nth, [str(finding) for finding in left])
         tally("states after a crash in which fsck finds no damage")
 
@@ -465,7 +465,7 @@ def test_what_a_power_loss_leaves_is_no_damage(tmp_path, tally):
     print("seed", seed)
     states = history(seed, STEPS)
     for path, point, _ in written_with_losses(tmp_path / "index", seed, states):
-        if not exists(path):  # it was about to be made
+        if not exists(path):  # the crash came before it was made
             continue
         report = fsck(path)
         damaged = [str(finding) for finding in report.of("damage") if not torn_at_the_close(finding)]
@@ -477,7 +477,7 @@ def test_what_a_power_loss_leaves_is_no_damage(tmp_path, tally):
 
 
 def log_torn(path: Path) -> None:
-    """Behind the last frame stands the beginning of another one."""
+    """Writes the beginning of another frame after the last one."""
     log = files(path, "log")[-1]
     content = bytearray(log.read_bytes())
     at = content.rindex(FRAME_MAGIC)

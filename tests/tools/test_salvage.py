@@ -1,4 +1,4 @@
-"""What is intact in a broken index comes back exactly, and what is lost is counted.
+"""What is intact in a broken index is saved exactly, and what is lost is counted.
 
 Promises (What people touch):
 

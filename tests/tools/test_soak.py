@@ -1,4 +1,4 @@
-"""The soak finds nothing wrong in a few seconds, and finds what is wrong. `make soak` runs it for an hour.
+"""The soak finds nothing wrong in a few seconds, and finds planted errors. `make soak` runs it for an hour.
 
 Promises (Nothing acknowledged is lost):
 
