@@ -203,7 +203,7 @@ class Reader:
         of dicts with level, pages, blocks, entries, from the leaves up. A page counts once for each query that reads
         it, as if each were asked alone; in a batch, queries close to each other share most of this.
 
-        Takes and raises what `query` does, except for its output.
+        Raises what `query` does.
         """
         windows = query_boxes(boxes, self._dims)
         found: dict[str, Any] = self._read(explain.of_windows, np.atleast_2d(windows), as_predicate(predicate))
@@ -212,7 +212,7 @@ class Reader:
     def explain_nearest(self, points: Boxes, k: int = 1, max_distance: float | None = None) -> dict[str, Any]:
         """What `nearest` with these points costs on any machine, told as `explain` tells it of `query`.
 
-        Takes and raises what `nearest` does.
+        Raises what `nearest` does.
         """
         count = as_neighbours(k)
         limit = as_distance(max_distance)

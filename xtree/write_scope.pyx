@@ -160,8 +160,8 @@ cdef class WriterLock:
 cdef class WriterLocks:
     """The writer locks of a store: of trees that exist, and of those that are being made.
 
-    `holding` counts for each thread how many of these locks it holds: a thread that holds one never waits for another,
-    and so no two threads can wait for each other.
+    `holding` counts for each thread how many of these locks it holds: one that begins with some waits for no more, and
+    one scope takes its locks in the order of their names, so that no two threads can wait for each other.
     """
 
     cdef dict by_name

@@ -96,7 +96,7 @@ def log(fs, tmp_path):
 
 @pytest.fixture
 def written(log):
-    """A log of five groups, epochs 41 to 45, each synced; (path, offsets of the frames)"""
+    """A log of five groups, epochs 41 to 45, each synced; its `offsets` are those of the frames."""
     offsets = []
     for epoch in range(41, 46):
         append(log, epoch)

@@ -45,8 +45,8 @@ class Fault:
 
 
 class WatchedFileSystem(FaultyFileSystem):
-    """Fails, and knows which failures must poison: those of a sync (rule 7), and those between the first byte of a
-    group's frame and its publication (rule 6)."""
+    """Fails, and knows which failures must poison: those of a sync, and those between the first byte of a group's
+    frame and its publication."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(reading=True)

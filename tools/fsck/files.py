@@ -41,7 +41,8 @@ class Log:
     """A log as far as its chain goes, and what ends it.
 
     `end` is where its own frames end, None when not even its header can be read. `recorded` is the end that the
-    manifest or the next log's link has recorded. `damage` says what is wrong at `end`, `torn` that it is a tail.
+    manifest or the next log's link has recorded. `damage` says what is wrong at `end`, `evidence` why it
+    is no torn tail.
     """
 
     number: int

@@ -1,7 +1,8 @@
 """Repair: what is safe to put right about an index, because everything that was committed is there.
 
-Its steps are first planned from a report and then done in this order: what is stored twice is made whole again, each
-step durable before the next; recovery, as in any open after a crash, ends what a crash has left; leftovers go last.
+Its steps are first planned from a report and then done in this order: manifest and checkpoints are made whole again,
+each step durable before the next; recovery, as in any open after a crash, ends what a crash has left; then the
+superblock is made whole; leftovers go last.
 Nothing that holds commits is ever removed, and nothing at all is done to an index that doesn't open. Each step may fail
 or be cut off anywhere; repair can be run again after that.
 """
