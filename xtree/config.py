@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xtree.algorithms.parameters import TreeParameters
-from xtree.persistence.base.config import GIB, MIB, StoreConfig
+from xtree.persistence.base.config import StoreConfig
 
 __all__ = ["Config"]
 
@@ -57,36 +57,38 @@ class Config(TreeParameters, StoreConfig):
 
     def __init__(
         self,
-        durability: str = "balanced",
-        sync_interval_ms: int = 100,
-        group_window_ms: float = 0.0,
-        window_bytes: int = GIB,
+        durability: str = StoreConfig.durability,
+        sync_interval_ms: int = StoreConfig.sync_interval_ms,
+        group_window_ms: float = StoreConfig.group_window_ms,
+        window_bytes: int = StoreConfig.window_bytes,
         *,
-        mapping_budget: int = 64,
-        descriptor_budget: int = 16,
-        slow_reader_s: float = 60.0,
-        checkpoint_log_bytes: int = 96 * MIB,
-        checkpoint_interval_s: float = 90.0,
-        log_limit_bytes: int = GIB,
-        backpressure_timeout_s: float = 30.0,
-        checkpoints_kept: int = 2,
-        reserve_bytes: int = 4 * MIB,
-        page_bytes: int | None = None,
-        max_overlap: float = 0.2,
-        min_fill: float = 0.4,
-        leaf_fill: float = 0.98,
+        mapping_budget: int = StoreConfig.mapping_budget,
+        descriptor_budget: int = StoreConfig.descriptor_budget,
+        slow_reader_s: float = StoreConfig.slow_reader_s,
+        checkpoint_log_bytes: int = StoreConfig.checkpoint_log_bytes,
+        checkpoint_interval_s: float = StoreConfig.checkpoint_interval_s,
+        log_limit_bytes: int = StoreConfig.log_limit_bytes,
+        backpressure_timeout_s: float = StoreConfig.backpressure_timeout_s,
+        checkpoints_kept: int = StoreConfig.checkpoints_kept,
+        reserve_bytes: int = StoreConfig.reserve_bytes,
+        page_bytes: int | None = TreeParameters.page_bytes,
+        max_overlap: float = TreeParameters.max_overlap,
+        min_fill: float = TreeParameters.min_fill,
+        leaf_fill: float = TreeParameters.leaf_fill,
         **earlier: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "earlier", "__class__")}
-        for field in dataclasses.fields(self):
-            if field.name in earlier and field.name not in given:
-                given[field.name] = earlier.pop(field.name)
-                if given[field.name] != field.default:  # dataclasses.replace gives every field
-                    warnings.warn(f"Config.{field.name} will go: nobody needs it", DeprecationWarning, stacklevel=2)
-        if earlier:
-            raise TypeError(f"Config has no field {', '.join(map(repr, earlier))}")
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, given.get(field.name, field.default))
+        given = {**locals(), **earlier}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        if unknown := earlier.keys() - defaults.keys():
+            raise TypeError(f"Config has no field {', '.join(map(repr, sorted(unknown)))}")
+        for name, value in earlier.items():
+            if value != defaults[name]:  # dataclasses.replace gives every field
+                warnings.warn(f"Config.{name} will go: nobody needs it", DeprecationWarning, stacklevel=2)
+        for name, default in defaults.items():
+            object.__setattr__(self, name, given.get(name, default))
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
         StoreConfig.__post_init__(self)
         TreeParameters.__post_init__(self)
 

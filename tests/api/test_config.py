@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
+import xtree
 from xtree.algorithms.parameters import TreeParameters
 from xtree.config import Config
 from xtree.persistence.base.config import GIB, MIB, StoreConfig
@@ -157,6 +158,18 @@ def test_a_field_of_earlier_versions_is_accepted_with_a_warning_and_does_what_it
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert dataclasses.replace(Config(max_overlap=0.5), min_fill=0.3) == Config(max_overlap=0.5, min_fill=0.3)
+
+
+def test_an_open_does_not_warn_again_of_a_field_that_was_accepted(tmp_path):
+    with pytest.warns(DeprecationWarning, match="gc_keep_logs"):
+        config = Config(gc_keep_logs=3)
+    xtree.open(tmp_path / "index", dims=2, config=Config(window_bytes=4 * MIB)).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with xtree.open(tmp_path / "index", durability="strict", config=config) as tree:
+            found = tree.runtime._store.config
+    assert (found.window_bytes, found.durability, found.gc_keep_logs) == (4 * MIB, "strict", 3)
+    assert type(found) is Config and config.durability == "balanced"
 
 
 def test_a_field_that_never_was_is_refused_by_its_name():

@@ -136,7 +136,7 @@ def _is_own(share: SharedStore) -> bool:
 
 def _settings(config: StoreConfig | None, durability: str | None) -> StoreConfig:
     config = config or StoreConfig()
-    return config if durability is None else dataclasses.replace(config, durability=durability)
+    return config if durability is None else config.changed(durability=durability)
 
 
 def _require_agreement(present: StoreConfig, config: StoreConfig | None, durability: str | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import math
 import operator
 from collections.abc import Mapping
@@ -171,7 +171,15 @@ class StoreConfig:
             raise ValueError(f"stored fields must be {_listed(self.STORED)}, not {_listed(stored)}")
         if all(type(stored[name]) is int and stored[name] == getattr(self, name) for name in self.STORED):
             return self
-        return dataclasses.replace(self, **stored)
+        return self.changed(**stored)
+
+    def changed(self, **fields: Any) -> StoreConfig:
+        """A copy with other values of some fields. Raises ValueError, TypeError."""
+        twin = copy.copy(self)
+        for name, value in fields.items():
+            object.__setattr__(twin, name, value)
+        twin.__post_init__()
+        return twin
 
 
 def check_whole(config: object, name: str, least: int, most: int, multiple: int = 1) -> None:
