@@ -119,5 +119,5 @@ def test_a_deletion_spends_the_reserve_and_what_follows_it_in_its_transaction_do
     write_set.abort()
     for pin in pins:
         pin.release()
-    assert begin(store, spends_reserve=True).spends_reserve
+    assert not begin(store).spends_reserve
     store.close()

@@ -70,4 +70,4 @@ cdef class WriteSet:
     cdef void release_pin(self) noexcept
 
 
-cpdef WriteSet begin(Store store, bint spends_reserve=*)
+cpdef WriteSet begin(Store store)

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.store import Published, Store
 
-def begin(store: Store, spends_reserve: bool = False) -> WriteSet: ...
+def begin(store: Store) -> WriteSet: ...
 
 class WriteSet:
     spends_reserve: bool

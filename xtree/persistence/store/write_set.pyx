@@ -29,12 +29,14 @@ cdef inline bint fits(int size_class, Py_ssize_t content_bytes) noexcept nogil:
     return <uint64_t>content_bytes <= class_bytes(size_class) - sizeof(PagePrefix)
 
 
-cpdef WriteSet begin(Store store, bint spends_reserve=False):
-    """A new WriteSet on a store's current epoch. spends_reserve: it may take the reserve of the disk (disk_reserve).
+cpdef WriteSet begin(Store store):
+    """A new WriteSet on a store's current epoch.
 
     Raises ClosedError, ReadOnlyError, StoreFailedError; TransactionError where a write would wait for itself.
     """
     cdef int flight
+    if store is None:
+        raise TypeError("a store is needed")
     require_free("a write")
     flight = store.enter()
     try:
@@ -42,19 +44,18 @@ cpdef WriteSet begin(Store store, bint spends_reserve=False):
         store.make_ready()
         if store.abandoned:
             store.give_back_abandoned()
-        return WriteSet(store, spends_reserve)
+        return WriteSet(store)
     finally:
         store.leave(flight)
 
 
 @cython.final
 cdef class WriteSet:
-    def __cinit__(self, Store store, bint spends_reserve):
+    def __cinit__(self, Store store not None):
         self.made = NULL
         self.retired = NULL
         self.pin = -1
         self.store = store
-        self.spends_reserve = spends_reserve
         self.status = "open"
         self.pin = store.epochs.pin()
         self.base = store.published
