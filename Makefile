@@ -105,7 +105,7 @@ soak: $(VENV)/installed
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check
-	PATH="$(abspath $(BIN)):$$PATH" cython-lint xtree
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint xtree tools/probes
 	$(BIN)/mypy
 
 docs: $(VENV)/installed-docs

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import xtree
+from xtree.persistence.base.progress import Progress
 
 __all__ = ["backup_index"]
 
 
-def backup_index(path: Path, target: Path, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def backup_index(path: Path, target: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Copies the index at `path` into the new directory `target` and says what was done.
 
     Opens it read-only: a writing process makes its own backup by `Runtime.backup`. Raises what that does, LockedError.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import xtree
+from xtree.persistence.base.progress import Progress
 from xtree.runtime import discard
 from xtree.tools.csv_columns import Wanted
 from xtree.tools.table_error import TableError
@@ -25,8 +25,8 @@ def build_index(
     append: bool = False,
     wanted: Wanted = BY_RULES,
     encoding: str | None = None,
-    reading: Callable[[int, int], object] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    reading: Progress | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Loads the table `source` into the index at `path` and says what was done.
 

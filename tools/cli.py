@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import xtree
 from xtree.arguments import QUERY_PREDICATES
+from xtree.persistence.base.progress import Progress
 from xtree.reading import Predicate
 from xtree.tools.backup import backup_index
 from xtree.tools.build import build_index
@@ -131,7 +132,7 @@ def build(
 
 
 @contextmanager
-def _progress_bar(enabled: bool, unit: str = " records") -> Iterator[Callable[[int, int], None] | None]:
+def _progress_bar(enabled: bool, unit: str = " records") -> Iterator[Progress | None]:
     """Hands out progress(done, total), which moves a bar; None when it isn't wanted or stderr is no terminal."""
     if not (enabled and sys.stderr.isatty()):
         yield None
@@ -306,7 +307,7 @@ def fsck_command(path: Path, mend: bool, dry_run: bool, target: Path | None, jso
         sys.exit(FOUND)
 
 
-def _salvage(path: Path, target: Path, json_output: bool, progress: Callable[[int, int], None] | None) -> None:
+def _salvage(path: Path, target: Path, json_output: bool, progress: Progress | None) -> None:
     result = salvage_index(path, target, progress)
     if json_output:
         _print_json(result)

@@ -9,12 +9,13 @@ import pytest
 from cython_lint.cython_lint import PYCODESTYLE_CODES  # that it makes pycodestyle ignore
 from support.places import ROOT
 
+CYTHON = ["xtree", "tools/probes"]
 COMMANDS = {
     "ruff": ["ruff", "check", "--no-cache", "--output-format", "concise"],
-    "cython-lint": ["cython-lint", "--no-pycodestyle", "xtree"],
+    "cython-lint": ["cython-lint", "--no-pycodestyle", *CYTHON],
     "pycodestyle": [  # as cython-lint calls it, but once, not in a process for each file
         "pycodestyle", "--filename=*.pyx,*.pxd", "--max-line-length=120",
-        f"--ignore={','.join(sorted(PYCODESTYLE_CODES))}", "xtree",
+        f"--ignore={','.join(sorted(PYCODESTYLE_CODES))}", *CYTHON,
     ],
     "mypy": ["mypy", "--cache-dir", os.devnull],
 }

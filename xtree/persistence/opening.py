@@ -26,9 +26,10 @@ MOST_ATTEMPTS = 100  # at a directory that is removed between its making and its
 
 
 def exists(path: str | os.PathLike[str], fs: FileSystem | None = None) -> bool:
-    """Whether there is an index at `path`: it is there ("born") once it has a superblock. A damaged one counts.
+    """Whether there is an index at `path`: it is there ("born") once it has a superblock of which a copy can be read.
 
-    Raises CorruptionError for any other directory that isn't empty, NotADirectoryError for a file.
+    Raises CorruptionError for another directory that holds data of an index or anything that isn't xtree's, and
+    NotADirectoryError for a file.
     """
     fs = fs or FileSystem()
     directory = path if isinstance(path, OpenDirectory) else os.path.abspath(os.fspath(path))

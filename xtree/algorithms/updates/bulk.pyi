@@ -1,9 +1,9 @@
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from xtree.algorithms.tree_state import TreeState
+from xtree.persistence.base.progress import Progress
 from xtree.persistence.store.write_set import WriteSet
 
 class PackedBuild: ...
@@ -17,7 +17,7 @@ def load(
     state: TreeState,
     ids: npt.NDArray[np.int64],
     boxes: npt.NDArray[np.float64],
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
     threads: int = 1,
 ) -> None: ...
 def clear(ws: WriteSet, state: TreeState) -> None: ...

@@ -1,9 +1,9 @@
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from xtree.algorithms.tree_state import TreeState
+from xtree.persistence.base.progress import Progress
 from xtree.persistence.store.write_set import WriteSet
 
 class Inserter:
@@ -14,5 +14,5 @@ def insert(
     state: TreeState,
     ids: npt.NDArray[np.int64],
     boxes: npt.NDArray[np.float64],
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> None: ...

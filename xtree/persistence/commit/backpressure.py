@@ -46,8 +46,8 @@ class Backpressure:
     ) -> None:
         """Returns when less log than the limit is outstanding.
 
-        Raises TimeoutError after `timeout` seconds (None: those of the config), with the last failed checkpoint's error
-        as its cause if there is one; and what `require_writable` raises when the store has closed or failed meanwhile.
+        Raises TimeoutError after `timeout` seconds (None: those of the config), caused by the last error of the
+        checkpointer if there is one; and what `require_writable` raises when the store has closed or failed meanwhile.
         """
         outstanding = self._outstanding()
         if outstanding < self.slow_from:

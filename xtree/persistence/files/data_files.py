@@ -102,7 +102,7 @@ class DataFiles:
     # Opening.
 
     def attach(self, entry: DataFileEntry, extend: bool = True) -> int:
-        """Adds a file that the manifest lists and returns its window. The file isn't opened.
+        """Adds a file that the manifest lists and returns its window. It opens the file only to lengthen it.
 
         With `extend`, a file that has become shorter is lengthened again if it may be written to; without `extend` that
         is corruption. Raises CorruptionError, also when the file is missing or too long, and OSError.
