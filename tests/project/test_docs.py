@@ -6,6 +6,7 @@ Promises (What people touch):
   all of it.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -122,3 +123,15 @@ def test_the_documents_stay_short_enough_to_be_read():
     pages = [path for path in (ROOT / "docs").rglob("*") if path.is_file() and "results" not in path.parts]
     assert sum(path.stat().st_size for path in pages) < 120_000
     assert len((ROOT / "docs" / "performance.md").read_text(encoding="utf-8").splitlines()) < 200
+
+
+def test_the_programs_among_the_tests_that_documents_name_can_be_started():
+    """Their imports are run, in a process that has only what Python gives to a script."""
+    texts = [page.read_text(encoding="utf-8") for page in [*PAGES, ROOT / "CONTRIBUTING.md"]]
+    named = {name for text in texts for name in re.findall(r"`python (tests/[\w/]+\.py)", text)}
+    assert "tests/golden/make_golden.py" in named
+    for program in sorted({*named, "tests/support/page_accesses.py"}):
+        folder = os.path.dirname(program)
+        start = f"import runpy, sys; sys.path[0] = {folder!r}; runpy.run_path({program!r}, run_name='it')"
+        done = subprocess.run([sys.executable, "-c", start], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, (program, done.stderr)
