@@ -249,14 +249,14 @@ def test_a_tree_is_dropped_and_made_anew_at_once_by_many_threads(runtime):
 
 
 def fail_commits_of(monkeypatch, pages: int) -> None:
-    original = checkpoint_coordinator.deltas_of
+    original = checkpoint_coordinator.plan_group
 
-    def deltas_of(write_set, *arguments):
-        if write_set.bytes_made >= pages * 4096:
+    def plan_group(store, requests, *arguments):
+        if any(request.write_set.bytes_made >= pages * 4096 for request in requests):
             raise MemoryError("no memory for so many")
-        return original(write_set, *arguments)
+        return original(store, requests, *arguments)
 
-    monkeypatch.setattr(checkpoint_coordinator, "deltas_of", deltas_of)
+    monkeypatch.setattr(checkpoint_coordinator, "plan_group", plan_group)
 
 
 def test_what_builds_on_a_transaction_that_makes_a_tree_and_fails_fails_with_it(runtime, fs, monkeypatch):

@@ -166,14 +166,14 @@ def test_if_one_fails_those_that_build_on_it_fail_and_everything_comes_back(runt
 
 
 def test_a_commit_that_fails_alone_takes_no_other_trees_commit_with_it(runtime, fs, monkeypatch):
-    original = checkpoint_coordinator.deltas_of
+    original = checkpoint_coordinator.plan_group
 
-    def deltas_of(write_set, *arguments):
-        if write_set.bytes_made > 100_000:
+    def plan_group(store, requests, *arguments):
+        if any(request.write_set.bytes_made > 100_000 for request in requests):
             raise MemoryError("no memory for so many")
-        return original(write_set, *arguments)
+        return original(store, requests, *arguments)
 
-    monkeypatch.setattr(checkpoint_coordinator, "deltas_of", deltas_of)
+    monkeypatch.setattr(checkpoint_coordinator, "plan_group", plan_group)
     held = hold_a_commit(runtime, fs)
     fails = Doing(runtime.tree("a").insert_many, np.arange(MANY), np.random.default_rng(1).random((MANY, 2)))
     queued(runtime._store, 2)

@@ -73,7 +73,7 @@ def test_a_catalog_stays_the_same_when_another_is_made_of_it():
 def test_a_change_copies_only_the_block_it_touches():
     before = filled(1000)
     after = before.with_changes({"tree-500": entry("tree-500", 7)})
-    copied = [new for old, new in zip(before._blocks, after._blocks, strict=True) if old is not new]
+    copied = [new for old, new in zip(before.blocks, after.blocks, strict=True) if old is not new]
     assert len(copied) == 1
     assert len(copied[0]) <= 4 * ENTRIES_PER_BLOCK
 
@@ -82,7 +82,7 @@ def test_blocks_stay_small_as_a_catalog_grows_one_by_one():
     catalog = Catalog()
     for i in range(3000):
         catalog = catalog.with_changes({f"{i}": entry(f"{i}")})
-    assert max(len(block) for block in catalog._blocks) <= 5 * ENTRIES_PER_BLOCK
+    assert max(len(block) for block in catalog.blocks) <= 5 * ENTRIES_PER_BLOCK
     assert len(catalog) == 3000
 
 

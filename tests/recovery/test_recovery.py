@@ -468,7 +468,7 @@ def log_changed_words(store, name: str, texts: list[str], damage: bool = False) 
             delta[field] = value
         catalog = encode_changes({name: CatalogEntry(name, "text", new, b"")})
         index_files.log.reserve(frame.frame_bytes(1, len(catalog), len(payload)))
-        index_files.log.append(epoch, epoch, epoch - 1, [delta.tobytes()], catalog, 1, [payload], 1)
+        index_files.log.append(epoch, epoch, epoch - 1, [delta.tobytes()], catalog, 1, [payload])
         index_files.log.sync()
         node = new
 

@@ -134,7 +134,7 @@ class Log:
         data = b"".join(delta.tobytes() for delta in self.deltas)
         self.writer.reserve(frames.frame_bytes(len(self.deltas), len(catalog), self.payload_bytes))
         length = self.writer.append(
-            self.epoch, self.epoch, 40, [data], catalog, 1, self.payloads, len(self.deltas)
+            self.epoch, self.epoch, 40, [data], catalog, 1, self.payloads
         )
         self.begin()
         return self.writer.end_offset - length + FRAME_HEADER_BYTES

@@ -24,8 +24,8 @@ class Carrier(Protocol[Group]):
     waits_for_turn: bool
     sync_at: float | None
 
-    def plan(self, request: Any) -> Group | None:
-        """Makes a group of one request ready; returns None when it is for the leader. May fail cleanly."""
+    def plan(self, requests: list[Any]) -> Group | None:
+        """Makes a group of requests ready; returns None when it is for the leader. May fail cleanly."""
 
     def write_group(self, group: Group) -> None:
         """Writes, syncs, publishes; past its first byte there is no way back. May be begun again after an interrupt."""

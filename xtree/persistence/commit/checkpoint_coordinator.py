@@ -25,45 +25,18 @@ from xtree.persistence.base.outcome import outcome_of, uninterrupted
 from xtree.persistence.base.threads import start_worker
 from xtree.persistence.commit.checkpointer import Checkpointer, OnError
 from xtree.persistence.commit.commit_queue import CommitQueue, Request, carry
-from xtree.persistence.commit.delta import deltas_of
+from xtree.persistence.commit.group import Group, plan_group
 from xtree.persistence.commit.index_files import IndexFiles
-from xtree.persistence.files.frame import frame_bytes
 from xtree.persistence.files.open_directory import OpenDirectory
 from xtree.persistence.files.platform_fs import SyncFailedError
-from xtree.persistence.files.wal import LogWriter, PlannedFrame
-from xtree.persistence.store.catalog import Catalog, encode_changes
+from xtree.persistence.files.wal import LogWriter
 from xtree.persistence.store.store import Store
-from xtree.persistence.store.write_set import WriteSet
 
 log = logging.getLogger("xtree")
 
 T = TypeVar("T")
 
 NO_TURN = contextlib.nullcontext()
-
-
-class Group:
-    """Commits that share one frame, one append and one sync."""
-
-    __slots__ = (
-        "requests", "commits", "catalog", "changes", "change_count",
-        "deltas", "delta_count", "payloads", "payload_bytes",
-        "bytes", "frame", "started",
-    )  # fmt: skip
-
-    def __init__(self, requests: list[Request], catalog: Catalog, changes: bytes, change_count: int) -> None:
-        self.requests = requests
-        self.commits: list[tuple[WriteSet, int]] = []  # with their epochs
-        self.catalog = catalog
-        self.changes = changes
-        self.change_count = change_count
-        self.deltas: list[bytearray] = []
-        self.delta_count = 0
-        self.payloads: list[Any] = []
-        self.payload_bytes = 0
-        self.bytes = 0  # of the frame
-        self.frame: PlannedFrame | None = None
-        self.started = time.perf_counter()
 
 
 @dataclass
@@ -290,21 +263,24 @@ class Coordinator:
                     return
             self.finish_group(group)
 
-    def plan(self, request: Request) -> Group | None:
-        """A group of one commit that a user's thread may write; None when there is something for the leader to do."""
-        writer = self.index_files.log
+    def plan(self, requests: list[Request]) -> Group | None:
+        """A group that a user's thread may write; None when there is something for the leader to do."""
+        index_files = self.index_files
+        writer = index_files.log
         if (
             writer is None
             or self.failure is not None
-            or self.index_files.data_files.manifest_needed
-            or self.index_files.rotation_due
-            or self.following_epoch >= self.index_files.superblock.value.epoch_ceiling
-            or not request.write_set.founded
+            or index_files.data_files.manifest_needed
+            or index_files.rotation_due
+            or self.following_epoch + len(requests) > index_files.superblock.value.epoch_ceiling
         ):
             return None
-        self.index_files.require_own()
-        group = self._group_of([request], writer.number)
-        if not writer.has_room(group.bytes):
+        for request in requests:
+            if not request.write_set.founded:
+                return None
+        index_files.require_own()
+        group = self._group_of(requests, writer)
+        if not writer.has_room(len(group.frame)):
             return None
         reach("commit.prepared")
         return group
@@ -334,14 +310,18 @@ class Coordinator:
         return group
 
     def _with_room(self, requests: list[Request]) -> Group:
-        """Makes a group, and room for it in the log; if that takes the next log, its deltas are made anew."""
+        """Plans a group, and makes room for it in the log; if that takes the next log, it is planned anew."""
         writer = self._log_for(0)
-        group = self._group_of(requests, writer.number)
-        chosen = self._log_for(group.bytes)
+        group = self._group_of(requests, writer)
+        chosen = self._log_for(len(group.frame))
         if chosen is not writer:
-            group = self._group_of(requests, chosen.number)
-        chosen.reserve(group.bytes)
+            group = self._group_of(requests, chosen)
+        chosen.reserve(len(group.frame))
         return group
+
+    def _group_of(self, requests: list[Request], writer: LogWriter) -> Group:
+        files = self.index_files.data_files.file_of_window
+        return plan_group(self.store, requests, writer, self.following_epoch, self.durable_epoch, files)
 
     def _log_for(self, size: int) -> LogWriter:
         """The log for a frame of so many bytes; if it is a new one, what the log before holds is on the disk."""
@@ -357,28 +337,6 @@ class Coordinator:
         for _ in range(self.index_files.config.checkpoints_kept):
             self.checkpointer.take_here("full disk")
 
-    def _group_of(self, requests: list[Request], log_number: int) -> Group:
-        """The parts of a frame for log `log_number`; changes nothing."""
-        store, files = self.store, self.index_files.data_files.file_of_window
-        epoch = self.following_epoch
-        changes: dict[str, Any] = requests[0].changes
-        if len(requests) > 1:
-            changes = {name: entry for request in requests for name, entry in request.changes.items()}
-        group = Group(requests, store.published.catalog.with_changes(changes), encode_changes(changes), len(changes))
-        for request in requests:
-            write_set = request.write_set
-            deltas, count, payloads, size = deltas_of(
-                write_set, epoch, request.largest_payload, group.payload_bytes, files, log_number
-            )
-            group.commits.append((write_set, epoch))
-            group.deltas.append(deltas)
-            group.delta_count += count
-            group.payloads += payloads
-            group.payload_bytes += size
-            epoch += 1
-        group.bytes = frame_bytes(group.delta_count, len(group.changes), group.payload_bytes)
-        return group
-
     def write_group(self, group: Group) -> None:
         """Writes, syncs, publishes. From the first byte appended there is no way back.
 
@@ -388,21 +346,9 @@ class Coordinator:
         mode = self.index_files.config.durability
         writer = self.index_files.log
         assert writer is not None
-        first_epoch, last_epoch = group.commits[0][1], group.commits[-1][1]
+        last_epoch = group.last_epoch
         self.following_epoch = last_epoch + 1
         reach("commit.before_append")
-        if group.frame is None:
-            group.frame = writer.frame_of(
-                first_epoch,
-                last_epoch,
-                self.durable_epoch,
-                group.deltas,
-                group.changes,
-                group.change_count,
-                group.payloads,
-                group.payload_bytes,
-                group.delta_count,
-            )
         writer.write(group.frame)
         reach("commit.appended")
         if mode != "eventual":
@@ -415,23 +361,23 @@ class Coordinator:
             self.durable_epoch = last_epoch
         elif self.sync_at is None:
             self.sync_at = self._clock.now() + self.index_files.config.sync_interval_ms / 1000
-        if group.commits[0][0].status == "queued":
-            self.store.publish(group.commits, group.catalog)
+        if group.write_sets[0].status == "queued":
+            self.store.publish(group.write_sets, group.first_epoch, group.catalog)
         reach("commit.published")
 
     def has_published(self, group: Group) -> bool:
         """Whether a group is visible: whatever is raised after that, it is committed."""
-        return bool(self.store.published.epoch >= group.commits[-1][1])
+        return bool(self.store.published.epoch >= group.last_epoch)
 
     def finish_group(self, group: Group) -> None:
         """After the publication, lets the callers go on and tidies up what the commit has left."""
         counters = self.counters
         counters.commits += len(group.requests)
         counters.groups += 1
-        counters.wal_bytes += group.bytes
+        counters.wal_bytes += len(group.frame)
         counters.wal_syncs += self.index_files.config.durability != "eventual"
         counters.commit_seconds += time.perf_counter() - group.started
-        for request, (_, epoch) in zip(group.requests, group.commits):
+        for epoch, request in enumerate(group.requests, group.first_epoch):
             request.finish(epoch)
         self._tidy_up(group)
 
@@ -481,7 +427,7 @@ class Coordinator:
     def _tidy_up(self, group: Group) -> None:
         """After the callers have gone on, frees pages that nobody sees any more, and tells the checkpointer."""
         try:
-            self.checkpointer.reclaimer.committed(group.delta_count, self.durable_epoch)
+            self.checkpointer.reclaimer.committed(group.pages, self.durable_epoch)
             self.checkpointer.committed(len(group.requests))  # it wakes the thread for what couldn't be freed
         except Exception:  # no commit depends on it
             log.exception("xtree: tidying up behind a commit of %s failed", self.store.path)

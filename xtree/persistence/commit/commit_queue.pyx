@@ -11,6 +11,7 @@ cimport cython
 
 from xtree.persistence.base.outcome cimport Outcome, outcome_of
 from xtree.persistence.pages.mvcc cimport Epochs
+from xtree.persistence.store.write_set cimport WriteSet
 
 from xtree.errors import XTreeError
 
@@ -27,13 +28,7 @@ cdef class Request(Outcome):
     is to be called. on_queued: called by the thread that submits the request, once it has its place in the queue.
     """
 
-    cdef readonly str what
-    cdef readonly object write_set
-    cdef readonly object changes
-    cdef readonly Py_ssize_t largest_payload    # of a commit: larger pages have been flushed
-    cdef readonly object on_queued
-
-    def __init__(self, str what, write_set=None, changes=None, Py_ssize_t largest_payload=0, on_queued=None):
+    def __init__(self, str what, WriteSet write_set=None, changes=None, Py_ssize_t largest_payload=0, on_queued=None):
         self.what = what
         self.write_set = write_set
         self.changes = changes
@@ -58,7 +53,7 @@ def carry(carrier, CommitQueue queue, Request request):
     flights = carrier.store.flights
     try:
         flight = flights.pin()      # as long as there are pointers to pages
-        group = carrier.plan(request)
+        group = carrier.plan([request])
         if group is None:
             return False
         queue.carried = 1

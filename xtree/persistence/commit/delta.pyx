@@ -1,20 +1,18 @@
 """Deltas: what the write-ahead log records of a write set, 64 bytes for each page made or removed, and the pages."""
 
-from cpython.buffer cimport PyBUF_READ
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
-from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 from xtree.persistence.base.atomics cimport load_relaxed
 from xtree.persistence.files.frame_layout cimport (
-    FIRST_WORD, OP_BIRTH, OP_RETIRE, PAYLOAD_RANGES, PAYLOAD_WHOLE, Delta, Range,
+    FIRST_WORD, OP_BIRTH, OP_RETIRE, PAYLOAD_NONE, PAYLOAD_RANGES, PAYLOAD_WHOLE, Delta, Range,
 )
+from xtree.persistence.files.log_frame cimport LogFrame
 from xtree.persistence.pages.mmap_windows cimport offset_of, window_of
 from xtree.persistence.pages.node_id cimport handle_of
 from xtree.persistence.pages.object_table cimport Row, class_of, kind_of
 from xtree.persistence.pages.page cimport class_bytes
-from xtree.persistence.store.store cimport resolve
+from xtree.persistence.store.store cimport Store, resolve
 from xtree.persistence.store.write_set cimport WriteSet
 
 
@@ -42,88 +40,87 @@ def touched_windows(WriteSet ws, uint64_t largest_payload):
     return touched, to_flush
 
 
-def deltas_of(WriteSet ws, uint64_t epoch, uint64_t largest_payload, uint64_t payload_base, list file_numbers,
-              uint32_t log_number):
-    """What log `log_number` records of this write set: (deltas as bytes, their number, payloads, payload bytes).
-
-    Payloads are buffers that follow one another. Pages of more than `largest_payload` bytes have none: they have been
-    flushed. A page that replaces one which this log holds is logged as the words that differ, if they are few.
-    Payload offsets count from the start of the frame's payload section, where `payload_base` bytes are taken already.
-    The views are valid as long as the caller is in flight.
-    """
-    cdef Py_ssize_t i, count = 0, found
-    cdef uint64_t size, start = payload_base
+cdef Py_ssize_t add_deltas(LogFrame frame, WriteSet ws, uint64_t epoch, uint64_t largest_payload,
+                           list file_numbers) except -1:
+    cdef Py_ssize_t i, count = ws.retired_count
     cdef Row *row
     cdef uint64_t word
-    cdef Row *base
     cdef Delta *delta
-    cdef const char *page
-    cdef const char *before
-    deltas = bytearray((ws.made_count + ws.retired_count) * sizeof(Delta))
-    cdef char *out = deltas
-    cdef bytearray ranges = bytearray()
-    cdef Py_ssize_t ranges_used = 0
-    whole = []
+    for i in range(ws.made_count):
+        count += ws.made[i].node != 0
+    delta = <Delta *>frame.more(count * sizeof(Delta))
+    memset(delta, 0, count * sizeof(Delta))
     for i in range(ws.made_count):
         if ws.made[i].node == 0:
             continue
         row = ws.store.table.row(handle_of(ws.made[i].node))
-        size = class_bytes(class_of(row.word))
-        delta = <Delta *>out + count
-        count += 1
         delta.node_id = ws.made[i].node
         delta.epoch = epoch
         delta.op = OP_BIRTH
         delta.kind = kind_of(row.word)
         delta.size_class = class_of(row.word)
+        delta.payload_form = PAYLOAD_NONE if class_bytes(class_of(row.word)) > largest_payload else PAYLOAD_WHOLE
         delta.file_number = file_numbers[window_of(row.address)]
         delta.offset = offset_of(row.address)
         delta.page_crc = row.crc
-        delta.page_bytes = size
+        delta.page_bytes = class_bytes(class_of(row.word))
         delta.replaces = ws.made[i].replaces
-        row.log_number = 0
-        if size > largest_payload:
-            continue
-        row.log_number = log_number
-        page = resolve(ws.store, ws.made[i].node)
-        if delta.replaces:
-            base = ws.store.table.row(handle_of(delta.replaces))
-            if base.log_number == log_number and class_of(load_relaxed(&base.word)) == delta.size_class:
-                before = resolve(ws.store, delta.replaces)
-                if len(ranges) < ranges_used + <Py_ssize_t>size:
-                    PyByteArray_Resize(ranges, 2 * len(ranges) + size)
-                found = changed_ranges(before, page, size, PyByteArray_AS_STRING(ranges) + ranges_used, size // 2)
-                if found >= 0:
-                    delta.payload_form = PAYLOAD_RANGES
-                    delta.payload_offset = ranges_used
-                    delta.payload_bytes = found
-                    delta.base_crc = base.crc
-                    ranges_used += found
-                    continue
-        delta.payload_form = PAYLOAD_WHOLE
-        delta.payload_offset = payload_base
-        delta.payload_bytes = size
-        payload_base += size
-        whole.append(PyMemoryView_FromMemory(<char *>page, size, PyBUF_READ))
-    if ranges_used:
-        for i in range(count):
-            if (<Delta *>out + i).payload_form == PAYLOAD_RANGES:
-                (<Delta *>out + i).payload_offset += payload_base
-        del ranges[ranges_used:]
-        payload_base += ranges_used
-        whole.append(ranges)
+        delta += 1
     for i in range(ws.retired_count):
         word = load_relaxed(&ws.store.table.row(handle_of(ws.retired[i])).word)
-        delta = <Delta *>out + count
-        count += 1
         delta.node_id = ws.retired[i]
         delta.epoch = epoch
         delta.op = OP_RETIRE
         delta.kind = kind_of(word)
         delta.size_class = class_of(word)
-    if <Py_ssize_t>(count * sizeof(Delta)) < len(deltas):
-        del deltas[count * sizeof(Delta):]
-    return deltas, count, whole, payload_base - start
+        delta += 1
+    return count
+
+
+cdef int add_payloads(LogFrame frame, WriteSet ws, size_t deltas_at, Py_ssize_t count,
+                      uint32_t log_number) except -1 nogil:
+    cdef Py_ssize_t i, found
+    cdef uint64_t size
+    cdef Delta *delta
+    cdef Row *row
+    cdef const char *page
+    cdef const char *base
+    cdef char *out
+    for i in range(count):
+        delta = <Delta *>(frame.data + deltas_at) + i
+        if delta.op != OP_BIRTH:
+            break
+        row = ws.store.table.row(handle_of(delta.node_id))
+        row.log_number = log_number if delta.payload_form else 0
+        if not delta.payload_form:
+            continue
+        size = delta.page_bytes
+        page = resolve(ws.store, delta.node_id)
+        base = base_at_hand(ws.store, delta, log_number)
+        out = frame.more(size)
+        delta = <Delta *>(frame.data + deltas_at) + i       # it may have moved
+        found = changed_ranges(base, page, size, out, size // 2) if base != NULL else -1
+        if found >= 0:
+            delta.payload_form = PAYLOAD_RANGES
+            delta.base_crc = ws.store.table.row(handle_of(delta.replaces)).crc
+        else:
+            memcpy(out, page, size)
+            found = size
+        delta.payload_offset = out - frame.data - frame.payload_at
+        delta.payload_bytes = found
+        frame.used -= size - found
+    return 0
+
+
+cdef const char *base_at_hand(Store store, const Delta *delta, uint32_t log_number) except? NULL nogil:
+    """The page that a new one replaces, if the log holds it and recovery can build on it; else NULL."""
+    cdef Row *row
+    if delta.replaces == 0:
+        return NULL
+    row = store.table.row(handle_of(delta.replaces))
+    if row.log_number != log_number or class_of(load_relaxed(&row.word)) != delta.size_class:
+        return NULL
+    return resolve(store, delta.replaces)
 
 
 cdef Py_ssize_t changed_ranges(const char *before, const char *after, uint64_t size, char *out,

@@ -10,50 +10,33 @@ Order in the life of a log:
 2. The manifest that lists the log is made durable.
 3. `follow`, once the log before is synced and has ended; `write_link`: the link frame, synced. From now on any group
    frame in this file proves that the link was on the disk.
-4. `reserve`, `frame_of`, `write`, `sync` for each group.
+4. `reserve`, `write` and `sync` for each group, whose frame is planned for this log's end (log_frame.pxd).
 5. The end (`LogWriter.end`) goes into the next log's link, the manifest and the next checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from crc32c import crc32c
 
 from xtree.persistence.base.crash_points import reach
 from xtree.persistence.files.disk_reserve import require_space
 from xtree.persistence.files.file_header import HEADER_BYTES, header_crc, pack_header
 from xtree.persistence.files.filenames import log_name
 from xtree.persistence.files.frame import (
-    ALIGNMENT,
-    CRC,
-    DELTA_BYTES,
-    FRAME_CRC_OFFSET,
-    FRAME_FORMAT,
     FRAME_GROUP,
-    FRAME_HEADER,
-    FRAME_HEADER_BYTES,
     FRAME_LINK,
-    FRAME_MAGIC,
-    LINK_BYTES,
     LOG_BODY,
     LOG_FORMAT,
     LOG_MAGIC,
     SECTOR_BYTES,
     LogLink,
     aligned,
-    frame_bytes,
 )
+from xtree.persistence.files.log_frame import LogFrame, LogTail, frame_of
 from xtree.persistence.files.open_directory import path_in
 from xtree.persistence.files.platform_fs import Buffer, File, FileSystem, Path, SyncFailedError
 from xtree.persistence.files.superblock import MODES
-
-JOINED_BYTES = 32 << 10  # frames up to this length are copied into one buffer: cheaper than many small ones
-
-_PADDING = [bytes(n) for n in range(ALIGNMENT)]
 
 
 class Ground:
@@ -118,36 +101,19 @@ class Ground:
         self.end = end
 
 
-@dataclass(slots=True)
-class PlannedFrame:
-    """A frame and its place in the log."""
-
-    parts: list[Buffer]
-    offset: int
-    end_offset: int
-    crc: int
-    last_epoch: int
-
-
-class LogWriter:
+class LogWriter(LogTail):
     """Appends frames to one new log. For one thread at a time."""
 
     def __init__(
         self, file: File, uuid: bytes, number: int, link: LogLink, header: bytes, ground: Ground, mode: str
     ) -> None:
-        self.number = number
+        super().__init__(uuid, number, MODES[mode], HEADER_BYTES, link.last_epoch, header_crc(header))
         self.path = file.path
-        self.last_epoch = link.last_epoch
-        self.last_crc = header_crc(header)
-        self.end_offset = HEADER_BYTES
         self._link = link
         self._file = file
-        self._uuid = uuid
         # begin_sync is called with the turn, finish_sync without: a stale end only means a sync too many.
         self._synced_end = HEADER_BYTES
-        self._boundary = HEADER_BYTES  # the end when the last sync began: the next frame doesn't share its sector
         self._ground = ground
-        self._mode = MODES[mode]
 
     @classmethod
     def create(
@@ -200,8 +166,7 @@ class LogWriter:
     def write_link(self, durable_through: int) -> None:
         """Writes and syncs the first frame, once the manifest that lists this log is durable."""
         epoch = self._link.last_epoch
-        link = [self._link.encode()]
-        self.write(self.frame_of(epoch, epoch, durable_through, [], b"", 0, link, LINK_BYTES, 0, FRAME_LINK))
+        self.write(frame_of(self, FRAME_LINK, epoch, epoch, durable_through, [], b"", 0, [self._link.encode()]))
         self.sync()
         reach("wal.linked")
 
@@ -211,11 +176,11 @@ class LogWriter:
         Small frames get ground that is filled with zeros and synced, which makes their own sync cheap; one longer than
         the most that is filled at a time gets only disk space.
         """
-        self._ground.cover(self.end_offset, self._next_offset() + n)
+        self._ground.cover(self.end_offset, self.next_frame + n)
 
     def has_room(self, n: int) -> bool:
         """Whether a frame of `n` bytes fits the ground there is."""
-        return self._next_offset() + n <= self._ground.end
+        return self.next_frame + n <= self._ground.end
 
     def append(
         self,
@@ -226,85 +191,22 @@ class LogWriter:
         catalog: bytes,
         catalog_count: int,
         payloads: Sequence[Buffer],
-        delta_count: int,
     ) -> int:
         """Writes the frame of a group after the last one and returns its length; `sync` makes it durable.
 
         `deltas` and `payloads` are buffers whose contents follow one another. After an OSError nothing more may be
         appended: part of the frame may be there.
         """
-        frame = self.frame_of(
-            first_epoch,
-            last_epoch,
-            durable_through,
-            deltas,
-            catalog,
-            catalog_count,
-            payloads,
-            _bytes_of(payloads),
-            delta_count,
+        frame = frame_of(
+            self, FRAME_GROUP, first_epoch, last_epoch, durable_through, deltas, catalog, catalog_count, payloads
         )
         self.write(frame)
-        return frame.end_offset - frame.offset
+        return len(frame)
 
-    def frame_of(
-        self,
-        first_epoch: int,
-        last_epoch: int,
-        durable_through: int,
-        deltas: Sequence[Buffer],
-        catalog: bytes,
-        catalog_count: int,
-        payloads: Sequence[Buffer],
-        payload_bytes: int,
-        delta_count: int,
-        kind: int = FRAME_GROUP,
-    ) -> PlannedFrame:
-        """The frame that `append` would write, for `write`. Raises ValueError for parts that don't have their sizes."""
-        length = frame_bytes(delta_count, len(catalog), payload_bytes)
-        offset = self._next_offset()
-        header = bytearray(FRAME_HEADER_BYTES)
-        FRAME_HEADER.pack_into(
-            header,
-            0,
-            FRAME_MAGIC,
-            0,
-            length,
-            self._uuid,
-            offset,
-            self.last_crc,
-            kind,
-            self._mode,
-            FRAME_FORMAT,
-            first_epoch,
-            last_epoch,
-            durable_through,
-            delta_count,
-            catalog_count,
-            len(catalog),
-            payload_bytes,
-            self.number,
-            time.time_ns(),
-        )
-        parts = [header, *deltas, catalog, _PADDING[-len(catalog) % 8], *payloads, _PADDING[-payload_bytes % 8]]
-        if length <= JOINED_BYTES:
-            header = bytearray().join(parts)
-            parts = [header]
-        if _bytes_of(parts) != length:
-            raise ValueError(
-                f"{delta_count} deltas of {DELTA_BYTES} bytes have {_bytes_of(deltas)}, "
-                f"payloads of {payload_bytes} bytes {_bytes_of(payloads)}"
-            )
-        crc = 0
-        for part in parts:
-            crc = crc32c(part, crc)
-        CRC.pack_into(header, FRAME_CRC_OFFSET, crc)
-        return PlannedFrame(parts, offset, offset + length, crc, last_epoch)
-
-    def write(self, frame: PlannedFrame) -> None:
+    def write(self, frame: LogFrame) -> None:
         """Writes a frame that was planned for this place. Called again before the next one, it does the same again."""
         reach("wal.before_append")
-        self._file.pwritev(frame.parts, frame.offset)
+        self._file.pwritev([frame], frame.offset)
         self.end_offset = frame.end_offset
         self.last_crc = frame.crc
         self.last_epoch = frame.last_epoch
@@ -316,7 +218,7 @@ class LogWriter:
 
     def begin_sync(self) -> int:
         """Notes how far a sync will reach: a frame appended from now on, even during it, begins in its own sector."""
-        self._boundary = self.end_offset
+        self.boundary = self.end_offset
         return self.end_offset
 
     def finish_sync(self, end: int) -> None:
@@ -348,13 +250,3 @@ class LogWriter:
     def end(self) -> LogLink:
         """How the log ends now, as the next one's link and the manifest record it."""
         return LogLink(self.number, self.last_epoch, self.end_offset, self.last_crc)
-
-    def _next_offset(self) -> int:
-        return aligned(self.end_offset, SECTOR_BYTES) if self.end_offset == self._boundary else self.end_offset
-
-
-def _bytes_of(buffers: Sequence[Buffer]) -> int:
-    total = 0
-    for buffer in buffers:
-        total += len(buffer) if type(buffer) is bytearray else memoryview(buffer).nbytes
-    return total

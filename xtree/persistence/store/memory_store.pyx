@@ -48,6 +48,6 @@ cdef uint64_t publish_in_memory(Store store, WriteSet write_set, dict changes) e
     cdef Py_ssize_t pages = write_set.made_count + write_set.retired_count
     catalog = store.published.catalog.with_changes(changes)
     write_set.queue()
-    store.publish([(write_set, epoch)], catalog)
+    store.publish([write_set], epoch, catalog)
     store.reclaim(limit=2 * pages + 64)
     return epoch

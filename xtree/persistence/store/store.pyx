@@ -430,14 +430,19 @@ cdef class Store:
 
     # Publication and reclaim.
 
-    def publish(self, list committed, catalog):
-        """Makes [(queued write set, epoch), ...] and the catalog visible, all at once. Can't fail once it has begun."""
-        cdef Published published = Published(committed[len(committed) - 1][1], catalog)
-        for write_set, epoch in committed:
+    def publish(self, list write_sets, uint64_t first_epoch, catalog):
+        """Makes queued write sets, of epochs one after the other, and the catalog visible, all at once.
+
+        Can't fail once it has begun.
+        """
+        cdef Published published = Published(first_epoch + len(write_sets) - 1, catalog)
+        cdef uint64_t epoch = first_epoch
+        for write_set in write_sets:
             write_set.publish_rows(epoch)
+            epoch += 1
         self.published = published
         self.epochs.advance(published.epoch)
-        for write_set, _ in committed:
+        for write_set in write_sets:
             write_set.end("committed")
 
     def reclaim(self, durable_epoch=None, Py_ssize_t limit=1 << 62):
