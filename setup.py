@@ -31,6 +31,8 @@ BASE = f"build/{BUILD or 'release'}"
 PROBES = "xtree.tools.probes."  # for tests and benchmarks: no wheel has them
 SOURCES = sorted(glob.glob("xtree/**/*.pyx", recursive=True)) + sorted(glob.glob("tools/probes/*.pyx"))
 
+HEADERS = sorted({os.path.dirname(header) for header in glob.glob("xtree/**/*.h", recursive=True)})
+
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": DEBUG,
@@ -60,7 +62,7 @@ extensions = [
     Extension(
         name_of(source),
         [source],
-        include_dirs=["xtree/persistence/base", "xtree/persistence/pages", "xtree/algorithms/kernels"],
+        include_dirs=HEADERS,
         extra_compile_args=COMPILE,
         extra_link_args=SANITIZERS[SANITIZE],
         define_macros=[("XTREE_DEBUG", "1")] if DEBUG else [],

@@ -36,6 +36,7 @@ log = logging.getLogger("xtree")
 
 T = TypeVar("T")
 
+TIDY_INTERVAL_S = 0.001  # between two looks at what commits have left, where they wait for no sync
 NO_TURN = contextlib.nullcontext()
 
 
@@ -77,6 +78,9 @@ class Coordinator:
         self.turn_lock = RankedLock(TURN)  # held to write to the log, by the leader or a thread that commits alone
         self.waits_for_turn = index_files.config.durability == "eventual"
         self._carries_alone = index_files.config.durability != "strict" and not index_files.config.group_window_ms
+        # Of the holder of the turn: what has been committed since it last tidied up, and from when it does so again.
+        self._untidied_commits = self._untidied_pages = 0
+        self._tidy_at = 0.0
         self.checkpointer = Checkpointer(self, clock, on_error)
         index_files.data_files.report_failed_sync = self.poison
         if isinstance(index_files.directory, OpenDirectory):
@@ -379,7 +383,10 @@ class Coordinator:
         counters.commit_seconds += time.perf_counter() - group.started
         for epoch, request in enumerate(group.requests, group.first_epoch):
             request.finish(epoch)
-        self._tidy_up(group)
+        self._untidied_commits += len(group.requests)
+        self._untidied_pages += group.pages
+        if group.started >= self._tidy_at:
+            self._tidy_up()
 
     def fail(self, group: Group, error: BaseException) -> None:
         """Gives up after the point of no return: what is on the disk isn't known, and nothing more is written."""
@@ -401,7 +408,8 @@ class Coordinator:
             self.sync_log(self.turn_lock)
             self.index_files.publish_superblock(sync=False, epoch=self.durable_epoch, durable_epoch=self.durable_epoch)
             reach("sync.superblock_written")
-            self.checkpointer.reclaimer.run(self.durable_epoch)
+            with self.turn_lock:
+                self._tidy_up()
         except OSError as error:
             if isinstance(error, SyncFailedError):  # nobody waits for this sync: the next commit says so
                 self.poison(error)
@@ -424,11 +432,18 @@ class Coordinator:
         self.counters.wal_syncs += 1
         self.durable_epoch = last_epoch
 
-    def _tidy_up(self, group: Group) -> None:
-        """After the callers have gone on, frees pages that nobody sees any more, and tells the checkpointer."""
+    def _tidy_up(self) -> None:
+        """Behind commits, frees pages that nobody sees any more, and tells the checkpointer. With the turn.
+
+        After every group; where no group waits for a sync after most of them, and once more at the next sync.
+        """
+        commits, self._untidied_commits = self._untidied_commits, 0
+        pages, self._untidied_pages = self._untidied_pages, 0
+        if self.waits_for_turn:
+            self._tidy_at = time.perf_counter() + TIDY_INTERVAL_S
         try:
-            self.checkpointer.reclaimer.committed(group.pages, self.durable_epoch)
-            self.checkpointer.committed(len(group.requests))  # it wakes the thread for what couldn't be freed
+            self.checkpointer.reclaimer.committed(pages, self.durable_epoch)
+            self.checkpointer.committed(commits)  # it wakes the thread for what couldn't be freed
         except Exception:  # no commit depends on it
             log.exception("xtree: tidying up behind a commit of %s failed", self.store.path)
 

@@ -1,6 +1,6 @@
 """The frame: one group commit in the write-ahead log, and the link frame that begins a log.
 
-A frame is a header of 128 bytes, deltas of 64 bytes (what happened to each page), catalog records (catalog.py), zeros
+A frame is a header of 128 bytes, deltas of 64 bytes (what happened to each page), catalog records (catalog.pyx), zeros
 up to a multiple of 8, payloads (page images), zeros up to a multiple of 8. Its CRC covers all of that, with the CRC
 field as zero. It carries the index's UUID, its log's number, its own offset and the CRC of the frame before it: bytes
 that don't link aren't a frame, whether they are stale, zeros, or the image of a frame inside a payload. docs/format.md

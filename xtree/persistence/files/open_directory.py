@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Union
 
 from xtree.errors import StoreFailedError
+from xtree.persistence.files import held_calls
 from xtree.persistence.files.filenames import LOCK
 
 Path = Union[str, "os.PathLike[str]"]
@@ -22,6 +23,14 @@ Path = Union[str, "os.PathLike[str]"]
 BY_DESCRIPTOR = {os.open, os.stat, os.unlink, os.rename} <= os.supports_dir_fd and os.listdir in os.supports_fd
 
 _open: weakref.WeakValueDictionary[int, OpenDirectory] = weakref.WeakValueDictionary()
+
+
+def identity_of(path: bytes) -> tuple[int, int]:
+    """Device and inode of what a path leads to. Raises OSError."""
+    if held_calls.AVAILABLE:
+        return held_calls.identity_of(path)
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 class DirectoryLostError(StoreFailedError):
@@ -42,14 +51,14 @@ class OpenDirectory(str):
     _closed = False
     # Set once, with the GIL, and never cleared; two threads that find it may both report it.
     _lost: str | None = None  # what became of the directory
-    _lock_path: str
+    _lock_path: bytes
 
     def __new__(cls, path: Path) -> OpenDirectory:
         """Opens the directory at `path`. Raises OSError."""
         directory = super().__new__(cls, os.path.realpath(path))
         directory.identity = None
         directory.report_lost = lambda error: None
-        directory._lock_path = os.path.join(directory, LOCK)
+        directory._lock_path = os.fsencode(os.path.join(directory, LOCK))
         if BY_DESCRIPTOR:
             directory._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         _open[id(directory)] = directory
@@ -71,10 +80,10 @@ class OpenDirectory(str):
         found = None
         if self._lost is None:
             try:
-                found = os.stat(self._lock_path)
+                found = identity_of(self._lock_path)
             except (FileNotFoundError, NotADirectoryError):
                 pass
-            if found is not None and (found.st_dev, found.st_ino) == self.identity:
+            if found == self.identity:
                 return
         self._lose(found)
 
@@ -100,7 +109,7 @@ class OpenDirectory(str):
     def __del__(self) -> None:
         self.close()
 
-    def _lose(self, found: os.stat_result | None) -> None:
+    def _lose(self, found: tuple[int, int] | None) -> None:
         """Raises the error; the first time it also reports it."""
         first = self._lost is None
         if self._lost is None:
@@ -113,7 +122,7 @@ class OpenDirectory(str):
             self.report_lost(error)
         raise error
 
-    def _became(self, found: os.stat_result | None) -> str:
+    def _became(self, found: tuple[int, int] | None) -> str:
         """What became of the directory."""
         if not os.path.lexists(self):
             removed = self._fd is not None and os.fstat(self._fd).st_nlink == 0

@@ -44,7 +44,7 @@ cdef struct Born:                   # a live page that a log has brought in
     char *image                     # NULL: it was flushed before its frame was written
 
 
-cdef packed struct RecordHeader:    # of a catalog record: catalog.py
+cdef packed struct RecordHeader:    # of a catalog record: catalog.pyx
     uint8_t op
     uint8_t kind_bytes
     uint16_t name_bytes

@@ -1,0 +1,6 @@
+from typing import Any
+
+AVAILABLE: bool
+
+def write_at(fd: int, data: Any, offset: int) -> int: ...
+def identity_of(path: bytes) -> tuple[int, int]: ...
