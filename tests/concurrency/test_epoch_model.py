@@ -69,6 +69,11 @@ HANDOFF_MUTANTS = [
     "the leader takes no turn",
     "publication before the sync, and the sync after the end",
     "a finalizer waits for its commit in the leader",
+    "the bell is rung before the commit is queued",
+    "who rings says that the leader is awake",
+    "the leader looks, and says then that it sleeps",
+    "a woken thread wakes nobody",
+    "a thread that handles signals wakes others",
 ]
 
 
@@ -243,13 +248,15 @@ CODE = {
             "store.publish(",
         ],
         "def sync_log(self": ["begin_sync()", "finish_sync(end)", "self.durable_epoch = last_epoch"],
-        "def finish_group(self": ["request.finish("],
-        "def submit_commit(": ["self._queue.waiting", "carry(", "self._queue.submit("],
+        "def finish_group(self": ["self._expected = self._queue.waiting", "finish_commits("],
+        "def submit_commit(": ["self._expected <= 1 and not self._queue.waiting", "carry(", "self._queue.submit("],
+        "def _gather(self": ["self._queue.gather(", "self._queue.take("],
+        "def _carry_out(self": ["self._gather(", "self.turn_lock", "self._queue.take_now()", "self._commit("],
     },
     "commit_queue.pyx": {
         "def carry(": [
             "take_turn(carrier.turn_lock",
-            "plan(request)",
+            "plan([request])",
             "tell_queued(request)",
             "write_group(group)",
             "finish_group(group)",
@@ -262,8 +269,37 @@ CODE = {
             "outcome_of(request)",
             "self.waiting -= 1",
         ],
-        "cdef int enqueue(self": ["write_set.queue()", "self.queue.put(request)"],
-        "def take_now(self": ["self.queue.empty()", "self.queue.get()"],
+        "cdef int enqueue(self": [
+            "write_set.queue()",
+            "self.items.append(request)",
+            "0 < self.wanted <= len(self.items)",
+            "self.ring_for(request)",
+        ],
+        "cdef int ring_for(self": ["self.bell.put(None)"],
+        "def take_now(self": ["items, self.items = self.items, []"],
+        "def take(self": [
+            "not self.items and not self.rung",
+            "self.wanted = 1",
+            "self.clock.get(self.bell, timeout)",
+            "self.wanted = 0",
+            "self.rung = self.woken = False",
+            "self.bell.empty()",
+            "self.take_now()",
+        ],
+        "def gather(self": ["self.wanted = expected", "self.bell.get(", "self.rung = True", "self.wanted = 0"],
+    },
+    "outcome.pyx": {
+        "cdef int finish_together(": [
+            "if outcome.handles_signals:",
+            "PyThread_release_lock(outcome.done)",
+            "last.next = outcome",
+            "PyThread_release_lock(first.done)",
+        ],
+        "cdef object wait_for(": [
+            "PyErr_CheckSignals()",
+            "PyThread_acquire_lock_timed(outcome.done",
+            "PyThread_release_lock(outcome.next.done)",
+        ],
     },
 }
 

@@ -59,7 +59,7 @@ def test_runtimes_with_the_same_tree_names_keep_apart_under_threads(tmp_path):
         thread.join()
     assert errors == []
     with pytest.raises(xtree.TransactionError), runtimes[0].tree("a").transaction():
-        runtimes[1].tree("a").insert(5, (0, 0))     # another runtime's tree of the same name is another tree
+        runtimes[1].tree("a").insert(5, (0, 0))  # another runtime's tree of the same name is another tree
         runtimes[0].tree("a").insert(5, (0, 0))
     for number, runtime in enumerate(runtimes):
         expected = [1000 * number + 100 * part + i for part in range(2) for i in range(40)]

@@ -134,7 +134,7 @@ def rng_of():
 @pytest.mark.parametrize(("ask", "threads"), [("query", 1), ("query", 2), ("count", 1), ("nearest", 1)])
 def test_a_long_batch_lets_mappings_go_that_it_has_done_with(tree, ask, threads):
     rng = np.random.default_rng(4)
-    points = rng.random((400_000, DIMS))
+    points = rng.random((1_500_000 if ask != "nearest" else 400_000, DIMS))
     eventually(lambda: windows_of(tree)["mapped"] <= 1)
     before = windows_of(tree)["recycled"]
     if ask == "nearest":

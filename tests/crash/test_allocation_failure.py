@@ -33,7 +33,7 @@ from support import brute_force
 from support.faulty_fs import PATIENCE_S
 from support.faulty_histories import NO_MEMORY, Fault, attempt, make_template
 from support.short_histories import SCRIPTS, records
-from support.text_pages import MODES, NO_CHECKPOINTS, settle, small
+from support.text_pages import MODES, NO_CHECKPOINTS, eventually, settle, small
 
 import xtree
 from xtree.algorithms.kernels.arrays import forget_spares
@@ -270,28 +270,38 @@ def test_changes_of_several_trees_fail_together(tmp_path, failures):
     assert failures.raised > 5
 
 
-class FullQueue(queue.SimpleQueue):
-    """A queue that can be told to have no memory for the next item."""
+class FullBell(queue.SimpleQueue):
+    """A bell that can be told to have no memory for the next ring."""
 
     full = False
+    asleep = 0  # threads that wait for one
 
     def put(self, item: Any) -> None:
-        if FullQueue.full and item is not None:
-            FullQueue.full = False
+        if FullBell.full:
+            FullBell.full = False
             raise MemoryError
         super().put(item)
+
+    def get(self, *arguments: Any, **keywords: Any) -> Any:
+        FullBell.asleep += 1
+        try:
+            return super().get(*arguments, **keywords)
+        finally:
+            FullBell.asleep -= 1
 
 
 def test_a_commit_that_finds_no_place_in_the_queue_is_undone(tmp_path, monkeypatch):
     box = (0.0, 0.0, 1.0, 1.0)
-    monkeypatch.setattr(commit_queue, "SimpleQueue", FullQueue)
+    monkeypatch.setattr(commit_queue, "SimpleQueue", FullBell)
     with xtree.Runtime(tmp_path / "index", durability="strict") as runtime:
         tree = runtime.tree("boxes", dims=2)
         tree.insert(1, box)
-        FullQueue.full = True
+        settle(runtime._store)
+        eventually(lambda: FullBell.asleep == 2)  # the leader and the checkpointer
+        FullBell.full = True
         with pytest.raises(MemoryError):
             tree.insert(2, box)
-        assert not FullQueue.full and list(tree.query(box)) == [1]
+        assert not FullBell.full and list(tree.query(box)) == [1]
         assert runtime.stats()["object_table"]["reserved"] == 0
         assert runtime.stats()["coordinator"]["waiting"] == 0
         tree.insert(3, box)

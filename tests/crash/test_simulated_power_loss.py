@@ -59,7 +59,7 @@ def test_a_sector_that_was_written_is_left_new_old_or_as_garbage_and_only_small_
     file = made(fs, "a", OLD)
     file.pwrite(NEW[:100], 8192)
     lost = [image["a"] for image in after(fs, sector_bytes)]
-    assert {content[:8192] + content[8192 + sector_bytes:] for content in lost} == {OLD[sector_bytes:]}
+    assert {content[:8192] + content[8192 + sector_bytes :] for content in lost} == {OLD[sector_bytes:]}
     sectors = {content[8192 : 8192 + sector_bytes] for content in lost}
     old, new = OLD[:sector_bytes], NEW[:100] + OLD[100:sector_bytes]
     torn = {sector for sector in sectors if set(sector) == {*b"on"} and sector not in (old, new)}

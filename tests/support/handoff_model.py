@@ -1,8 +1,11 @@
 """A model of the hand-off of commits: three threads, two of them on one tree, and the leader, in every interleaving.
 
-    commit   WriteScope (the tree's writer lock), Coordinator.submit_commit, carry, CommitQueue.submit, outcome_of
-    LEADER   Coordinator._run: CommitQueue.take, then _commit with the turn; in the middle of it a finalizer tries to
-             commit, and is refused, because its thread holds the turn and others wait for it
+    commit   WriteScope (the tree's writer lock), Coordinator.submit_commit, carry, CommitQueue.submit, wait_for. The
+             first one is the main thread: while it waits, a signal handler waits for the second one to return
+    LEADER   Coordinator._lead: CommitQueue.gather and take, then _commit with the turn, then finish_together; in the
+             middle a finalizer tries to commit, and is refused, because its thread holds the turn and others wait
+
+What code does between two chances for another thread to get the GIL is one step.
 
 These must hold: nobody returns before the sync and the publication of his commit; one thread at a time writes to the
 log; what builds on another commit is published after it; nobody waits for ever. A violation is raised as Flaw, or
@@ -22,13 +25,19 @@ def initial(commits: int, trees: int) -> State:
         tips=(NOBODY,) * trees,  # the last commit of each tree that is queued
         builds_on=(NOBODY,) * commits,
         queue=(),
+        bell=False,  # something is in it
+        wanted=0,  # the leader sleeps until so many are queued; 0: it is awake
+        rung=False,
         waiting=0,
+        expected=1,  # as many as the last group left waiting
         turn=NOBODY,
         writing=NOBODY,  # the thread between its write and its publication
         log=(),  # the commits in it
         synced=0,  # how many of them are on the disk
         published=(),
         done=(False,) * commits,
+        next=(NOBODY,) * commits,  # whom a thread that is woken wakes
+        returned=(False,) * commits,
         listening=(False,) * commits,
         group=(),
     )
@@ -65,7 +74,7 @@ def commit(me: int, mutant: str, tree: int, leader: int) -> Program:
         return None
 
     def look_at_queue(s: State) -> str | None:
-        return "waiting += 1" if s.waiting and not careless else None
+        return "waiting += 1" if (s.waiting or s.expected > 1) and not careless else None
 
     def try_turn(s: State) -> str | None:
         if s.turn != NOBODY:
@@ -85,6 +94,7 @@ def commit(me: int, mutant: str, tree: int, leader: int) -> Program:
         s.writer_locks = put(s.writer_locks, tree, NOBODY)
 
     def finish(s: State) -> str:
+        s.expected = s.waiting + 1
         s.done = put(s.done, me, True)
         s.turn = NOBODY
         return "return"
@@ -95,80 +105,141 @@ def commit(me: int, mutant: str, tree: int, leader: int) -> Program:
     def queue(s: State) -> None:
         s.queue += (me,)
 
+    def ring(s: State) -> str | None:
+        if 0 < s.wanted <= len(s.queue) + (mutant == "the bell is rung before the commit is queued"):
+            s.bell = True
+            return None
+        return "queued: on_queued" if mutant == "who rings says that the leader is awake" else None
+
+    def say_awake(s: State) -> None:
+        s.wanted = 0
+
     def listen(s: State) -> None:
         s.listening = put(s.listening, me, True)
 
+    def handler(s: State) -> bool | None:
+        return False if me == 0 and not s.returned[1] else None
+
     def wait(s: State) -> bool | None:
-        if not s.done[me]:
-            return False
+        return None if s.done[me] else False
+
+    def wake_next(s: State) -> None:
+        if s.next[me] != NOBODY and mutant != "a woken thread wakes nobody":
+            s.done = put(s.done, s.next[me], True)
         s.waiting -= 1
-        return None
 
     def check(s: State) -> None:
         if me not in s.log[: s.synced]:
             raise Flaw(f"commit {me} returns before its sync")
         if me not in s.published:
             raise Flaw(f"commit {me} returns before it is published")
+        s.returned = put(s.returned, me, True)
 
-    handing_over = [("queue.put", queue), ("queued: on_queued", on_queued)]
+    queueing = [("items.append", queue), ("bell.put", ring)]
+    if mutant == "the bell is rung before the commit is queued":
+        queueing.reverse()
+    if mutant == "who rings says that the leader is awake":
+        queueing.append(("wanted = 0", say_awake))
+    handing_over = [*queueing, ("queued: on_queued", on_queued)]
     if mutant == "the writer lock goes before the commit is queued":
-        handing_over.reverse()
+        handing_over = [handing_over[-1], *queueing]
     return in_order(
         [
             ("writer lock", lock),
             ("queue.waiting", look_at_queue),
             ("turn.acquire(False)", try_turn),
-            ("_plan", plan),
+            ("plan", plan),
             ("carried: on_queued", on_queued),
             ("writer.write", lambda s: write(s, me, (me,))),
             ("writer.sync", sync),
-            ("_publish", lambda s: publish(s, (me,))),
+            ("publish", lambda s: publish(s, (me,))),
             ("finish_group, turn.release", finish),
             ("waiting += 1", wait_in_line),
             *handing_over,
             *([("listen", listen)] if mutant == "a notification instead of a lock" else []),
+            ("a signal handler waits", handler),
             ("done.acquire", wait),
+            ("next.done.release", wake_next),
             ("return", check),
         ]
     )
 
 
 def leader(me: int, mutant: str) -> Program:
-    """Takes what is queued, carries it to the disk, wakes those who wait."""
+    """Gathers, takes what is queued, carries it to the disk, wakes those who wait."""
 
-    def take(s: State) -> bool | None:
-        if not s.queue:
-            return False
-        s.group, s.queue = s.queue[:1], s.queue[1:]
+    def gather(s: State) -> str | None:
+        if s.expected < 2 or len(s.queue) >= s.expected or s.rung:
+            return "take"
+        s.wanted = s.expected
         return None
 
+    def gathered(s: State) -> str | None:
+        """The bell, or no other commit for as long as it waits: at any moment."""
+        s.rung = s.rung or s.bell
+        s.bell = False
+        s.wanted = 0
+        return None
+
+    def look(s: State) -> str | None:
+        if s.queue or s.rung:
+            return "drain"
+        if mutant != "the leader looks, and says then that it sleeps":
+            s.wanted = 1
+        return None
+
+    def say_asleep(s: State) -> None:
+        s.wanted = 1
+
+    def sleep(s: State) -> bool | None:
+        if not s.bell:
+            return False
+        s.bell = False
+        return None
+
+    def awake(s: State) -> None:
+        s.wanted = 0
+
+    def drain(s: State) -> None:
+        s.bell = s.rung = False
+
     def take_now(s: State) -> str | None:
-        if mutant == "the queue is copied and then emptied":
-            s.group += s.queue
-            return None
-        if not s.queue:
-            return "turn.acquire" if mutant != "the leader takes no turn" else "writer.write"
-        s.group, s.queue = (*s.group, s.queue[0]), s.queue[1:]
-        return "take_now"
+        s.group += s.queue
+        if mutant != "the queue is copied and then emptied":
+            s.queue = ()
+        return None
 
     def empty(s: State) -> None:
         s.queue = ()
 
-    def turn(s: State) -> bool | None:
+    def turn(s: State) -> bool | str | None:
+        if mutant == "the leader takes no turn":
+            return None
         if s.turn != NOBODY:
             return False
         s.turn = me
         return None
 
-    def finish(s: State) -> str | None:
-        first, s.group = s.group[0], s.group[1:]
-        heard = s.listening[first] or mutant != "a notification instead of a lock"
-        s.done = put(s.done, first, heard)
-        return "finish" if s.group else None
+    def take_again(s: State) -> str | None:
+        s.group, s.queue = s.group + s.queue, ()
+        return None if s.group else "turn.release"
+
+    def finish(s: State) -> None:
+        s.expected = s.waiting
+        last = NOBODY
+        for commit in s.group:
+            heard = s.listening[commit] or mutant != "a notification instead of a lock"
+            direct = commit == 0 and mutant != "a thread that handles signals wakes others"
+            if direct or last == NOBODY:
+                s.done = put(s.done, commit, heard)
+            else:
+                s.next = put(s.next, last, commit)
+            last = last if direct else commit
+        s.group = ()
 
     def release(s: State) -> str:
         s.turn = NOBODY if s.turn == me else s.turn
-        return "take"
+        return "gather"
 
     def finalizer(s: State) -> bool | None:
         return False if mutant == "a finalizer waits for its commit in the leader" else None
@@ -177,18 +248,25 @@ def leader(me: int, mutant: str) -> Program:
         ("writer.write", lambda s: write(s, me, s.group)),
         ("a finalizer", finalizer),
         ("writer.sync", sync),
-        ("_publish", lambda s: publish(s, s.group)),
+        ("publish", lambda s: publish(s, s.group)),
     ]
     if mutant == "publication before the sync, and the sync after the end":
         carrying = [carrying[0], carrying[-1]]
     return in_order(
         [
-            ("take", take),
+            ("gather", gather),
+            ("gathered", gathered),
+            ("take", look),
+            *([("wanted = 1", say_asleep)] if mutant == "the leader looks, and says then that it sleeps" else []),
+            ("bell.get", sleep),
+            ("wanted = 0", awake),
+            ("drain", drain),
             ("take_now", take_now),
             *([("empty the queue", empty)] if mutant == "the queue is copied and then emptied" else []),
             ("turn.acquire", turn),
+            ("take_now again", take_again),
             *carrying,
-            ("finish", finish),
+            ("finish_together", finish),
             ("turn.release", release),
         ]
     )

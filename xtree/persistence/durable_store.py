@@ -117,7 +117,9 @@ class DurableStore(Store):
         """Waits while more log than Config.log_limit_bytes is in no checkpoint. Called before a write and any lock.
         timeout: seconds, None for Config.backpressure_timeout_s. Raises TimeoutError, ClosedError, StoreFailedError.
         """
-        self._coordinator.checkpointer.wait_for_room(timeout)
+        checkpointer = self._coordinator.checkpointer
+        if self.index_files.uncovered_bytes >= checkpointer.crowded_from:
+            checkpointer.wait_for_room(timeout)
 
     def check(self) -> None:
         """Verifies table, allocator, their agreement, every file except unused slots, and every live page's CRC.
@@ -183,13 +185,13 @@ class DurableStore(Store):
         data_files = self.index_files.data_files
         write_set.seal()
         largest_payload = self._largest_payload(write_set.bytes_made)
-        touched, flushed = touched_windows(write_set, largest_payload)
+        touched, to_flush = touched_windows(write_set, largest_payload)
         for window in touched:
-            data_files.mark_dirty(window)
-        flushed |= data_files.overdue()
-        if flushed:
+            if data_files.mark_dirty(window):
+                to_flush |= data_files.overdue()
+        if to_flush:
             with self._coordinator.poisoning_failed_syncs():
-                uninterrupted(data_files.sync, flushed)
+                uninterrupted(data_files.sync, to_flush)
         epoch = self._coordinator.submit_commit(write_set, changes, largest_payload, on_queued)
         self._latency.observe(time.perf_counter() - started)
         return epoch

@@ -1,50 +1,108 @@
 """Outcome: the result of what another thread does for this one, and the wait for it. docs: outcome.pxd."""
 
+import os
 import sys
 import threading
-from _thread import allocate_lock, start_new_thread
+from _thread import start_new_thread
 
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport (
+    NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
+    PyThread_type_lock,
+)
 
 from xtree.persistence.base.lock_ranks cimport IN_THREAD, hold, resume
+
+cdef extern from "pythread.h" nogil:
+    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) noexcept
+    unsigned long PyThread_get_thread_ident() noexcept
+
+cdef enum:
+    ACQUIRED = 1                    # what PyThread_acquire_lock_timed says; otherwise a signal has arrived
+
+cdef unsigned long main_thread = threading.main_thread().ident      # signals are handled there only
+
+
+def _forked():
+    """In a forked child: its only thread is the main one."""
+    global main_thread
+    main_thread = PyThread_get_thread_ident()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 cdef class Outcome:
 
+    def __dealloc__(self):
+        if self.done != NULL:
+            PyThread_free_lock(self.done)
+
     cdef int expect(self) except -1:
-        done = allocate_lock()
-        done.acquire()
+        cdef PyThread_type_lock done = PyThread_allocate_lock()
+        if done == NULL:
+            raise MemoryError("no memory for a lock")
+        PyThread_acquire_lock(done, NOWAIT_LOCK)
         self.done = done
+        self.handles_signals = PyThread_get_thread_ident() == main_thread
         return 0
 
     def finish(self, result=None, error=None):
         """Sets the outcome, and wakes the waiting thread."""
         self.result = result
         self.error = error
-        if self.done is not None:
-            self.done.release()
+        self.over = True
+        if self.done != NULL:
+            PyThread_release_lock(self.done)
 
     @property
     def finished(self):
         """Whether another thread was to finish it, and has."""
-        return self.done is not None and not self.done.locked()
+        return self.done != NULL and self.over
 
 
-cdef object wait_for(object lock, object on_interrupt=None):
-    """Waits for a lock; returns the exception of a signal that arrived meanwhile, after calling on_interrupt().
+cdef int finish_together(list outcomes, unsigned long long first_result) except -1:
+    cdef Outcome outcome, first = None, last = None
+    cdef unsigned long long result = first_result
+    for outcome in outcomes:
+        outcome.result = result
+        outcome.over = True
+        result += 1
+        if outcome.done == NULL:
+            continue
+        if outcome.handles_signals:
+            PyThread_release_lock(outcome.done)
+        elif last is None:
+            first = last = outcome
+        else:
+            last.next = outcome
+            last = outcome
+    if first is not None:
+        PyThread_release_lock(first.done)
+    return 0
+
+
+cdef object wait_for(Outcome outcome, object on_interrupt=None):
+    """Waits until an outcome is known; returns the exception of a signal that arrived meanwhile, after calling
+    on_interrupt().
 
     Signals are checked first: one that came before the wait would otherwise be seen only at its end.
     """
+    cdef int status = 0
     interrupt = None
-    while True:
+    while status != ACQUIRED:
         try:
             PyErr_CheckSignals()
-            lock.acquire()
-            return interrupt
+            with nogil:
+                status = PyThread_acquire_lock_timed(outcome.done, -1, 1)
+                if status == ACQUIRED and outcome.next is not None:
+                    PyThread_release_lock(outcome.next.done)
         except BaseException as arrived:
             interrupt = arrived
             if on_interrupt is not None:
                 on_interrupt()
+    return interrupt
 
 
 def uninterrupted(function, *arguments):
@@ -83,7 +141,7 @@ def in_new_thread(function, *arguments):
 
 
 cpdef object outcome_of(Outcome outcome, object on_interrupt=None):
-    interrupt = None if outcome.done is None else wait_for(outcome.done, on_interrupt)
+    interrupt = None if outcome.done == NULL else wait_for(outcome, on_interrupt)
     if interrupt is not None:
         raise interrupt from outcome.error
     if outcome.error is not None:

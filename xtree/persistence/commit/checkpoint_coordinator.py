@@ -24,7 +24,7 @@ from xtree.persistence.base.lock_ranks import STARTING, TURN, RankedLock, Worker
 from xtree.persistence.base.outcome import outcome_of, uninterrupted
 from xtree.persistence.base.threads import start_worker
 from xtree.persistence.commit.checkpointer import Checkpointer, OnError
-from xtree.persistence.commit.commit_queue import CommitQueue, Request, carry
+from xtree.persistence.commit.commit_queue import CommitQueue, Request, carry, finish_commits
 from xtree.persistence.commit.group import Group, plan_group
 from xtree.persistence.commit.index_files import IndexFiles
 from xtree.persistence.files.open_directory import OpenDirectory
@@ -37,6 +37,7 @@ log = logging.getLogger("xtree")
 T = TypeVar("T")
 
 TIDY_INTERVAL_S = 0.001  # between two looks at what commits have left, where they wait for no sync
+LONGEST_QUIET_S = 0.0001  # without another commit, until a group of several threads is begun
 NO_TURN = contextlib.nullcontext()
 
 
@@ -78,6 +79,10 @@ class Coordinator:
         self.turn_lock = RankedLock(TURN)  # held to write to the log, by the leader or a thread that commits alone
         self.waits_for_turn = index_files.config.durability == "eventual"
         self._carries_alone = index_files.config.durability != "strict" and not index_files.config.group_window_ms
+        # Written by the holder of the turn. How many commits a group is likely to get: as many threads as were waiting
+        # at the end of the last one. How long the last sync took.
+        self._expected = 1
+        self._sync_seconds = 0.0
         # Of the holder of the turn: what has been committed since it last tidied up, and from when it does so again.
         self._untidied_commits = self._untidied_pages = 0
         self._tidy_at = 0.0
@@ -95,7 +100,8 @@ class Coordinator:
         request = Request("commit", write_set, changes, largest_payload, on_queued)
         if self._thread is None:
             self._ensure_leader()
-        if self._carries_alone and not self._queue.waiting and carry(self, self._queue, request):
+        alone = self._carries_alone and self._expected <= 1 and not self._queue.waiting
+        if alone and carry(self, self._queue, request):
             return int(outcome_of(request))
         return int(self._queue.submit(request))
 
@@ -219,8 +225,12 @@ class Coordinator:
     def _gather(self, requests: list[Request]) -> None:
         """Adds what is queued, as soon as there is something; if that is only commits, once their window has begun.
 
-        Returns without any when the sync of what was written before is due.
+        When several threads waited for the last group, it is worth waiting for them to come back, as long as one after
+        the other does: they share the next sync then. Returns without any when the sync of what was written before is
+        due.
         """
+        if self._expected > 1:
+            self._queue.gather(self._expected, min(LONGEST_QUIET_S, self._sync_seconds / 2))
         requests += self._queue.take(self._seconds_until(self.sync_at))
         if self.index_files.config.group_window_ms and self.index_files.config.durability != "eventual":
             while requests and all(request.what == "commit" for request in requests):
@@ -269,22 +279,23 @@ class Coordinator:
 
     def plan(self, requests: list[Request]) -> Group | None:
         """A group that a user's thread may write; None when there is something for the leader to do."""
-        index_files = self.index_files
-        writer = index_files.log
+        files = self.index_files
+        writer = files.log
         if (
             writer is None
             or self.failure is not None
-            or index_files.data_files.manifest_needed
-            or index_files.rotation_due
-            or self.following_epoch + len(requests) > index_files.superblock.value.epoch_ceiling
+            or files.rotation_due
+            or files.data_files.manifest_needed
+            or self.following_epoch + len(requests) > files.superblock.value.epoch_ceiling
         ):
             return None
         for request in requests:
             if not request.write_set.founded:
                 return None
-        index_files.require_own()
-        group = self._group_of(requests, writer)
-        if not writer.has_room(len(group.frame)):
+        files.require_own()
+        windows = files.data_files.file_of_window
+        group = plan_group(self.store, requests, writer, self.following_epoch, self.durable_epoch, windows)
+        if group.frame.end_offset > writer.ground_end:
             return None
         reach("commit.prepared")
         return group
@@ -356,7 +367,9 @@ class Coordinator:
         writer.write(group.frame)
         reach("commit.appended")
         if mode != "eventual":
+            before = time.perf_counter()
             writer.sync()
+            self._sync_seconds = time.perf_counter() - before
             reach("commit.synced")
         if mode == "strict":
             self.index_files.publish_superblock(sync=True, epoch=last_epoch, durable_epoch=last_epoch)
@@ -381,8 +394,9 @@ class Coordinator:
         counters.wal_bytes += len(group.frame)
         counters.wal_syncs += self.index_files.config.durability != "eventual"
         counters.commit_seconds += time.perf_counter() - group.started
-        for epoch, request in enumerate(group.requests, group.first_epoch):
-            request.finish(epoch)
+        if not self.waits_for_turn:
+            self._expected = self._queue.waiting + self._queue.carried
+        finish_commits(group.requests, group.first_epoch)
         self._untidied_commits += len(group.requests)
         self._untidied_pages += group.pages
         if group.started >= self._tidy_at:

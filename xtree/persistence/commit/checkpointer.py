@@ -112,6 +112,7 @@ class Checkpointer:
         self._backpressure = Backpressure(
             self.index_files.config, clock, lambda: self.index_files.uncovered_bytes, self._demand
         )
+        self.crowded_from = self._backpressure.slow_from  # with less log in no checkpoint nobody waits for room
         self._queue = CommitQueue(clock)
         self._checkpoint_lock = threading.Lock()
         self._thread: Worker | None = None
@@ -138,7 +139,7 @@ class Checkpointer:
 
         Raises TimeoutError, ClosedError, StoreFailedError.
         """
-        if self.index_files.uncovered_bytes >= self._backpressure.slow_from and rank_held() == FREE:
+        if rank_held() == FREE:
             self._backpressure.wait_for_room(timeout, self._store.require_writable, lambda: self.last_error)
 
     def call(self, function: Callable[[], T]) -> T:

@@ -5,11 +5,11 @@ inside the wait, where it is kept and raised once the outcome is known.
 """
 
 import sys
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 cimport cython
 
-from xtree.persistence.base.outcome cimport Outcome, outcome_of
+from xtree.persistence.base.outcome cimport Outcome, finish_together, outcome_of
 from xtree.persistence.pages.mvcc cimport Epochs
 from xtree.persistence.store.write_set cimport WriteSet
 
@@ -85,6 +85,11 @@ def carry(carrier, CommitQueue queue, Request request):
     return True
 
 
+def finish_commits(list requests not None, unsigned long long first_epoch):
+    """Finishes commits whose epochs follow one another, and wakes their threads."""
+    finish_together(requests, first_epoch)
+
+
 cdef object tell_queued(Request request):
     """Calls on_queued; returns what it raises, to be raised once the outcome is known: there is no way back."""
     try:
@@ -125,18 +130,23 @@ cdef int fail(object carrier, object group, object error) except -1:
 cdef class CommitQueue:
     """Requests on their way to the leader, first in, first out."""
 
-    cdef object queue
+    cdef list items
+    cdef object bell                    # a SimpleQueue; whatever is put into it ends the leader's sleep
     cdef object clock
-    # All are read and written with the GIL. waiting counts a request from before the put until the outcome: a writer
-    # that builds on a queued commit finds it counted, because it took its lock later. woken is cleared after the wait
-    # and before the look into the queue: a thread that finds it set has done what it wakes for before that look.
+    # All are read and written with the GIL, which nothing between a look and what is done upon it gives away. waiting
+    # counts a request from before it is queued until its outcome: a writer that builds on a queued commit finds it
+    # counted, because it took its lock later. wanted and rung are the leader's: what it finds in the queue or has to
+    # look for was there before it looks, or rings.
     cdef readonly Py_ssize_t waiting    # threads in submit
     cdef readonly Py_ssize_t carried    # commits that their own thread carries to disk
     cdef Py_ssize_t at_turn             # threads that wait to carry their own commits
+    cdef Py_ssize_t wanted              # the leader sleeps until so many are queued; 0: it is awake
+    cdef bint rung                      # gather was woken: take doesn't sleep
     cdef bint woken                     # by wake_once, and take has not ended since
 
     def __init__(self, clock):
-        self.queue = SimpleQueue()
+        self.items = []
+        self.bell = SimpleQueue()
         self.clock = clock
 
     cdef bint take_turn(self, object turn, bint wait) except -1:
@@ -167,40 +177,69 @@ cdef class CommitQueue:
 
     cdef int enqueue(self, Request request) except -1:
         """Puts a request into the queue. Without memory for that it undoes a commit and raises MemoryError."""
-        write_set = request.write_set
+        cdef WriteSet write_set = request.write_set
         if write_set is not None:
             write_set.queue()
         try:
-            self.queue.put(request)
+            self.items.append(request)
+            if 0 < self.wanted <= len(self.items):
+                self.ring_for(request)
         except BaseException:
             if write_set is not None:
                 write_set.end("aborted")
             raise
         return 0
 
+    cdef int ring_for(self, Request request) except -1:
+        try:
+            self.bell.put(None)
+        except BaseException:
+            if request in self.items:   # otherwise the leader woke by itself, and has it
+                self.items.remove(request)
+                raise
+        return 0
+
     def wake(self):
         """Ends a wait in `take`: there may be something to do that is no request."""
-        self.queue.put(None)
+        self.bell.put(None)
 
     def wake_once(self):
         """Ends a wait in `take`, once until the wait has ended: cheap enough to be called after every commit."""
         if not self.woken:
             self.woken = True
-            self.queue.put(None)
+            self.bell.put(None)
 
     def take_now(self):
         """The requests that are queued now."""
-        ready = []
-        while not self.queue.empty():
-            ready.append(self.queue.get())
-        return [request for request in ready if request is not None]
+        items, self.items = self.items, []
+        return items
 
     def take(self, timeout=None):
         """The requests that are queued now; when there are none, waits up to `timeout` seconds for one, or for wake().
 
         None as timeout waits for ever. May return an empty list before the time has passed.
         """
-        first = self.clock.get(self.queue, timeout)
-        self.woken = False
-        ready = self.take_now()
-        return ready if first is None else [first, *ready]
+        if not self.items and not self.rung:
+            self.wanted = 1
+            try:
+                self.clock.get(self.bell, timeout)
+            finally:
+                self.wanted = 0
+        self.rung = self.woken = False
+        while not self.bell.empty():
+            self.bell.get()
+        return self.take_now()
+
+    def gather(self, Py_ssize_t expected, double quiet):
+        """Waits until so many requests are queued, but no longer than `quiet` seconds for the next one of them."""
+        cdef Py_ssize_t seen = -1
+        while seen < len(self.items) < expected and not self.rung:
+            seen = len(self.items)
+            self.wanted = expected
+            try:
+                self.bell.get(True, quiet)
+                self.rung = True
+            except Empty:
+                pass
+            finally:
+                self.wanted = 0

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
 from xtree.errors import CapacityError, CorruptionError, FormatVersionError
 from xtree.persistence.base.config import MAX_EPOCH, StoreConfig
@@ -65,6 +67,8 @@ class IndexFiles:
     ) -> None:
         self.fs = fs
         self.directory = directory
+        # Raises DirectoryLostError when another directory, or none, is at the index's path now.
+        self.require_own: Callable[[], None] = partial(fs.require_own, directory)
         self.config = config
         self.superblock = superblock
         self.data_files = data_files
@@ -128,10 +132,6 @@ class IndexFiles:
             manifest.save(self.fs, self.directory)
             self.manifest = manifest
             self.data_files.listed = len(manifest.data_files)
-
-    def require_own(self) -> None:
-        """Raises DirectoryLostError when another directory, or none, is at the index's path now."""
-        self.fs.require_own(self.directory)
 
     def verify_manifest(self) -> None:
         """Reads the manifest once more, as it is on the disk. Raises CorruptionError, FormatVersionError, OSError."""

@@ -207,12 +207,17 @@ class DataFiles:
 
     # Syncing.
 
-    def mark_dirty(self, window: int) -> None:
-        """Notes that pages of a window were written, before the sync that must cover them. Raises OSError."""
+    def mark_dirty(self, window: int) -> bool:
+        """Notes that pages of a window were written, before the sync that must cover them. Raises OSError.
+
+        Returns whether that is news: then there may be `overdue` windows.
+        """
         data_file = self._files[window]
-        if not data_file.changed:  # a sync that begins from now on clears the mark before it begins
-            data_file.file.keep()
-            data_file.changed = True
+        if data_file.changed:  # a sync that begins from now on clears the mark before it begins
+            return False
+        data_file.file.keep()
+        data_file.changed = True
+        return True
 
     def overdue(self) -> set[int]:
         """The windows to sync early: when very many files wait for a sync, those of the files that wait longest."""

@@ -25,12 +25,13 @@ BY_DESCRIPTOR = {os.open, os.stat, os.unlink, os.rename} <= os.supports_dir_fd a
 _open: weakref.WeakValueDictionary[int, OpenDirectory] = weakref.WeakValueDictionary()
 
 
-def identity_of(path: bytes) -> tuple[int, int]:
-    """Device and inode of what a path leads to. Raises OSError."""
-    if held_calls.AVAILABLE:
-        return held_calls.identity_of(path)
+def _identity_by_stat(path: bytes) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
+
+
+# (device, inode) of what a path leads to. Raises OSError.
+identity_of = held_calls.identity_of if held_calls.AVAILABLE else _identity_by_stat
 
 
 class DirectoryLostError(StoreFailedError):

@@ -22,8 +22,8 @@ from xtree.errors import ClosedError, LockedError
 from xtree.persistence.base.crash_points import reach
 from xtree.persistence.base.forks import fork_count
 from xtree.persistence.base.lock_ranks import POSITION, RankedLock
-from xtree.persistence.files import held_calls
 from xtree.persistence.files.filenames import LOCK, temporary_name
+from xtree.persistence.files.held_calls import AVAILABLE, write_at
 from xtree.persistence.files.lock_file import OPEN_FLAGS, WINDOWS, Lock, note_owner, open_lock, owner_of, try_lock
 from xtree.persistence.files.open_directory import DirectoryLostError, OpenDirectory, Path, PathIn, path_in
 
@@ -36,7 +36,7 @@ Buffer = Any  # bytes, bytearray, memoryview, numpy array: anything contiguous
 _FLAGS = {"r": os.O_RDONLY, "rw": os.O_RDWR, "create": os.O_RDWR | os.O_CREAT | os.O_EXCL}
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None) if not WINDOWS else None
 _MOST_BUFFERS = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") and "SC_IOV_MAX" in os.sysconf_names else 16
-_MOST_HELD_BYTES = 64 << 10 if held_calls.AVAILABLE else -1
+_MOST_HELD_BYTES = 64 << 10 if AVAILABLE else -1
 _ZEROS = memoryview(bytes(1 << 20))
 _POLL_S = 0.02
 _MOST_REPLACED = 1000  # how often a directory may turn out to be replaced once its lock has been taken
@@ -114,7 +114,12 @@ class File:
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         """Writes buffers one after the other, from `offset` on, without joining them."""
         if self.keeps_gil and len(buffers) == 1 and len(buffers[0]) <= _MOST_HELD_BYTES:
-            done = self._write_held(buffers[0], offset)
+            fd = self._fd if self._forks == fork_count() else -1
+            try:
+                done = write_at(fd if fd >= 0 else self.fileno(), buffers[0], offset)
+            except OSError as error:
+                _name(error, self.path)
+                raise
             if done < len(buffers[0]):
                 self._write_rest(buffers, done, offset)
             return
@@ -250,13 +255,6 @@ class File:
             with self._position_lock:
                 os.lseek(self.fileno(), offset, os.SEEK_SET)
                 return os.write(self.fileno(), view)
-        except OSError as error:
-            _name(error, self.path)
-            raise
-
-    def _write_held(self, data: Buffer, offset: int) -> int:
-        try:
-            return held_calls.write_at(self.fileno(), data, offset)
         except OSError as error:
             _name(error, self.path)
             raise

@@ -24,6 +24,16 @@ from xtree.errors import ClosedError, CorruptionError, FormatVersionError, ReadO
 from xtree.persistence.pages.stored_table import snapshot_table
 from xtree.persistence.base.threads import start_detached
 
+cdef extern from *:
+    """
+    #ifdef NDEBUG
+    #define CHECKED 0
+    #else
+    #define CHECKED 1
+    #endif
+    """
+    const bint CHECKED              # what an assertion compares is computed in every build
+
 cdef extern from "<assert.h>" nogil:
     void c_assert "assert"(bint condition) noexcept     # in the checked build only
 
@@ -537,7 +547,8 @@ cdef class Store:
     cdef char *place(self, uint64_t address) except NULL nogil:
         cdef char *base
         cdef char *page = self.windows.pointer(address)
-        c_assert(self.flights.current_epoch() == 0 or self.flights.is_pinned_here())   # 0: nothing was ever hidden
+        if CHECKED:
+            c_assert(self.flights.current_epoch() == 0 or self.flights.is_pinned_here())    # 0: nothing was ever hidden
         if page != NULL:
             return page
         with gil:

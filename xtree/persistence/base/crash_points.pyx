@@ -3,12 +3,8 @@
 `reach` costs one comparison while no hook is set.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 # In the order in which the steps of each path come.
-CRASH_POINTS: tuple[str, ...] = (
+CRASH_POINTS = (
     # a file that is replaced whole: manifest, checkpoint
     "atomic.before_write",
     "atomic.written",
@@ -73,16 +69,16 @@ CRASH_POINTS: tuple[str, ...] = (
     "backup.superblock_synced",
 )
 
-_hook: Callable[[str], None] | None = None
+cdef object hook = None             # set by tests, while one thread runs
 
 
-def reach(name: str) -> None:
+def reach(str name not None):
     """Says that the point `name` is reached: calls the hook, if one is set, with the name. It may raise or kill."""
-    if _hook is not None:
-        _hook(name)
+    if hook is not None:
+        hook(name)
 
 
-def set_hook(hook: Callable[[str], None] | None) -> None:
+def set_hook(function):
     """Sets the function that is called at every point; None removes it."""
-    global _hook
-    _hook = hook
+    global hook
+    hook = function

@@ -1,0 +1,6 @@
+from collections.abc import Callable
+
+CRASH_POINTS: tuple[str, ...]
+
+def reach(name: str) -> None: ...
+def set_hook(function: Callable[[str], None] | None) -> None: ...
