@@ -20,7 +20,6 @@ from __future__ import annotations
 import _thread
 import gc
 import os
-import queue
 import random as random_module
 import shutil
 import time
@@ -33,12 +32,11 @@ from support import brute_force
 from support.faulty_fs import PATIENCE_S
 from support.faulty_histories import NO_MEMORY, Fault, attempt, make_template
 from support.short_histories import SCRIPTS, records
-from support.text_pages import MODES, NO_CHECKPOINTS, eventually, settle, small
+from support.text_pages import MODES, NO_CHECKPOINTS, settle, small
 
 import xtree
 from xtree.algorithms.kernels.arrays import forget_spares
 from xtree.persistence.base.memory import fail_allocation, live_allocations, watch_allocations
-from xtree.persistence.commit import commit_queue
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="looks for what is left in /proc")
 PREDICATES = ("intersects", "contains", "within")
@@ -268,46 +266,6 @@ def test_changes_of_several_trees_fail_together(tmp_path, failures):
         failures.until_it_works(lambda: runtime.drop("b"), runtime.check)
         assert runtime.trees() == ["a", "c"]
     assert failures.raised > 5
-
-
-class FullBell(queue.SimpleQueue):
-    """A bell that can be told to have no memory for the next ring."""
-
-    full = False
-    asleep = 0  # threads that wait for one
-
-    def put(self, item: Any) -> None:
-        if FullBell.full:
-            FullBell.full = False
-            raise MemoryError
-        super().put(item)
-
-    def get(self, *arguments: Any, **keywords: Any) -> Any:
-        FullBell.asleep += 1
-        try:
-            return super().get(*arguments, **keywords)
-        finally:
-            FullBell.asleep -= 1
-
-
-def test_a_commit_that_finds_no_place_in_the_queue_is_undone(tmp_path, monkeypatch):
-    box = (0.0, 0.0, 1.0, 1.0)
-    monkeypatch.setattr(commit_queue, "SimpleQueue", FullBell)
-    with xtree.Runtime(tmp_path / "index", durability="strict") as runtime:
-        tree = runtime.tree("boxes", dims=2)
-        tree.insert(1, box)
-        settle(runtime._store)
-        eventually(lambda: FullBell.asleep == 2)  # the leader and the checkpointer
-        FullBell.full = True
-        with pytest.raises(MemoryError):
-            tree.insert(2, box)
-        assert not FullBell.full and list(tree.query(box)) == [1]
-        assert runtime.stats()["object_table"]["reserved"] == 0
-        assert runtime.stats()["coordinator"]["waiting"] == 0
-        tree.insert(3, box)
-    with xtree.Runtime(tmp_path / "index") as runtime:
-        assert sorted(runtime.tree("boxes").query(box)) == [1, 3]
-        runtime.check()
 
 
 @pytest.fixture(scope="module", params=["strict", "balanced", "eventual"])

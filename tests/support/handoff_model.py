@@ -135,7 +135,7 @@ def commit(me: int, mutant: str, tree: int, leader: int) -> Program:
             raise Flaw(f"commit {me} returns before it is published")
         s.returned = put(s.returned, me, True)
 
-    queueing = [("items.append", queue), ("bell.put", ring)]
+    queueing = [("link", queue), ("bell.ring", ring)]
     if mutant == "the bell is rung before the commit is queued":
         queueing.reverse()
     if mutant == "who rings says that the leader is awake":

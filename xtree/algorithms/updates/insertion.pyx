@@ -17,6 +17,7 @@ from xtree.algorithms.bucket cimport (
     history, init_bucket, insert_entry, refs, set_entry, widen_ids,
 )
 from xtree.persistence.base.breath cimport Breath, first_breath, spend
+from xtree.persistence.base.right_of_way cimport got_gil, want_gil
 from xtree.persistence.base.memory cimport allocate, release
 from xtree.persistence.pages.page cimport SIZE_CLASSES, class_bytes
 from xtree.algorithms.kernels.query_order cimport order_queries
@@ -286,15 +287,20 @@ def insert(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
         return
     inserter = Inserter(ws, state)
     try:
-        with nogil:
-            if LEAST_SORTED <= n <= <Py_ssize_t>state.records and 1 < state.g.dims <= MOST_SORTED_DIMS:
-                order_queries(&boxes[0, 0], n, state.g.dims, True, state.box, &order, &inserter.breath)
-            elif n >= LEAST_SPREAD:
-                spread_rows(n, &order, &inserter.breath)
+        if n >= LEAST_SPREAD:
+            with nogil:
+                if LEAST_SORTED <= n <= <Py_ssize_t>state.records and 1 < state.g.dims <= MOST_SORTED_DIMS:
+                    order_queries(&boxes[0, 0], n, state.g.dims, True, state.box, &order, &inserter.breath)
+                else:
+                    spread_rows(n, &order, &inserter.breath)
+                want_gil()
+            got_gil()
         while start < n:
             stop = n if progress is None else min(start + ROWS_BETWEEN_REPORTS, n)
             with nogil:
                 insert_rows(inserter, &ids[0], &boxes[0, 0], order, start, stop)
+                want_gil()
+            got_gil()
             start = stop
             if progress is not None:
                 progress(start, n)

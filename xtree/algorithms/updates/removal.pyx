@@ -11,6 +11,7 @@ from xtree.algorithms.updates.insertion cimport make_writable
 from xtree.algorithms.kernels.key_sort cimport SortKey
 from xtree.persistence.base.atomics cimport load_acquire
 from xtree.persistence.base.breath cimport spend
+from xtree.persistence.base.right_of_way cimport got_gil, want_gil
 from xtree.persistence.base.memory cimport reallocate, release
 from xtree.persistence.pages.node_id cimport NodeID
 from xtree.persistence.pages.page cimport class_bytes
@@ -279,6 +280,8 @@ def delete(WriteSet ws not None, TreeState state not None, const int64_t[::1] id
     remover = Remover(ws, state)
     with nogil:
         remove_rows(remover, state, &ids[0], &boxes[0, 0], n)
+        want_gil()
+    got_gil()
     state.refresh_bounds(ws.store)
     return before - state.records
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from typing import Any
+
+from xtree.persistence.base.bell import Bell
 
 
 class Clock:
@@ -15,12 +15,9 @@ class Clock:
         """The time in seconds, which never goes back."""
         return time.monotonic()
 
-    def get(self, items: queue.SimpleQueue[Any], timeout: float | None) -> Any:
-        """The next item of a queue, None when `timeout` seconds pass first. Without a timeout it waits for ever."""
-        try:
-            return items.get(timeout=timeout)
-        except queue.Empty:
-            return None
+    def get(self, bell: Bell, timeout: float | None) -> bool:
+        """Sleeps until a bell is rung; False when `timeout` seconds pass first. Without a timeout it waits for ever."""
+        return bell.get(timeout)
 
     def wait(self, condition: threading.Condition, timeout: float) -> bool:
         """Waits for a condition, which the caller holds, at most `timeout` seconds. False when they have passed."""

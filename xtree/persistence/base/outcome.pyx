@@ -12,6 +12,7 @@ from cpython.pythread cimport (
 )
 
 from xtree.persistence.base.lock_ranks cimport IN_THREAD, hold, resume
+from xtree.persistence.base.right_of_way cimport got_gil, want_gil
 
 cdef extern from "pythread.h" nogil:
     int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) noexcept
@@ -98,6 +99,8 @@ cdef object wait_for(Outcome outcome, object on_interrupt=None):
                 status = PyThread_acquire_lock_timed(outcome.done, -1, 1)
                 if status == ACQUIRED and outcome.next is not None:
                     PyThread_release_lock(outcome.next.done)
+                want_gil()
+            got_gil()
         except BaseException as arrived:
             interrupt = arrived
             if on_interrupt is not None:

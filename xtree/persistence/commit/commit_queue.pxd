@@ -9,3 +9,4 @@ cdef class Request(Outcome):
     cdef readonly Py_ssize_t largest_payload    # of a commit: larger pages have been flushed
     cdef readonly object on_queued
     cdef Py_ssize_t delta_count                 # for the group that it is in
+    cdef Request following                      # in the queue

@@ -5,10 +5,10 @@ inside the wait, where it is kept and raised once the outcome is known.
 """
 
 import sys
-from queue import Empty, SimpleQueue
 
 cimport cython
 
+from xtree.persistence.base.bell cimport Bell
 from xtree.persistence.base.outcome cimport Outcome, finish_together, outcome_of
 from xtree.persistence.pages.mvcc cimport Epochs
 from xtree.persistence.store.write_set cimport WriteSet
@@ -130,8 +130,9 @@ cdef int fail(object carrier, object group, object error) except -1:
 cdef class CommitQueue:
     """Requests on their way to the leader, first in, first out."""
 
-    cdef list items
-    cdef object bell                    # a SimpleQueue; whatever is put into it ends the leader's sleep
+    cdef Request first, last
+    cdef Py_ssize_t count
+    cdef Bell bell
     cdef object clock
     # All are read and written with the GIL, which nothing between a look and what is done upon it gives away. waiting
     # counts a request from before it is queued until its outcome: a writer that builds on a queued commit finds it
@@ -145,8 +146,7 @@ cdef class CommitQueue:
     cdef bint woken                     # by wake_once, and take has not ended since
 
     def __init__(self, clock):
-        self.items = []
-        self.bell = SimpleQueue()
+        self.bell = Bell()
         self.clock = clock
 
     cdef bint take_turn(self, object turn, bint wait) except -1:
@@ -176,70 +176,62 @@ cdef class CommitQueue:
         return result
 
     cdef int enqueue(self, Request request) except -1:
-        """Puts a request into the queue. Without memory for that it undoes a commit and raises MemoryError."""
-        cdef WriteSet write_set = request.write_set
-        if write_set is not None:
-            write_set.queue()
-        try:
-            self.items.append(request)
-            if 0 < self.wanted <= len(self.items):
-                self.ring_for(request)
-        except BaseException:
-            if write_set is not None:
-                write_set.end("aborted")
-            raise
-        return 0
-
-    cdef int ring_for(self, Request request) except -1:
-        try:
-            self.bell.put(None)
-        except BaseException:
-            if request in self.items:   # otherwise the leader woke by itself, and has it
-                self.items.remove(request)
-                raise
+        """Puts a request into the queue. This can't fail, unless the write set has ended: it is linked, not copied."""
+        if request.write_set is not None:
+            request.write_set.queue()
+        if self.last is None:
+            self.first = request
+        else:
+            self.last.following = request
+        self.last = request
+        self.count += 1
+        if 0 < self.wanted <= self.count:
+            self.bell.ring()
         return 0
 
     def wake(self):
         """Ends a wait in `take`: there may be something to do that is no request."""
-        self.bell.put(None)
+        self.bell.ring()
 
     def wake_once(self):
         """Ends a wait in `take`, once until the wait has ended: cheap enough to be called after every commit."""
         if not self.woken:
             self.woken = True
-            self.bell.put(None)
+            self.bell.ring()
 
     def take_now(self):
         """The requests that are queued now."""
-        items, self.items = self.items, []
-        return items
+        cdef list requests = []
+        cdef Request request = self.first
+        while request is not None:
+            requests.append(request)
+            request = request.following
+        self.first = self.last = None
+        self.count = 0
+        for request in requests:
+            request.following = None
+        return requests
 
     def take(self, timeout=None):
         """The requests that are queued now; when there are none, waits up to `timeout` seconds for one, or for wake().
 
         None as timeout waits for ever. May return an empty list before the time has passed.
         """
-        if not self.items and not self.rung:
+        if not self.count and not self.rung:
             self.wanted = 1
             try:
                 self.clock.get(self.bell, timeout)
             finally:
                 self.wanted = 0
         self.rung = self.woken = False
-        while not self.bell.empty():
-            self.bell.get()
+        self.bell.get(0)
         return self.take_now()
 
     def gather(self, Py_ssize_t expected, double quiet):
         """Waits until so many requests are queued, but no longer than `quiet` seconds for the next one of them."""
         cdef Py_ssize_t seen = -1
-        while seen < len(self.items) < expected and not self.rung:
-            seen = len(self.items)
+        while seen < self.count < expected and not self.rung:
+            seen = self.count
             self.wanted = expected
-            try:
-                self.bell.get(True, quiet)
-                self.rung = True
-            except Empty:
-                pass
-            finally:
-                self.wanted = 0
+            self.rung = self.bell.get(quiet)
+            self.wanted = 0

@@ -3,6 +3,7 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
+from xtree.persistence.base.right_of_way cimport got_gil, want_gil
 from xtree.persistence.commit.commit_queue cimport Request
 from xtree.persistence.commit.delta cimport add_deltas, add_payloads
 from xtree.persistence.files.log_frame cimport LogFrame, LogTail
@@ -65,6 +66,8 @@ def plan_group(Store store not None, list requests not None, LogTail tail not No
         else:
             with nogil:
                 add_payloads(frame, ws, deltas_at, request.delta_count, tail.number)
+                want_gil()
+            got_gil()
         deltas_at += request.delta_count * DELTA_BYTES
     group.first_epoch, group.last_epoch = first_epoch, epoch - 1
     frame.finish(tail, FRAME_GROUP, first_epoch, epoch - 1, durable_through)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Union
 
 from xtree.errors import StoreFailedError
-from xtree.persistence.files import held_calls
+from xtree.persistence.files import commit_calls
 from xtree.persistence.files.filenames import LOCK
 
 Path = Union[str, "os.PathLike[str]"]
@@ -31,7 +31,7 @@ def _identity_by_stat(path: bytes) -> tuple[int, int]:
 
 
 # (device, inode) of what a path leads to. Raises OSError.
-identity_of = held_calls.identity_of if held_calls.AVAILABLE else _identity_by_stat
+identity_of = commit_calls.identity_of if commit_calls.AVAILABLE else _identity_by_stat
 
 
 class DirectoryLostError(StoreFailedError):

@@ -22,8 +22,8 @@ from xtree.errors import ClosedError, LockedError
 from xtree.persistence.base.crash_points import reach
 from xtree.persistence.base.forks import fork_count
 from xtree.persistence.base.lock_ranks import POSITION, RankedLock
+from xtree.persistence.files.commit_calls import AVAILABLE, sync_data, write_at
 from xtree.persistence.files.filenames import LOCK, temporary_name
-from xtree.persistence.files.held_calls import AVAILABLE, write_at
 from xtree.persistence.files.lock_file import OPEN_FLAGS, WINDOWS, Lock, note_owner, open_lock, owner_of, try_lock
 from xtree.persistence.files.open_directory import DirectoryLostError, OpenDirectory, Path, PathIn, path_in
 
@@ -63,13 +63,14 @@ def _in_use(owner: str, directory: str) -> LockedError:
 class File:
     """An open file with positional reads and writes.
 
-    keeps_gil: whether a short `pwritev` of one buffer keeps the GIL (held_calls), because the caller waits for no disk.
+    of_commits: whether it is written in the middle of commits: a short `pwritev` of one buffer keeps the GIL then, and
+    queries give way after a sync (commit_calls).
     """
 
-    __slots__ = ("keeps_gil", "path", "_fd", "_forks", "_position_lock")
+    __slots__ = ("of_commits", "path", "_fd", "_forks", "_position_lock")
 
     def __init__(self, path: Path, fd: int) -> None:
-        self.keeps_gil = False
+        self.of_commits = False
         self.path = os.fspath(path)
         self._fd = fd
         self._forks = fork_count()
@@ -113,7 +114,7 @@ class File:
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         """Writes buffers one after the other, from `offset` on, without joining them."""
-        if self.keeps_gil and len(buffers) == 1 and len(buffers[0]) <= _MOST_HELD_BYTES:
+        if self.of_commits and len(buffers) == 1 and len(buffers[0]) <= _MOST_HELD_BYTES:
             fd = self._fd if self._forks == fork_count() else -1
             try:
                 done = write_at(fd if fd >= 0 else self.fileno(), buffers[0], offset)
@@ -166,7 +167,9 @@ class File:
         """
         fd = self.fileno()
         try:
-            if _FULL_SYNC is not None:
+            if self.of_commits and AVAILABLE:
+                sync_data(fd)
+            elif _FULL_SYNC is not None:
                 fcntl.fcntl(fd, _FULL_SYNC)
             elif hasattr(os, "fdatasync"):
                 os.fdatasync(fd)

@@ -111,7 +111,7 @@ class LogWriter(LogTail):
         self.path = file.path
         self._link = link
         self._file = file
-        file.keeps_gil = mode == "eventual"
+        file.of_commits = True
         # begin_sync is called with the turn, finish_sync without: a stale end only means a sync too many.
         self._synced_end = HEADER_BYTES
         self._ground = ground

@@ -8,6 +8,7 @@ from libc.string cimport memcpy
 
 from xtree.persistence.base.atomics cimport compare_exchange, load_relaxed, store_relaxed, store_seq
 from xtree.persistence.base.lock_ranks cimport STORE_LOCK, held, require_free
+from xtree.persistence.base.right_of_way cimport got_gil, want_gil
 from xtree.persistence.base.memory cimport reallocate, release
 from xtree.persistence.pages.node_id cimport handle_of, tag_of
 from xtree.persistence.pages.object_table cimport STATE_RESERVED, WORD_TAG, Row, class_of, state_of
@@ -426,6 +427,8 @@ cdef class WriteSet:
             else:
                 with nogil:
                     self.seal_all()
+                    want_gil()
+                got_gil()
         finally:
             self.store.flights.unpin(flight)
 
@@ -442,6 +445,8 @@ cdef class WriteSet:
         else:
             with nogil:
                 self.publish_all(epoch)
+                want_gil()
+            got_gil()
         PyThread_release_lock(self.store.lock)
 
     cdef void publish_all(self, uint64_t epoch) noexcept nogil:

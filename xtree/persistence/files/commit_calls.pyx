@@ -1,7 +1,8 @@
-"""System calls that keep the GIL: they take about a microsecond, as long as it takes to give the GIL away.
+"""The system calls of a commit.
 
-A thread that gives it away in the middle of a commit, while others want it, has to wait for it again: up to the switch
-interval of 5 ms, with the turn held. So a commit that waits for no disk keeps it.
+A thread that gives the GIL away in the middle of a commit, while others want it, has to wait for it again: up to the
+switch interval of 5 ms, with the turn held. So calls that take about a microsecond, as long as it takes to give the GIL
+away, keep it, and after a sync queries give way.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -10,12 +11,15 @@ from libc.stdint cimport uint64_t
 
 import os
 
-cdef extern from "held_calls.h" nogil:
-    bint XT_HAS_HELD_CALLS
+from xtree.persistence.base.right_of_way cimport got_gil, want_gil
+
+cdef extern from "commit_calls.h" nogil:
+    bint XT_HAS_COMMIT_CALLS
     int xt_write_at(int fd, const void *data, size_t n, uint64_t offset, size_t *written) noexcept
+    int xt_sync_data(int fd) noexcept
     int xt_identity(const char *path, uint64_t *device, uint64_t *inode) noexcept
 
-AVAILABLE = bool(XT_HAS_HELD_CALLS)
+AVAILABLE = bool(XT_HAS_COMMIT_CALLS)
 
 
 def write_at(int fd, data, uint64_t offset):
@@ -29,6 +33,17 @@ def write_at(int fd, data, uint64_t offset):
     if code:
         raise OSError(code, os.strerror(code))
     return written
+
+
+def sync_data(int fd):
+    """Returns when the data of a file are on the disk. Raises OSError. Signals wait."""
+    cdef int code
+    with nogil:
+        code = xt_sync_data(fd)
+        want_gil()
+    got_gil()
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 def identity_of(bytes path not None):
