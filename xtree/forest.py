@@ -15,7 +15,8 @@ from xtree.persistence.store.catalog import CatalogEntry
 from xtree.persistence.store.write_set import WriteSet
 from xtree.roots import KIND, decode_state, tree_state_of
 from xtree.structure import Structure
-from xtree.write_scope import WriterLock, WriterLocks, WriteScope
+from xtree.write_scope import WriteScope
+from xtree.writer_lock import WriterLock, WriterLocks
 
 __all__ = ["Forest"]
 

@@ -13,7 +13,7 @@ from xtree.persistence.sharing import session_at
 from xtree.runtime import Runtime
 from xtree.snapshot import Snapshot
 from xtree.tree import XTree
-from xtree.write_scope import WriterLocks
+from xtree.writer_lock import WriterLocks
 from xtree.writing import Floats, Ids
 
 __all__ = ["Place", "runtime_at", "snapshot_at", "tree_at", "tree_of"]

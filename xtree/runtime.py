@@ -25,7 +25,8 @@ from xtree.roots import decode_state
 from xtree.structure import Structure, StructureHandle
 from xtree.transaction import RuntimeTransaction
 from xtree.tree import DEFAULT_NAME, XTree
-from xtree.write_scope import WriterLock, WriteScope
+from xtree.write_scope import WriteScope
+from xtree.writer_lock import WriterLock
 
 __all__ = ["Runtime", "open"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
-from xtree.arguments import as_name
+from xtree.arguments import Boxes, as_name
 from xtree.errors import TransactionError
 from xtree.reading import Reader
 from xtree.structure import StructureHandle
-from xtree.write_scope import WriteScope
+from xtree.write_scope import TreeScope, WriteScope
 from xtree.writing import Writer
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RuntimeTransaction", "Transaction", "TransactionTree"]
 
 
-class Transaction(WriteScope, Writer):
+class Transaction(TreeScope, Writer):
     """Changes to one tree, committed at the end of the with block, or forgotten when it is left by an exception.
 
     Made by `XTree.transaction()`. Has every reading and writing method of the tree and sees its own writes. Refused
@@ -34,9 +34,7 @@ class Transaction(WriteScope, Writer):
     """
 
     def __init__(self, tree: XTree, timeout: float | None) -> None:
-        super().__init__(tree._session, (tree._lock,), tree._view, timeout, tree)
-        self._name = tree.name
-        self._dims = tree._dims
+        super().__init__(tree._session, tree._lock, tree._view, timeout, tree)
 
     def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._read_tree(self._name, function, *arguments)
@@ -135,6 +133,9 @@ class TransactionTree(Writer):
 
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._transaction._write_tree(self._name, function, *arguments)
+
+    def _write_one(self, what: int, id: SupportsIndex, box: Boxes, new_box: Boxes | None = None) -> bool:
+        return self._transaction._write_one_in(self._name, self._dims, what, id, box, new_box)
 
     def _read_both(self, other: Reader, function: Callable[..., Any], *arguments: Any) -> Any:
         if not isinstance(other, TransactionTree) or other._transaction is not self._transaction:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from numpy.typing import ArrayLike
 
@@ -25,7 +25,8 @@ from xtree.roots import tree_state_of
 from xtree.snapshot import Snapshot
 from xtree.transaction import Transaction
 from xtree.view import TreeView
-from xtree.write_scope import WriterLock, write_alone
+from xtree.write_scope import write_alone, write_one_alone
+from xtree.writer_lock import WriterLock
 from xtree.writing import Floats, Ids, Writer, numbered
 
 if TYPE_CHECKING:
@@ -266,6 +267,9 @@ class XTree(Writer):
 
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return write_alone(self._session, self._lock, self._view, function, *arguments)
+
+    def _write_one(self, what: int, id: SupportsIndex, box: Boxes, new_box: Boxes | None = None) -> bool:
+        return write_one_alone(self._session, self._lock, self._view, what, id, box, new_box)
 
     def _epoch(self) -> int:
         self._view.require_open()

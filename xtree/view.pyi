@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from xtree.algorithms.tree_state import TreeState
 from xtree.persistence.session import Session
 from xtree.persistence.store.store import Published
-from xtree.write_scope import WriterLock
+from xtree.writer_lock import WriterLock
 
 class Seen: ...
 

@@ -14,10 +14,11 @@ from xtree.persistence.store.store cimport Published, Store
 from xtree.algorithms.queries.search cimport count_of_one, ids_of_one
 from xtree.algorithms.tree_state cimport TreeState
 from xtree.algorithms.queries.walk cimport AROUND, INSIDE, INTERSECTS, Predicate
+from xtree.writer_lock cimport WriterLock
 
 from xtree.errors import ClosedError
 from xtree.roots import decode_state
-from xtree.write_scope import WriterLocks
+from xtree.writer_lock import WriterLocks
 
 
 cdef inline bint _read_predicate(object name, Predicate *predicate):
@@ -38,9 +39,6 @@ cdef inline bint _read_predicate(object name, Predicate *predicate):
 cdef class Seen:
     """A tree's state at an epoch. Immutable. It doesn't hold that epoch's Published, which keeps all trees' entries."""
 
-    cdef uint64_t epoch
-    cdef TreeState state            # None in NOTHING
-
     def __cinit__(self, uint64_t epoch, TreeState state):
         self.epoch = epoch
         self.state = state
@@ -59,15 +57,7 @@ cdef void end(Store store, int flight, int slot) noexcept:
 cdef class TreeView:
     """One tree of a session's store, read at the epoch that is current when a call begins. Any thread may use it."""
 
-    cdef readonly Session session
-    cdef readonly int dims
-    cdef object lock                # the tree's WriterLock, which says whether it was dropped
-    cdef bint arriving              # in a pickle: the lock is replaced by that of the store, once this is open
-    cdef bint closed
-    # One pointer to an epoch and the state at it, so that the GIL alone is enough to read both.
-    cdef Seen seen                  # what the last call has found; replaced whole
-
-    def __init__(self, Session session not None, lock not None, int dims=0):
+    def __init__(self, Session session not None, WriterLock lock not None, int dims=0):
         """dims: of a tree that arrives in a pickle, whose state is looked at when it is used; 0: looks at it now."""
         self.session = session
         self.lock = lock
@@ -128,7 +118,7 @@ cdef class TreeView:
         if self.arriving and self.session.share is not None:
             self.lock = self.session.share.locks_made_by(WriterLocks).of(self.lock.name)
             self.arriving = False
-        self.require_open()
+        self.need_open()
         entry = published.catalog.get(self.lock.name)
         if entry is None:
             raise ClosedError(f"tree {self.lock.name!r} was dropped")
@@ -142,12 +132,16 @@ cdef class TreeView:
 
     def require_open(self):
         """Raises ClosedError when the handle was closed or its tree dropped."""
+        self.need_open()
+
+    cdef int need_open(self) except -1:
         if self.closed:
             raise ClosedError(f"tree {self.lock.name!r} is closed")
         if self.lock.dropped:
             raise ClosedError(f"tree {self.lock.name!r} was dropped")
         if self.session.closed:
             self.session.use()
+        return 0
 
     def close(self):
         """Refuses calls from now on; those running finish. Idempotent."""

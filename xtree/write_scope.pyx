@@ -1,4 +1,4 @@
-"""Writing: one tree's writer lock, and the scope of a transaction from `with` to its end.
+"""The scope of a transaction, from `with` to its end, and of a change that is one by itself.
 
 Invariants
   1. A writer lock is held from before a scope's write set begins until that write set is queued, so a scope changes the
@@ -17,177 +17,67 @@ Invariants
 
 cimport cython
 
-import threading
-import time
+from _thread import allocate_lock
+from time import monotonic
 
-from cpython.weakref cimport PyWeakref_NewRef
-
+from xtree.algorithms.tree_state cimport TreeState
+from xtree.algorithms.updates.one_record cimport Change, REPLACE, RecordWriter
+from xtree.input.conversion cimport read_id, read_stored_box
 from xtree.persistence.base.forks cimport forks_seen
 from xtree.persistence.base.lock_ranks cimport FREE, held, refusal, require_free
 from xtree.persistence.session cimport Session
-from xtree.persistence.store.store cimport Store
-from xtree.persistence.store.write_set cimport begin as begin_write_set
+from xtree.persistence.store.catalog cimport CatalogEntry
+from xtree.persistence.store.store cimport PyThread_get_thread_ident, Store
+from xtree.persistence.store.write_set cimport WriteSet, begin as begin_write_set
+from xtree.view cimport TreeView
+from xtree.writer_lock cimport Tip, WriterLock
 
 from xtree.errors import ClosedError, TransactionError
-from xtree.roots import entry_of, decode_state
-
-cdef object get_ident = threading.get_ident
-cdef object monotonic = time.monotonic
-cdef double LONGEST_WAIT_S = threading.TIMEOUT_MAX
+from xtree.roots import decode_state, entry_of
 
 
 @cython.final
-@cython.no_gc
-cdef class Tip:
-    """What a scope has queued; the next writer of one of its trees builds on it. Empty once the scope has ended."""
+cdef class Part:
+    """One tree in a scope: its writer lock, what the tree was, and what has become of it."""
 
-    # Set by the scope before it gives its locks back, emptied at its end. The next holder of one of those locks takes
-    # the write set first and looks at its status. When there is none, it takes the published catalog, which holds all
-    # the changes or none. Protected by the GIL.
-    cdef object write_set
-    cdef dict changes               # name -> entry
+    cdef WriterLock lock
+    cdef bint holds_lock
+    cdef bint missing               # nothing has the name: the tree is made, or can't be found
+    cdef bint dropped
+    cdef CatalogEntry entry         # that the state comes from; None when there was none, or before it was looked for
+    cdef object state               # as the scope has changed it; None before it was looked for, or once it is dropped
+    cdef RecordWriter records       # None until a single record is changed
 
-    def __cinit__(self, write_set, dict changes):
-        self.write_set = write_set
-        self.changes = changes
+    def __cinit__(self, WriterLock lock not None):
+        self.lock = lock
 
+    cdef int carry_out(self, WriteSet write_set, const Change *change) except -1:
+        if self.records is None:
+            self.records = RecordWriter(write_set, <TreeState?>self.state)
+        return self.records.carry_out(change)
 
-@cython.final
-cdef class WriterLock:
-    """Lets one writer at a time change a tree, and knows which thread that is."""
+    cdef bint is_new(self) noexcept:
+        """Whether there is nothing to build on for the next one, until the outcome is known."""
+        return self.missing or self.dropped
 
-    cdef readonly str name
-    # Set by the holder before it gives the lock back; read with the GIL, after `published`. A new tree of the same name
-    # is made under another lock, and so after this is set: no handle ever sees a tree that is not its own.
-    cdef readonly bint dropped      # the tree is gone for good, or was never made: another lock has the name
-    cdef Tip tip                    # of the scope that had it last; None or empty: ask the catalog
-    cdef object table               # a weak reference to the WriterLocks
-    cdef dict holding               # that of the table
-    cdef object lock
-    cdef object holder              # the thread that took it
-    cdef int forks                  # forks_seen() at that time; in a process forked later there is no holder
-    cdef object handles             # a weak reference to the tree's handle; a tuple of several sessions' ones
+    cdef CatalogEntry entry_after(self):
+        """The entry that publishes the state; None when the tree hasn't changed."""
+        cdef TreeState tree
+        if self.missing:
+            return entry_of(self.lock.name, self.state)
+        if isinstance(self.state, TreeState):
+            tree = self.state
+            return None if tree.root == self.entry.root else self.entry.followed_by(tree.root, tree.encode(), tree)
+        if self.state.root == self.entry.root:
+            return None
+        return self.entry.followed_by(self.state.root, self.state.encode(), self.state)
 
-    def __init__(self, WriterLocks locks not None, str name not None):
-        self.name = name
-        self.table = PyWeakref_NewRef(locks, None)
-        self.holding = locks.holding
-        self.lock = threading.Lock()
-        self.forks = forks_seen()
-
-    # Compiled, so that two threads that ask for a tree at the same time get one handle without a lock.
-
-    def get_handle(self, Session session not None):
-        """The handle of the tree in a session, as long as somebody holds it; else None."""
-        for reference in self.references():
-            handle = reference()
-            if handle is not None and handle._session is session:
-                return handle
-        return None
-
-    def set_handle(self, handle not None, before):
-        """Makes `handle` its session's handle in place of `before`, unless there is another; returns the one in use."""
-        present = self.get_handle(handle._session)
-        if present is not None and present is not before:
-            return present
-        reference = PyWeakref_NewRef(handle, None)
-        others = [other for other in self.references() if other() is not None and other() is not present]
-        self.handles = (reference, *others) if others else reference
-        return handle
-
-    cdef tuple references(self):
-        if self.handles is None:
-            return ()
-        return self.handles if isinstance(self.handles, tuple) else (self.handles,)
-
-    cdef int refresh(self) except -1:
-        """Frees the lock at its first use in a forked child, where nobody holds it."""
-        cdef WriterLocks table
-        if self.forks != forks_seen():
-            table = self.table()
-            if table is not None and table.forks != forks_seen():
-                table.forks = forks_seen()
-                table.holding.clear()
-            self.lock = threading.Lock()
-            self.holder = self.tip = None
-            self.forks = forks_seen()
-        return 0
-
-    cdef int take(self, object deadline, bint wait) except -1:
-        """Takes the lock. Raises TransactionError where it could wait for ever, TimeoutError, ClosedError."""
-        me = get_ident()
-        self.refresh()
-        if not self.lock.acquire(False):
-            if self.holder == me:
-                raise TransactionError(f"this thread is in a transaction on tree {self.name!r} already: use that one, "
-                                       "or end it first")
-            if not wait:
-                raise TransactionError(f"tree {self.name!r} is being written by another thread, and waiting inside a "
-                                       "transaction could last for ever: use Runtime.transaction(trees=[...])")
-            if not self.lock.acquire(True, left_until(deadline)):
-                raise TimeoutError(f"tree {self.name!r} is still being written by another transaction")
-        try:
-            self.holding[me] = self.holding.get(me, 0) + 1
-        except BaseException:
-            self.lock.release()
-            raise
-        self.holder = me
-        if self.dropped:
-            self.give_back()
-            raise ClosedError(f"tree {self.name!r} was dropped")
-        return 0
-
-    cdef int give_back(self) except -1:
-        holder = self.holder
-        self.holder = None
-        if self.holding[holder] == 1:
-            del self.holding[holder]
-        else:
-            self.holding[holder] -= 1
-        self.lock.release()
-        return 0
-
-    cdef int retire(self) except -1:
-        """Notes that its tree is gone for good; the holder calls this before it gives the lock back."""
-        cdef WriterLocks table = self.table()
-        self.dropped = True
-        if table is not None and table.by_name.get(self.name) is self:
-            del table.by_name[self.name]
-        return 0
-
-
-@cython.final
-cdef class WriterLocks:
-    """The writer locks of a store: of trees that exist, and of those that are being made.
-
-    `holding` counts for each thread how many of these locks it holds: one that begins with some waits for no more, and
-    one scope takes its locks in the order of their names, so that no two threads can wait for each other.
-    """
-
-    cdef dict by_name
-    cdef dict holding
-    cdef int forks                  # forks_seen() when `holding` was filled
-    cdef object __weakref__
-
-    def __init__(self):
-        self.by_name = {}
-        self.holding = {}
-        self.forks = forks_seen()
-
-    def of(self, str name not None):
-        """The lock of a name; one is made if need be."""
-        lock = self.by_name.get(name)
-        return self.by_name.setdefault(name, WriterLock(self, name)) if lock is None else lock
-
-    def __len__(self):
-        return len(self.by_name)
-
-    def held_here(self, str name not None):
-        """Whether the calling thread has the lock of a name."""
-        cdef WriterLock lock = self.by_name.get(name)
-        if lock is not None:
-            lock.refresh()
-        return lock is not None and lock.holder == get_ident()
+    cdef int give_lock_back(self, bint committed) except -1:
+        """Gives the lock back. Before that, retires it when its tree is gone, or was not made after all."""
+        self.holds_lock = False
+        if committed if self.dropped else self.missing and not committed:
+            self.lock.retire()
+        return self.lock.give_back()
 
 
 cdef object entry_to_change(WriterLock lock, Store store, write_set):
@@ -203,19 +93,41 @@ cdef object entry_to_change(WriterLock lock, Store store, write_set):
     return store.published.catalog.get(lock.name)
 
 
-cdef double left_until(object deadline) except? -1.0:
-    """Seconds until a deadline, as Lock.acquire takes them: -1 is for ever."""
-    if deadline is None:
-        return -1.0
-    return min(max(deadline - monotonic(), 0.0), LONGEST_WAIT_S)
+cdef int read_change(Change *change, int what, int dims, id, box, new_box) except -1:
+    """Reads what a change of one record is given. Raises TypeError, DimensionError, InvalidBoxError, OverflowError."""
+    change.what = what
+    change.dims = dims
+    change.id = read_id(id)
+    read_stored_box(box, dims, change.box)
+    if what == REPLACE:
+        read_stored_box(new_box, dims, change.new_box)
+    return 0
 
 
-def write_alone(Session session not None, WriterLock lock not None, handle, function, *arguments):
+def write_alone(Session session not None, WriterLock lock not None, TreeView handle, function, *arguments):
     """function(write_set, state, *arguments), which changes a tree, as a transaction of its own."""
-    cdef WriteScope scope = WriteScope(session, (lock,), handle)
+    return run_alone(session, lock, handle, function, arguments, NULL)
+
+
+def write_one_alone(Session session not None, WriterLock lock not None, TreeView handle not None, int what, id, box,
+                    new_box=None):
+    """Changes one record, as a transaction of its own; returns whether it was there. what, …: TreeScope._write_one."""
+    cdef Change change
+    read_change(&change, what, handle.dims, id, box, new_box)
+    return run_alone(session, lock, handle, None, (), &change)
+
+
+cdef object run_alone(Session session, WriterLock lock, TreeView handle, function, tuple arguments,
+                      const Change *change):
+    """A scope that nobody but this function knows: it has no bell, and its session doesn't note it."""
+    cdef WriteScope scope = WriteScope.__new__(WriteScope)
+    scope.session = session
+    scope.locks = (lock,)
+    scope.handle = handle
+    scope.status = "new"
     scope.begin()
     try:
-        result = scope.run(True, lock.name, function, arguments)
+        result = scope.run(True, lock.name, function, arguments, change)
     except BaseException:
         scope.finish(False, False)
         raise
@@ -228,8 +140,8 @@ cdef class WriteScope:
 
     session: that of the handle it is made with; closing the handle ends the scope.
 
-    locks: the WriterLock of each tree to change, in the order of their names. handle: something whose `require_open()`
-    raises once the scope may not go on, or None. timeout: seconds to wait for locks and for room in the log; with None
+    locks: the WriterLock of each tree to change, in the order of their names. handle: the scope may not go on once this
+    isn't open any more; or None. timeout: seconds to wait for locks and for room in the log; with None
     it waits for ever for locks, and for room as long as the store says. owner: kept alive as long as the scope lasts; a
     scope that has ended keeps nothing of the store. made: the states of trees to make if nothing has their names; the
     locks of these are among `locks`.
@@ -239,42 +151,39 @@ cdef class WriteScope:
     cdef Store store                # None before it begins
     cdef int forks                  # forks_seen() when it began
     cdef bint cut_off               # its handle was closed before it ended
-    cdef object handle
+    cdef TreeView handle
     cdef object timeout
     cdef tuple locks
     cdef dict made                  # name -> state, or None
-    cdef list held
-    cdef object turn_lock           # a lock, taken by the thread that is inside
-    cdef object inside              # which thread that is
-    cdef object write_set
-    cdef dict states                # name -> TreeState as this scope has changed it
-    cdef dict entries               # name -> entry that the state comes from, None for a tree that is made
-    cdef dict dropped               # name -> None for each tree that is dropped; None when there are none
+    cdef dict parts                 # name -> Part; None until it begins
+    cdef unsigned long inside       # the thread that is inside, 0 when none is
+    cdef object bell                # a lock; given back when a thread leaves while others wait for that
+    cdef Py_ssize_t waiting         # how many do
+    cdef WriteSet write_set
     cdef Tip tip                    # all changes, once they are queued; a tree that is dropped has None there
     cdef readonly str status        # "new", "open", "committed", "aborted", "failed": the outcome is unknown
     cdef object doom                # the error that doomed it
+    cdef bint noted                 # by the session
     cdef readonly object _owner     # the handle that it was made with, kept until it ends
     cdef object __weakref__
 
-    def __init__(self, Session session not None, tuple locks not None, handle=None, timeout=None, owner=None,
+    def __init__(self, Session session not None, tuple locks not None, TreeView handle=None, timeout=None, owner=None,
                  dict made=None):
+        self.bell = allocate_lock()
+        self.bell.acquire()
         self.session = session
         self.locks = locks
         self.handle = handle
         self.timeout = timeout
         self._owner = owner
         self.made = made
-        self.held = []
-        self.turn_lock = threading.Lock()
-        self.states = {}
-        self.entries = {}
         self.status = "new"
 
     def __del__(self):
         # The scope was never ended. Its pages are given back before its locks, whose next holder may change the same.
-        if self.session is not None:
+        if self.noted:
             self.session.forget(self)
-        if self.held and self.forks == forks_seen():
+        if self.parts is not None and self.forks == forks_seen():
             if self.write_set is not None and self.write_set.status == "open":
                 self.write_set.abort()
             self.give_locks_back()
@@ -282,6 +191,7 @@ cdef class WriteScope:
     def __enter__(self):
         self.begin()
         self.session.note(self)
+        self.noted = True
         if self.session.closed or (self.handle is not None and self.handle.handle_is_closed):
             self._cut_off()
         return self
@@ -317,11 +227,17 @@ cdef class WriteScope:
 
     def _read_tree(self, str name not None, function, *arguments):
         """function(store, state, *arguments) on a tree as this scope has changed it."""
-        return self.run(False, name, function, arguments)
+        return self.run(False, name, function, arguments, NULL)
 
     def _write_tree(self, str name not None, function, *arguments):
         """function(write_set, state, *arguments), which changes a tree. Whatever it raises dooms the scope."""
-        return self.run(True, name, function, arguments)
+        return self.run(True, name, function, arguments, NULL)
+
+    def _write_one_in(self, str name not None, int dims, int what, id, box, new_box=None):
+        """Changes one record of a tree of `dims` dimensions. what, ...: TreeScope._write_one."""
+        cdef Change change
+        read_change(&change, what, dims, id, box, new_box)
+        return self.run(True, name, None, (), &change)
 
     def _touch(self, WriterLock lock not None):
         """Adds a tree, if that is possible without waiting. Raises TransactionError, KeyError."""
@@ -329,41 +245,39 @@ cdef class WriteScope:
         self.enter_turn()
         try:
             self.require_usable()
-            if lock.name in self.states:
-                return
-            lock.take(None, False)
-            self.held.append(lock)
-            self.add(lock)
+            if lock.name in self.parts:
+                self.part_of(lock.name)
+            else:
+                self.add(self.take(lock, None, False))
         finally:
             self.leave_turn()
 
     def _make(self, WriterLock lock not None, state):
         """Makes a tree with the commit, if that is possible without waiting. Raises TransactionError, ValueError."""
-        cdef WriterLock taken
+        cdef Part part
         require_free("a transaction")
         self.enter_turn()
         try:
             self.require_usable()
-            if lock.name not in self.states:
-                lock.take(None, False)
-                self.held.append(lock)
+            if lock.name not in self.parts:
+                part = self.take(lock, None, False)
                 if self.store.published.catalog.get(lock.name) is None:
-                    self.entries[lock.name] = None
-                    self.states[lock.name] = state
+                    part.missing = True
+                    part.state = state
                     return
-                taken = self.held.pop()
-                taken.give_back()
+                del self.parts[lock.name]
+                lock.give_back()
             raise ValueError(f"there is something of the name {lock.name!r} already")
         finally:
             self.leave_turn()
 
     def _drop(self, str name not None):
         """Drops a tree with the commit. Its pages were retired before."""
+        cdef Part part
         self.require_usable()
-        self.states.pop(name, None)
-        if self.dropped is None:
-            self.dropped = {}
-        self.dropped[name] = None
+        part = self.part_of(name)
+        part.dropped = True
+        part.state = part.records = None
 
     cdef int begin(self) except -1:
         require_free("a write")
@@ -379,50 +293,75 @@ cdef class WriteScope:
     cdef int open(self) except -1:
         """Takes the locks in order, then begins."""
         cdef WriterLock lock
+        cdef bint wait
         self.session.require_writable()
         self.store = self.session.use()
         self.forks = forks_seen()
         deadline = None if self.timeout is None else monotonic() + self.timeout
         self.store.wait_for_room(self.timeout)
+        self.parts = {}
         wait = True
         for lock in self.locks:
             lock.refresh()
-            if not self.held:
-                wait = get_ident() not in lock.holding
-            lock.take(deadline, wait)
-            self.held.append(lock)
+            if not self.parts:
+                wait = not lock.holds_another()
+            self.take(lock, deadline, wait)
         if self.handle is not None:
-            self.handle.require_open()
+            self.handle.need_open()
         self.write_set = begin_write_set(self.store)
         for lock in self.locks:
-            self.add(lock)
+            self.add(self.parts[lock.name])
         self.status = "open"
         return 0
 
-    cdef int add(self, WriterLock lock) except -1:
-        entry = entry_to_change(lock, self.store, self.write_set)
-        self.entries[lock.name] = entry
+    cdef Part take(self, WriterLock lock, object deadline, bint wait):
+        """Takes a lock. The part is there before that, so that no lack of memory leaves the lock taken."""
+        cdef Part part = Part(lock)
+        self.parts[lock.name] = part
+        try:
+            lock.take(deadline, wait)
+        except BaseException:
+            del self.parts[lock.name]
+            raise
+        part.holds_lock = True
+        return part
+
+    cdef int add(self, Part part) except -1:
+        """Finds the state of a tree whose lock is taken. Raises KeyError, and what decoding it raises."""
+        cdef CatalogEntry entry = entry_to_change(part.lock, self.store, self.write_set)
         if entry is not None:
-            self.states[lock.name] = decode_state(entry).copy()
-        elif self.made is not None and lock.name in self.made:
-            self.states[lock.name] = self.made[lock.name]
-        else:
-            raise KeyError(lock.name)
+            part.state = decode_state(entry).copy()
+            part.entry = entry
+            return 0
+        part.missing = True
+        if self.made is None or part.lock.name not in self.made:
+            raise KeyError(part.lock.name)
+        part.state = self.made[part.lock.name]
         return 0
 
-    cdef object run(self, bint writes, str name, function, tuple arguments):
+    cdef Part part_of(self, str name):
+        cdef Part part = self.parts.get(name)
+        if part is None or part.state is None:
+            raise KeyError(name)
+        return part
+
+    cdef object run(self, bint writes, str name, function, tuple arguments, const Change *change):
+        """Carries out a change of one record, or else calls a function, on a tree as the scope has changed it."""
         cdef int flight
+        cdef Part part
         cdef Store store
         if writes:
             require_free("a write")
         self.enter_turn()
         try:
             self.require_usable()
-            state = self.states[name]
+            part = self.part_of(name)
             store = self.store
             flight = store.enter()
             try:
-                return function(self.write_set if writes else store, state, *arguments)
+                if change != NULL:
+                    return part.carry_out(self.write_set, change) != 0
+                return function(self.write_set if writes else store, part.state, *arguments)
             except BaseException as error:
                 if writes or isinstance(error, (OSError, MemoryError)):
                     self.doom = error
@@ -433,14 +372,15 @@ cdef class WriteScope:
             self.leave_turn()
 
     cdef int enter_turn(self) except -1:
-        if not self.turn_lock.acquire(False):
+        if self.inside:
             raise TransactionError("the transaction is in use by another call; it is for one thread at a time")
-        self.inside = get_ident()
+        self.inside = PyThread_get_thread_ident()
         return 0
 
     cdef int leave_turn(self) except -1:
-        self.inside = None
-        self.turn_lock.release()
+        self.inside = 0
+        if self.waiting and self.bell.locked():
+            self.bell.release()
         return 0
 
     cdef int require_usable(self) except -1:
@@ -452,7 +392,7 @@ cdef class WriteScope:
         if self.doom is not None:
             raise TransactionError(f"the transaction has failed and can only be aborted: {self.doom!r}") from self.doom
         if self.handle is not None:
-            self.handle.require_open()
+            self.handle.need_open()
         return 0
 
     cdef int require_attached(self) except -1:
@@ -467,16 +407,15 @@ cdef class WriteScope:
         """Ends the scope, if it hasn't ended. An interrupt that arrives meanwhile is raised after that."""
         if self.forks != forks_seen() and self.status != "new":
             if self.status == "open":
-                self.held = []
                 self.status = "aborted"
                 self.forget()
                 if commit:
                     self.require_attached()
             return 0
-        if self.inside == get_ident():
+        if self.inside == PyThread_get_thread_ident():
             raise TransactionError("a transaction can't be ended from inside one of its own calls")
         interrupt = self.wait_for_turn()
-        self.inside = get_ident()       # for a signal handler that ends it once more, in the middle of this
+        self.inside = PyThread_get_thread_ident()   # also for a signal handler that ends it once more, inside of this
         try:
             if self.status == "open":
                 try:
@@ -497,33 +436,36 @@ cdef class WriteScope:
     cdef object wait_for_turn(self):
         """Waits until no thread is inside; returns the exception of a signal that arrived meanwhile."""
         interrupt = None
-        if held() != FREE:
-            if not self.turn_lock.acquire(False):
-                raise refusal("the end of a transaction that another thread is using")
+        if not self.inside:
             return None
-        while True:
+        if held() != FREE:
+            raise refusal("the end of a transaction that another thread is using")
+        self.waiting += 1
+        while self.inside:
             try:
-                self.turn_lock.acquire()
-                return interrupt
+                self.bell.acquire()
             except BaseException as arrived:
                 interrupt = arrived
+        self.waiting -= 1
+        return interrupt
 
     cdef int commit_changes(self) except -1:
+        cdef Part part
         if self.doom is not None:
             raise TransactionError(f"the transaction has failed and was aborted: {self.doom!r}") from self.doom
         require_free("a commit")
         self.require_attached()
         if self.handle is not None:
-            self.handle.require_open()
+            self.handle.need_open()
         self.store.require_writable()
-        changes = {} if self.dropped is None else dict(self.dropped)
-        for name, state in self.states.items():
-            before = self.entries[name]
-            root = state.root
-            if before is None:
-                changes[name] = entry_of(name, state)
-            elif root != before.root:
-                changes[name] = before.followed_by(root, state.encode(), state)
+        changes = {}
+        for name, part in self.parts.items():
+            if part.dropped:
+                changes[name] = None
+            else:
+                entry = part.entry_after()
+                if entry is not None:
+                    changes[name] = entry
         if changes:
             self.tip = Tip(self.write_set, changes)
             self.write_set.commit(changes, self.let_others_begin)
@@ -537,15 +479,12 @@ cdef class WriteScope:
 
         The locks of trees that the scope makes or drops stay held: there is nothing to build on.
         """
-        cdef WriterLock lock
-        cdef Py_ssize_t i
-        for i in range(len(self.held) - 1, -1, -1):
-            lock = self.held[i]
-            if self.entries.get(lock.name, lock) is not None and not self.drops(lock):
-                if lock.name in self.tip.changes:
-                    lock.tip = self.tip
-                del self.held[i]
-                lock.give_back()
+        cdef Part part
+        for part in self.parts.values():
+            if part.holds_lock and not part.is_new():
+                if part.lock.name in self.tip.changes:
+                    part.lock.tip = self.tip
+                part.give_lock_back(False)
 
     cdef int let_go(self, str outcome) except -1:
         """The end: the write set closed, the outcome noted, the locks given back."""
@@ -564,34 +503,48 @@ cdef class WriteScope:
                 self.forget()
         return 0
 
-    cdef bint drops(self, WriterLock lock) except -1:
-        return self.dropped is not None and lock.name in self.dropped
-
     cdef void forget(self) noexcept:
         """Drops all that an ended scope doesn't need, and what the next writers had from it while it was queued."""
         if self.tip is not None:
             self.tip.write_set = self.tip.changes = None
         self.tip = None
         self.write_set = self.doom = self.handle = None
-        self.states = self.entries = self.made = self.dropped = None
+        self.parts = self.made = None
         self.locks = ()
         self.store = None
-        if self.session is not None:
+        if self.noted:
             self.session.forget(self)
+            self.noted = False
         self.session = None
         self._owner = None          # last: it may be what kept the index open
 
     cdef int give_locks_back(self) except -1:
-        """Gives the held locks back. Before that, retires those whose tree is gone, or was not made after all."""
-        cdef WriterLock lock
-        cdef bint committed = self.status == "committed"
-        while self.held:
-            lock = self.held.pop()
-            if self.drops(lock):
-                gone = committed
-            else:
-                gone = not committed and self.entries.get(lock.name, lock) is None
-            if gone:
-                lock.retire()
-            lock.give_back()
+        """Gives the locks back that it still holds."""
+        cdef Part part
+        if self.parts is not None:
+            for part in self.parts.values():
+                if part.holds_lock:
+                    part.give_lock_back(self.status == "committed")
         return 0
+
+
+cdef class TreeScope(WriteScope):
+    """A scope of one tree, which knows its name and dimensions."""
+
+    cdef readonly str _name
+    cdef readonly int _dims
+
+    def __init__(self, Session session not None, WriterLock lock not None, TreeView handle not None, timeout, owner):
+        super().__init__(session, (lock,), handle, timeout, owner)
+        self._name = lock.name
+        self._dims = handle.dims
+
+    def _write_one(self, int what, id, box, new_box=None):
+        """Changes one record; returns whether it was there, for an insertion True.
+
+        what: INSERT, DELETE, or REPLACE by one with the same id and `new_box`. Refused input, of which `insert` says
+        what it raises, changes nothing; what is raised later dooms the scope.
+        """
+        cdef Change change
+        read_change(&change, what, self._dims, id, box, new_box)
+        return self.run(True, self._name, None, (), &change)

@@ -13,9 +13,10 @@ from xtree.algorithms.kernels.arrays import copy_array
 from xtree.algorithms.queries import search
 from xtree.algorithms.tree_state import TreeState
 from xtree.algorithms.updates import bulk, insertion, removal
+from xtree.algorithms.updates.one_record import DELETE, INSERT, REPLACE
 from xtree.arguments import Boxes, as_threads
 from xtree.errors import DimensionError
-from xtree.input.conversion import many_ids, one_id, stored_box, stored_boxes
+from xtree.input.conversion import many_ids, stored_boxes
 from xtree.input.rows import present
 from xtree.persistence.base.progress import Progress
 from xtree.persistence.store.write_set import WriteSet
@@ -41,6 +42,10 @@ class Writer(Reader):
     def _write(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """function(write_set, state, *arguments), all or nothing."""
 
+    @abstractmethod
+    def _write_one(self, what: int, id: SupportsIndex, box: Boxes, new_box: Boxes | None = None) -> bool:
+        """Changes one record, as write_scope.TreeScope._write_one says."""
+
     def insert(self, id: SupportsIndex, box: Boxes) -> None:
         """Adds one record. box: (2*d,), or a point (d,).
 
@@ -48,7 +53,7 @@ class Writer(Reader):
         raise: ClosedError, ReadOnlyError, TransactionError, StoreFailedError, OSError, MemoryError, and TimeoutError
         when the log has outrun checkpoints.
         """
-        self._write(insertion.insert, one_id(id), stored_box(box, self._dims))
+        self._write_one(INSERT, id, box)
 
     def insert_many(self, ids: ArrayLike, boxes: Boxes, *, skip_empty: bool = False) -> None:
         """Adds records, all or none. ids: (n,) integers; boxes: (n, 2*d), or points (n, d).
@@ -88,7 +93,7 @@ class Writer(Reader):
 
     def delete(self, id: SupportsIndex, box: Boxes) -> bool:
         """Removes one copy of a record; False when there is none. Raises what `insert` does."""
-        return int(self._write(_delete, one_id(id), stored_box(box, self._dims))) > 0
+        return self._write_one(DELETE, id, box)
 
     def delete_many(self, ids: ArrayLike, boxes: Boxes) -> int:
         """Removes as many copies of each record as are listed; returns how many. Raises what `insert_many` does."""
@@ -99,8 +104,7 @@ class Writer(Reader):
 
         Raises what `insert` does.
         """
-        number = one_id(id)
-        return bool(self._write(_replace, number, stored_box(old_box, self._dims), stored_box(new_box, self._dims)))
+        return self._write_one(REPLACE, id, old_box, new_box)
 
 
 def matching_ids(ids: Any, n: int) -> Ids:
@@ -133,13 +137,6 @@ def _delete(write_set: WriteSet, state: TreeState, ids: Ids, boxes: Floats) -> i
         return int(removal.delete(write_set, state, ids, boxes))
     finally:
         write_set.spends_reserve = before
-
-
-def _replace(write_set: WriteSet, state: TreeState, ids: Ids, old: Floats, new: Floats) -> bool:
-    if not removal.delete(write_set, state, ids, old):
-        return False
-    insertion.insert(write_set, state, ids, new)
-    return True
 
 
 def _joined(first: NDArray[Any], then: NDArray[Any]) -> NDArray[Any]:

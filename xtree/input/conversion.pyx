@@ -13,6 +13,7 @@ from libc.math cimport INFINITY, isfinite, isnan
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
+from xtree.algorithms.kernels.arrays cimport raise_changed, read_box
 from xtree.algorithms.kernels.box cimport MAX_DIMS
 from xtree.persistence.base.breath cimport Breath, first_breath, spend
 from xtree.input.real_numbers cimport READ_AT_ONCE, array_of, called, numbers_of, plain, read_plain_number, shown
@@ -48,20 +49,23 @@ def stored_boxes(given, int dims):
     return boxes if boxes.ndim == 2 else boxes.reshape(1, -1)
 
 
-def stored_box(given, int dims):
-    """One box to keep, (1, 2*dims): finite. Many boxes are refused."""
-    cdef double box[2 * MAX_DIMS]
+cdef int read_stored_box(object given, int dims, double *box) except -1:
     cdef Py_buffer view
-    if read_plain_box(given, dims, box) and first_invalid(box, 1, dims, True) < 0:
-        boxes = empty((1, 2 * dims))
-        PyObject_GetBuffer(boxes, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
-        memcpy(view.buf, box, 2 * dims * sizeof(double))
-        PyBuffer_Release(&view)
-        return boxes
+    cdef bint valid
+    cdef Py_ssize_t n = read_plain_row(given, dims, box)
+    if n == dims:
+        memcpy(box + dims, box, dims * sizeof(double))
+    if n > 0 and first_invalid(box, 1, dims, True) < 0:
+        return 0
     boxes = boxes_of(given, dims, True)
     if boxes.ndim == 2:
         raise DimensionError(f"got {len(boxes)} boxes, expected one of shape ({2 * dims},), or a point ({dims},)")
-    return boxes.reshape(1, -1)
+    PyObject_GetBuffer(boxes, &view, PyBUF_STRIDES)
+    valid = read_box(<const double *>view.buf, dims, box)
+    PyBuffer_Release(&view)
+    if not valid:
+        raise_changed(0)
+    return 0
 
 
 def finite_points(given, int dims):
@@ -255,6 +259,10 @@ cdef Py_ssize_t first_invalid(const double *boxes, Py_ssize_t rows, int dims, bi
 
 
 # Ids.
+
+cdef int64_t read_id(object given) except? -1:
+    return whole_number(given, -1)
+
 
 def one_id(given):
     """One id as (1,) int64. Raises TypeError, OverflowError."""

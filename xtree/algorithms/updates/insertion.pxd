@@ -23,7 +23,7 @@ cdef class Inserter:
     cdef Store store
     cdef TreeState state
     cdef SubtreeChooser chooser
-    cdef Splitter splitter
+    cdef Splitter splitter          # None until a page is split
     cdef Breath breath              # taken between two records, by the user of this object
     # The way down, of an insertion or a removal.
     cdef NodeID path[MAX_LEVELS]    # by level, the page

@@ -46,7 +46,6 @@ cdef class Inserter:
         self.store = ws.store
         self.state = state
         self.chooser = SubtreeChooser(ws.store, state)
-        self.splitter = Splitter()
         first_breath(&self.breath, None)
 
     cdef int insert(self, const double *box, uint64_t ref, uint64_t split_history, int level) except -1 nogil:
@@ -114,6 +113,9 @@ cdef class Inserter:
             if <int>b.count < entry_limit(g, b):
                 insert_entry(g, b, position, overflowing, ref, split_history)
                 return 0
+            if self.splitter is None:
+                with gil:
+                    self.splitter = Splitter()
             self.breath.left -= <int64_t>b.count * g.dims * SPLIT_WORK
             self.splitter.gather(g, b, position, overflowing, ref, split_history)
             decision = self.splitter.plan(g, level > 0 and b.blocks < most_blocks(g))

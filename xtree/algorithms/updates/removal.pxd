@@ -14,6 +14,8 @@ from xtree.algorithms.tree_state cimport TreeState
 
 # A page other than the root that holds fewer entries, and has siblings, is dissolved.
 cdef double least_entries(const Geometry *g, const Bucket *b) noexcept nogil
+# Whether a box inside another reaches one of its sides, so that the other may shrink without it.
+cdef bint touches_side(const double *box, const double *inner, int dims) noexcept nogil
 
 
 @cython.final
@@ -26,8 +28,10 @@ cdef class Remover:
     cdef Py_ssize_t orphan_count, orphan_room
     cdef uint64_t visits            # pages looked at
     cdef uint64_t most_visits       # more mean that a page is reached twice
+    cdef uint64_t long_from         # from so many visits on the search for a record is a long one
 
-    # Removes one copy of a record. Returns 1 if there was one. After an error the transaction must abort.
+    # Removes one copy of a record, and counts it. Returns 1 if there was one. The tree's bounds stay as they were. After
+    # an error the transaction must abort.
     cdef int remove(self, const double *box, uint64_t ref) except -1 nogil
 
     cdef int find(self, const double *box, uint64_t ref) except -1 nogil

@@ -25,6 +25,7 @@ cdef enum:
     ORPHAN_REF = 1
     ORPHAN_HISTORY = 2
     ORPHAN_WORDS = 3
+    LONG_SEARCH = 256               # pages
 
 cdef double SHRINK_AT = 0.9         # a supernode shrinks when its entries fill at most this share of one block fewer
 
@@ -32,7 +33,7 @@ cdef double SHRINK_AT = 0.9         # a supernode shrinks when its entries fill 
 cdef class Remover:
     """One transaction's way of taking records out of one tree."""
 
-    def __cinit__(self, WriteSet ws not None, TreeState state not None):
+    def __cinit__(self, WriteSet ws not None, TreeState state not None, Inserter inserter=None):
         self.orphans = NULL
         self.orphan_room = 0
         self.orphan_count = 0
@@ -40,7 +41,7 @@ cdef class Remover:
         self.ws = ws
         self.store = ws.store
         self.state = state
-        self.inserter = Inserter(ws, state)
+        self.inserter = Inserter(ws, state) if inserter is None else inserter
 
     def __dealloc__(self):
         release(self.orphans)
@@ -55,12 +56,16 @@ cdef class Remover:
         self.condense(box)
         self.reinsert_orphans()
         self.lower_root()
+        self.state.records -= 1
+        if (self.state.root == 0) != (self.state.records == 0):
+            raise_miscounted(self.state)
         return 1
 
     cdef int find(self, const double *box, uint64_t ref) except -1 nogil:
         """Finds a record below entries that contain its box, and sets the path to it. Returns 0 if there is none."""
         cdef int top = self.state.levels - 1
         self.most_visits = self.visits + load_acquire(&self.store.table.high_water)
+        self.long_from = self.visits + LONG_SEARCH
         self.inserter.path[top] = self.state.root
         return self.find_below(top, box, ref)
 
@@ -77,6 +82,8 @@ cdef class Remover:
         self.inserter.breath.left -= <int64_t>g.leaf_capacity * g.dims
         if self.visits > self.most_visits:
             raise_endless(self.state.root)
+        if self.visits == self.long_from:
+            self.ws.let_gil_go()
         if not b.least_id <= <int64_t>ref <= b.most_id:
             return 0
         if level == 0:
@@ -233,7 +240,6 @@ cdef int find_record(const Geometry *g, Bucket *b, const double *box, uint64_t r
 
 
 cdef bint touches_side(const double *box, const double *inner, int dims) noexcept nogil:
-    """Whether a box inside another reaches one of its sides, so that the other may shrink without it."""
     cdef int i
     for i in range(2 * dims):
         if box[i] == inner[i]:
@@ -293,10 +299,7 @@ cdef int remove_rows(Remover remover, TreeState state, const int64_t *ids, const
     cdef double box[2 * MAX_DIMS]
     for i in range(n):
         read_box(boxes + i * 2 * dims, dims, box)       # an invalid one is the box of no record
-        if remover.remove(box, <uint64_t>ids[i]):
-            state.records -= 1
-            if (state.root == 0) != (state.records == 0):
-                raise_miscounted(state)
+        remover.remove(box, <uint64_t>ids[i])
         spend(&remover.inserter.breath, 64)
     return 0
 

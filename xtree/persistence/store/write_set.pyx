@@ -1,6 +1,7 @@
 """The write set: the pages that one transaction makes and retires. docs: write_set.pxd."""
 
 cimport cython
+from cpython.pystate cimport PyThreadState
 from cpython.pythread cimport PyThread_release_lock
 from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport uint32_t
@@ -15,10 +16,14 @@ from xtree.persistence.pages.object_table cimport STATE_RESERVED, WORD_TAG, Row,
 from xtree.persistence.pages.page cimport SIZE_CLASSES, PagePrefix, class_bytes, clear_page
 from xtree.persistence.pages.page_checksum cimport page_crc
 from xtree.persistence.store.store cimport (
-    CLOSED, FORKED, Store, drop_lock, hold_lock, lock_with_gil, resolve,
+    CLOSED, FORKED, Store, drop_lock, hold_lock, lock_with_gil, resolve, try_lock,
 )
 
 from xtree.errors import CorruptionError, TransactionError
+
+cdef extern from "Python.h" nogil:
+    PyThreadState *PyEval_SaveThread() noexcept
+    void PyEval_RestoreThread(PyThreadState *thread) noexcept
 
 cdef enum:                          # work so short that giving the GIL away for it costs more
     SEALED_WITH_GIL = 1 << 17       # bytes of pages
@@ -91,6 +96,28 @@ cdef class WriteSet:
         return (state_of(word) == STATE_RESERVED and (word & WORD_TAG) == tag_of(node)
                 and row.made_at < <uint64_t>self.made_count and self.made[row.made_at].node == node)
 
+    cdef void lock_store(self) noexcept nogil:
+        """Waits for the store's lock, without the GIL."""
+        cdef PyThreadState *thread
+        if not self.has_gil:
+            hold_lock(self.store)
+        elif not try_lock(self.store):
+            thread = PyEval_SaveThread()
+            hold_lock(self.store)
+            PyEval_RestoreThread(thread)
+
+    cdef void let_gil_go(self) noexcept nogil:
+        if self.has_gil:
+            self.has_gil = False
+            self.given_away = PyEval_SaveThread()
+
+    cdef void end_with_gil(self) noexcept nogil:
+        cdef PyThreadState *thread = self.given_away
+        self.has_gil = False
+        self.given_away = NULL
+        if thread != NULL:
+            PyEval_RestoreThread(thread)
+
     cdef int grow(self, void **list_, Py_ssize_t *room, Py_ssize_t count, size_t size) except -1 nogil:
         """Makes room for one more entry of a list, of `size` bytes."""
         cdef void *larger
@@ -110,7 +137,7 @@ cdef class WriteSet:
         cdef uint64_t address = 0
         cdef bint allocated = False, placed = False
         self.grow(<void **>&self.made, &self.made_room, self.made_count, sizeof(Made))
-        hold_lock(self.store)
+        self.lock_store()
         try:
             self.store.allocator.allocate(size_class, self.spends_reserve, &address)
             allocated = True
@@ -163,7 +190,7 @@ cdef class WriteSet:
                 self.remember_retired(made.replaces)
             made.node = made.replaces = 0           # a later life of the handle may have this tag again
             self.bytes_made -= class_bytes(class_of(row.word))
-            hold_lock(self.store)
+            self.lock_store()
             try:
                 self.store.give_back(node)
             finally:
