@@ -14,7 +14,7 @@ from xtree.persistence.store.store cimport Published, Store
 from xtree.algorithms.queries.search cimport count_of_one, ids_of_one
 from xtree.algorithms.tree_state cimport TreeState
 from xtree.algorithms.queries.walk cimport AROUND, INSIDE, INTERSECTS, Predicate
-from xtree.writer_lock cimport WriterLock
+from xtree.writer_lock cimport Handle, WriterLock
 
 from xtree.errors import ClosedError
 from xtree.roots import decode_state
@@ -39,6 +39,9 @@ cdef inline bint _read_predicate(object name, Predicate *predicate):
 cdef class Seen:
     """A tree's state at an epoch. Immutable. It doesn't hold that epoch's Published, which keeps all trees' entries."""
 
+    cdef uint64_t epoch
+    cdef TreeState state            # None in NOTHING
+
     def __cinit__(self, uint64_t epoch, TreeState state):
         self.epoch = epoch
         self.state = state
@@ -54,8 +57,14 @@ cdef void end(Store store, int flight, int slot) noexcept:
 
 
 @cython.final
-cdef class TreeView:
+cdef class TreeView(Handle):
     """One tree of a session's store, read at the epoch that is current when a call begins. Any thread may use it."""
+
+    cdef readonly Session session
+    cdef WriterLock lock            # the tree's, which says whether it was dropped
+    cdef bint arriving              # in a pickle: the lock is replaced by that of the store, once this is open
+    # One pointer to an epoch and the state at it, so that the GIL alone is enough to read both.
+    cdef Seen seen                  # what the last call has found; replaced whole
 
     def __init__(self, Session session not None, WriterLock lock not None, int dims=0):
         """dims: of a tree that arrives in a pickle, whose state is looked at when it is used; 0: looks at it now."""
@@ -156,6 +165,9 @@ cdef class TreeView:
     @property
     def handle_is_closed(self):
         """Whether its close() or that of its session was called."""
+        return self.was_closed()
+
+    cdef bint was_closed(self) noexcept:
         return self.closed or self.session.closed
 
     cdef object ask(self, box, predicate, bint counting):

@@ -4,31 +4,32 @@ from typing import Any, SupportsIndex, TypeVar
 
 from xtree.arguments import Boxes
 from xtree.persistence.session import Session
-from xtree.view import TreeView
-from xtree.writer_lock import WriterLock
+from xtree.writer_lock import Handle, WriterLock
 
 Scope = TypeVar("Scope", bound="WriteScope")
 
 def write_alone(
-    session: Session, lock: WriterLock, handle: TreeView, function: Callable[..., Any], *arguments: Any
+    session: Session, lock: WriterLock, handle: Handle, function: Callable[..., Any], *arguments: Any
 ) -> Any: ...
 
 def write_one_alone(
     session: Session,
     lock: WriterLock,
-    handle: TreeView,
+    handle: Handle,
     what: int,
     id: SupportsIndex,
     box: Boxes,
     new_box: Boxes | None = None,
 ) -> bool: ...
 
+class Part: ...
+
 class WriteScope:
     def __init__(
         self,
         session: Session,
         locks: tuple[WriterLock, ...],
-        handle: TreeView | None = None,
+        handle: Handle | None = None,
         timeout: float | None = None,
         owner: Any = None,
         made: dict[str, Any] | None = None,
@@ -59,5 +60,7 @@ class WriteScope:
 class TreeScope(WriteScope):
     _name: str
     _dims: int
-    def __init__(self, session: Session, lock: WriterLock, handle: TreeView, timeout: float | None, owner: Any) -> None: ...
+    def __init__(
+        self, session: Session, lock: WriterLock, handle: Handle, timeout: float | None, owner: Any
+    ) -> None: ...
     def _write_one(self, what: int, id: SupportsIndex, box: Boxes, new_box: Boxes | None = None) -> bool: ...

@@ -29,8 +29,7 @@ from xtree.persistence.session cimport Session
 from xtree.persistence.store.catalog cimport CatalogEntry
 from xtree.persistence.store.store cimport PyThread_get_thread_ident, Store
 from xtree.persistence.store.write_set cimport WriteSet, begin as begin_write_set
-from xtree.view cimport TreeView
-from xtree.writer_lock cimport Tip, WriterLock
+from xtree.writer_lock cimport Handle, Tip, WriterLock
 
 from xtree.errors import ClosedError, TransactionError
 from xtree.roots import decode_state, entry_of
@@ -104,12 +103,12 @@ cdef int read_change(Change *change, int what, int dims, id, box, new_box) excep
     return 0
 
 
-def write_alone(Session session not None, WriterLock lock not None, TreeView handle, function, *arguments):
+def write_alone(Session session not None, WriterLock lock not None, Handle handle, function, *arguments):
     """function(write_set, state, *arguments), which changes a tree, as a transaction of its own."""
     return run_alone(session, lock, handle, function, arguments, NULL)
 
 
-def write_one_alone(Session session not None, WriterLock lock not None, TreeView handle not None, int what, id, box,
+def write_one_alone(Session session not None, WriterLock lock not None, Handle handle not None, int what, id, box,
                     new_box=None):
     """Changes one record, as a transaction of its own; returns whether it was there. what, …: TreeScope._write_one."""
     cdef Change change
@@ -117,7 +116,7 @@ def write_one_alone(Session session not None, WriterLock lock not None, TreeView
     return run_alone(session, lock, handle, None, (), &change)
 
 
-cdef object run_alone(Session session, WriterLock lock, TreeView handle, function, tuple arguments,
+cdef object run_alone(Session session, WriterLock lock, Handle handle, function, tuple arguments,
                       const Change *change):
     """A scope that nobody but this function knows: it has no bell, and its session doesn't note it."""
     cdef WriteScope scope = WriteScope.__new__(WriteScope)
@@ -151,7 +150,7 @@ cdef class WriteScope:
     cdef Store store                # None before it begins
     cdef int forks                  # forks_seen() when it began
     cdef bint cut_off               # its handle was closed before it ended
-    cdef TreeView handle
+    cdef Handle handle
     cdef object timeout
     cdef tuple locks
     cdef dict made                  # name -> state, or None
@@ -167,7 +166,7 @@ cdef class WriteScope:
     cdef readonly object _owner     # the handle that it was made with, kept until it ends
     cdef object __weakref__
 
-    def __init__(self, Session session not None, tuple locks not None, TreeView handle=None, timeout=None, owner=None,
+    def __init__(self, Session session not None, tuple locks not None, Handle handle=None, timeout=None, owner=None,
                  dict made=None):
         self.bell = allocate_lock()
         self.bell.acquire()
@@ -192,7 +191,7 @@ cdef class WriteScope:
         self.begin()
         self.session.note(self)
         self.noted = True
-        if self.session.closed or (self.handle is not None and self.handle.handle_is_closed):
+        if self.session.closed or (self.handle is not None and self.handle.was_closed()):
             self._cut_off()
         return self
 
@@ -534,7 +533,7 @@ cdef class TreeScope(WriteScope):
     cdef readonly str _name
     cdef readonly int _dims
 
-    def __init__(self, Session session not None, WriterLock lock not None, TreeView handle not None, timeout, owner):
+    def __init__(self, Session session not None, WriterLock lock not None, Handle handle not None, timeout, owner):
         super().__init__(session, (lock,), handle, timeout, owner)
         self._name = lock.name
         self._dims = handle.dims

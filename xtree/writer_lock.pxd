@@ -10,6 +10,18 @@
 cimport cython
 
 
+cdef class Handle:
+    """A handle of a tree; what is begun with it may not go on once it is closed."""
+
+    cdef readonly int dims
+    cdef bint closed
+
+    # Raises ClosedError when it was closed, or its tree dropped.
+    cdef int need_open(self) except -1
+    # Whether its close() or that of its session was called.
+    cdef bint was_closed(self) noexcept
+
+
 @cython.final
 @cython.no_gc
 cdef class Tip:

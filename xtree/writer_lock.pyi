@@ -2,6 +2,10 @@ from typing import Any
 
 from xtree.persistence.session import Session
 
+class Handle:
+    @property
+    def dims(self) -> int: ...
+
 class Tip: ...
 
 class WriterLock:

@@ -22,6 +22,15 @@ cdef object monotonic = time.monotonic
 cdef double LONGEST_WAIT_S = threading.TIMEOUT_MAX
 
 
+cdef class Handle:
+
+    cdef int need_open(self) except -1:
+        return 0
+
+    cdef bint was_closed(self) noexcept:
+        return self.closed
+
+
 @cython.final
 @cython.no_gc
 cdef class Tip:

@@ -14,7 +14,6 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from xtree.algorithms.kernels.arrays cimport raise_changed, read_box
-from xtree.algorithms.kernels.box cimport MAX_DIMS
 from xtree.persistence.base.breath cimport Breath, first_breath, spend
 from xtree.input.real_numbers cimport READ_AT_ONCE, array_of, called, numbers_of, plain, read_plain_number, shown
 

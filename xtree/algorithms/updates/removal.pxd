@@ -30,8 +30,8 @@ cdef class Remover:
     cdef uint64_t most_visits       # more mean that a page is reached twice
     cdef uint64_t long_from         # from so many visits on the search for a record is a long one
 
-    # Removes one copy of a record, and counts it. Returns 1 if there was one. The tree's bounds stay as they were. After
-    # an error the transaction must abort.
+    # Removes one copy of a record, and counts it. Returns 1 if there was one. The tree's bounds stay as they were.
+    # After an error the transaction must abort.
     cdef int remove(self, const double *box, uint64_t ref) except -1 nogil
 
     cdef int find(self, const double *box, uint64_t ref) except -1 nogil

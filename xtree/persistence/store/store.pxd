@@ -24,10 +24,10 @@ A pin says which pages somebody may still want to see; a flight says which mappi
     table, allocator  whoever holds `lock`                    see their headers
 
 No thread waits for `lock` while it holds the GIL, but it may ask for the GIL while it holds `lock`; so the two can't
-deadlock. A thread that has the GIL may try `lock`, and then holds it only as long as nothing gives the GIL away.
-hold_lock notes the rank of `lock` (lock_ranks.pxd): garbage collection may abort a forgotten write set in a thread that
-holds `lock`, or a lock that comes after it. The write set then can't wait for `lock`, and is put on the list
-`abandoned` instead.
+deadlock. A thread that has the GIL may try `lock`, and then notes its rank, or holds it only as long as nothing gives
+the GIL away. hold_lock and try_lock note the rank of `lock` (lock_ranks.pxd): garbage collection may abort a forgotten
+write set in a thread that holds `lock`, or a lock that comes after it. The write set then can't wait for `lock`, and is
+put on the list `abandoned` instead.
 """
 
 cimport cython

@@ -1,8 +1,9 @@
 """WriteSet: the pages that one transaction makes and retires, and their way into an epoch.
 
 For one thread at a time. The cdef methods run without the GIL, and those that wait for the store's lock must, unless
-`has_gil` says that the call has it: then the wait gives it away. Short work of seal_all and publish_all keeps it. Nobody else sees what they change before the commit: rows of reserved
-pages can only be reached from pages of the same transaction, or of one that builds on it.
+`has_gil` says that the call has it: then the wait gives it away. Short work of seal_all and publish_all keeps it.
+Nobody else sees what they change before the commit: rows of reserved pages can only be reached from pages of the same
+transaction, or of one that builds on it.
 
 A write set may build on others that are queued and not published yet. If one of those fails, this one fails too; and
 the pages of a failed one are given back only when nothing that builds on it is left.
