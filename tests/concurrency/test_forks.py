@@ -263,7 +263,9 @@ def test_a_transaction_that_was_open_is_the_parents(kind, path):
     tree = xtree.XTree(2) if kind == "memory" else xtree.open(path)
     records = len(tree)
     with tree.transaction() as tx:
-        tx.insert_many(np.arange(100), ROWS[:100])
+        tx.insert_many(np.arange(99), ROWS[:99])
+        tx.insert(99, ROWS[99])
+        assert tx.update(99, ROWS[99], BOX)
 
         def child():
             for use in (lambda: tx.insert(1, BOX), lambda: tx.count(BOX), tx.commit):

@@ -245,6 +245,27 @@ def test_a_transaction_that_met_no_memory_is_doomed_and_leaves_nothing(make_tree
     require_unchanged(tree, brute_force.records(*records(1000, 200, 2)) + brute_force.records(*records(2000, 500, 2)))
 
 
+def test_changes_of_one_record_after_another_fail_cleanly_and_then_work(make_tree, failures):
+    tree = make_tree(2, xtree.Config(**ROOM, max_overlap=0.0))
+    ids, boxes = records(0, 600, 2)
+    tree.insert_many(ids, boxes)
+    held = brute_force.records(*tree.items())
+    more = [(id, tuple(box)) for id, box in zip(*map(np.ndarray.tolist, records(1000, 150, 2)), strict=True)]
+
+    def change_all():
+        with tree.transaction() as tx:
+            for record in more:
+                tx.insert(*record)
+            for id, box in zip(ids.tolist(), boxes.tolist(), strict=True):
+                assert tx.delete(id, box)
+            for id, box in more:
+                assert tx.update(id, box, box)
+
+    failures.until_it_works(change_all, lambda: require_unchanged(tree, held))
+    require_unchanged(tree, brute_force.records(*records(1000, 150, 2)))
+    assert failures.raised > 10
+
+
 def test_changes_of_several_trees_fail_together(tmp_path, failures):
     with xtree.Runtime(tmp_path / "index", config=xtree.Config(**ROOM)) as runtime:
         a, b = runtime.tree("a", 2), runtime.tree("b", 3)
