@@ -92,6 +92,13 @@ cdef object entry_to_change(WriterLock lock, Store store, write_set):
     return store.published.catalog.get(lock.name)
 
 
+cdef object copy_of_state(CatalogEntry entry):
+    """The state of an entry, which may be changed. Raises what decode_state does."""
+    if isinstance(entry.decoded, TreeState):
+        return (<TreeState>entry.decoded).copy()
+    return decode_state(entry).copy()
+
+
 cdef int read_change(Change *change, int what, int dims, id, box, new_box) except -1:
     """Reads what a change of one record is given. Raises TypeError, DimensionError, InvalidBoxError, OverflowError."""
     change.what = what
@@ -293,7 +300,7 @@ cdef class WriteScope:
         """Takes the locks in order, then begins."""
         cdef WriterLock lock
         cdef bint wait
-        self.session.require_writable()
+        self.session.need_writable()
         self.store = self.session.use()
         self.forks = forks_seen()
         deadline = None if self.timeout is None else monotonic() + self.timeout
@@ -329,7 +336,7 @@ cdef class WriteScope:
         """Finds the state of a tree whose lock is taken. Raises KeyError, and what decoding it raises."""
         cdef CatalogEntry entry = entry_to_change(part.lock, self.store, self.write_set)
         if entry is not None:
-            part.state = decode_state(entry).copy()
+            part.state = copy_of_state(entry)
             part.entry = entry
             return 0
         part.missing = True
@@ -456,7 +463,7 @@ cdef class WriteScope:
         self.require_attached()
         if self.handle is not None:
             self.handle.need_open()
-        self.store.require_writable()
+        self.store.need_writable()
         changes = {}
         for name, part in self.parts.items():
             if part.dropped:

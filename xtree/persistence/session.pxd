@@ -44,6 +44,8 @@ cdef class Session:
     # The store to be used now. Raises ClosedError.
     cdef Store use(self)
     cdef Store look_again(self)
+    # Raises ClosedError, ReadOnlyError or StoreFailedError unless it may write.
+    cdef int need_writable(self) except -1
     # Notes a user, which close() ends by its method `_cut_off`, until it is forgotten.
     cdef int note(self, user) except -1
     cdef void forget(self, user) noexcept

@@ -117,11 +117,14 @@ cdef class Session:
 
     def require_writable(self):
         """Raises ClosedError, ReadOnlyError or StoreFailedError unless it may write."""
+        self.need_writable()
+
+    cdef int need_writable(self) except -1:
         if not self.closed and self.refusal is not None:
             raise ReadOnlyError(self.refusal)
-        if not self.closed and self.is_away:
+        if not self.closed and self.store.status == FORKED and self.reopen is not None:     # away
             raise ReadOnlyError(_of_the_parent(self.path))
-        self.use().require_writable()
+        return self.use().need_writable()
 
     @property
     def read_only(self):

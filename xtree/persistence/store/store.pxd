@@ -126,6 +126,8 @@ cdef class Store:
     cdef char *place(self, uint64_t address) except NULL nogil
     # The same for a page about to be written: its file is told that it will have to be synced.
     cdef char *place_to_write(self, uint64_t address) except NULL nogil
+    # Raises ClosedError, ReadOnlyError or StoreFailedError unless the store takes writes.
+    cdef int need_writable(self) except -1
     cdef int go_on_in_child(self) except -1
     # Calls `unused` if nobody is left.
     cdef int look_for_users(self) except -1

@@ -287,12 +287,16 @@ cdef class Store:
 
     def require_writable(self):
         """Raises ClosedError, ReadOnlyError or StoreFailedError unless the store takes writes."""
+        self.need_writable()
+
+    cdef int need_writable(self) except -1:
         if self.status >= CLOSED:
             raise ClosedError(self.why_closed())
         if self.read_only:
             raise ReadOnlyError(f"the index {self.path} was opened with mode='r'")
         if self.status == POISONED:
             raise StoreFailedError(f"the index {self.path} failed earlier, reopen it to write again: {self._failure()}")
+        return 0
 
     @property
     def state(self):

@@ -46,7 +46,7 @@ cpdef WriteSet begin(Store store):
     require_free("a write")
     flight = store.enter()
     try:
-        store.require_writable()
+        store.need_writable()
         store.make_ready()
         if store.abandoned:
             store.give_back_abandoned()
@@ -346,7 +346,7 @@ cdef class WriteSet:
         self.require_open()
         flight = self.store.land(self.store.enter())
         try:
-            self.store.require_writable()
+            self.store.need_writable()
             self.require_foundation()
             return self.store.commit(self, changes, on_queued)
         finally:
