@@ -364,6 +364,8 @@ def interrupt_loop(step, rounds: int) -> int:
     armed = [False]
     interrupted = 0
     previous = signal.signal(signal.SIGUSR1, handle)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # a step doesn't give the GIL away, and may be over before the other thread gets it
     thread = threading.Thread(target=fire)
     thread.start()
     try:
@@ -376,6 +378,7 @@ def interrupt_loop(step, rounds: int) -> int:
                 interrupted += 1
     finally:
         armed[0] = False
+        sys.setswitchinterval(interval)
         stop.set()
         thread.join()
         signal.signal(signal.SIGUSR1, previous)
