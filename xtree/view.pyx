@@ -8,7 +8,7 @@ from libc.stdint cimport UINT64_MAX, uint64_t
 from xtree.algorithms.bucket cimport MAX_DIMS
 from xtree.input.conversion cimport read_plain_box, read_plain_point
 from xtree.algorithms.queries.nearest cimport nearest_of_one
-from xtree.persistence.base.right_of_way cimport give_way
+from xtree.persistence.base.right_of_way cimport let_commits_pass
 from xtree.persistence.session cimport Session
 from xtree.persistence.store.store cimport Published, Store
 from xtree.algorithms.queries.search cimport count_of_one, ids_of_one
@@ -191,7 +191,7 @@ cdef class TreeView(Handle):
         """Marks a call in flight, pins the current epoch, and gives the tree's state at it."""
         cdef Published published
         cdef Seen seen
-        give_way()
+        let_commits_pass()
         flight[0] = store.enter()
         try:
             slot[0] = store.epochs.pin()

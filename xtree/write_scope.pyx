@@ -25,6 +25,7 @@ from xtree.algorithms.updates.one_record cimport Change, REPLACE, RecordWriter
 from xtree.input.conversion cimport read_id, read_stored_box
 from xtree.persistence.base.forks cimport forks_seen
 from xtree.persistence.base.lock_ranks cimport FREE, held, refusal, require_free
+from xtree.persistence.base.right_of_way cimport let_queries_pass
 from xtree.persistence.session cimport Session
 from xtree.persistence.store.catalog cimport CatalogEntry
 from xtree.persistence.store.store cimport PyThread_get_thread_ident, Store
@@ -120,7 +121,9 @@ def write_one_alone(Session session not None, WriterLock lock not None, Handle h
     """Changes one record, as a transaction of its own; returns whether it was there. what, …: TreeScope._write_one."""
     cdef Change change
     read_change(&change, what, handle.dims, id, box, new_box)
-    return run_alone(session, lock, handle, None, (), &change)
+    result = run_alone(session, lock, handle, None, (), &change)
+    let_queries_pass()
+    return result
 
 
 cdef object run_alone(Session session, WriterLock lock, Handle handle, function, tuple arguments,
@@ -243,7 +246,9 @@ cdef class WriteScope:
         """Changes one record of a tree of `dims` dimensions. what, ...: TreeScope._write_one."""
         cdef Change change
         read_change(&change, what, dims, id, box, new_box)
-        return self.run(True, name, None, (), &change)
+        result = self.run(True, name, None, (), &change)
+        let_queries_pass()
+        return result
 
     def _touch(self, WriterLock lock not None):
         """Adds a tree, if that is possible without waiting. Raises TransactionError, KeyError."""
@@ -553,4 +558,6 @@ cdef class TreeScope(WriteScope):
         """
         cdef Change change
         read_change(&change, what, self._dims, id, box, new_box)
-        return self.run(True, self._name, None, (), &change)
+        result = self.run(True, self._name, None, (), &change)
+        let_queries_pass()
+        return result

@@ -202,7 +202,14 @@ CODE = {
             "store.published",
         ],
         "def publish(self": ["publish_rows(epoch)", "self.published = published", "self.epochs.advance("],
-        "def reclaim(self": ["hold_lock(", "reclaim_horizon()", "durable < horizon", "reclaim_one(horizon"],
+        "def reclaim(self": ["try_lock(self)", "self.free_retired(", "hold_lock(self)", "self.free_retired("],
+        "cdef Py_ssize_t free_retired(": [
+            "reclaim_horizon()",
+            "durable < horizon",
+            "reclaim_one(horizon",
+            "self.allocator.free(address)",
+            "drop_lock(self)",
+        ],
     },
     "object_table.pyx": {
         "cdef void publish(self": ["store_release(&row.birth", "store_release(&row.word"],

@@ -22,7 +22,7 @@ from xtree.algorithms.kernels.arrays cimport (
 from xtree.algorithms.bucket cimport Bucket, lower, refs, stride, upper
 from xtree.algorithms.kernels.forms cimport SAFE_LEAST, SAFE_MOST, distances, scaled_distance
 from xtree.persistence.base.atomics cimport load_acquire
-from xtree.persistence.base.breath cimport Breath, Team, first_breath, spend
+from xtree.persistence.base.breath cimport Breath, Team, begin_with_gil, end_with_gil, first_breath, spend
 from xtree.persistence.base.memory cimport allocate, reallocate, release
 from xtree.persistence.store.store cimport Store, breathe
 from xtree.algorithms.kernels.query_order cimport LEAST_ORDERED, order_queries, restore_offsets, restore_words
@@ -371,14 +371,24 @@ cdef int search_points(Store store, TreeState state, const double *points, int64
     return 0
 
 
-cdef tuple nearest_of_one(Store store, TreeState state, const double *point, int64_t k, double max_distance):
-    cdef Arena ids = Arena()
-    cdef Arena found = Arena()
+cdef int _search_one(Store store, TreeState state, const double *point, int64_t k, double max_distance, Arena ids,
+                     Arena found) except -1 nogil:
+    """Called with the GIL, which it gives away when it takes long."""
     cdef Breath breath
     cdef int64_t starts[2]
     first_breath(&breath, None)
-    with nogil:
+    begin_with_gil(&breath)
+    try:
         search_points(store, state, point, 1, k, max_distance, NULL, ids, found, starts, NULL, &breath)
+    finally:
+        end_with_gil(&breath)
+    return 0
+
+
+cdef tuple nearest_of_one(Store store, TreeState state, const double *point, int64_t k, double max_distance):
+    cdef Arena ids = Arena()
+    cdef Arena found = Arena()
+    _search_one(store, state, point, k, max_distance, ids, found)
     return ids.to_array(_int64), found.to_array(_float64)
 
 

@@ -14,7 +14,7 @@ from xtree.algorithms.bucket cimport HEADER_BYTES, Bucket, get_box, lower, refs,
 from xtree.algorithms.kernels.forms cimport SLACK, WindowTest, select, span
 from xtree.algorithms.queries.leaf_group cimport LeafGroup, close_group, leaves_of, next_group, open_group
 from xtree.persistence.base.atomics cimport load_relaxed
-from xtree.persistence.base.breath cimport Breath, Team, first_breath, spend
+from xtree.persistence.base.breath cimport Breath, Team, begin_with_gil, end_with_gil, first_breath, spend
 from xtree.persistence.base.memory cimport allocate, release
 from xtree.persistence.pages.node_id cimport NodeID, handle_of
 from xtree.persistence.pages.object_table cimport Row
@@ -281,24 +281,29 @@ def query_one(Store store not None, TreeState state not None, box, int predicate
         PyBuffer_Release(&view)
 
 
+cdef int64_t _answer_one(Store store, TreeState state, const double *box, Predicate predicate, bint keep,
+                         Arena found) except -1 nogil:
+    """How many records one query has found. Called with the GIL, which it gives away when it takes long."""
+    cdef Breath breath
+    cdef int64_t hits = 0
+    first_breath(&breath, None)
+    begin_with_gil(&breath)
+    try:
+        _answer(store, state, box, 1, predicate, NULL, keep, found, &hits, &breath)
+    finally:
+        end_with_gil(&breath)
+    return hits
+
+
 cdef object ids_of_one(Store store, TreeState state, const double *box, Predicate predicate):
     cdef Arena found = Arena()
-    cdef Breath breath
-    cdef int64_t hits
-    first_breath(&breath, None)
-    with nogil:
-        _answer(store, state, box, 1, predicate, NULL, True, found, &hits, &breath)
+    _answer_one(store, state, box, predicate, True, found)
     return found.to_array(_int64)
 
 
 cdef int64_t count_of_one(Store store, TreeState state, const double *box, Predicate predicate) except -1:
     cdef Arena scratch = Arena()
-    cdef Breath breath
-    cdef int64_t hits
-    first_breath(&breath, None)
-    with nogil:
-        _answer(store, state, box, 1, predicate, NULL, False, scratch, &hits, &breath)
-    return hits
+    return _answer_one(store, state, box, predicate, False, scratch)
 
 
 cdef int _borrow_box(object box, Py_buffer *view, TreeState state) except -1:

@@ -7,6 +7,7 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from libc.string cimport memcpy
 
 from xtree.persistence.base.atomics cimport fetch_add, load_relaxed, store_relaxed
+from xtree.persistence.base.right_of_way cimport got_gil_for_query, syncing, want_gil_for_query
 
 cdef extern from "monotonic.h" nogil:
     uint64_t xt_monotonic_ns() noexcept
@@ -14,15 +15,21 @@ cdef extern from "monotonic.h" nogil:
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident() noexcept
 
+cdef extern from "Python.h" nogil:
+    PyThreadState *PyEval_SaveThread() noexcept
+    void PyEval_RestoreThread(PyThreadState *thread) noexcept
+
 cdef enum:
     A_BREATH = 1 << 17              # work
     COPIED_AT_ONCE = 1 << 18        # bytes: about 100 microseconds where memory is touched for the first time
+    AFTER_SLOW = 256                # queries that give the GIL away after a slow one
     LOOK_EVERY_NS = 30000000        # a part of the 200 ms within which an interrupt ends a call
 
 cdef uint64_t main_thread = 0
 cdef uint64_t watched = 0
 cdef uint64_t countdown = 0         # breaths of the main thread until one is interrupted; 0: no interrupt is planned
 cdef uint64_t breaths = 0
+cdef int slow_calls = 0             # queries that are to give the GIL away
 
 
 def _note_main_thread():
@@ -55,11 +62,37 @@ cdef void first_breath(Breath *breath, Team team) noexcept nogil:
     breath.looked_at_ns = 0
     breath.stopped = NULL if team is None else &team.stopped
     breath.is_main = PyThread_get_thread_ident() == load_relaxed(&main_thread)
+    breath.has_gil = False
+    breath.thread = NULL
+
+
+cdef void begin_with_gil(Breath *breath) noexcept nogil:
+    global slow_calls
+    if slow_calls > 0 or load_relaxed(&syncing):
+        slow_calls -= slow_calls > 0
+        breath.thread = PyEval_SaveThread()
+    else:
+        breath.has_gil = True
+        breath.began_ns = xt_monotonic_ns()
+
+
+cdef void end_with_gil(Breath *breath) noexcept nogil:
+    global slow_calls
+    if breath.has_gil:
+        if xt_monotonic_ns() != breath.began_ns:    # by chance, or because it took a good part of a tick
+            slow_calls = AFTER_SLOW
+    else:
+        want_gil_for_query()
+        PyEval_RestoreThread(breath.thread)
+        got_gil_for_query()
 
 
 cdef int look_up(Breath *breath) except -1 nogil:
     cdef uint64_t now
     breath.left = A_BREATH
+    if breath.has_gil:
+        breath.has_gil = False
+        breath.thread = PyEval_SaveThread()
     if load_relaxed(&watched):
         breath.left = 0
         interrupt_if_due(breath)

@@ -1,4 +1,4 @@
-"""Right of way for the threads that carry commits. docs: right_of_way.pxd."""
+"""Right of way: who gets the GIL, between commits and queries. docs: right_of_way.pxd."""
 
 import os
 
@@ -12,12 +12,19 @@ from xtree.persistence.base.atomics cimport compare_exchange, fetch_add, load_re
 cdef extern from "pythread.h" nogil:
     int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) noexcept
 
+cdef extern from "monotonic.h" nogil:
+    uint64_t xt_fine_ns() noexcept
+
 cdef enum:
     ACQUIRED = 1
     LONGEST_STOP_US = 20000
+    SLICE_US = 500              # of the writers
+    PAUSE_US = 200              # of the queries then
 
 cdef uint64_t closed = 0
 cdef PyThread_type_lock gate = NULL
+cdef uint64_t slice_began = 0   # a moment of the monotonic clock
+cdef PyThread_type_lock never = PyThread_allocate_lock()    # nobody gives it back
 
 
 def _begin():
@@ -29,8 +36,11 @@ def _begin():
     gate = made
     store_relaxed(&wanting, 0)
     store_relaxed(&closed, 0)
+    store_relaxed(&returning, 0)
+    store_relaxed(&syncing, 0)
 
 
+PyThread_acquire_lock(never, NOWAIT_LOCK)
 _begin()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin)
@@ -47,9 +57,47 @@ cdef void got_gil() noexcept nogil:
         PyThread_release_lock(gate)
 
 
-cdef void let_them_pass() noexcept:
+cdef void want_gil_for_query() noexcept nogil:
+    fetch_add(&returning, 1)
+
+
+cdef void got_gil_for_query() noexcept nogil:
+    fetch_add(&returning, UINT64_MAX)
+
+
+cdef void begin_sync() noexcept nogil:
+    fetch_add(&syncing, 1)
+
+
+cdef void end_sync() noexcept nogil:
+    fetch_add(&syncing, UINT64_MAX)
+
+
+cdef void wait_at_gate() noexcept:
     cdef int status
     with nogil:
         status = PyThread_acquire_lock_timed(gate, LONGEST_STOP_US, 0)
-    if status == ACQUIRED:
+        want_gil_for_query()
+    got_gil_for_query()
+    if status != ACQUIRED:
+        return
+    if load_relaxed(&wanting):      # since then, when the gate couldn't be closed; they need the GIL to want it no more
+        store_seq(&closed, 1)
+    else:
         PyThread_release_lock(gate)
+
+
+cdef void wait_for_slice() noexcept:
+    global slice_began
+    if xt_fine_ns() - slice_began < 1000 * SLICE_US:
+        return
+    with nogil:
+        PyThread_acquire_lock_timed(never, PAUSE_US, 0)
+        want_gil()
+    got_gil()
+    slice_began = xt_fine_ns()
+
+
+def waiting():
+    """How many threads want the GIL for a commit."""
+    return load_relaxed(&wanting)

@@ -11,7 +11,7 @@ from libc.stdint cimport uint64_t
 
 import os
 
-from xtree.persistence.base.right_of_way cimport got_gil, want_gil
+from xtree.persistence.base.right_of_way cimport begin_sync, end_sync, got_gil, want_gil
 
 cdef extern from "commit_calls.h" nogil:
     bint XT_HAS_COMMIT_CALLS
@@ -39,7 +39,9 @@ def sync_data(int fd):
     """Returns when the data of a file are on the disk. Raises OSError. Signals wait."""
     cdef int code
     with nogil:
+        begin_sync()
         code = xt_sync_data(fd)
+        end_sync()
         want_gil()
     got_gil()
     if code:

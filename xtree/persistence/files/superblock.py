@@ -94,6 +94,7 @@ class SuperblockFile:
         self.value = value
         self.copies_readable = readable
         self._file = file
+        file.of_commits = True
         self._newest = newest
         self._synced = synced  # the last synced copy; None when it isn't known, after opening
         self._generation = value.generation  # the last one that was written, or was about to be

@@ -126,6 +126,8 @@ cdef class Store:
     cdef char *place(self, uint64_t address) except NULL nogil
     # The same for a page about to be written: its file is told that it will have to be synced.
     cdef char *place_to_write(self, uint64_t address) except NULL nogil
+    # Frees retired pages, at most `limit`, up to a durable epoch, and gives back the lock, which the caller has taken.
+    cdef Py_ssize_t free_retired(self, uint64_t durable, Py_ssize_t limit) except -1 nogil
     # Raises ClosedError, ReadOnlyError or StoreFailedError unless the store takes writes.
     cdef int need_writable(self) except -1
     cdef int go_on_in_child(self) except -1

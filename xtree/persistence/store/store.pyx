@@ -11,6 +11,7 @@ from libc.string cimport memset
 from xtree.persistence.base.atomics cimport load_acquire, load_relaxed
 from xtree.persistence.base.breath cimport Breath, first_breath, spend
 from xtree.persistence.base.lock_ranks cimport FREE, IN_THREAD, held, refusal
+from xtree.persistence.base.right_of_way cimport got_gil, want_gil
 from xtree.persistence.base.memory cimport reallocate, release
 from xtree.persistence.pages.mmap_windows cimport offset_of, window_of
 from xtree.persistence.pages.node_id cimport make_node_id, tag_of
@@ -39,6 +40,7 @@ cdef extern from "<assert.h>" nogil:
 
 cdef enum:
     WORK_BYTES = 4                  # of a page to be verified: one unit of work, as breaths count it
+    FREED_WITH_GIL = 256            # pages: so few are freed before the GIL would be back
 
 assert sizeof(PagePrefix) == 24
 
@@ -464,21 +466,33 @@ cdef class Store:
 
         Frees at most `limit` pages; returns how many.
         """
-        cdef uint64_t horizon, address = 0
         cdef uint64_t durable = <uint64_t>-1 if durable_epoch is None else durable_epoch
-        cdef int size_class = 0
         cdef Py_ssize_t done = 0
+        if try_lock(self):
+            done = self.free_retired(durable, min(limit, FREED_WITH_GIL))
+            if done < min(limit, FREED_WITH_GIL):
+                return done
         with nogil:
             hold_lock(self)
-            try:
-                horizon = self.epochs.reclaim_horizon()
-                if durable < horizon:
-                    horizon = durable
-                while done < limit and self.table.reclaim_one(horizon, &address, &size_class):
-                    self.allocator.free(address)
-                    done += 1
-            finally:
-                drop_lock(self)
+            done += self.free_retired(durable, limit - done)
+            want_gil()
+        got_gil()
+        return done
+
+    cdef Py_ssize_t free_retired(self, uint64_t durable, Py_ssize_t limit) except -1 nogil:
+        """Frees pages as `reclaim` says, then gives the store's lock back, which the caller has taken."""
+        cdef uint64_t horizon, address = 0
+        cdef int size_class = 0
+        cdef Py_ssize_t done = 0
+        try:
+            horizon = self.epochs.reclaim_horizon()
+            if durable < horizon:
+                horizon = durable
+            while done < limit and self.table.reclaim_one(horizon, &address, &size_class):
+                self.allocator.free(address)
+                done += 1
+        finally:
+            drop_lock(self)
         return done
 
     def snapshot_rows(self, uint64_t epoch, list file_of_window):

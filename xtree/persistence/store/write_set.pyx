@@ -104,7 +104,9 @@ cdef class WriteSet:
         elif not try_lock(self.store):
             thread = PyEval_SaveThread()
             hold_lock(self.store)
+            want_gil()
             PyEval_RestoreThread(thread)
+            got_gil()
 
     cdef void let_gil_go(self) noexcept nogil:
         if self.has_gil:
@@ -116,7 +118,9 @@ cdef class WriteSet:
         self.has_gil = False
         self.given_away = NULL
         if thread != NULL:
+            want_gil()
             PyEval_RestoreThread(thread)
+            got_gil()
 
     cdef int grow(self, void **list_, Py_ssize_t *room, Py_ssize_t count, size_t size) except -1 nogil:
         """Makes room for one more entry of a list, of `size` bytes."""
