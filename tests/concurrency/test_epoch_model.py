@@ -214,7 +214,7 @@ CODE = {
     "object_table.pyx": {
         "cdef void publish(self": ["store_release(&row.birth", "store_release(&row.word"],
         "cdef void retire(self": ["store_release(&row.retire", "store_release(&row.word"],
-        "cdef bint reclaim_one(self": ["spin_lock(", ".retire <= horizon", "_free_row(", "spin_unlock("],
+        "cdef bint reclaim_one(self": [".retire > horizon", "return False", "self.free_row("],
     },
     "write_set.pyx": {
         "def publish_rows(self": ["lock_with_gil(", "self.publish_all(epoch)", "PyThread_release_lock("],

@@ -7,13 +7,12 @@ Promises (What is on the disk before what):
   test_stored_table.py::test_a_snapshot_holds_what_was_visible_at_its_epoch_and_every_tag,
   test_store.py::test_a_handle_reused_until_its_tag_comes_again_is_its_new_owners,
   test_recovery.py::test_pages_made_and_removed_until_their_tags_wrap_are_logged_once.
-- threads without the interpreter's lock share the object table; a full shard gives way to another:
+- threads without the interpreter's lock share the object table, under the store's; a full shard gives way to another:
   test_threads_without_the_interpreter_lock_share_a_table,
   test_a_full_shard_gives_way_to_another_and_a_full_table_is_a_capacity_error,
   test_recovery.py::test_pages_in_many_shards_survive_a_crash_and_a_clean_close.
 """
 
-import random
 import threading
 
 import pytest
@@ -28,6 +27,8 @@ from xtree.persistence.pages import node_id
 from xtree.persistence.pages.file_places import FilePlaces
 from xtree.persistence.pages.object_table import ObjectTable
 from xtree.persistence.pages.stored_table import restore_table, snapshot_table
+from xtree.persistence.store.memory_store import MemoryStore
+from xtree.tools.probes import loops
 
 pytestmark = pytest.mark.threads
 
@@ -193,13 +194,15 @@ def test_rows_never_move_when_slabs_are_added(table):
     assert len(table) == 200_000
 
 
-def test_further_shards_open_as_the_table_grows():
-    table = ObjectTable(shard_rows=100)
+def test_shards_get_their_rows_in_turn():
+    table = ObjectTable(shard_rows=100, max_shards=4)
     for i in range(1000):
-        live(table, address=i)
-        assert len(table.stats()["shards"]) == max(1, min(64, -(-(i + 1) // 100)))
+        node = live(table, address=i)
+        assert node_id.unpack(node)[0] == i // 100 % 4
+        assert len(table.stats()["shards"]) == min(4, i // 100 + 1)
     table.check()
-    assert sum(shard["handles"] for shard in table.stats()["shards"]) == table.stats()["handles"] == 1000
+    assert [shard["handles"] for shard in table.stats()["shards"]] == [300, 300, 200, 200]
+    assert table.stats()["handles"] == 1000
     assert sorted(r["offset"] for r in table.rows()) == list(range(1000))
 
 
@@ -225,15 +228,15 @@ def test_a_full_shard_gives_way_to_another_and_a_full_table_is_a_capacity_error(
     table.check()
 
 
-def test_a_handle_freed_in_any_shard_is_used_before_a_new_one():
+def test_a_handle_freed_first_in_any_shard_is_used_first_and_before_a_new_one():
     table = ObjectTable(shard_rows=10)
     nodes = [live(table) for _ in range(35)]
-    for node in nodes[::3]:
+    for node in nodes[::-3]:
         table.retire_node(node, 2)
     while table.reclaim(2):
         pass
-    again = [table.reserve_node(1, 0, 0) for _ in nodes[::3]]
-    assert sorted(map(handle_of, again)) == sorted(map(handle_of, nodes[::3]))
+    again = [table.reserve_node(1, 0, 0) for _ in nodes[::-3]]
+    assert list(map(handle_of, again)) == list(map(handle_of, nodes[::-3]))
     assert table.stats()["handles"] == 35
     table.check()
 
@@ -246,44 +249,23 @@ def test_limits_that_cannot_be_are_refused():
 
 @pytest.mark.parametrize("shard_rows", [1 << 20, 50])
 def test_threads_without_the_interpreter_lock_share_a_table(shard_rows):
-    table = ObjectTable(shard_rows)
+    store = MemoryStore(ObjectTable(shard_rows))
+    table = store.table
     kept = [live(table, address=i) for i in range(300)]
-    threads = [threading.Thread(target=table.exercise, args=(200_000, 7)) for _ in range(4)]
+    threads = [threading.Thread(target=loops.use_handles, args=(store, 100_000)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     table.check()
+    abandoned, reclaimed = len(range(0, 100_000, 3)), len(range(1, 100_000, 3))
     assert totals(table)["live"] == 300 and totals(table)["reserved"] == 0
-    assert totals(table)["retired"] == 4 * (200_000 - len(range(0, 200_000, 3)) - len(range(1, 200_000, 3)))
+    assert totals(table)["retired"] == 4 * (100_000 - abandoned - reclaimed)
     assert all(map(table.resolves, kept))
-    while table.reclaim(7):
+    while table.reclaim(store.published.epoch):
         pass
     table.check()
     assert totals(table)["free"] == table.stats()["handles"] - 300
-
-
-def test_threads_that_reserve_and_abandon_never_get_the_same_handle():
-    table = ObjectTable(shard_rows=64)
-    held = [set() for _ in range(4)]
-
-    def work(mine, seed):
-        rng = random.Random(seed)
-        for _ in range(5000):
-            if mine and rng.random() < 0.4:
-                table.abandon_node(mine.pop())
-            else:
-                mine.add(table.reserve_node(1, 0, seed))
-
-    threads = [threading.Thread(target=work, args=(mine, seed)) for seed, mine in enumerate(held)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    table.check()
-    assert len(set().union(*held)) == sum(map(len, held)) == table.stats()["reserved"]
-    for seed, mine in enumerate(held):
-        assert {table.describe(node)["offset"] for node in mine} <= {seed}
 
 
 class TableModel(RuleBasedStateMachine):

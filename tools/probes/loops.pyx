@@ -160,6 +160,36 @@ def replace_slots(SegmentAllocator allocator, int size_class, const uint64_t[::1
             allocator.free(held[i])
 
 
+def use_handles(Store store not None, Py_ssize_t times):
+    """Reserves, publishes and retires `times` pages without slots, abandons every third, reclaims one after every third.
+
+    For threads that share a table, each step under the store's lock, without the GIL. All is of the current epoch.
+    """
+    cdef Py_ssize_t i
+    cdef uint64_t epoch = store.epochs.current_epoch(), address = 0
+    cdef int size_class = 0
+    cdef NodeID node
+    with nogil:
+        for i in range(times):
+            hold_lock(store)
+            try:
+                node = store.table.reserve(1, 0, 0)
+                if i % 3 == 0:
+                    store.table.abandon(node)
+            finally:
+                drop_lock(store)
+            if i % 3 == 0:
+                continue
+            store.table.seal(node, <uint32_t>i)
+            store.table.mark_verified(node)
+            hold_lock(store)
+            store.table.publish(node, epoch)
+            store.table.retire(node, epoch)
+            if i % 3 == 1:
+                store.table.reclaim_one(epoch, &address, &size_class)
+            drop_lock(store)
+
+
 @cython.final
 cdef class HeldLock:
     """A context manager that holds a store's lock, as if a thread stood still while it holds it."""

@@ -1,4 +1,4 @@
-"""Atomic operations on 64-bit words, by memory order, and spin locks (atomics.h)."""
+"""Atomic operations on 64-bit words, by memory order (atomics.h)."""
 
 from libc.stdint cimport uint64_t
 
@@ -13,6 +13,3 @@ cdef extern from "atomics.h" nogil:
     bint compare_exchange "xt_compare_exchange"(uint64_t *p, uint64_t expected, uint64_t desired) noexcept
     uint64_t fetch_or "xt_fetch_or"(uint64_t *p, uint64_t bits) noexcept
     uint64_t fetch_add "xt_fetch_add"(uint64_t *p, uint64_t n) noexcept
-    # Held for moments only, and never while asking for the GIL or for another lock.
-    void spin_lock "xt_spin_lock"(uint64_t *lock) noexcept
-    void spin_unlock "xt_spin_unlock"(uint64_t *lock) noexcept

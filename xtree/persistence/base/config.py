@@ -65,8 +65,8 @@ class StoreConfig:
       wait for a checkpoint before they begin; those without a timeout of their own wait `backpressure_timeout_s`.
     - `epoch_stride`: by how many epochs the ceiling in the superblock is raised at a time.
     - `checkpoints_kept`: how many checkpoints stay, with the logs that follow the oldest of them; at least 1.
-    - `shard_rows`: how many pages each part of the object table has, on average, before threads get one more part to
-      spread over; there are up to 64.
+    - `shard_rows`: how many pages a part of the object table gets before it is the turn of the next one; there are up
+      to 64.
     - `reserve_bytes`: data files leave so many bytes of the disk free, so that pages of an index on a full disk can
       still be deleted, and the index checkpointed.
     """
@@ -104,7 +104,7 @@ class StoreConfig:
     backpressure_timeout_s: float = 30.0
     epoch_stride: int = 1 << 20
     checkpoints_kept: int = 2
-    shard_rows: int = 1 << 20
+    shard_rows: int = 1 << 30
     reserve_bytes: int = 4 * MIB
 
     def __post_init__(self) -> None:

@@ -1,21 +1,20 @@
 """The object table: NodeID -> where the page is, when it was born and retired.
 
-One row (row.pxd) for each handle, in slabs that never move, in up to 64 shards that threads change side by side.
-States go free -> reserved -> live -> retired -> free; a handle's tag moves once a life, at the reservation.
+One row (row.pxd) for each handle, in slabs that never move. States go free -> reserved -> live -> retired -> free; a
+handle's tag moves once a life, at the reservation. The rows are in up to 64 shards, which give a table its room; a
+shard has no lock and no list of its own (docs/results/choices.md: why not).
 
     field               written by                                 read by              order
-    slabs[shard]        reserve (the shard's lock), restore        any thread           release / acquire
+    slabs[shard]        reserve, restore                           any thread           release / acquire
     slabs[shard][i]     the same, once, and before the mark that   any thread           release / acquire
                         covers its rows; copied when a directory
                         is outgrown
-    marks[shard]        reserve (the shard's lock), restore        any thread           release / acquire
-    high_water          reserve, restore                           any thread           acq_rel add / acquire
-    active              reserve (compare-exchange), restore        any thread           seq_cst / acquire
-    shards[i].lock      whoever changes the shard                  the same             acquire / release
-    shards[i], the rest under the shard's lock                     under it; a peek     relaxed; a peek may be wrong
-                                                                   at a list's head
+    marks[shard]        reserve, restore                           any thread           release / acquire
+    high_water          reserve, restore                           any thread           release / acquire
+    counts              whoever changes a row's state              any thread           relaxed: each by itself
+    the rest of lists   the same                                   the same             plain
 
-A shard's lock is held for moments; meanwhile nobody asks for another lock or the GIL, and nothing is raised.
+Whoever changes anything holds the store's lock; mark_verified and seal, which belong to the row, need none.
 """
 
 cimport cython
@@ -38,12 +37,9 @@ cdef enum:
     MAX_SLABS = 16384               # of that size: 2**30 rows a shard, 2**36 in all, for 256 TiB of the smallest pages
 
 
-cdef struct Shard:                  # two cache lines
-    uint64_t lock
-    uint64_t free_head, free_tail, free_count           # first in, first out
-    uint64_t retired_head, retired_tail, retired_count  # in the order of their retire epochs
-    uint64_t live_count, reserved_count
-    uint64_t spare[7]
+cdef struct RowList:                # first in, first out
+    uint64_t head, tail             # handles, 0 when it is empty
+    uint64_t count
 
 
 @cython.final
@@ -51,11 +47,12 @@ cdef class ObjectTable:
     # The directory of each shard in use, a uint64_t *: for each block of rows a Row *, 0 until there is a slab. A full
     # directory is replaced by a larger copy, and stays until the end for whoever is still looking into it.
     cdef uint64_t slabs[MAX_SHARDS]
-    cdef Shard *shards
     cdef uint64_t marks[MAX_SHARDS]  # of each shard: every slot given out is below it
     cdef uint64_t high_water        # one more than the handles given out: no walk meets as many pages
-    cdef uint64_t active            # shards in use, the first ones
     cdef uint64_t max_shards, shard_slots, shard_rows    # limits: fixed
+    cdef RowList free
+    cdef RowList retired_rows       # in the order of their retire epochs
+    cdef uint64_t live_count, reserved_count
 
     cdef inline Row *row(self, uint64_t handle) noexcept nogil:
         """The row of a handle, NULL for one that was never given out (any 56-bit value may be asked for)."""
@@ -71,20 +68,20 @@ cdef class ObjectTable:
     # How many handles were given out in the shards before each one, and in all: MAX_SHARDS + 1 numbers.
     cdef void number_handles(self, uint64_t *before) noexcept nogil
 
-    # Any thread may call these, but only one at a time for the same row. Those that are noexcept allocate nothing, so
-    # they cannot fail. `reserve` raises MemoryError, CapacityError.
+    # For whoever holds the store's lock. Those that are noexcept allocate nothing, so they cannot fail. `reserve` raises
+    # MemoryError, CapacityError.
     cdef NodeID reserve(self, int kind, int size_class, uint64_t address) except 0 nogil
-    # Marks a reserved row's page as finished, with its CRC.
+    # Marks a reserved row's page as finished, with its CRC. Without the lock: the row is its write set's.
     cdef void seal(self, NodeID node, uint32_t crc) noexcept nogil
     cdef void publish(self, NodeID node, uint64_t epoch) noexcept nogil
     # Epochs must not fall from one call to the next.
     cdef void retire(self, NodeID node, uint64_t epoch) noexcept nogil
     # reserved -> free: an aborted reservation. The tag stays used up.
     cdef void abandon(self, NodeID node) noexcept nogil
-    # Takes the first retired row of a shard, if its retire epoch is <= horizon, off its list and frees its handle;
-    # fills the address and the class of the slot, which the caller gives back. False when no shard has such a row.
+    # Takes the first retired row, if its retire epoch is <= horizon, off the list and frees its handle; fills the
+    # address and the class of the slot, which the caller gives back. False when there is no such row.
     cdef bint reclaim_one(self, uint64_t horizon, uint64_t *address, int *size_class) noexcept nogil
-    # Sets the verified bit if the row still carries the node's tag.
+    # Sets the verified bit if the row still carries the node's tag. Any thread, without the lock.
     cdef void mark_verified(self, NodeID node) noexcept nogil
 
     # For recovery, before anyone else sees the table. Counts all slots of a shard below `mark` as handles that were

@@ -3,14 +3,11 @@
 Invariants (check() verifies them, while nobody changes the table):
 
 1. every row below a shard's mark stands in a slab; slabs never move and are freed with the table;
-2. a shard's free list holds exactly its free rows, its retired list the retired ones, by rising retire epoch;
+2. the free list holds exactly the free rows, the retired list the retired ones, by rising retire epoch;
 3. a row that isn't free has a tag from 1 to 255;
-4. a reserved row has an infinite birth, a live row an infinite retire epoch;
-5. shards that aren't active have no rows.
+4. a reserved row has an infinite birth, a live row an infinite retire epoch.
 
-A new handle is taken where it is cheapest: one freed in the calling thread's shard, else one freed in another shard,
-else one of the thread's shard that was never used. The next shard opens when the active ones have `shard_rows` rows
-each, or are full.
+A new handle is the one that was freed first, else one that was never used, of the shard whose turn it is.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
@@ -19,9 +16,7 @@ from libc.string cimport memset
 
 import numpy as np
 
-from xtree.persistence.base.atomics cimport (
-    compare_exchange, fetch_add, load_acquire, load_relaxed, spin_lock, spin_unlock, store_relaxed, store_release,
-)
+from xtree.persistence.base.atomics cimport compare_exchange, load_acquire, load_relaxed, store_relaxed, store_release
 from xtree.persistence.base.memory cimport allocate_lines, allocate_zeroed, release, release_lines
 from xtree.persistence.pages.mmap_windows cimport offset_of, window_of
 from xtree.persistence.pages.node_id cimport (
@@ -38,17 +33,9 @@ from xtree.errors import CapacityError, CorruptionError
 cdef extern from "<assert.h>" nogil:
     void c_assert "assert"(bint condition) noexcept     # in the checked build only
 
-cdef extern from "pythread.h" nogil:
-    unsigned long PyThread_get_thread_ident() noexcept
-
 cdef enum:
     LAST_KIND = 255
-    LINES_A_SHARD = 2
     LEAST_DIRECTORY = 16            # entries
-    DEFAULT_SHARD_ROWS = 1048576
-    # Why a shard gave no handle.
-    FULL = 1
-    NO_MEMORY = 2
 
 cdef packed struct VisibleRow:       # for Python, as VISIBLE_ROW
     NodeID node
@@ -69,7 +56,7 @@ VISIBLE_ROW = np.dtype([
 assert VISIBLE_ROW.itemsize == sizeof(VisibleRow)
 
 STATE_NAMES = ("free", "reserved", "live", "retired")
-assert sizeof(Row) == 64 and sizeof(Shard) == LINES_A_SHARD * 64
+assert sizeof(Row) == 64
 
 
 cdef inline bint _is(const Row *row, NodeID node, int state) noexcept nogil:
@@ -93,7 +80,7 @@ cdef int bad_row(uint64_t handle, const char *why) except -1 with gil:
     raise CorruptionError(f"row {slot_of(handle)}{shard} of the object table: {why.decode()}")
 
 
-# Rows and lists. The shard's lock is held where a list is touched.
+# Rows and lists.
 
 
 cdef inline Row *_row_at(ObjectTable t, uint64_t handle) noexcept nogil:
@@ -160,158 +147,72 @@ cdef void _release_slabs(uint64_t *directory) noexcept nogil:
         directory = before
 
 
-cdef inline void _append(ObjectTable t, uint64_t *head, uint64_t *tail, uint64_t handle, Row *row) noexcept nogil:
+cdef inline void _append(ObjectTable t, RowList *rows, uint64_t handle, Row *row) noexcept nogil:
     row.next = 0
-    if tail[0]:
-        _row_at(t, tail[0]).next = handle
+    if rows.tail:
+        _row_at(t, rows.tail).next = handle
     else:
-        store_relaxed(head, handle)
-    tail[0] = handle
+        rows.head = handle
+    rows.tail = handle
+    store_relaxed(&rows.count, rows.count + 1)
 
 
-cdef inline Row *_take_first(ObjectTable t, uint64_t *head, uint64_t *tail) noexcept nogil:
-    cdef Row *row = _row_at(t, head[0])
-    store_relaxed(head, row.next)
-    if head[0] == 0:
-        tail[0] = 0
+cdef inline Row *_take_first(ObjectTable t, RowList *rows) noexcept nogil:
+    cdef Row *row = _row_at(t, rows.head)
+    rows.head = row.next
+    if rows.head == 0:
+        rows.tail = 0
+    store_relaxed(&rows.count, rows.count - 1)
     return row
-
-
-# Frees a row that is on no list: its word keeps only the tag.
-cdef inline void _free_row(ObjectTable t, Shard *shard, uint64_t handle, Row *row) noexcept nogil:
-    store_release(&row.word, load_relaxed(&row.word) & WORD_TAG)
-    _append(t, &shard.free_head, &shard.free_tail, handle, row)
-    shard.free_count += 1
-
-
-# How many rows of a shard are in a state, between two changes.
-cdef uint64_t _count(ObjectTable t, uint64_t which, int state) noexcept nogil:
-    cdef Shard *shard = &t.shards[which]
-    cdef uint64_t count
-    spin_lock(&shard.lock)
-    if state == STATE_LIVE:
-        count = shard.live_count
-    elif state == STATE_RETIRED:
-        count = shard.retired_count
-    elif state == STATE_RESERVED:
-        count = shard.reserved_count
-    else:
-        count = shard.free_count
-    spin_unlock(&shard.lock)
-    return count
 
 
 # Reserving.
 
 
-# Where a thread begins to look for a handle: threads spread over the active shards.
-cdef inline uint64_t _home_shard(uint64_t active) noexcept nogil:
-    cdef uint64_t thread
-    if active == 1:
-        return 0
-    thread = <uint64_t>PyThread_get_thread_ident()
-    return (thread * <uint64_t>0x9E3779B97F4A7C15 >> 32) % active
+# A handle that was never given out; its row is there, but nobody finds it before _give_out. Shards take turns, each
+# with shard_rows rows; a full one is left out.
+cdef uint64_t _fresh_handle(ObjectTable t) except 0 nogil:
+    cdef uint64_t turn = (t.high_water - 1) // t.shard_rows % t.max_shards, i, shard
+    for i in range(t.max_shards):
+        shard = (turn + i) % t.max_shards
+        if t.marks[shard] < t.shard_slots:
+            if not _make_slab(t, shard, t.marks[shard]):
+                _no_memory()
+            return make_handle(shard, t.marks[shard])
+    _no_handle(t)
+    return 0
 
 
-# Reserves a free handle of a shard, or with `fresh` one that was never used; 0 when there is none, `why` says why.
-cdef NodeID _reserve_in(ObjectTable t, uint64_t which, bint fresh, uint64_t word, uint64_t address,
-                        int *why) noexcept nogil:
-    cdef Shard *shard = &t.shards[which]
-    cdef uint64_t handle
-    cdef uint8_t tag
-    cdef Row *row
-    spin_lock(&shard.lock)
-    if fresh:
-        handle = make_handle(which, t.marks[which])
-        why[0] = FULL if slot_of(handle) >= t.shard_slots else 0
-        if not why[0] and not _make_slab(t, which, slot_of(handle)):
-            why[0] = NO_MEMORY
-        if why[0]:
-            spin_unlock(&shard.lock)
-            return 0
-        row = _row_at(t, handle)
-    else:
-        handle = shard.free_head
-        if handle == 0:
-            spin_unlock(&shard.lock)
-            return 0
-        row = _take_first(t, &shard.free_head, &shard.free_tail)
-        shard.free_count -= 1
-    tag = next_tag(<uint8_t>(load_relaxed(&row.word) & WORD_TAG))
-    store_release(&row.birth, UINT64_MAX)
-    store_release(&row.retire, UINT64_MAX)
-    store_relaxed(&row.address, address)
-    row.next = 0
-    row.crc = 0
-    row.log_number = 0
-    store_relaxed(&row.claimed, 0)
-    store_release(&row.word, word | tag)
-    if fresh:
-        store_release(&t.marks[which], slot_of(handle) + 1)
-        fetch_add(&t.high_water, 1)
-    shard.reserved_count += 1
-    spin_unlock(&shard.lock)
-    return make_node_id(handle, tag)
-
-
-# The same when the home shard has no freed handle: one freed in another shard, else a fresh one of any active shard,
-# else a fresh one of a shard that opens now.
-cdef NodeID _reserve_elsewhere(ObjectTable t, uint64_t home, uint64_t word, uint64_t address, int *why) noexcept nogil:
-    cdef uint64_t active = load_acquire(&t.active), i, which
-    cdef NodeID node
-    for i in range(1, active):
-        which = (home + i) % active
-        if load_relaxed(&t.shards[which].free_head):
-            node = _reserve_in(t, which, False, word, address, why)
-            if node:
-                return node
-    if load_relaxed(&t.high_water) - 1 >= active * t.shard_rows:
-        if active < t.max_shards and compare_exchange(&t.active, active, active + 1):
-            home = active
-        active = load_acquire(&t.active)
-    while True:
-        for i in range(active):
-            node = _reserve_in(t, (home + i) % active, True, word, address, why)
-            if node or why[0] != FULL:
-                return node
-        if active == t.max_shards:
-            return 0
-        compare_exchange(&t.active, active, active + 1)
-        home = active
-        active = load_acquire(&t.active)
+cdef inline void _give_out(ObjectTable t, uint64_t handle) noexcept nogil:
+    store_release(&t.marks[shard_of(handle)], slot_of(handle) + 1)
+    store_release(&t.high_water, t.high_water + 1)
 
 
 cdef class ObjectTable:
     """The rows of one store: up to `max_shards` shards of up to `slabs_per_shard` times 65,536 rows.
 
-    A further shard opens when those before have `shard_rows` rows each. Any thread may change rows, but only one thread
-    at a time the same row; check() is for moments when nobody changes any.
+    shard_rows: rows that a shard gets before the next one's turn. The store's lock guards every change; check() is for
+    moments when nobody changes anything.
     """
 
-    def __cinit__(self, uint64_t shard_rows=DEFAULT_SHARD_ROWS, uint64_t max_shards=MAX_SHARDS,
+    def __cinit__(self, uint64_t shard_rows=<uint64_t>MAX_SLABS << SLAB_BITS, uint64_t max_shards=MAX_SHARDS,
                   uint64_t slabs_per_shard=MAX_SLABS):
         cdef uint64_t shard
-        self.shards = NULL
         for shard in range(MAX_SHARDS):
             self.slabs[shard] = 0
             self.marks[shard] = 1
         self.high_water = 1
-        self.active = 1
         if not 1 <= max_shards <= MAX_SHARDS or not 1 <= slabs_per_shard <= MAX_SLABS or not shard_rows:
             raise ValueError(f"{max_shards} shards of {slabs_per_shard} slabs and {shard_rows} rows: expected up to "
                              f"{MAX_SHARDS} of {MAX_SLABS}, and 1 row at least")
         self.max_shards = max_shards
         self.shard_slots = slabs_per_shard << SLAB_BITS
         self.shard_rows = shard_rows
-        self.shards = <Shard *>allocate_lines(MAX_SHARDS * LINES_A_SHARD)
-        if self.shards == NULL:
-            raise MemoryError("no memory for the object table's shards")
 
     def __dealloc__(self):
         cdef uint64_t shard
         for shard in range(MAX_SHARDS):
             _release_slabs(<uint64_t *>self.slabs[shard])
-        release_lines(self.shards)
 
     cdef Row *row_of_shard(self, uint64_t handle) noexcept nogil:
         if slot_of(handle) - 1 >= load_acquire(&self.marks[shard_of(handle)]) - 1:
@@ -334,17 +235,22 @@ cdef class ObjectTable:
             before[shard + 1] = before[shard] + load_acquire(&self.marks[shard]) - 1
 
     cdef NodeID reserve(self, int kind, int size_class, uint64_t address) except 0 nogil:
-        cdef uint64_t word = make_word(STATE_RESERVED, 0, kind, size_class) | WORD_VERIFIED
-        cdef uint64_t home = _home_shard(load_acquire(&self.active))
-        cdef int why = 0
-        cdef NodeID node = _reserve_in(self, home, False, word, address, &why)
-        if node == 0:
-            node = _reserve_elsewhere(self, home, word, address, &why)
-        if node == 0:
-            if why == NO_MEMORY:
-                _no_memory()
-            _no_handle(self)
-        return node
+        cdef bint fresh = self.free.head == 0
+        cdef uint64_t handle = _fresh_handle(self) if fresh else self.free.head
+        cdef Row *row = _row_at(self, handle) if fresh else _take_first(self, &self.free)
+        cdef uint8_t tag = next_tag(<uint8_t>(load_relaxed(&row.word) & WORD_TAG))
+        store_release(&row.birth, UINT64_MAX)
+        store_release(&row.retire, UINT64_MAX)
+        store_relaxed(&row.address, address)
+        row.next = 0
+        row.crc = 0
+        row.log_number = 0
+        store_relaxed(&row.claimed, 0)
+        store_release(&row.word, make_word(STATE_RESERVED, tag, kind, size_class) | WORD_VERIFIED)
+        if fresh:
+            _give_out(self, handle)
+        store_relaxed(&self.reserved_count, self.reserved_count + 1)
+        return make_node_id(handle, tag)
 
     cdef void seal(self, NodeID node, uint32_t crc) noexcept nogil:
         cdef Row *row = _row_at(self, handle_of(node))
@@ -352,59 +258,37 @@ cdef class ObjectTable:
         row.crc = crc
 
     cdef void publish(self, NodeID node, uint64_t epoch) noexcept nogil:
-        cdef Shard *shard = &self.shards[shard_of(handle_of(node))]
         cdef Row *row = _row_at(self, handle_of(node))
         c_assert(_is(row, node, STATE_RESERVED))
         store_release(&row.birth, epoch)
         store_release(&row.word, with_state(load_relaxed(&row.word), STATE_LIVE))
-        spin_lock(&shard.lock)
-        shard.reserved_count -= 1
-        shard.live_count += 1
-        spin_unlock(&shard.lock)
+        store_relaxed(&self.reserved_count, self.reserved_count - 1)
+        store_relaxed(&self.live_count, self.live_count + 1)
 
     cdef void retire(self, NodeID node, uint64_t epoch) noexcept nogil:
-        cdef uint64_t handle = handle_of(node)
-        cdef Shard *shard = &self.shards[shard_of(handle)]
-        cdef Row *row = _row_at(self, handle)
+        cdef Row *row = _row_at(self, handle_of(node))
         c_assert(_is(row, node, STATE_LIVE))
         store_release(&row.retire, epoch)
         store_release(&row.word, with_state(load_relaxed(&row.word), STATE_RETIRED))
-        spin_lock(&shard.lock)
-        _append(self, &shard.retired_head, &shard.retired_tail, handle, row)
-        shard.retired_count += 1
-        shard.live_count -= 1
-        spin_unlock(&shard.lock)
+        _append(self, &self.retired_rows, handle_of(node), row)
+        store_relaxed(&self.live_count, self.live_count - 1)
 
     cdef void abandon(self, NodeID node) noexcept nogil:
-        cdef uint64_t handle = handle_of(node)
-        cdef Shard *shard = &self.shards[shard_of(handle)]
-        cdef Row *row = _row_at(self, handle)
+        cdef Row *row = _row_at(self, handle_of(node))
         c_assert(_is(row, node, STATE_RESERVED))
-        spin_lock(&shard.lock)
-        shard.reserved_count -= 1
-        _free_row(self, shard, handle, row)
-        spin_unlock(&shard.lock)
+        self.free_row(handle_of(node), row)
+        store_relaxed(&self.reserved_count, self.reserved_count - 1)
 
     cdef bint reclaim_one(self, uint64_t horizon, uint64_t *address, int *size_class) noexcept nogil:
-        cdef uint64_t which, handle
-        cdef Shard *shard
+        cdef uint64_t handle = self.retired_rows.head
         cdef Row *row
-        for which in range(load_acquire(&self.active)):
-            shard = &self.shards[which]
-            if load_relaxed(&shard.retired_head) == 0:
-                continue
-            spin_lock(&shard.lock)
-            handle = shard.retired_head
-            if handle and _row_at(self, handle).retire <= horizon:
-                row = _take_first(self, &shard.retired_head, &shard.retired_tail)
-                shard.retired_count -= 1
-                address[0] = row.address
-                size_class[0] = class_of(load_relaxed(&row.word))
-                _free_row(self, shard, handle, row)
-                spin_unlock(&shard.lock)
-                return True
-            spin_unlock(&shard.lock)
-        return False
+        if handle == 0 or _row_at(self, handle).retire > horizon:
+            return False
+        row = _take_first(self, &self.retired_rows)
+        address[0] = row.address
+        size_class[0] = class_of(load_relaxed(&row.word))
+        self.free_row(handle, row)
+        return True
 
     cdef void mark_verified(self, NodeID node) noexcept nogil:
         # An exchange of the whole word, not a fetch_or: a row that was freed meanwhile must stay as it is.
@@ -431,26 +315,26 @@ cdef class ObjectTable:
             if not _make_slab(self, shard, slot):
                 return _no_memory()
             slot = (slot | (BLOCK_ROWS - 1)) + 1
-        fetch_add(&self.high_water, mark - self.marks[shard])
+        store_release(&self.high_water, self.high_water + mark - self.marks[shard])
         store_release(&self.marks[shard], mark)
-        if shard >= self.active:
-            store_release(&self.active, shard + 1)
         return 0
 
     cdef void free_row(self, uint64_t handle, Row *row) noexcept nogil:
-        _free_row(self, &self.shards[shard_of(handle)], handle, row)
+        store_release(&row.word, load_relaxed(&row.word) & WORD_TAG)
+        _append(self, &self.free, handle, row)
 
     cdef void rebuild_lists(self) noexcept nogil:
-        cdef uint64_t handle = self.next_handle(0), which
+        cdef uint64_t handle = self.next_handle(0)
         cdef Row *row
-        for which in range(MAX_SHARDS):
-            memset(&self.shards[which], 0, sizeof(Shard))
+        memset(&self.free, 0, sizeof(RowList))
+        memset(&self.retired_rows, 0, sizeof(RowList))
+        self.live_count = self.reserved_count = 0
         while handle:
             row = _row_at(self, handle)
             if state_of(row.word) == STATE_FREE:
                 self.free_row(handle, row)
             else:
-                self.shards[shard_of(handle)].live_count += 1
+                self.live_count += 1
             handle = self.next_handle(handle)
 
     cdef void let_claims_go(self) noexcept nogil:
@@ -506,7 +390,7 @@ cdef class ObjectTable:
 
     def retire_node(self, NodeID node, uint64_t epoch):
         """Makes a live page invisible from an epoch on; epochs of successive calls must not fall."""
-        cdef uint64_t last = self.shards[shard_of(handle_of(node))].retired_tail
+        cdef uint64_t last = self.retired_rows.tail
         _require_state(self, node, STATE_LIVE)
         if last and _row_at(self, last).retire > epoch:
             raise ValueError(f"epoch {epoch} comes before that of the last page retired")
@@ -558,56 +442,43 @@ cdef class ObjectTable:
             handle = self.next_handle(handle)
         return found
 
-    def exercise(self, Py_ssize_t times, uint64_t base):
-        """Reserves, publishes and retires `times` pages, abandons every third, reclaims as it goes, without the GIL.
-
-        For tests and benchmarks of threads that share a table. Every page is published and retired at the epoch `base`.
-        """
-        cdef Py_ssize_t i
-        cdef uint64_t address = 0
-        cdef int size_class = 0
-        cdef NodeID node
-        with nogil:
-            for i in range(times):
-                node = self.reserve(1, 0, 0)
-                if i % 3 == 0:
-                    self.abandon(node)
-                    continue
-                self.seal(node, <uint32_t>i)
-                self.publish(node, base)
-                self.mark_verified(node)
-                self.retire(node, base)
-                if i % 3 == 1:
-                    self.reclaim_one(base, &address, &size_class)
-
     def __len__(self):
-        return sum([_count(self, shard, STATE_LIVE) for shard in range(load_acquire(&self.active))])
+        return load_relaxed(&self.live_count)
 
     @property
     def retired(self):
         """Retired pages that haven't been freed yet."""
-        cdef uint64_t shard, count = 0
-        for shard in range(load_acquire(&self.active)):
-            count += _count(self, shard, STATE_RETIRED)
-        return count
+        return load_relaxed(&self.retired_rows.count)
 
     def stats(self):
-        """Handles by state, and how many were ever given out: in all, and for each of the active `shards`."""
-        shards = [dict(live=_count(self, i, STATE_LIVE), reserved=_count(self, i, STATE_RESERVED),
-                       retired=_count(self, i, STATE_RETIRED), free=_count(self, i, STATE_FREE),
-                       handles=load_acquire(&self.marks[i]) - 1)
-                  for i in range(load_acquire(&self.active))]
-        totals = {name: sum([shard[name] for shard in shards]) for name in shards[0]}
-        return {**totals, "shards": shards}
+        """Handles by state, and how many were ever given out: in all, and in each of the `shards` up to the last used.
+
+        Each number is right by itself; while others write they may be of different moments.
+        """
+        cdef Py_ssize_t used = MAX_SHARDS
+        while used > 1 and load_acquire(&self.marks[used - 1]) == 1:
+            used -= 1
+        handles = [load_acquire(&self.marks[shard]) - 1 for shard in range(used)]
+        return dict(live=load_relaxed(&self.live_count), reserved=load_relaxed(&self.reserved_count),
+                    retired=load_relaxed(&self.retired_rows.count), free=load_relaxed(&self.free.count),
+                    handles=sum(handles), shards=[dict(handles=count) for count in handles])
 
     def check(self):
         """Verifies the invariants at the top of this file. Raises CorruptionError."""
-        cdef uint64_t shard
-        for shard in range(MAX_SHARDS):
-            _check_shard(self, shard)
-        if load_acquire(&self.high_water) - 1 != sum([self.marks[shard] - 1 for shard in range(MAX_SHARDS)]):
-            raise CorruptionError(f"object table: {load_acquire(&self.high_water) - 1} handles given out, expected "
-                                  f"the sum of its shards")
+        cdef uint64_t counts[4]
+        cdef uint64_t handle = self.next_handle(0)
+        memset(counts, 0, sizeof(counts))
+        while handle:
+            counts[_check_row(self.row(handle), handle)] += 1
+            handle = self.next_handle(handle)
+        found = tuple(counts)
+        expected = (self.free.count, self.reserved_count, self.live_count, self.retired_rows.count)
+        if found != expected:
+            raise CorruptionError(f"object table: rows by state {found}, expected {expected}")
+        if self.high_water - 1 != sum(found):
+            raise CorruptionError(f"object table: {self.high_water - 1} handles given out, expected {sum(found)}")
+        _check_list(self, &self.free, STATE_FREE)
+        _check_list(self, &self.retired_rows, STATE_RETIRED)
 
 
 cdef int _require_state(ObjectTable t, NodeID node, int state) except -1:
@@ -617,48 +488,33 @@ cdef int _require_state(ObjectTable t, NodeID node, int state) except -1:
     return 0
 
 
-cdef int _check_shard(ObjectTable t, uint64_t which) except -1:
-    cdef Shard *shard = &t.shards[which]
-    cdef uint64_t counts[4]
-    cdef uint64_t slot, handle, word
-    cdef Row *row
-    memset(counts, 0, sizeof(counts))
-    for slot in range(1, t.marks[which]):
-        handle = make_handle(which, slot)
-        if which >= t.active:
-            return bad_row(handle, "in a shard that isn't active")
-        row = t.row(handle)
-        word = load_acquire(&row.word)          # readers may mark it as verified meanwhile
-        counts[state_of(word)] += 1
-        if state_of(word) != STATE_FREE and word & WORD_TAG == 0:
-            return bad_row(handle, "in use without a tag")
-        if state_of(word) == STATE_RESERVED and row.birth != UINT64_MAX:
-            return bad_row(handle, "reserved with a birth epoch")
-        if state_of(word) == STATE_LIVE and row.retire != UINT64_MAX:
-            return bad_row(handle, "live with a retire epoch")
-    found = tuple(counts)
-    expected = (shard.free_count, shard.reserved_count, shard.live_count, shard.retired_count)
-    if found != expected:
-        raise CorruptionError(f"object table: rows of shard {which} by state {found}, expected {expected}")
-    _check_list(t, shard.free_head, shard.free_tail, shard.free_count, which, STATE_FREE)
-    return _check_list(t, shard.retired_head, shard.retired_tail, shard.retired_count, which, STATE_RETIRED)
+# The state of a row, which must be one that it can have.
+cdef int _check_row(Row *row, uint64_t handle) except -1:
+    cdef uint64_t word = load_acquire(&row.word)    # readers may mark it as verified meanwhile
+    cdef int state = state_of(word)
+    if state != STATE_FREE and word & WORD_TAG == 0:
+        return bad_row(handle, "in use without a tag")
+    if state == STATE_RESERVED and row.birth != UINT64_MAX:
+        return bad_row(handle, "reserved with a birth epoch")
+    if state == STATE_LIVE and row.retire != UINT64_MAX:
+        return bad_row(handle, "live with a retire epoch")
+    return state
 
 
 # A list that has as many rows as are in its state, and ends where it should, holds each of them once.
-cdef int _check_list(ObjectTable t, uint64_t head, uint64_t tail, uint64_t count, uint64_t which,
-                     int state) except -1:
-    cdef uint64_t handle = head, last = 0, seen = 0
+cdef int _check_list(ObjectTable t, const RowList *rows, int state) except -1:
+    cdef uint64_t handle = rows.head, last = 0, seen = 0
     cdef Row *row
-    while handle and seen <= count:
+    while handle and seen <= rows.count:
         row = t.row(handle)
-        if row == NULL or state_of(load_acquire(&row.word)) != state or shard_of(handle) != which:
-            return bad_row(handle, "on the list of another state or shard")
+        if row == NULL or state_of(load_acquire(&row.word)) != state:
+            return bad_row(handle, "on the list of another state")
         if last and state == STATE_RETIRED and row.retire < _row_at(t, last).retire:
             return bad_row(handle, "retired before the row that stands before it")
         last = handle
         seen += 1
         handle = row.next
-    if handle or seen != count or last != tail:
-        raise CorruptionError(f"object table: list of {STATE_NAMES[state]} rows of shard {which}: {seen} rows up to "
-                              f"{last}, expected {count} up to {tail}")
+    if handle or seen != rows.count or last != rows.tail:
+        raise CorruptionError(f"object table: list of {STATE_NAMES[state]} rows: {seen} rows up to {last}, expected "
+                              f"{rows.count} up to {rows.tail}")
     return 0

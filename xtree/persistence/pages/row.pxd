@@ -8,7 +8,7 @@
                                                                                         meet a reservation reads retire
                                                                                         first
     crc                 seal, before publish                       with a pin           plain, ordered by word
-    next                the shard's lists                          the shard's lock     plain
+    next                the table's lists                          the store's lock     plain
     log_number          whoever carries a commit; reserve          whoever carries one  plain, the turn
     claimed             writers (compare-exchange), reserve        writers              seq_cst
     made_at             the write set that reserved the row;       the same one         plain

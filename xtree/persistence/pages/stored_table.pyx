@@ -8,11 +8,11 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from xtree.persistence.base.atomics cimport load_acquire, spin_lock, spin_unlock
+from xtree.persistence.base.atomics cimport load_acquire
 from xtree.persistence.pages.file_places cimport FilePlaces
 from xtree.persistence.base.memory cimport allocate, prefault, release
 from xtree.persistence.pages.node_id cimport MAX_SHARDS, handle_of, make_handle, make_node_id
-from xtree.persistence.pages.object_table cimport BLOCK_ROWS, WORD_TAG, ObjectTable, Row, Shard, bad_row
+from xtree.persistence.pages.object_table cimport BLOCK_ROWS, WORD_TAG, ObjectTable, Row, bad_row
 from xtree.persistence.pages.stored_row cimport StoredRow, is_visible, load_row, store_row
 
 from xtree.errors import CorruptionError
@@ -63,7 +63,9 @@ def snapshot_table(ObjectTable table not None, uint64_t epoch, list file_of_wind
     `file_of_window` gives the number of each window's data file. Raises CorruptionError, MemoryError.
     """
     cdef uint32_t windows = len(file_of_window)
-    cdef uint64_t shard, total = 0, most = 0
+    cdef uint64_t shard, total = 0
+    # If nothing that the epoch sees has been reclaimed.
+    cdef uint64_t most = table.live_count + table.retired_rows.count
     cdef uint64_t handles[MAX_SHARDS]
     cdef bytearray tags, rows
     cdef uint8_t *tag
@@ -78,7 +80,6 @@ def snapshot_table(ObjectTable table not None, uint64_t epoch, list file_of_wind
         for shard in range(MAX_SHARDS):
             handles[shard] = load_acquire(&table.marks[shard]) - 1
             total += handles[shard]
-            most += _most_visible(&table.shards[shard])
         tags = PyByteArray_FromStringAndSize(NULL, total)
         rows = PyByteArray_FromStringAndSize(NULL, most * sizeof(StoredRow))
         tag = <uint8_t *>PyByteArray_AS_STRING(tags)
@@ -106,7 +107,6 @@ cdef int _require_room(ObjectTable t, list handles) except -1:
 # Fills a shard, and moves `stored` past the live rows of the shard, as long as they come in order.
 cdef int _restore(ObjectTable t, FilePlaces places, uint64_t epoch, uint64_t which, const uint8_t *tags, uint64_t count,
                   const StoredRow **stored, const StoredRow *end) except -1 nogil:
-    cdef Shard *shard = &t.shards[which]
     cdef const StoredRow *following = stored[0]
     cdef const char *wrong
     cdef uint64_t slot = 1, behind, handle
@@ -123,22 +123,13 @@ cdef int _restore(ObjectTable t, FilePlaces places, uint64_t epoch, uint64_t whi
             wrong = load_row(following, tags[slot - 1], epoch, places, row)
             if wrong != NULL:
                 return bad_row(handle, wrong)
-            shard.live_count += 1
+            t.live_count += 1
             following += 1
         else:
             row.word = tags[slot - 1]
             t.free_row(handle, row)
     stored[0] = following
     return 0
-
-
-# The most rows of a shard that can be visible at one epoch, if nothing that it sees has been reclaimed.
-cdef uint64_t _most_visible(Shard *shard) noexcept nogil:
-    cdef uint64_t count
-    spin_lock(&shard.lock)
-    count = shard.live_count + shard.retired_count
-    spin_unlock(&shard.lock)
-    return count
 
 
 # Stores the tags of a shard, and the rows visible at an epoch at `out`, which moves past them.
