@@ -31,6 +31,7 @@ TINY = Scale(
     allocations=2000,
     threads=(1, 3),
     tree_records=500,
+    writer_records=1000,
     commit_seconds=0.01,
     checkpoint_records=2000,
     checkpoint_commits=20,
@@ -39,7 +40,7 @@ TINY = Scale(
     large_log_bytes=1 << 18,
     grown_records=2000,
 )
-SECTIONS = {"resolve", "allocator", "commits", "batches", "groups", "checkpoint", "open", "size"}
+SECTIONS = {"resolve", "allocator", "commits", "batches", "writers", "groups", "growth", "checkpoint", "open", "size"}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,27 @@ def test_each_durability_mode_is_measured_beside_the_disk_and_the_other_engines(
         for trees in ("own trees", "one tree"):
             assert set(ratios[f"{mode}, 3 threads, {trees}"]) == {f"{mode}, 1 thread"}
     assert "eventual, 1 thread" in ratios
-    assert ("LMDB" in ratios) != ("LMDB" in result["skipped"])
+    for mode in ("strict", "balanced", "eventual"):
+        assert "raw append, extending" in ratios[f"{mode}, 1 thread, 10 inserts a commit"]
+    for ids in ("ascending ids", "random ids"):
+        for peer, mode in ((f"LMDB, {ids}", "balanced"), (f"LMDB without sync, {ids}", "eventual")):
+            assert (peer in ratios) == (peer in ratios[f"{mode}, 1 thread"])
+            assert (peer in ratios) != (peer in result["skipped"])
+
+
+def test_two_writers_are_measured_beside_two_processes_and_one_writer_beside_queries(result):
+    ratios = {figure["name"]: figure["ratios"] for figure in result["figures"] if figure["section"] == "writers"}
+    for kind in ("memory", "durable"):
+        name = f"insert_many, own trees, {kind}"
+        assert set(ratios[f"{name}, 2 threads ÷ 1"]) == {f"{name}, 2 processes ÷ 1"}
+    for mode in ("balanced", "eventual"):
+        assert set(ratios[f"{mode}, 8 threads of queries beside it"]) == {f"{mode}, no queries beside it"}
+
+
+def test_a_large_tree_is_measured_beside_a_small_one_that_grew_alike(result):
+    figures = {figure["name"]: figure for figure in result["figures"] if figure["section"] == "growth"}
+    assert set(figures["one insert into 2,000 records"]["ratios"]) == {"one insert into 20 records"}
+    assert figures["1,000 inserts anywhere into 2,000 records, log"]["least"] > 0
 
 
 def test_a_run_says_on_what_and_how_much_was_measured(result):
@@ -88,12 +109,15 @@ def test_a_run_says_on_what_and_how_much_was_measured(result):
 def test_a_missing_engine_is_skipped_with_the_reason(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "lmdb", None)
     said: list[str] = []
+    monkeypatch.setattr(substrate, "measure_writers", lambda *_: None)
     monkeypatch.setattr(substrate, "measure_groups", lambda *_: None)
+    monkeypatch.setattr(substrate, "measure_growth", lambda *_: None)
     monkeypatch.setattr(substrate, "measure_checkpoints", lambda *_: None)
     monkeypatch.setattr(substrate, "measure_recovery", lambda *_: None)
     monkeypatch.setattr(substrate, "measure_size", lambda *_: None)
     result = bench_substrate(TINY, tmp_path, said.append)
-    assert set(result["skipped"]) == {"LMDB", "LMDB without sync"}
+    names = {"LMDB", "LMDB without sync"}
+    assert set(result["skipped"]) == {f"{name}, {ids}" for name in names for ids in ("ascending ids", "random ids")}
     assert all("xtree-index[bench]" in reason for reason in result["skipped"].values())
     assert any("skipped" in line for line in said)
 

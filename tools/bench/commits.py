@@ -29,9 +29,14 @@ __all__ = ["Forest", "boxes_of", "measure_commits"]
 MODES = ("strict", "balanced", "eventual")
 THREADS = (1, 8, 32)
 EXTENDING, OVERWRITING = "raw append, extending", "raw append, overwriting"
-LMDB, LMDB_NOSYNC = "LMDB", "LMDB without sync"
+LMDB, LMDB_RANDOM = "LMDB, ascending ids", "LMDB, random ids"
+LMDB_NOSYNC, LMDB_NOSYNC_RANDOM = "LMDB without sync, ascending ids", "LMDB without sync, random ids"
 SQLITE, SQLITE_RTREE = "SQLite", "SQLite R*Tree"
+SYNCED = (EXTENDING, OVERWRITING, LMDB, LMDB_RANDOM, SQLITE)
+UNSYNCED = (LMDB_NOSYNC, LMDB_NOSYNC_RANDOM)
+PEERS = (*SYNCED, SQLITE_RTREE, *UNSYNCED)
 FILLED_BLOCKS = 4096
+FEW = 10  # inserts of a commit, where commits are counted
 BATCH = 1000
 BATCHES = 10  # commits of so many inserts at each turn
 
@@ -69,8 +74,8 @@ class Forest:
         self._next_id = records
         self._runtime.checkpoint()
 
-    def commit_for(self, seconds: float, threads: int, shared: bool) -> float:
-        """Commits a second of one insert each, by so many threads: each in its own tree, or all in the first."""
+    def commit_for(self, seconds: float, threads: int, shared: bool, inserts: int = 1) -> float:
+        """Commits a second of so many inserts each, by so many threads: each in its own tree, or all in the first."""
         counts = [0] * threads
         go = threading.Barrier(threads + 1)
         deadline = [0.0]
@@ -80,8 +85,12 @@ class Forest:
             row = thread * 1009
             go.wait()
             while perf_counter() < deadline[0]:
-                tree.insert(self._next_id + counts[thread], self._boxes[(row + counts[thread]) & 0xFFFF])
-                counts[thread] += 1
+                first, place = self._next_id + counts[thread], (row + counts[thread]) % (len(self._boxes) - FEW)
+                if inserts == 1:
+                    tree.insert(first, self._boxes[place])
+                else:
+                    tree.insert_many(np.arange(first, first + inserts), self._boxes[place : place + inserts])
+                counts[thread] += inserts
 
         workers = [threading.Thread(target=write, args=(thread,)) for thread in range(threads)]
         for worker in workers:
@@ -95,7 +104,7 @@ class Forest:
         for thread, count in enumerate(counts):
             self._expected[0 if shared else thread] += count
         self._next_id += max(counts)
-        return sum(counts) / elapsed
+        return sum(counts) / inserts / elapsed
 
     def commit_batches(self) -> float:
         """Milliseconds that a commit of a thousand inserts takes, on average."""
@@ -167,8 +176,10 @@ def _make_peers(report: Report, directory: Path, records: int) -> dict[str, Comm
     makers: dict[str, Callable[[], Peer]] = {
         EXTENDING: lambda: RawAppend(directory / "extending"),
         OVERWRITING: lambda: RawAppend(directory / "overwriting", filled=FILLED_BLOCKS),
-        LMDB: lambda: Lmdb(directory / "lmdb", sync=True),
-        LMDB_NOSYNC: lambda: Lmdb(directory / "lmdb-nosync", sync=False),
+        LMDB: lambda: Lmdb(directory / "lmdb", sync=True, scattered=False),
+        LMDB_RANDOM: lambda: Lmdb(directory / "lmdb-random", sync=True, scattered=True),
+        LMDB_NOSYNC: lambda: Lmdb(directory / "lmdb-nosync", sync=False, scattered=False),
+        LMDB_NOSYNC_RANDOM: lambda: Lmdb(directory / "lmdb-nosync-random", sync=False, scattered=True),
         SQLITE: lambda: Sqlite(directory / "plain.sqlite", spatial=False),
         SQLITE_RTREE: lambda: Sqlite(directory / "rtree.sqlite", spatial=True),
     }
@@ -201,6 +212,8 @@ def _take_turns(
             for threads, shared in _arrangements(scale):
                 rate = forest.commit_for(scale.commit_seconds, threads, shared)
                 rates.setdefault(_name(mode, threads, shared), []).append(rate)
+            rate = forest.commit_for(scale.commit_seconds, 1, False, FEW)
+            rates.setdefault(_name_of_few(mode), []).append(rate)
             batches.setdefault(mode, []).append(forest.commit_batches())
         for probe, samples in probes.items():
             samples.append(peers[probe].commit_for(scale.commit_seconds))
@@ -218,9 +231,13 @@ def _name(mode: str, threads: int, shared: bool) -> str:
     return f"{mode}, {threads} threads, {'one tree' if shared else 'own trees'}"
 
 
+def _name_of_few(mode: str) -> str:
+    return f"{mode}, 1 thread, {FEW} inserts a commit"
+
+
 def _report(report: Report, rates: dict[str, list[float]], batches: dict[str, list[float]]) -> None:
     found: dict[str, Figure] = {}
-    for name in [peer for peer in (EXTENDING, OVERWRITING, LMDB, LMDB_NOSYNC, SQLITE, SQLITE_RTREE) if peer in rates]:
+    for name in [peer for peer in PEERS if peer in rates]:
         found[name] = report.add("commits", name, "/s", rates[name])
     alone: Figure | None = None
     for name, samples in rates.items():
@@ -228,8 +245,10 @@ def _report(report: Report, rates: dict[str, list[float]], batches: dict[str, li
             continue
         mode = name.split(",")[0]
         if name == _name(mode, 1, False):
-            rivals = (LMDB_NOSYNC,) if mode == "eventual" else (EXTENDING, OVERWRITING, LMDB, SQLITE)
+            rivals = UNSYNCED if mode == "eventual" else SYNCED
             alone = report.add("commits", name, "/s", samples, against=[found.get(rival) for rival in rivals])
+        elif name == _name_of_few(mode):
+            report.add("commits", name, "/s", samples, against=[alone, found[EXTENDING]])
         else:
             report.add("commits", name, "/s", samples, against=[alone])
     report.section(f"commits of {BATCH:,} inserts")

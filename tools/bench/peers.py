@@ -16,6 +16,8 @@ __all__ = ["Lmdb", "Peer", "RawAppend", "Sqlite"]
 
 RECORD = struct.Struct("<4d")
 KEY = struct.Struct(">q")
+KEYS = 1 << 63
+SCATTER = 0x5851F42D4C957F2D  # odd, so that no two ids get the same key
 BLOCK = 4096
 
 
@@ -61,17 +63,22 @@ class RawAppend:
 
 
 class Lmdb:
-    """A key and 32 bytes a record. Raises ImportError when lmdb isn't installed."""
+    """A key and 32 bytes a record. Raises ImportError when lmdb isn't installed.
 
-    def __init__(self, path: Path, sync: bool) -> None:
+    scattered: the keys aren't the ids, which ascend, but as many different numbers that lie anywhere, as the boxes of a
+    spatial index do: a commit changes pages all over the tree.
+    """
+
+    def __init__(self, path: Path, sync: bool, scattered: bool) -> None:
         import lmdb
 
         self._database = lmdb.open(str(path), map_size=1 << 32, sync=sync, metasync=sync)
+        self._step = SCATTER if scattered else 1
 
     def commit(self, ids: np.ndarray, boxes: np.ndarray) -> None:
         with self._database.begin(write=True) as transaction:
             for id_, box in zip(ids.tolist(), boxes.tolist()):
-                transaction.put(KEY.pack(id_), RECORD.pack(*box))
+                transaction.put(KEY.pack(id_ * self._step % KEYS), RECORD.pack(*box))
 
     def close(self, expected: int) -> None:
         found = self._database.stat()["entries"]

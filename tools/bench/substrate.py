@@ -17,10 +17,12 @@ from typing import Any
 from xtree.tools.bench.checkpoints import measure_checkpoints
 from xtree.tools.bench.commits import THREADS, measure_commits
 from xtree.tools.bench.groups import measure_groups
+from xtree.tools.bench.growth import measure_growth
 from xtree.tools.bench.memory import measure_memory
 from xtree.tools.bench.recovery import measure_recovery
 from xtree.tools.bench.report import Report
 from xtree.tools.bench.size import measure_size
+from xtree.tools.bench.writers import measure_writers
 
 __all__ = ["FULL", "QUICK", "Scale", "bench_substrate", "write_json"]
 
@@ -36,6 +38,7 @@ class Scale:
     allocations: int = 2_000_000
     threads: tuple[int, ...] = THREADS
     tree_records: int = 100_000
+    writer_records: int = 200_000
     commit_seconds: float = 0.3
     checkpoint_records: int = 1_000_000
     checkpoint_commits: int = 5_000
@@ -50,6 +53,7 @@ QUICK = Scale(
     nodes=(200_000,),
     allocations=200_000,
     tree_records=10_000,
+    writer_records=20_000,
     commit_seconds=0.03,
     checkpoint_records=100_000,
     checkpoint_commits=500,
@@ -74,7 +78,9 @@ def bench_substrate(
         here = Path(place)
         measure_memory(report, scale)
         measure_commits(report, scale, here)
+        measure_writers(report, scale, here)
         measure_groups(report, scale, here)
+        measure_growth(report, scale, here)
         measure_checkpoints(report, scale, here)
         measure_recovery(report, scale, here)
         measure_size(report, scale, here)
