@@ -3,10 +3,8 @@
     python -m xtree.tools.bench.child write-commits PATH RECORDS COMMITS
     python -m xtree.tools.bench.child write-log PATH RECORDS BYTES
     python -m xtree.tools.bench.child open PATH
-    python -m xtree.tools.bench.child insert-many PATH KIND RECORDS
 
-Each prints one JSON object, but for the last: that prints "done" when its tree is there, and after every "insert" or
-"remove" that it reads and has carried out.
+Each prints one JSON object.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -24,7 +21,6 @@ import numpy as np
 
 import xtree
 from xtree.tools.bench.commits import boxes_of
-from xtree.tools.bench.writers import Grower, trees_of_one_store
 
 __all__ = ["NO_CHECKPOINTS", "WINDOW"]
 
@@ -103,16 +99,6 @@ def open_and_ask(path: str) -> None:
     print(json.dumps({**said, "before": before, "open": during}), flush=True)
 
 
-def insert_many(path: str, kind: str, records: str) -> None:
-    """Lets a tree take records in and give them up, as it is told."""
-    with trees_of_one_store(kind, Path(path), 1) as trees:
-        grower = Grower(trees[0], 0, int(records))
-        print("done", flush=True)
-        for line in sys.stdin:
-            {"insert": grower.insert, "remove": grower.remove}[line.strip()]()
-            print("done", flush=True)
-
-
 def _resources(path: str) -> dict[str, Any]:
     """Descriptors, mappings of an index's files and all, resident bytes of this process; empty without /proc."""
     if not os.path.isdir("/proc/self/fd"):
@@ -130,13 +116,10 @@ def _resources(path: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent ends this process
-    command, where, *rest = sys.argv[1:]
+    command, where, *numbers = sys.argv[1:]
     commands: dict[str, Callable[..., None]] = {
         "write-commits": write_commits,
         "write-log": write_log,
         "open": open_and_ask,
     }
-    if command == "insert-many":
-        insert_many(where, *rest)
-    else:
-        commands[command](where, *map(int, rest))
+    commands[command](where, *map(int, numbers))

@@ -1,11 +1,16 @@
 """Benchmark of writers side by side: what a second thread adds, and what queries beside a writer take from it.
 
-What two processes do, which share nothing but the machine, is the most that two threads can.
+What two processes do, which share nothing but the machine, is the most that two threads can. Each of them is
+
+    python -m xtree.tools.bench.writers PATH KIND RECORDS
+
+which prints "done" when its tree is there, and after every "insert" or "remove" that it reads and has carried out.
 """
 
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -28,12 +33,12 @@ from xtree.tools.bench.report import Report, require
 if TYPE_CHECKING:
     from xtree.tools.bench.substrate import Scale
 
-__all__ = ["Grower", "measure_writers", "trees_of_one_store"]
+__all__ = ["measure_writers"]
 
 KINDS = ("memory", "durable")
 WRITERS = 2
 READERS = 8
-CHILD = [sys.executable, "-m", "xtree.tools.bench.child", "insert-many"]
+CHILD = [sys.executable, "-m", "xtree.tools.bench.writers"]
 
 
 class Grower:
@@ -102,6 +107,16 @@ class Child:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         require(self._process.stdout.readline() == "done\n", "a process that inserts has ended")
+
+
+def obey(path: str, kind: str, records: str) -> None:
+    """What a Child does in its process."""
+    with trees_of_one_store(kind, Path(path), 1) as trees:
+        grower = Grower(trees[0], 0, int(records))
+        print("done", flush=True)
+        for line in sys.stdin:
+            {"insert": grower.insert, "remove": grower.remove}[line.strip()]()
+            print("done", flush=True)
 
 
 def measure_writers(report: Report, scale: Scale, directory: Path) -> None:
@@ -193,3 +208,8 @@ def _queries(tree: xtree.XTree) -> Iterator[None]:
         finally:
             ended.set()
         require(all(reader.result() for reader in readers), "a thread of queries asked nothing")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent ends this process
+    obey(*sys.argv[1:])

@@ -161,7 +161,7 @@ def replace_slots(SegmentAllocator allocator, int size_class, const uint64_t[::1
 
 
 def use_handles(Store store not None, Py_ssize_t times):
-    """Reserves, publishes and retires `times` pages without slots, abandons every third, reclaims one after every third.
+    """Reserves, publishes and retires `times` pages without slots; abandons every third, reclaims as it goes.
 
     For threads that share a table, each step under the store's lock, without the GIL. All is of the current epoch.
     """

@@ -68,8 +68,8 @@ cdef class ObjectTable:
     # How many handles were given out in the shards before each one, and in all: MAX_SHARDS + 1 numbers.
     cdef void number_handles(self, uint64_t *before) noexcept nogil
 
-    # For whoever holds the store's lock. Those that are noexcept allocate nothing, so they cannot fail. `reserve` raises
-    # MemoryError, CapacityError.
+    # For whoever holds the store's lock. Those that are noexcept allocate nothing, so they cannot fail. `reserve`
+    # raises MemoryError, CapacityError.
     cdef NodeID reserve(self, int kind, int size_class, uint64_t address) except 0 nogil
     # Marks a reserved row's page as finished, with its CRC. Without the lock: the row is its write set's.
     cdef void seal(self, NodeID node, uint32_t crc) noexcept nogil
