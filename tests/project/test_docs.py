@@ -121,7 +121,7 @@ def test_the_functions_that_the_architecture_walks_through_exist():
 
 def test_the_documents_stay_short_enough_to_be_read():
     pages = [path for path in (ROOT / "docs").rglob("*") if path.is_file() and "results" not in path.parts]
-    assert sum(path.stat().st_size for path in pages) < 123_000
+    assert sum(path.stat().st_size for path in pages) < 125_000
     assert len((ROOT / "docs" / "performance.md").read_text(encoding="utf-8").splitlines()) < 200
 
 

@@ -298,6 +298,8 @@ cdef class Turnover:
                     self.replace(epoch)
                 if alone:
                     fetch_add(&self.freed, self.store.reclaim())
+            with nogil:         # it keeps the GIL when there is little to free
+                pass
         finally:
             store_release(&self.ended, 1)
 
@@ -305,6 +307,8 @@ cdef class Turnover:
         """Frees what no pin sees, without a pause, until the writer has ended."""
         while not load_acquire(&self.ended):
             fetch_add(&self.freed, self.store.reclaim())
+            with nogil:         # it keeps the GIL when there is little to free
+                pass
 
     def read(self, int held):
         """Pins the current epoch again and again, `held` pins at a time, and looks through each as it begins and ends.
