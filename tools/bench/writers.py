@@ -72,7 +72,7 @@ def trees_of_one_store(kind: str, path: Path, number: int) -> Iterator[list[xtre
     made = Trees(session, xtree.Config())
     trees = [xtree.XTree.__new__(xtree.XTree) for _ in range(number)]
     for i, tree in enumerate(trees):
-        tree._attach(session, made.find_or_make(f"tree {i}", 2), None, i == 0)
+        tree.attach(session, made.find_or_make(f"tree {i}", 2), None, i == 0)
     with trees[0]:
         yield trees
 
