@@ -24,9 +24,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import xtree
-from xtree.forest import Forest as Trees
-from xtree.persistence.session import Session
-from xtree.persistence.store.memory_store import MemoryStore
 from xtree.tools.bench.commits import Forest, boxes_of
 from xtree.tools.bench.report import Report, require
 
@@ -62,19 +59,13 @@ class Grower:
 
 
 @contextmanager
-def trees_of_one_store(kind: str, path: Path, number: int) -> Iterator[list[xtree.XTree]]:
-    """So many trees in one store in memory, which no user can have, or in one directory."""
+def own_trees(kind: str, path: Path, number: int) -> Iterator[list[xtree.XTree]]:
+    """So many trees, in memory or in one directory."""
     if kind == "durable":
         with xtree.Runtime(path, mode="x") as runtime:
             yield [runtime.tree(f"tree {i}", dims=2) for i in range(number)]
-        return
-    session = Session(MemoryStore())
-    made = Trees(session, xtree.Config())
-    trees = [xtree.XTree.__new__(xtree.XTree) for _ in range(number)]
-    for i, tree in enumerate(trees):
-        tree.attach(session, made.find_or_make(f"tree {i}", 2), None, i == 0)
-    with trees[0]:
-        yield trees
+    else:
+        yield [xtree.XTree(dims=2) for _ in range(number)]
 
 
 class Child:
@@ -111,7 +102,7 @@ class Child:
 
 def obey(path: str, kind: str, records: str) -> None:
     """What a Child does in its process."""
-    with trees_of_one_store(kind, Path(path), 1) as trees:
+    with own_trees(kind, Path(path), 1) as trees:
         grower = Grower(trees[0], 0, int(records))
         print("done", flush=True)
         for line in sys.stdin:
@@ -133,7 +124,7 @@ def _measure_pair(report: Report, kind: str, scale: Scale, directory: Path) -> N
     directory.mkdir()
     records = scale.writer_records
     with ExitStack() as stack:
-        trees = stack.enter_context(trees_of_one_store(kind, directory / "threads", WRITERS))
+        trees = stack.enter_context(own_trees(kind, directory / "threads", WRITERS))
         pool = stack.enter_context(ThreadPoolExecutor(WRITERS))
         threads = [Grower(tree, 2 * i, records) for i, tree in enumerate(trees)]
         processes = []
