@@ -84,7 +84,7 @@ class Forest:
             tree = self.trees[0 if shared else thread]
             row = thread * 1009
             go.wait()
-            while perf_counter() < deadline[0]:
+            while counts[thread] == 0 or perf_counter() < deadline[0]:
                 first, place = self._next_id + counts[thread], (row + counts[thread]) % (len(self._boxes) - FEW)
                 if inserts == 1:
                     tree.insert(first, self._boxes[place])
