@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from support.damaged_indexes import files, flip, in_a_killed_process
-from support.text_pages import by_request, settle
+from support.text_pages import by_request, eventually, settle
 
 import xtree
 from xtree.persistence.base.config import PAGE_BYTES
@@ -184,6 +184,8 @@ def test_a_tree_says_what_is_wrong_with_it_and_the_other_that_nothing_is(closed)
 def test_an_open_runtime_finds_a_changed_byte_in_the_files_under_it(tmp_path, random, tally, durability):
     path = tmp_path / "index"
     with write(path, durability) as runtime:
+        eventually(lambda: runtime.stats()["durable_lag"] == 0)
+        settle(runtime._store)  # from now on no file is written
         runtime.check()
         assert not fsck(runtime).findings
         index_files = runtime._store.index_files
