@@ -75,6 +75,7 @@ HANDOFF_MUTANTS = [
     "a woken thread wakes nobody",
     "a thread that handles signals wakes others",
 ]
+WAKING = "the GIL is given away before the bell is silenced"
 
 
 def expect_nothing_wrong(model, tally) -> None:
@@ -135,6 +136,11 @@ def test_a_mutant_of_the_windows_is_found_out(mutant, tally):
 @pytest.mark.parametrize("trees", [(0, 0, 1), (0, 0, 0), (0, 1, 2)])
 def test_no_interleaving_of_commits_loses_a_wake_up_or_returns_before_the_sync(trees, tally):
     expect_nothing_wrong(handoff_model.model(trees=trees), tally)
+
+
+def test_no_interleaving_of_commits_and_other_work_leaves_the_leader_asleep(tally):
+    expect_nothing_wrong(handoff_model.model(trees=(0, 1), wakes=True), tally)
+    expect_flaw(handoff_model.model(WAKING, (0, 1), True), tally)
 
 
 @pytest.mark.parametrize("mutant", HANDOFF_MUTANTS)
@@ -289,7 +295,7 @@ CODE = {
             "self.clock.get(self.bell, timeout)",
             "self.wanted = 0",
             "self.rung = self.woken = False",
-            "self.bell.get(0)",
+            "self.bell.silence()",
             "self.take_now()",
         ],
         "def gather(self": ["self.wanted = expected", "self.rung = self.bell.get(", "self.wanted = 0"],

@@ -28,6 +28,8 @@ def initial(commits: int, trees: int) -> State:
         bell=False,  # something is in it
         wanted=0,  # the leader sleeps until so many are queued; 0: it is awake
         rung=False,
+        woken=False,
+        due=False,  # something for the leader to do that is no request
         waiting=0,
         expected=1,  # as many as the last group left waiting
         turn=NOBODY,
@@ -201,7 +203,13 @@ def leader(me: int, mutant: str) -> Program:
         s.wanted = 0
 
     def drain(s: State) -> None:
-        s.bell = s.rung = False
+        s.bell = s.rung = s.woken = False
+
+    def forget(s: State) -> None:
+        s.rung = s.woken = False
+
+    def silence(s: State) -> None:
+        s.bell = False
 
     def take_now(s: State) -> str | None:
         s.group += s.queue
@@ -221,7 +229,7 @@ def leader(me: int, mutant: str) -> Program:
         return None
 
     def take_again(s: State) -> str | None:
-        s.group, s.queue = s.group + s.queue, ()
+        s.group, s.queue, s.due = s.group + s.queue, (), False
         return None if s.group else "turn.release"
 
     def finish(s: State) -> None:
@@ -260,7 +268,11 @@ def leader(me: int, mutant: str) -> Program:
             *([("wanted = 1", say_asleep)] if mutant == "the leader looks, and says then that it sleeps" else []),
             ("bell.get", sleep),
             ("wanted = 0", awake),
-            ("drain", drain),
+            *(
+                [("drain", forget), ("bell.silence", silence)]
+                if mutant == "the GIL is given away before the bell is silenced"
+                else [("drain", drain)]
+            ),
             ("take_now", take_now),
             *([("empty the queue", empty)] if mutant == "the queue is copied and then emptied" else []),
             ("turn.acquire", turn),
@@ -272,8 +284,29 @@ def leader(me: int, mutant: str) -> Program:
     )
 
 
-def model(mutant: str = "", trees: tuple[int, ...] = (0, 0, 1)) -> tuple[State, dict[str, Program]]:
-    """A state and its programs: a commit on each of the trees named, and the leader."""
+def waker() -> Program:
+    """Has something else for the leader to do, three times; each is done before the thread ends."""
+
+    def have(s: State) -> None:
+        s.due = True
+
+    def wake_once(s: State) -> None:
+        s.bell = s.bell or not s.woken
+        s.woken = True
+
+    def wait(s: State) -> bool | None:
+        return None if not s.due else False
+
+    first = [("due 1", have), ("wake_once 1", wake_once), ("due 2", have), ("wake_once 2", wake_once), ("done 2", wait)]
+    return in_order([*first, ("due 3", have), ("wake_once 3", wake_once), ("done 3", wait)])
+
+
+def model(
+    mutant: str = "", trees: tuple[int, ...] = (0, 0, 1), wakes: bool = False
+) -> tuple[State, dict[str, Program]]:
+    """A state and its programs: a commit on each of the trees named, the leader, and who wakes it for something else."""
     programs = {f"commit {i}": commit(i, mutant, tree, len(trees)) for i, tree in enumerate(trees)}
     programs["LEADER"] = leader(len(trees), mutant)
+    if wakes:
+        programs["waker"] = waker()
     return initial(len(trees), max(trees) + 1), programs

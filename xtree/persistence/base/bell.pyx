@@ -36,6 +36,9 @@ cdef class Bell:
         PyThread_acquire_lock(self.silent, NOWAIT_LOCK)
         PyThread_release_lock(self.silent)
 
+    cdef void silence(self) noexcept:
+        PyThread_acquire_lock(self.silent, NOWAIT_LOCK)
+
     def get(self, timeout=None):
         """Sleeps until it is rung, at most `timeout` seconds; returns whether it was, and silences it."""
         cdef long long microseconds = -1 if timeout is None else <long long>(1e6 * min(timeout, LONGEST_S))

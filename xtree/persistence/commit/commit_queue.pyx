@@ -224,7 +224,7 @@ cdef class CommitQueue:
             finally:
                 self.wanted = 0
         self.rung = self.woken = False
-        self.bell.get(0)
+        self.bell.silence()             # in one step with that: who finds `woken` set relies on a look after this
         return self.take_now()
 
     def gather(self, Py_ssize_t expected, double quiet):
