@@ -304,7 +304,7 @@ def waker() -> Program:
 def model(
     mutant: str = "", trees: tuple[int, ...] = (0, 0, 1), wakes: bool = False
 ) -> tuple[State, dict[str, Program]]:
-    """A state and its programs: a commit on each of the trees named, the leader, and who wakes it for something else."""
+    """A state and its programs: a commit on each of the trees named, the leader, and who else wakes it."""
     programs = {f"commit {i}": commit(i, mutant, tree, len(trees)) for i, tree in enumerate(trees)}
     programs["LEADER"] = leader(len(trees), mutant)
     if wakes:

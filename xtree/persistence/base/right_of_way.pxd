@@ -5,7 +5,7 @@ A thread that asks for the GIL gets it when the one that has it waits for someth
 microseconds.
 
 So who comes back from a sync, or is woken because a commit has ended, says so, and queries give way between two calls:
-beside eight threads of them a writer makes thirty times as many commits. And a writer that waits for no disk, and would
+beside eight threads of them a writer makes ten times as many commits. And a writer that waits for no disk, and would
 keep the GIL for 5 ms for each short query beside it, stops for a fifth of a millisecond after half of one, when queries
 want it.
 
