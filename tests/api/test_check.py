@@ -246,4 +246,4 @@ def test_files_that_are_written_and_replaced_meanwhile_are_no_damage(tmp_path, d
         finally:
             writer.join()
         done = runtime.stats()["coordinator"]
-        assert done["checkpoints"] >= 10 and done["logs_rotated"] > 10
+        assert done["checkpoints"] >= 10 and done["logs_rotated"] >= 5
