@@ -11,12 +11,10 @@ import time
 from cpython.weakref cimport PyWeakref_NewRef
 
 from xtree.persistence.base.forks cimport forks_seen
+from xtree.persistence.base.pythread cimport PyThread_get_thread_ident
 from xtree.persistence.session cimport Session
 
 from xtree.errors import ClosedError, TransactionError
-
-cdef extern from "pythread.h" nogil:
-    unsigned long PyThread_get_thread_ident() noexcept
 
 cdef object monotonic = time.monotonic
 cdef double LONGEST_WAIT_S = threading.TIMEOUT_MAX

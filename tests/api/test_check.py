@@ -231,10 +231,10 @@ def test_files_that_are_written_and_replaced_meanwhile_are_no_damage(tmp_path, d
 
         def commit() -> None:
             rng = np.random.default_rng(1)
-            for i in range(300):
+            for i in range(900):
                 tree.insert_many(np.arange(30), rng.random((30, 2)))
                 tree.delete_many(*tree.items())
-                if i % 30 == 0:
+                if i % 90 == 0:
                     runtime.checkpoint()
 
         writer = threading.Thread(target=commit)
@@ -246,4 +246,4 @@ def test_files_that_are_written_and_replaced_meanwhile_are_no_damage(tmp_path, d
         finally:
             writer.join()
         done = runtime.stats()["coordinator"]
-        assert done["checkpoints"] >= 10 and done["logs_rotated"] >= 5
+        assert done["checkpoints"] >= 10 and done["logs_rotated"] > 10

@@ -12,6 +12,7 @@ import pytest
 from xtree.errors import LockedError
 from xtree.persistence.base import crash_points
 from xtree.persistence.files import platform_fs
+from xtree.persistence.files.commit_calls import AVAILABLE
 from xtree.persistence.files.platform_fs import File, FileSystem, SyncFailedError
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -153,6 +154,22 @@ def test_a_failed_sync_is_told_from_other_errors(fs, file, tmp_path, monkeypatch
         with pytest.raises(SyncFailedError) as caught:
             sync()
         assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="Windows has no such call")
+def test_a_failed_sync_of_a_commit_is_told_too(fs, file):
+    file.of_commits = True
+    file.sync()
+    reading, writing = os.pipe()
+    pipe = File("pipe", writing)
+    pipe.of_commits = True
+    try:
+        with pytest.raises(SyncFailedError) as caught:  # a pipe has no disk
+            pipe.sync()
+        assert caught.value.errno in (errno.EINVAL, errno.ENOTSUP)
+    finally:
+        pipe.close()
+        os.close(reading)
 
 
 def test_a_file_is_replaced_whole(fs, tmp_path):

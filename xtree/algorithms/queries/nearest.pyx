@@ -42,6 +42,7 @@ cdef enum:
     LANES = 8                       # minima that are taken side by side
     MOST_GROUPS = 64
     BYTES_A_RESULT = 32             # id and distance, in the order answered and in the order asked for
+    FEW = 100                       # results found in less time than it takes to give the GIL away and get it back
 
 cdef double NEARER = 1.0 - 2.0 ** -48
 
@@ -377,7 +378,7 @@ cdef int _search_one(Store store, TreeState state, const double *point, int64_t 
     cdef Breath breath
     cdef int64_t starts[2]
     first_breath(&breath, None)
-    begin_with_gil(&breath)
+    begin_with_gil(&breath, k <= FEW)
     try:
         search_points(store, state, point, 1, k, max_distance, NULL, ids, found, starts, NULL, &breath)
     finally:

@@ -44,6 +44,7 @@ cdef enum:
     MOST_ORDERED_HITS = 1000        # per query: with more, putting the results in order costs more than it saves
     MOST_EXPECTED = 1 << 25         # bytes of results: the most room made before the first is known
     SAMPLE = 64                     # queries that tell how large a batch's windows are
+    FEW_HITS = 400                  # found in less time than it takes to give the GIL away and get it back
     A_BREATH = 64                   # queries of a batch, or leaves of a scan, between two looks at the mappings
 
 cdef object _int64 = np.dtype(np.int64)
@@ -287,7 +288,7 @@ cdef int64_t _answer_one(Store store, TreeState state, const double *box, Predic
     cdef Breath breath
     cdef int64_t hits = 0
     first_breath(&breath, None)
-    begin_with_gil(&breath)
+    begin_with_gil(&breath, _expected_hits(state, box, 1) < FEW_HITS)
     try:
         _answer(store, state, box, 1, predicate, NULL, keep, found, &hits, &breath)
     finally:

@@ -29,11 +29,11 @@ cdef class RecordWriter:
             self.ws.spends_reserve = before
 
     cdef int insert(self, const double *box, int64_t id) except -1:
-        self.ws.has_gil = True
+        self.ws.begin_with_gil()
         try:
             self.inserter.insert(box, <uint64_t>id, 0, 0)
         finally:
-            self.ws.has_gil = False
+            self.ws.end_with_gil()
         self.state.records += 1
         return 1
 
@@ -50,7 +50,7 @@ cdef class RecordWriter:
 
 cdef int remove_with_gil(Remover remover, const double *box, uint64_t ref) except -1 nogil:
     """Called with the GIL. A long search gives it away; so it is taken back here, before anything else needs it."""
-    remover.ws.has_gil = True
+    remover.ws.begin_with_gil()
     try:
         return remover.remove(box, ref)
     finally:

@@ -11,6 +11,7 @@ from xtree.algorithms.updates.insertion cimport make_writable
 from xtree.algorithms.kernels.key_sort cimport SortKey
 from xtree.persistence.base.atomics cimport load_acquire
 from xtree.persistence.base.breath cimport spend
+from xtree.persistence.base.pythread cimport let_gil_go
 from xtree.persistence.base.right_of_way cimport got_gil, want_gil
 from xtree.persistence.base.memory cimport reallocate, release
 from xtree.persistence.pages.node_id cimport NodeID
@@ -83,7 +84,7 @@ cdef class Remover:
         if self.visits > self.most_visits:
             raise_endless(self.state.root)
         if self.visits == self.long_from:
-            self.ws.let_gil_go()
+            let_gil_go(&self.ws.gil)
         if not b.least_id <= <int64_t>ref <= b.most_id:
             return 0
         if level == 0:

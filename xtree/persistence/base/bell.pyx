@@ -7,13 +7,8 @@ from cpython.pythread cimport (
 
 import threading
 
+from xtree.persistence.base.pythread cimport ACQUIRED, PyThread_acquire_lock_timed
 from xtree.persistence.base.right_of_way cimport got_gil, want_gil
-
-cdef extern from "pythread.h" nogil:
-    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) noexcept
-
-cdef enum:
-    ACQUIRED = 1
 
 cdef double LONGEST_S = threading.TIMEOUT_MAX
 

@@ -10,9 +10,10 @@ A handler runs Python code, which may call anything, in the middle of whatever t
 a page is half changed, or while holding a lock that others wait for. Pointers stay good: the flight of the call
 protects them.
 
-A query of one box or point takes a microsecond, as long as it takes to give the GIL away and get it back, so it keeps
-the GIL until its first breath. Where pages have to come from the disk, that would keep other threads waiting: after a
-query that took long with the GIL, the next ones give it away at once.
+A query of one box or point may take a microsecond, as long as it takes to give the GIL away and get it back. So one
+that is likely to be short keeps it, and gives it away where a breath would be due after three microseconds of work.
+Where pages have to come from the disk, that would keep other threads waiting: after a query that took long with the
+GIL, the next ones give it away at once.
 
     field                         written by               read by             order
     Team.stopped                  any thread of the team   all threads of it   relaxed: no matter when it is seen
@@ -21,8 +22,9 @@ query that took long with the GIL, the next ones give it away at once.
     watched, countdown, breaths   a test                   any thread          atomic
 """
 
-from cpython.pystate cimport PyThreadState
 from libc.stdint cimport int64_t, uint64_t
+
+from xtree.persistence.base.pythread cimport HeldGil
 
 
 cdef class Team:
@@ -36,16 +38,19 @@ cdef struct Breath:                 # of one call, or of one thread of it
     uint64_t looked_at_ns           # when it last looked for signals; 0 before the first breath
     uint64_t *stopped               # of the team, which the caller keeps alive; NULL: there is none
     bint is_main                    # it is of the thread that handles signals
-    bint has_gil                    # until the next breath
-    uint64_t began_ns               # with it
-    PyThreadState *thread           # that has given it away, to get it back at its end; else NULL
+    HeldGil gil                     # between begin_with_gil and end_with_gil
+    uint64_t began_ns               # with the GIL
 
 
+# Whether this is the thread that handles signals.
+cdef bint in_main_thread() noexcept nogil
 # Prepares the breaths of a call in this thread. `team` may be None.
 cdef void first_breath(Breath *breath, Team team) noexcept nogil
-# Between these two, called with the GIL after first_breath, the call has it or not; it has it again at the end.
-cdef void begin_with_gil(Breath *breath) noexcept nogil
+# Between these two, called with the GIL after first_breath, the call has it or not; at the end it has it again. `short`:
+# whether it is likely to take no longer than giving the GIL away.
+cdef void begin_with_gil(Breath *breath, bint short) noexcept nogil
 cdef void end_with_gil(Breath *breath) noexcept nogil
+cdef void give_gil_away(Breath *breath) noexcept nogil
 # Takes a breath. Raises Stopped, and whatever a signal handler raises.
 cdef int look_up(Breath *breath) except -1 nogil
 

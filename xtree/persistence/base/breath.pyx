@@ -7,21 +7,16 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from libc.string cimport memcpy
 
 from xtree.persistence.base.atomics cimport fetch_add, load_relaxed, store_relaxed
+from xtree.persistence.base.pythread cimport PyThread_get_thread_ident, get_gil_back, let_gil_go
 from xtree.persistence.base.right_of_way cimport got_gil_for_query, syncing, want_gil_for_query
 
 cdef extern from "monotonic.h" nogil:
     uint64_t xt_monotonic_ns() noexcept
 
-cdef extern from "pythread.h" nogil:
-    unsigned long PyThread_get_thread_ident() noexcept
-
-cdef extern from "Python.h" nogil:
-    PyThreadState *PyEval_SaveThread() noexcept
-    void PyEval_RestoreThread(PyThreadState *thread) noexcept
-
 cdef enum:
     A_BREATH = 1 << 17              # work
     COPIED_AT_ONCE = 1 << 18        # bytes: about 100 microseconds where memory is touched for the first time
+    WITH_GIL = 1 << 12              # work: about three microseconds
     AFTER_SLOW = 256                # queries that give the GIL away after a slow one
     LOOK_EVERY_NS = 30000000        # a part of the 200 ms within which an interrupt ends a call
 
@@ -57,42 +52,50 @@ cdef class Team:
         return load_relaxed(&self.stopped) != 0
 
 
+cdef bint in_main_thread() noexcept nogil:
+    return PyThread_get_thread_ident() == load_relaxed(&main_thread)
+
+
 cdef void first_breath(Breath *breath, Team team) noexcept nogil:
     breath.left = 0 if load_relaxed(&watched) else A_BREATH
     breath.looked_at_ns = 0
     breath.stopped = NULL if team is None else &team.stopped
-    breath.is_main = PyThread_get_thread_ident() == load_relaxed(&main_thread)
-    breath.has_gil = False
-    breath.thread = NULL
+    breath.is_main = in_main_thread()
+    breath.gil.held = False
+    breath.gil.thread = NULL
 
 
-cdef void begin_with_gil(Breath *breath) noexcept nogil:
+cdef void begin_with_gil(Breath *breath, bint short) noexcept nogil:
     global slow_calls
-    if slow_calls > 0 or load_relaxed(&syncing):
+    breath.gil.held = True
+    breath.began_ns = xt_monotonic_ns()
+    breath.left = min(breath.left, <int64_t>WITH_GIL)
+    if not short or slow_calls > 0 or load_relaxed(&syncing):
         slow_calls -= slow_calls > 0
-        breath.thread = PyEval_SaveThread()
-    else:
-        breath.has_gil = True
-        breath.began_ns = xt_monotonic_ns()
+        give_gil_away(breath)
 
 
 cdef void end_with_gil(Breath *breath) noexcept nogil:
     global slow_calls
-    if breath.has_gil:
-        if xt_monotonic_ns() != breath.began_ns:    # by chance, or because it took a good part of a tick
-            slow_calls = AFTER_SLOW
-    else:
+    if not breath.gil.held:
         want_gil_for_query()
-        PyEval_RestoreThread(breath.thread)
+        get_gil_back(&breath.gil)
         got_gil_for_query()
+    elif xt_monotonic_ns() != breath.began_ns:      # by chance, or because it took a good part of a tick
+        slow_calls = AFTER_SLOW
+
+
+cdef void give_gil_away(Breath *breath) noexcept nogil:
+    let_gil_go(&breath.gil)
+    breath.left = 0 if load_relaxed(&watched) else A_BREATH
 
 
 cdef int look_up(Breath *breath) except -1 nogil:
     cdef uint64_t now
+    if breath.gil.held:             # it is early for a breath
+        give_gil_away(breath)
+        return 0
     breath.left = A_BREATH
-    if breath.has_gil:
-        breath.has_gil = False
-        breath.thread = PyEval_SaveThread()
     if load_relaxed(&watched):
         breath.left = 0
         interrupt_if_due(breath)

@@ -12,11 +12,9 @@ cimport cython
 from cpython.pythread cimport NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_type_lock
 from libc.stdint cimport uint64_t
 
-from xtree.errors import TransactionError
+from xtree.persistence.base.pythread cimport PyThread_acquire_lock_timed, PyThread_get_thread_ident
 
-cdef extern from "pythread.h" nogil:
-    unsigned long PyThread_get_thread_ident() noexcept
-    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) noexcept
+from xtree.errors import TransactionError
 
 cdef extern from "monotonic.h" nogil:
     uint64_t xt_monotonic_ns() noexcept

@@ -1,6 +1,5 @@
 """Outcome: the result of what another thread does for this one, and the wait for it. docs: outcome.pxd."""
 
-import os
 import sys
 import threading
 from _thread import start_new_thread
@@ -11,27 +10,10 @@ from cpython.pythread cimport (
     PyThread_type_lock,
 )
 
+from xtree.persistence.base.breath cimport in_main_thread
 from xtree.persistence.base.lock_ranks cimport IN_THREAD, hold, resume
+from xtree.persistence.base.pythread cimport ACQUIRED, PyThread_acquire_lock_timed
 from xtree.persistence.base.right_of_way cimport got_gil, want_gil
-
-cdef extern from "pythread.h" nogil:
-    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) noexcept
-    unsigned long PyThread_get_thread_ident() noexcept
-
-cdef enum:
-    ACQUIRED = 1                    # what PyThread_acquire_lock_timed says; otherwise a signal has arrived
-
-cdef unsigned long main_thread = threading.main_thread().ident      # signals are handled there only
-
-
-def _forked():
-    """In a forked child: its only thread is the main one."""
-    global main_thread
-    main_thread = PyThread_get_thread_ident()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 cdef class Outcome:
@@ -46,7 +28,7 @@ cdef class Outcome:
             raise MemoryError("no memory for a lock")
         PyThread_acquire_lock(done, NOWAIT_LOCK)
         self.done = done
-        self.handles_signals = PyThread_get_thread_ident() == main_thread
+        self.handles_signals = in_main_thread()
         return 0
 
     def finish(self, result=None, error=None):

@@ -8,15 +8,12 @@ from cpython.pythread cimport (
 from libc.stdint cimport UINT64_MAX, uint64_t
 
 from xtree.persistence.base.atomics cimport compare_exchange, fetch_add, load_relaxed, store_relaxed, store_seq
-
-cdef extern from "pythread.h" nogil:
-    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) noexcept
+from xtree.persistence.base.pythread cimport ACQUIRED, PyThread_acquire_lock_timed
 
 cdef extern from "monotonic.h" nogil:
     uint64_t xt_fine_ns() noexcept
 
 cdef enum:
-    ACQUIRED = 1
     LONGEST_STOP_US = 20000
     SLICE_US = 500              # of the writers
     PAUSE_US = 200              # of the queries then
@@ -31,13 +28,13 @@ def _begin():
     """At import, and in a forked child. There the lock of the parent is left as it is: nobody knows who had it."""
     global gate
     cdef PyThread_type_lock made = PyThread_allocate_lock()
-    if made == NULL:
-        raise MemoryError("no memory for a lock")
-    gate = made
     store_relaxed(&wanting, 0)
     store_relaxed(&closed, 0)
     store_relaxed(&returning, 0)
     store_relaxed(&syncing, 0)
+    if made == NULL:
+        raise MemoryError("no memory for a lock")
+    gate = made
 
 
 PyThread_acquire_lock(never, NOWAIT_LOCK)

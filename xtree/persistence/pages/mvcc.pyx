@@ -13,6 +13,7 @@ scan finds the pin, or the pin finds the horizon and is refused when its epoch i
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.string cimport memset
 
+from xtree.persistence.base.pythread cimport PyThread_get_thread_ident
 from xtree.persistence.base.atomics cimport (
     compare_exchange,
     load_relaxed,
@@ -24,9 +25,6 @@ from xtree.persistence.base.atomics cimport (
 from xtree.persistence.base.memory cimport allocate_lines, allocate_zeroed, release, release_lines
 
 from xtree.errors import CapacityError
-
-cdef extern from "pythread.h" nogil:
-    unsigned long PyThread_get_thread_ident() noexcept
 
 cdef extern from "<assert.h>" nogil:
     void c_assert "assert"(bint condition) noexcept     # in the checked build only

@@ -18,12 +18,10 @@ from _thread import allocate_lock, start_new_thread
 cimport cython
 from libc.stdint cimport uint64_t
 
+from xtree.persistence.base.pythread cimport PyThread_get_thread_ident
 from xtree.persistence.base.lock_ranks cimport IN_THREAD, hold
 from xtree.persistence.pages.mmap_windows cimport Windows
 from xtree.persistence.pages.mvcc cimport Epochs
-
-cdef extern from "pythread.h" nogil:
-    unsigned long PyThread_get_thread_ident() noexcept
 
 log = logging.getLogger("xtree")
 

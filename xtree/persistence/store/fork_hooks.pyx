@@ -19,14 +19,11 @@ from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport uint64_t
 
 from xtree.persistence.base.lock_ranks cimport FREE, held, resume
+from xtree.persistence.base.pythread cimport ACQUIRED, PyThread_acquire_lock_timed, PyThread_get_thread_ident
 from xtree.persistence.store.store cimport CLOSED, FORKED, Store, drop_lock, holds_lock, note_holder
 
 cdef extern from "monotonic.h" nogil:
     uint64_t xt_monotonic_ns() noexcept
-
-cdef extern from "pythread.h" nogil:
-    unsigned long PyThread_get_thread_ident() noexcept
-    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) noexcept
 
 cdef uint64_t LONGEST_WAIT_NS = 2000000000
 cdef set _stores = set()            # weak references to all
@@ -72,7 +69,7 @@ cdef bint take_until(PyThread_type_lock lock, uint64_t until_ns) noexcept:
     cdef bint taken = PyThread_acquire_lock(lock, NOWAIT_LOCK)
     if not taken and left:
         with nogil:
-            taken = PyThread_acquire_lock_timed(lock, left, 0) == 1
+            taken = PyThread_acquire_lock_timed(lock, left, 0) == ACQUIRED
     return taken
 
 

@@ -36,6 +36,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from xtree.persistence.base.atomics cimport load_acquire, load_relaxed, store_relaxed
 from xtree.persistence.base.lock_ranks cimport STORE_LOCK, hold, resume
+from xtree.persistence.base.pythread cimport PyThread_get_thread_ident
 from xtree.persistence.pages.mmap_windows cimport Windows
 from xtree.persistence.pages.mvcc cimport Epochs
 from xtree.persistence.pages.node_id cimport NodeID, handle_of
@@ -48,9 +49,6 @@ cdef enum:                          # Store.status
     POISONED = 2
     CLOSED = 3
     FORKED = 4
-
-cdef extern from "pythread.h" nogil:
-    unsigned long PyThread_get_thread_ident() noexcept
 
 # Tells every store how to judge pages of a kind. Called once at import by the structure that owns the kind.
 cdef int register_kind(int kind, PageVerifier verifier) except -1

@@ -1,7 +1,7 @@
 """WriteSet: the pages that one transaction makes and retires, and their way into an epoch.
 
 For one thread at a time. The cdef methods run without the GIL, and those that wait for the store's lock must, unless
-`has_gil` says that the call has it: then the wait gives it away. Short work of seal_all and publish_all keeps it.
+`gil` says that the call has it: then the wait gives it away. Short work of seal_all and publish_all keeps it.
 Nobody else sees what they change before the commit: rows of reserved pages can only be reached from pages of the same
 transaction, or of one that builds on it.
 
@@ -13,14 +13,14 @@ the pages of a failed one are given back only when nothing that builds on it is 
     spends_reserve             until its end drops the lists
     depends                    depend_on, the end of this one        its owner, the leader            the GIL
     dependants, held_back      depend_on, the end of a dependant     the end of this one              the GIL
-    has_gil, given_away        the owner                             the owner                        none needed
+    gil                        the owner                             the owner                        none needed
     status                     the owner, then the leader            any thread                       the GIL
 """
 
 cimport cython
-from cpython.pystate cimport PyThreadState
 from libc.stdint cimport uint64_t
 
+from xtree.persistence.base.pythread cimport HeldGil
 from xtree.persistence.pages.node_id cimport NodeID
 from xtree.persistence.store.store cimport Published, Store
 
@@ -40,8 +40,7 @@ cdef class WriteSet:
     cdef Py_ssize_t retired_count, retired_room
     cdef readonly uint64_t bytes_made   # of all pages made and not given back
     cdef public bint spends_reserve  # its pages may take the reserve of the disk, as it gives space back in the end
-    cdef bint has_gil               # the call that changes pages has the GIL; only a long wait or search gives it away
-    cdef PyThreadState *given_away  # by let_gil_go, until end_with_gil; else NULL
+    cdef HeldGil gil                # of a call that changes pages with the GIL; a wait or a long search gives it away
     cdef int pin                    # protects the base epoch; -1 when released
     cdef readonly Published base    # what this transaction builds on; None once it has ended
     cdef list depends               # write sets that this one builds on, as long as it hasn't ended
@@ -61,9 +60,8 @@ cdef class WriteSet:
     cdef int retire(self, NodeID node) except -1 nogil
     # Whether this transaction made the page (a reserved page can only be reached by the transaction that made it).
     cdef bint made_here(self, NodeID node) noexcept nogil
-    # In a call that has the GIL: gives it away for the rest of its work.
-    cdef void let_gil_go(self) noexcept nogil
-    # The end of that work: has_gil is False, and the GIL is there again.
+    # Between these two a call has the GIL, unless it has given it away by let_gil_go; at the end it is there again.
+    cdef void begin_with_gil(self) noexcept nogil
     cdef void end_with_gil(self) noexcept nogil
     cdef void lock_store(self) noexcept nogil
     cdef int claim(self, NodeID node) except -1 nogil

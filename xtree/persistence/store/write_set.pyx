@@ -1,7 +1,6 @@
 """The write set: the pages that one transaction makes and retires. docs: write_set.pxd."""
 
 cimport cython
-from cpython.pystate cimport PyThreadState
 from cpython.pythread cimport PyThread_release_lock
 from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport uint32_t
@@ -9,6 +8,7 @@ from libc.string cimport memcpy
 
 from xtree.persistence.base.atomics cimport compare_exchange, load_relaxed, store_relaxed, store_seq
 from xtree.persistence.base.lock_ranks cimport STORE_LOCK, held, require_free
+from xtree.persistence.base.pythread cimport get_gil_back, let_gil_go
 from xtree.persistence.base.right_of_way cimport got_gil, want_gil
 from xtree.persistence.base.memory cimport reallocate, release
 from xtree.persistence.pages.node_id cimport handle_of, tag_of
@@ -20,10 +20,6 @@ from xtree.persistence.store.store cimport (
 )
 
 from xtree.errors import CorruptionError, TransactionError
-
-cdef extern from "Python.h" nogil:
-    PyThreadState *PyEval_SaveThread() noexcept
-    void PyEval_RestoreThread(PyThreadState *thread) noexcept
 
 cdef enum:                          # work so short that giving the GIL away for it costs more
     SEALED_WITH_GIL = 1 << 17       # bytes of pages
@@ -98,29 +94,26 @@ cdef class WriteSet:
 
     cdef void lock_store(self) noexcept nogil:
         """Waits for the store's lock, without the GIL."""
-        cdef PyThreadState *thread
-        if not self.has_gil:
+        if self.gil.held and try_lock(self.store):
+            return
+        if not self.gil.held:
             hold_lock(self.store)
-        elif not try_lock(self.store):
-            thread = PyEval_SaveThread()
-            hold_lock(self.store)
-            want_gil()
-            PyEval_RestoreThread(thread)
-            got_gil()
+            return
+        let_gil_go(&self.gil)
+        hold_lock(self.store)
+        want_gil()
+        get_gil_back(&self.gil)
+        got_gil()
 
-    cdef void let_gil_go(self) noexcept nogil:
-        if self.has_gil:
-            self.has_gil = False
-            self.given_away = PyEval_SaveThread()
+    cdef void begin_with_gil(self) noexcept nogil:
+        self.gil.held = True
 
     cdef void end_with_gil(self) noexcept nogil:
-        cdef PyThreadState *thread = self.given_away
-        self.has_gil = False
-        self.given_away = NULL
-        if thread != NULL:
+        if not self.gil.held:
             want_gil()
-            PyEval_RestoreThread(thread)
+            get_gil_back(&self.gil)
             got_gil()
+        self.gil.held = False
 
     cdef int grow(self, void **list_, Py_ssize_t *room, Py_ssize_t count, size_t size) except -1 nogil:
         """Makes room for one more entry of a list, of `size` bytes."""
