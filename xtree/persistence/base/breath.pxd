@@ -46,8 +46,8 @@ cdef struct Breath:                 # of one call, or of one thread of it
 cdef bint in_main_thread() noexcept nogil
 # Prepares the breaths of a call in this thread. `team` may be None.
 cdef void first_breath(Breath *breath, Team team) noexcept nogil
-# Between these two, called with the GIL after first_breath, the call has it or not; at the end it has it again. `short`:
-# whether it is likely to take no longer than giving the GIL away.
+# Between these two, called with the GIL after first_breath, the call has it or not; at the end it has it again.
+# `short`: it is likely to take no longer than giving the GIL away.
 cdef void begin_with_gil(Breath *breath, bint short) noexcept nogil
 cdef void end_with_gil(Breath *breath) noexcept nogil
 cdef void give_gil_away(Breath *breath) noexcept nogil
