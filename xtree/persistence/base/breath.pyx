@@ -7,11 +7,9 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from libc.string cimport memcpy
 
 from xtree.persistence.base.atomics cimport fetch_add, load_relaxed, store_relaxed
+from xtree.persistence.base.monotonic cimport xt_monotonic_ns
 from xtree.persistence.base.pythread cimport PyThread_get_thread_ident, get_gil_back, let_gil_go
 from xtree.persistence.base.right_of_way cimport got_gil_for_query, syncing, want_gil_for_query
-
-cdef extern from "monotonic.h" nogil:
-    uint64_t xt_monotonic_ns() noexcept
 
 cdef enum:
     A_BREATH = 1 << 17              # work

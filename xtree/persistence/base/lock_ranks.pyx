@@ -12,12 +12,10 @@ cimport cython
 from cpython.pythread cimport NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_type_lock
 from libc.stdint cimport uint64_t
 
+from xtree.persistence.base.monotonic cimport xt_monotonic_ns
 from xtree.persistence.base.pythread cimport PyThread_acquire_lock_timed, PyThread_get_thread_ident
 
 from xtree.errors import TransactionError
-
-cdef extern from "monotonic.h" nogil:
-    uint64_t xt_monotonic_ns() noexcept
 
 cdef extern from "thread_rank.h" nogil:
     int xt_thread_rank

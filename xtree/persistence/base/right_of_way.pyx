@@ -8,10 +8,8 @@ from cpython.pythread cimport (
 from libc.stdint cimport UINT64_MAX, uint64_t
 
 from xtree.persistence.base.atomics cimport compare_exchange, fetch_add, load_relaxed, store_relaxed, store_seq
+from xtree.persistence.base.monotonic cimport xt_fine_ns
 from xtree.persistence.base.pythread cimport ACQUIRED, PyThread_acquire_lock_timed
-
-cdef extern from "monotonic.h" nogil:
-    uint64_t xt_fine_ns() noexcept
 
 cdef enum:
     LONGEST_STOP_US = 20000

@@ -13,6 +13,7 @@ scan finds the pin, or the pin finds the horizon and is refused when its epoch i
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.string cimport memset
 
+from xtree.persistence.base.monotonic cimport xt_monotonic_ns
 from xtree.persistence.base.pythread cimport PyThread_get_thread_ident
 from xtree.persistence.base.atomics cimport (
     compare_exchange,
@@ -28,9 +29,6 @@ from xtree.errors import CapacityError
 
 cdef extern from "<assert.h>" nogil:
     void c_assert "assert"(bint condition) noexcept     # in the checked build only
-
-cdef extern from "monotonic.h" nogil:
-    uint64_t xt_monotonic_ns() noexcept
 
 assert sizeof(PinSlot) == 64
 

@@ -19,11 +19,9 @@ from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport uint64_t
 
 from xtree.persistence.base.lock_ranks cimport FREE, held, resume
+from xtree.persistence.base.monotonic cimport xt_monotonic_ns
 from xtree.persistence.base.pythread cimport ACQUIRED, PyThread_acquire_lock_timed, PyThread_get_thread_ident
 from xtree.persistence.store.store cimport CLOSED, FORKED, Store, drop_lock, holds_lock, note_holder
-
-cdef extern from "monotonic.h" nogil:
-    uint64_t xt_monotonic_ns() noexcept
 
 cdef uint64_t LONGEST_WAIT_NS = 2000000000
 cdef set _stores = set()            # weak references to all

@@ -94,10 +94,10 @@ cdef class WriteSet:
 
     cdef void lock_store(self) noexcept nogil:
         """Waits for the store's lock, without the GIL."""
-        if self.gil.held and try_lock(self.store):
-            return
         if not self.gil.held:
             hold_lock(self.store)
+            return
+        if try_lock(self.store):
             return
         let_gil_go(&self.gil)
         hold_lock(self.store)
