@@ -62,7 +62,6 @@ WINDOW_MUTANTS = [
     "outgrown mappings looked for after the wait",
 ]
 HANDOFF_MUTANTS = [
-    "carried whatever waits and whatever it builds on",
     "the writer lock goes before the commit is queued",
     "a notification instead of a lock",
     "the queue is copied and then emptied",
@@ -74,6 +73,11 @@ HANDOFF_MUTANTS = [
     "the leader looks, and says then that it sleeps",
     "a woken thread wakes nobody",
     "a thread that handles signals wakes others",
+]
+CARRYING_MUTANTS = [
+    "a carried commit overtakes what is queued",
+    "the leader takes what is queued before its turn",
+    "what couldn't be carried isn't put back",
 ]
 WAKING = "the GIL is given away before the bell is silenced"
 
@@ -138,6 +142,11 @@ def test_no_interleaving_of_commits_loses_a_wake_up_or_returns_before_the_sync(t
     expect_nothing_wrong(handoff_model.model(trees=trees), tally)
 
 
+@pytest.mark.parametrize("trees", [(0, 0, 1), (0, 0, 0), pytest.param((0, 1, 2), marks=pytest.mark.torture)])
+def test_no_interleaving_of_eventual_commits_loses_a_wake_up_or_their_order(trees, tally):
+    expect_nothing_wrong(handoff_model.model(trees=trees, eventual=True), tally)
+
+
 def test_no_interleaving_of_commits_and_other_work_leaves_the_leader_asleep(tally):
     expect_nothing_wrong(handoff_model.model(trees=(0, 1), wakes=True), tally)
     expect_flaw(handoff_model.model(WAKING, (0, 1), True), tally)
@@ -146,6 +155,11 @@ def test_no_interleaving_of_commits_and_other_work_leaves_the_leader_asleep(tall
 @pytest.mark.parametrize("mutant", HANDOFF_MUTANTS)
 def test_a_mutant_of_the_hand_off_is_found_out(mutant, tally):
     expect_flaw(handoff_model.model(mutant), tally)
+
+
+@pytest.mark.parametrize("mutant", CARRYING_MUTANTS)
+def test_a_mutant_of_the_hand_off_in_eventual_mode_is_found_out(mutant, tally):
+    expect_flaw(handoff_model.model(mutant, eventual=True), tally)
 
 
 @pytest.mark.parametrize("fence", [True, False])
@@ -263,13 +277,21 @@ CODE = {
         "def sync_log(self": ["begin_sync()", "finish_sync(end)", "self.durable_epoch = last_epoch"],
         "def finish_group(self": ["self._expected = self._queue.waiting", "finish_commits("],
         "def submit_commit(": ["self._expected <= 1 and not self._queue.waiting", "carry(", "self._queue.submit("],
-        "def _gather(self": ["self._queue.gather(", "self._queue.take("],
-        "def _carry_out(self": ["self._gather(", "self.turn_lock", "self._queue.take_now()", "self._commit("],
+        "def _gather(self": ["self._queue.gather(", "self._queue.wait("],
+        "def _carry_out(self": [
+            "self._gather(",
+            "not self._queue.count",
+            "self.turn_lock",
+            "self._queue.take_now()",
+            "self._commit(",
+        ],
     },
     "commit_queue.pyx": {
         "def carry(": [
-            "take_turn(carrier.turn_lock",
-            "plan([request])",
+            "carrier.turn_lock.acquire(False)",
+            "queue.take_now()",
+            "plan([*others, request])",
+            "queue.put_back(others)",
             "tell_queued(request)",
             "write_group(group)",
             "finish_group(group)",
@@ -289,14 +311,14 @@ CODE = {
             "self.bell.ring()",
         ],
         "def take_now(self": ["requests.append(request)", "self.first = self.last = None"],
-        "def take(self": [
+        "cdef int put_back(self": ["self.first = request", "self.bell.ring()"],
+        "def wait(self": [
             "not self.count and not self.rung",
             "self.wanted = 1",
             "self.clock.get(self.bell, timeout)",
             "self.wanted = 0",
             "self.rung = self.woken = False",
             "self.bell.silence()",
-            "self.take_now()",
         ],
         "def gather(self": ["self.wanted = expected", "self.rung = self.bell.get(", "self.wanted = 0"],
     },

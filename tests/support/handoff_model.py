@@ -7,6 +7,8 @@
 
 What code does between two chances for another thread to get the GIL is one step.
 
+In eventual mode a thread that gets the turn carries all that is queued, and then its own commit.
+
 These must hold: nobody returns before the sync and the publication of his commit; one thread at a time writes to the
 log; what builds on another commit is published after it; nobody waits for ever. A violation is raised as Flaw, or
 ends in a state in which nobody can go on.
@@ -42,6 +44,7 @@ def initial(commits: int, trees: int) -> State:
         returned=(False,) * commits,
         listening=(False,) * commits,
         group=(),
+        carried=((),) * commits,  # what the thread of each commit carries
     )
 
 
@@ -64,10 +67,8 @@ def publish(s: State, group: tuple[int, ...]) -> None:
     s.writing = NOBODY
 
 
-def commit(me: int, mutant: str, tree: int, leader: int) -> Program:
+def commit(me: int, mutant: str, tree: int, eventual: bool) -> Program:
     """Takes the tree's lock, builds on its tip, commits: alone, if nothing is in the way, or through the queue."""
-    careless = mutant == "carried whatever waits and whatever it builds on"
-
     def lock(s: State) -> bool | None:
         if s.writer_locks[tree] != NOBODY:
             return False
@@ -76,7 +77,7 @@ def commit(me: int, mutant: str, tree: int, leader: int) -> Program:
         return None
 
     def look_at_queue(s: State) -> str | None:
-        return "waiting += 1" if (s.waiting or s.expected > 1) and not careless else None
+        return "waiting += 1" if (s.waiting or s.expected > 1) and not eventual else None
 
     def try_turn(s: State) -> str | None:
         if s.turn != NOBODY:
@@ -84,10 +85,21 @@ def commit(me: int, mutant: str, tree: int, leader: int) -> Program:
         s.turn = me
         return None
 
-    def plan(s: State) -> str | None:
-        founded = s.builds_on[me] == NOBODY or s.builds_on[me] in s.published
-        if founded or careless:
-            return None
+    def take_queued(s: State) -> None:
+        if mutant == "a carried commit overtakes what is queued":
+            s.carried = put(s.carried, me, (me,))
+            return
+        s.carried = put(s.carried, me, (*s.queue, me))
+        s.queue = ()
+
+    def plan(s: State) -> None:
+        """Nobody else takes commits out of the queue while this thread has the turn."""
+
+    def not_planned(s: State) -> str:
+        """It is for the leader."""
+        if mutant != "what couldn't be carried isn't put back":
+            s.queue = s.carried[me][:-1] + s.queue
+        s.bell = True
         s.turn = NOBODY
         return "waiting += 1"
 
@@ -96,8 +108,9 @@ def commit(me: int, mutant: str, tree: int, leader: int) -> Program:
         s.writer_locks = put(s.writer_locks, tree, NOBODY)
 
     def finish(s: State) -> str:
-        s.expected = s.waiting + 1
-        s.done = put(s.done, me, True)
+        s.expected = 1 if eventual else s.waiting + 1
+        for other in s.carried[me]:
+            s.done = put(s.done, other, True)
         s.turn = NOBODY
         return "return"
 
@@ -150,11 +163,12 @@ def commit(me: int, mutant: str, tree: int, leader: int) -> Program:
             ("writer lock", lock),
             ("queue.waiting", look_at_queue),
             ("turn.acquire(False)", try_turn),
-            ("plan", plan),
+            ("take_now", take_queued),
+            ("plan", (plan, not_planned) if eventual else plan),
             ("carried: on_queued", on_queued),
-            ("writer.write", lambda s: write(s, me, (me,))),
+            ("writer.write", lambda s: write(s, me, s.carried[me])),
             ("writer.sync", sync),
-            ("publish", lambda s: publish(s, (me,))),
+            ("publish", lambda s: publish(s, s.carried[me])),
             ("finish_group, turn.release", finish),
             ("waiting += 1", wait_in_line),
             *handing_over,
@@ -167,12 +181,12 @@ def commit(me: int, mutant: str, tree: int, leader: int) -> Program:
     )
 
 
-def leader(me: int, mutant: str) -> Program:
-    """Gathers, takes what is queued, carries it to the disk, wakes those who wait."""
+def leader(me: int, mutant: str, eventual: bool) -> Program:
+    """Gathers, takes what is queued once it has the turn, carries it to the disk, wakes those who wait."""
 
     def gather(s: State) -> str | None:
         if s.expected < 2 or len(s.queue) >= s.expected or s.rung:
-            return "take"
+            return "wait"
         s.wanted = s.expected
         return None
 
@@ -211,6 +225,10 @@ def leader(me: int, mutant: str) -> Program:
     def silence(s: State) -> None:
         s.bell = False
 
+    def look_again(s: State) -> str | None:
+        s.due = False
+        return None if s.queue else "gather"
+
     def take_now(s: State) -> str | None:
         s.group += s.queue
         if mutant != "the queue is copied and then emptied":
@@ -228,12 +246,11 @@ def leader(me: int, mutant: str) -> Program:
         s.turn = me
         return None
 
-    def take_again(s: State) -> str | None:
-        s.group, s.queue, s.due = s.group + s.queue, (), False
+    def something(s: State) -> str | None:
         return None if s.group else "turn.release"
 
     def finish(s: State) -> None:
-        s.expected = s.waiting
+        s.expected = 1 if eventual else s.waiting
         last = NOBODY
         for commit in s.group:
             heard = s.listening[commit] or mutant != "a notification instead of a lock"
@@ -258,13 +275,14 @@ def leader(me: int, mutant: str) -> Program:
         ("writer.sync", sync),
         ("publish", lambda s: publish(s, s.group)),
     ]
+    taking = [("turn.acquire", turn), ("take_now", take_now)]
     if mutant == "publication before the sync, and the sync after the end":
         carrying = [carrying[0], carrying[-1]]
     return in_order(
         [
             ("gather", gather),
             ("gathered", gathered),
-            ("take", look),
+            ("wait", look),
             *([("wanted = 1", say_asleep)] if mutant == "the leader looks, and says then that it sleeps" else []),
             ("bell.get", sleep),
             ("wanted = 0", awake),
@@ -273,10 +291,10 @@ def leader(me: int, mutant: str) -> Program:
                 if mutant == "the GIL is given away before the bell is silenced"
                 else [("drain", drain)]
             ),
-            ("take_now", take_now),
+            ("count", look_again),
+            *(reversed(taking) if mutant == "the leader takes what is queued before its turn" else taking),
             *([("empty the queue", empty)] if mutant == "the queue is copied and then emptied" else []),
-            ("turn.acquire", turn),
-            ("take_now again", take_again),
+            ("something", something),
             *carrying,
             ("finish_together", finish),
             ("turn.release", release),
@@ -302,11 +320,11 @@ def waker() -> Program:
 
 
 def model(
-    mutant: str = "", trees: tuple[int, ...] = (0, 0, 1), wakes: bool = False
+    mutant: str = "", trees: tuple[int, ...] = (0, 0, 1), wakes: bool = False, eventual: bool = False
 ) -> tuple[State, dict[str, Program]]:
     """A state and its programs: a commit on each of the trees named, the leader, and who else wakes it."""
-    programs = {f"commit {i}": commit(i, mutant, tree, len(trees)) for i, tree in enumerate(trees)}
-    programs["LEADER"] = leader(len(trees), mutant)
+    programs = {f"commit {i}": commit(i, mutant, tree, eventual) for i, tree in enumerate(trees)}
+    programs["LEADER"] = leader(len(trees), mutant, eventual)
     if wakes:
         programs["waker"] = waker()
     return initial(len(trees), max(trees) + 1), programs

@@ -15,13 +15,12 @@ Group = TypeVar("Group")
 class Carrier(Protocol[Group]):
     """The coordinator, as `commit_queue.carry` drives it for a commit that its own thread takes to disk.
 
-    turn_lock: held while the log is written to. waits_for_turn: whether a thread may wait for that lock, which is so
-    where no turn includes a sync. sync_at: when the frames that wait for a sync must get it; None when there are none.
+    turn_lock: held while the log is written to. sync_at: when the frames that wait for a sync must get it; None when
+    there are none.
     """
 
     store: Store
     turn_lock: RankedLock
-    waits_for_turn: bool
     sync_at: float | None
 
     def plan(self, requests: list[Any]) -> Group | None:

@@ -77,7 +77,7 @@ class Coordinator:
         self._thread: Worker | None = None
         self._start_lock = RankedLock(STARTING)
         self.turn_lock = RankedLock(TURN)  # held to write to the log, by the leader or a thread that commits alone
-        self.waits_for_turn = index_files.config.durability == "eventual"
+        self._eventual = index_files.config.durability == "eventual"
         self._carries_alone = index_files.config.durability != "strict" and not index_files.config.group_window_ms
         # Written by the holder of the turn. How many commits a group is likely to get: as many threads as were waiting
         # at the end of the last one. How long the last sync took.
@@ -96,11 +96,14 @@ class Coordinator:
     def submit_commit(
         self, write_set: Any, changes: dict[str, Any], largest_payload: int, on_queued: Callable[[], None] | None
     ) -> int:
-        """Commits a sealed write set and returns its epoch: in this thread when it is alone, else through the queue."""
+        """Commits a sealed write set and returns its epoch: in this thread if that is free to, else through the queue.
+
+        Where there is a sync to share, threads that wait share it through the leader, unless this one is alone.
+        """
         request = Request("commit", write_set, changes, largest_payload, on_queued)
         if self._thread is None:
             self._ensure_leader()
-        alone = self._carries_alone and self._expected <= 1 and not self._queue.waiting
+        alone = self._carries_alone and (self._eventual or (self._expected <= 1 and not self._queue.waiting))
         if alone and carry(self, self._queue, request):
             return int(outcome_of(request))
         return int(self._queue.submit(request))
@@ -203,6 +206,8 @@ class Coordinator:
         self._gather(requests)
         if self.sync_at is not None and self._clock.now() >= self.sync_at:
             self._sync_in_background()
+        if not requests and not self._queue.count:
+            return
         with self.turn_lock:
             requests += self._queue.take_now()
             group = [request for request in requests if request.what == "commit"]
@@ -223,7 +228,7 @@ class Coordinator:
                 request.finish(error=error)
 
     def _gather(self, requests: list[Request]) -> None:
-        """Adds what is queued, as soon as there is something; if that is only commits, once their window has begun.
+        """Waits until something is queued; if there is a window, takes it, and what else comes until that has begun.
 
         When several threads waited for the last group, it is worth waiting for them to come back, as long as one after
         the other does: they share the next sync then. Returns without any when the sync of what was written before is
@@ -231,8 +236,9 @@ class Coordinator:
         """
         if self._expected > 1:
             self._queue.gather(self._expected, min(LONGEST_QUIET_S, self._sync_seconds / 2))
-        requests += self._queue.take(self._seconds_until(self.sync_at))
-        if self.index_files.config.group_window_ms and self.index_files.config.durability != "eventual":
+        self._queue.wait(self._seconds_until(self.sync_at))
+        if self.index_files.config.group_window_ms and not self._eventual:
+            requests += self._queue.take_now()
             while requests and all(request.what == "commit" for request in requests):
                 wait = self._seconds_until(self._next_group_at)
                 if not wait:
@@ -290,8 +296,7 @@ class Coordinator:
         ):
             return None
         for request in requests:
-            if not request.write_set.founded:
-                return None
+            request.write_set.require_foundation()
         files.require_own()
         windows = files.data_files.file_of_window
         group = plan_group(self.store, requests, writer, self.following_epoch, self.durable_epoch, windows)
@@ -394,7 +399,7 @@ class Coordinator:
         counters.wal_bytes += len(group.frame)
         counters.wal_syncs += self.index_files.config.durability != "eventual"
         counters.commit_seconds += time.perf_counter() - group.started
-        if not self.waits_for_turn:
+        if not self._eventual:
             self._expected = self._queue.waiting + self._queue.carried
         finish_commits(group.requests, group.first_epoch)
         self._untidied_commits += len(group.requests)
@@ -453,7 +458,7 @@ class Coordinator:
         """
         commits, self._untidied_commits = self._untidied_commits, 0
         pages, self._untidied_pages = self._untidied_pages, 0
-        if self.waits_for_turn:
+        if self._eventual:
             self._tidy_at = time.perf_counter() + TIDY_INTERVAL_S
         try:
             self.checkpointer.reclaimer.committed(pages, self.durable_epoch)

@@ -17,7 +17,6 @@ from xtree.errors import XTreeError
 
 cdef enum:
     MOST_INTERRUPTS = 100       # of one commit; if there are more, they are an error of the code
-    MOST_AT_TURN = 2            # threads that wait to carry their own commits: more are faster as a group
 
 
 @cython.final
@@ -37,23 +36,34 @@ cdef class Request(Outcome):
 
 
 def carry(carrier, CommitQueue queue, Request request):
-    """Carries a commit to disk in the calling thread, if nothing stands in the way; returns whether it did.
+    """Carries a commit to disk in the calling thread, behind all that are queued, and returns whether it did.
 
-    carrier: the coordinator, as carrier.Carrier describes it. Its turn is held meanwhile; the thread waits for the turn
-    only where no turn includes a sync. `plan` makes everything ready, has changed nothing when it raises, and returns
-    None when the commit is for the leader. After that an interrupt waits until the group is finished: `write_group` may
-    be begun again, since it writes the same bytes to the same place.
+    carrier: the coordinator, as carrier.Carrier describes it. Its turn is held meanwhile. Nobody waits for it here: who
+    gets a lock while another thread runs Python has it until the GIL comes too, and each commit would be handed over
+    like that. `plan` makes everything ready, has changed nothing when it raises, and returns None when something is for
+    the leader; what was queued is his then. After that an interrupt waits until the group is finished: `write_group`
+    may be begun again, since it writes the same bytes to the same place.
     """
     cdef int arrivals = 0, flight = -1
     cdef Epochs flights
-    interrupt = None
+    cdef list others
+    interrupt = group = None
     handled = sys.exc_info()[1]     # the caller may be in an except block: whatever arrives has that as context
-    if not queue.take_turn(carrier.turn_lock, carrier.waits_for_turn):
+    if not carrier.turn_lock.acquire(False):
         return False
     flights = carrier.store.flights
     try:
         flight = flights.pin()      # as long as there are pointers to pages
-        group = carrier.plan([request])
+        others = queue.take_now()
+        try:
+            if all_commits(others):
+                group = carrier.plan([*others, request])
+        except Exception as error:
+            if not others or not is_failure(error, False):
+                raise
+        finally:
+            if group is None:       # the leader finds out which of them can be carried
+                queue.put_back(others)
         if group is None:
             return False
         queue.carried = 1
@@ -90,6 +100,14 @@ def finish_commits(list requests not None, unsigned long long first_epoch):
     finish_together(requests, first_epoch)
 
 
+cdef bint all_commits(list requests):
+    cdef Request request
+    for request in requests:
+        if request.what != "commit":
+            return False
+    return True
+
+
 cdef object tell_queued(Request request):
     """Calls on_queued; returns what it raises, to be raised once the outcome is known: there is no way back."""
     try:
@@ -106,13 +124,17 @@ cdef bint hides_failure(object arrived, object handled, bint any_error):
     that a signal handler may have raised.
     """
     while arrived is not None and arrived is not handled:
-        if isinstance(arrived, OSError):
-            if any_error or arrived.errno is not None or arrived.filename is not None:
-                return True
-        elif isinstance(arrived, (MemoryError, XTreeError)) or (any_error and isinstance(arrived, Exception)):
+        if is_failure(arrived, any_error):
             return True
         arrived = arrived.__context__
     return False
+
+
+cdef bint is_failure(object error, bint any_error):
+    """Whether it is an error of our own or the system's, not one that a signal handler has raised."""
+    if isinstance(error, OSError):
+        return any_error or error.errno is not None or error.filename is not None
+    return isinstance(error, (MemoryError, XTreeError)) or (any_error and isinstance(error, Exception))
 
 
 cdef int fail(object carrier, object group, object error) except -1:
@@ -131,7 +153,7 @@ cdef class CommitQueue:
     """Requests on their way to the leader, first in, first out."""
 
     cdef Request first, last
-    cdef Py_ssize_t count
+    cdef readonly Py_ssize_t count
     cdef Bell bell
     cdef object clock
     # All are read and written with the GIL, which nothing between a look and what is done upon it gives away. waiting
@@ -140,7 +162,6 @@ cdef class CommitQueue:
     # look for was there before it looks, or rings.
     cdef readonly Py_ssize_t waiting    # threads in submit
     cdef readonly Py_ssize_t carried    # commits that their own thread carries to disk
-    cdef Py_ssize_t at_turn             # threads that wait to carry their own commits
     cdef Py_ssize_t wanted              # the leader sleeps until so many are queued; 0: it is awake
     cdef bint rung                      # gather was woken: take doesn't sleep
     cdef bint woken                     # by wake_once, and take has not ended since
@@ -148,18 +169,6 @@ cdef class CommitQueue:
     def __init__(self, clock):
         self.bell = Bell()
         self.clock = clock
-
-    cdef bint take_turn(self, object turn, bint wait) except -1:
-        """Takes the coordinator's turn for a thread that carries its own commit; returns whether it has."""
-        if turn.acquire(False):
-            return True
-        if not wait or self.at_turn >= MOST_AT_TURN:
-            return False
-        self.at_turn += 1
-        try:
-            return turn.acquire()
-        finally:
-            self.at_turn -= 1
 
     def submit(self, Request request):
         """Queues a request, waits for its outcome, and returns its result or raises its error."""
@@ -212,11 +221,23 @@ cdef class CommitQueue:
             request.following = None
         return requests
 
-    def take(self, timeout=None):
-        """The requests that are queued now; when there are none, waits up to `timeout` seconds for one, or for wake().
+    cdef int put_back(self, list requests) except -1:
+        """Undoes take_now, and wakes the leader. This can't fail: it needs no memory."""
+        cdef Request request
+        cdef Py_ssize_t i
+        for i in range(len(requests) - 1, -1, -1):
+            request = requests[i]
+            request.following = self.first
+            self.first = request
+            if self.last is None:
+                self.last = request
+        self.count += len(requests)
+        if requests:
+            self.bell.ring()
+        return 0
 
-        None as timeout waits for ever. May return an empty list before the time has passed.
-        """
+    def wait(self, timeout=None):
+        """Waits until something is queued, or for wake(), up to `timeout` seconds; with None for ever."""
         if not self.count and not self.rung:
             self.wanted = 1
             try:
@@ -225,6 +246,10 @@ cdef class CommitQueue:
                 self.wanted = 0
         self.rung = self.woken = False
         self.bell.silence()             # in one step with that: who finds `woken` set relies on a look after this
+
+    def take(self, timeout=None):
+        """Waits, then takes what is queued; that may be nothing."""
+        self.wait(timeout)
         return self.take_now()
 
     def gather(self, Py_ssize_t expected, double quiet):

@@ -319,16 +319,6 @@ cdef class WriteSet:
                     raise TransactionError("the transaction builds on one that failed, and was aborted")
                 before.require_foundation()
 
-    @property
-    def founded(self):
-        """Whether all that it builds on is published."""
-        cdef WriteSet before
-        if self.depends is not None:
-            for before in self.depends:
-                if before.status != "committed":
-                    return False
-        return True
-
     def commit(self, dict changes, on_queued=None):
         """Makes the pages, and the catalog changes {name: CatalogEntry or None}, visible as one epoch; returns it.
 
