@@ -86,12 +86,13 @@ fuzz: $(VENV)/installed-fuzz
 # The interpreter isn't instrumented: the sanitizer knows what it does from its locks. Reports go to files, so that none
 # is lost when a process of the tests ends. setarch -R keeps addresses from being random:
 # otherwise older versions of the sanitizer find no place for themselves. The skipped tests take long there and have one
-# thread.
+# thread. Only files with such tests are imported: polars, say, can't be under the sanitizer.
 tsan: $(TSAN)/installed
 	rm -rf build/tsan && mkdir -p build/tsan
 	$(shell setarch -R true 2>/dev/null && echo setarch -R) env PYTHONSAFEPATH=1 \
 	  LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="$(TSAN_OPTIONS) log_path=$(CURDIR)/build/tsan/race" \
-	  $(TSAN)/bin/pytest $(PYTEST_ARGS) --timeout 1200 -m 'threads and not torture' -k 'not $(TSAN_SKIPPED)'
+	  $(TSAN)/bin/pytest $(PYTEST_ARGS) --timeout 1200 -m 'threads and not torture' -k 'not $(TSAN_SKIPPED)' \
+	  $(shell grep -rl 'mark\.threads' tests)
 	@if ls build/tsan/race.* 2>/dev/null; then cat build/tsan/race.*; exit 1; else echo "no race"; fi
 
 torture: $(VENV)/installed-test
