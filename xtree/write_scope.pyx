@@ -330,7 +330,7 @@ cdef class WriteScope:
         cdef Part part = Part(lock)
         self.parts[lock.name] = part
         try:
-            lock.take(deadline, wait)
+            lock.take(deadline, wait, self.store.syncs_commits)
         except BaseException:
             del self.parts[lock.name]
             raise

@@ -51,8 +51,13 @@ cdef class WriterLock:
     cdef int refresh(self) except -1
     # Whether the calling thread holds a lock of the same table.
     cdef bint holds_another(self) except -1
-    # Takes the lock. Raises TransactionError where it could wait for ever, TimeoutError, ClosedError.
-    cdef int take(self, object deadline, bint wait) except -1
+    # Takes the lock. queueing: whether a thread that waits does so in the lock from the start. Raises TransactionError
+    # where it could wait for ever, TimeoutError, ClosedError.
+    cdef int take(self, object deadline, bint wait, bint queueing) except -1
+    # Tries to take the lock with the GIL, some times, which lasts milliseconds. Who waits in the lock itself gets it
+    # without the GIL, and holds it until that comes too. Where no commit waits for a disk, nobody needs the GIL less
+    # than the others meanwhile, and then each commit waits for the next thread.
+    cdef bint try_again(self, object deadline) except -1
     cdef int give_back(self) except -1
     # Notes that its tree is gone for good; the holder calls this before it gives the lock back.
     cdef int retire(self) except -1

@@ -8,13 +8,18 @@ cimport cython
 import threading
 import time
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.weakref cimport PyWeakref_NewRef
 
 from xtree.persistence.base.forks cimport forks_seen
+from xtree.persistence.base.lock_ranks cimport rest
 from xtree.persistence.base.pythread cimport PyThread_get_thread_ident
 from xtree.persistence.session cimport Session
 
 from xtree.errors import ClosedError, TransactionError
+
+cdef enum:
+    TRIES = 30                      # with the GIL, before a thread waits in a writer lock itself
 
 cdef object monotonic = time.monotonic
 cdef double LONGEST_WAIT_S = threading.TIMEOUT_MAX
@@ -90,7 +95,7 @@ cdef class WriterLock:
     cdef bint holds_another(self) except -1:
         return PyThread_get_thread_ident() in self.holding
 
-    cdef int take(self, object deadline, bint wait) except -1:
+    cdef int take(self, object deadline, bint wait, bint queueing) except -1:
         cdef object me = PyThread_get_thread_ident()
         self.refresh()
         if not self.lock.acquire(False):
@@ -100,7 +105,7 @@ cdef class WriterLock:
             if not wait:
                 raise TransactionError(f"tree {self.name!r} is being written by another thread, and waiting inside a "
                                        "transaction could last for ever: use Runtime.transaction(trees=[...])")
-            if not self.lock.acquire(True, left_until(deadline)):
+            if (queueing or not self.try_again(deadline)) and not self.lock.acquire(True, left_until(deadline)):
                 raise TimeoutError(f"tree {self.name!r} is still being written by another transaction")
         try:
             self.holding[me] = self.holding.get(me, 0) + 1
@@ -112,6 +117,17 @@ cdef class WriterLock:
             self.give_back()
             raise ClosedError(f"tree {self.name!r} was dropped")
         return 0
+
+    cdef bint try_again(self, object deadline) except -1:
+        for _ in range(TRIES):
+            if deadline is not None and monotonic() >= deadline:
+                return False
+            PyErr_CheckSignals()
+            with nogil:
+                rest()
+            if self.lock.acquire(False):
+                return True
+        return False
 
     cdef int give_back(self) except -1:
         holder = self.holder

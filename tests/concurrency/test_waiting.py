@@ -14,6 +14,8 @@ Promises (One writer, many readers):
 - queries wait for no lock of a writer, and nobody for the flush of a large transaction:
   test_queries_take_no_lock_that_a_writer_holds_while_a_file_grows,
   test_nobody_waits_for_the_flush_of_a_large_transaction.
+- a writer beside one that never pauses gets its turn, in memory and in every mode:
+  test_a_writer_gets_its_turn_beside_one_that_never_pauses.
 - an index on read-only media is read, after a kill too:
   test_an_index_on_read_only_media_is_read.
 """
@@ -304,6 +306,29 @@ class ReadOnlyMedia(FaultyFileSystem):
         if mode != "r":
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
         return FileSystem.open(self, path, mode)
+
+
+@pytest.mark.parametrize("mode", ["memory", "strict", "balanced", "eventual"])
+def test_a_writer_gets_its_turn_beside_one_that_never_pauses(tmp_path, mode):
+    with xtree.XTree(dims=1) if mode == "memory" else xtree.open(tmp_path / "idx", dims=1, durability=mode) as tree:
+        done = threading.Event()
+        counts = [0, 0]
+
+        def write(which: int) -> None:
+            while not done.is_set():
+                tree.insert(2 * counts[which] + which, [0.0, 1.0])
+                counts[which] += 1
+                if which and counts[which] == 20:
+                    done.set()
+
+        threads = [started(write, which) for which in range(2)]
+        try:
+            assert done.wait(PATIENCE_S)
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert len(tree) == sum(counts)
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])

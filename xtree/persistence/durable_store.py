@@ -57,6 +57,7 @@ class DurableStore(Store):
             index_files.directory,
             read_only,
         )
+        self.syncs_commits = index_files.config.durability != "eventual"
         watch_forks(self)
         self._recycler = Recycler(self.windows, self.flights)
         self.windows.set_recycler(self._recycler)

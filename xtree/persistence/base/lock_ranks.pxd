@@ -53,6 +53,8 @@ cdef int hold(int rank) noexcept nogil
 cdef void resume(int before) noexcept nogil
 # Raises TransactionError when the thread holds anything.
 cdef int require_free(str doing) except -1
+# Sleeps 0.1 ms, on its way to another try for a lock.
+cdef void rest() noexcept nogil
 # The error that is raised in place of a wait.
 cdef object refusal(str doing)
 

@@ -21,7 +21,7 @@ cdef extern from "thread_rank.h" nogil:
     int xt_thread_rank
 
 cdef enum:
-    POLL_US = 100
+    REST_US = 100
 
 cdef PyThread_type_lock never = PyThread_allocate_lock()    # nobody gives it back
 PyThread_acquire_lock(never, NOWAIT_LOCK)
@@ -32,6 +32,10 @@ cdef tuple PLACES = (
     "the table of data files", "a file number", "a wait for room in the log", "the table of open files",
     "a read or write of a file",
 )
+
+
+cdef void rest() noexcept nogil:
+    PyThread_acquire_lock_timed(never, REST_US, 0)
 
 
 cdef int held() noexcept nogil:
@@ -122,7 +126,7 @@ cdef class RankedLock:
             if xt_monotonic_ns() >= until_ns:
                 return False
             with nogil:
-                PyThread_acquire_lock_timed(never, POLL_US, 0)
+                rest()
         self.owner = me
         self.depth = 1
         self.before = hold(self.rank)

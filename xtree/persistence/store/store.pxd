@@ -93,6 +93,7 @@ cdef class Store:
     cdef readonly Published published
     cdef readonly object path       # of the directory, None in memory
     cdef readonly bint read_only
+    cdef public bint syncs_commits  # a commit waits for the disk; set once, before anyone else sees the store
     cdef PyThread_type_lock lock
     cdef uint64_t lock_holder       # the thread that has the lock by hold_lock or try_lock, 0 when none has
     cdef int holder_before          # what `resume` takes when that thread gives it back
