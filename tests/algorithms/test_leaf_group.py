@@ -166,7 +166,7 @@ def groups_by_definition(store, state: TreeState, windows: np.ndarray) -> Iterat
 def planned(row: Row, windows: np.ndarray) -> list[tuple[int, int | None]]:
     """(queries, leaves or None) of each group. Asserts that it fits the definition, and that all answers are right."""
     groups = leaf_group.plan_groups(row.store, row.state, windows)
-    assert [(rows, leaves and set(leaves)) for rows, leaves in groups] == [
+    assert [(rows, None if leaves is None else set(leaves)) for rows, leaves in groups] == [
         *groups_by_definition(row.store, row.state, windows)
     ]
     assert all(leaves is None or len(set(leaves)) == len(leaves) for _, leaves in groups)
@@ -251,6 +251,6 @@ def test_any_batch_falls_into_the_groups_of_the_definition(random, dims):
     for side in (0.001, 0.05, 0.3):
         windows = windows_in(random, boxes, 300, side)
         groups = leaf_group.plan_groups(store, state, windows)
-        assert [(rows, leaves and set(leaves)) for rows, leaves in groups] == [
+        assert [(rows, None if leaves is None else set(leaves)) for rows, leaves in groups] == [
             *groups_by_definition(store, state, windows)
         ]
