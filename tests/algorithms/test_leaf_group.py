@@ -163,12 +163,17 @@ def groups_by_definition(store, state: TreeState, windows: np.ndarray) -> Iterat
         first += len(rows)
 
 
+def groups_that_fit(store, state: TreeState, windows: np.ndarray) -> list[tuple[list[int], list[int] | None]]:
+    """(queries, leaves or None) of each group. Asserts that they are those of the definition."""
+    groups = leaf_group.plan_groups(store, state, windows)
+    as_sets = [(rows, None if leaves is None else set(leaves)) for rows, leaves in groups]
+    assert as_sets == [*groups_by_definition(store, state, windows)]
+    return groups
+
+
 def planned(row: Row, windows: np.ndarray) -> list[tuple[int, int | None]]:
     """(queries, leaves or None) of each group. Asserts that it fits the definition, and that all answers are right."""
-    groups = leaf_group.plan_groups(row.store, row.state, windows)
-    assert [(rows, None if leaves is None else set(leaves)) for rows, leaves in groups] == [
-        *groups_by_definition(row.store, row.state, windows)
-    ]
+    groups = groups_that_fit(row.store, row.state, windows)
     assert all(leaves is None or len(set(leaves)) == len(leaves) for _, leaves in groups)
     for number, predicate in enumerate(PREDICATES):
         expected = [brute_force.query(row.ids, row.boxes, window, predicate) for window in windows]
@@ -250,7 +255,4 @@ def test_any_batch_falls_into_the_groups_of_the_definition(random, dims):
     ids, state = load(store, boxes)
     for side in (0.001, 0.05, 0.3):
         windows = windows_in(random, boxes, 300, side)
-        groups = leaf_group.plan_groups(store, state, windows)
-        assert [(rows, None if leaves is None else set(leaves)) for rows, leaves in groups] == [
-            *groups_by_definition(store, state, windows)
-        ]
+        groups_that_fit(store, state, windows)

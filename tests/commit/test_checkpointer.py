@@ -517,7 +517,7 @@ def test_a_power_loss_while_checkpoints_and_commits_go_on_loses_no_acknowledged_
 
     def lose(point):
         with fs.busy:
-            if rng.random() < 0.05 and len(left) < 25:
+            if rng.random() < 0.05:
                 target = tmp_path / f"left-{len(left)}"
                 before = list(said)
                 fs.power_loss(target, rng)
